@@ -1,0 +1,141 @@
+//! The crate's error: a kind (what to do about it), a context (what was being done, to which file, where), and
+//! the source (why).
+//!
+//! Kinds are few, and two kinds never ask for the same action. What only our own bug can cause is an `assert!`.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What a caller can do about an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// A device or file system refused an operation: latch what depends on it, tell a person.
+    Io,
+    /// There is no room: push back and tell a person; not a fault.
+    NoSpace,
+    /// Stored bytes are not what was stored: stop, name file and offset, offer another copy.
+    Corrupt,
+    /// Written by a newer version, or needs a feature that is not here.
+    Unsupported,
+    /// A peer or client broke a protocol.
+    Protocol,
+    /// The name is taken: whoever created it first owns it.
+    AlreadyExists,
+    /// Nothing has that name.
+    NotFound,
+    /// The caller asked for what cannot be: mend the request.
+    Invalid,
+    /// A superseding timeline exists: stop acknowledging.
+    Fenced,
+    /// An earlier error latched this group or disk.
+    Latched,
+    /// The process is stopping, or the object was removed.
+    Shutdown,
+}
+
+/// An error with its kind, its context and its source.
+#[derive(Debug)]
+pub struct Error {
+    inner: Box<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    kind: ErrorKind,
+    context: String,
+    path: Option<PathBuf>,
+    offset: Option<u64>,
+    source: Option<io::Error>,
+}
+
+/// The crate's result.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An error of `kind`; `context` is one sentence without a full stop that says what went wrong.
+    pub fn new(kind: ErrorKind, context: impl Into<String>) -> Error {
+        let inner = Inner { kind, context: context.into(), path: None, offset: None, source: None };
+        Error { inner: Box::new(inner) }
+    }
+
+    /// An operating-system error; the kind follows from it (no space, exists, not found, or I/O).
+    pub fn io(context: impl Into<String>, source: io::Error) -> Error {
+        let kind = match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+                ErrorKind::NoSpace
+            }
+            io::ErrorKind::AlreadyExists => ErrorKind::AlreadyExists,
+            io::ErrorKind::NotFound => ErrorKind::NotFound,
+            io::ErrorKind::Unsupported => ErrorKind::Unsupported,
+            _ => ErrorKind::Io,
+        };
+        let mut error = Error::new(kind, context);
+        error.inner.source = Some(source);
+        error
+    }
+
+    /// Stored bytes that are not what was stored.
+    pub fn corrupt(context: impl Into<String>) -> Error {
+        Error::new(ErrorKind::Corrupt, context)
+    }
+
+    /// A request that cannot be; the text says how to mend it.
+    pub fn invalid(context: impl Into<String>) -> Error {
+        Error::new(ErrorKind::Invalid, context)
+    }
+
+    /// Adds the file concerned, unless one is named already.
+    #[must_use]
+    pub fn at_path(mut self, path: &Path) -> Error {
+        self.inner.path.get_or_insert_with(|| path.to_owned());
+        self
+    }
+
+    /// Adds the byte offset concerned, unless one is named already.
+    #[must_use]
+    pub fn at_offset(mut self, offset: u64) -> Error {
+        self.inner.offset.get_or_insert(offset);
+        self
+    }
+
+    /// What a caller can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        self.inner.kind
+    }
+
+    /// The file concerned, where one is known.
+    pub fn path(&self) -> Option<&Path> {
+        self.inner.path.as_deref()
+    }
+
+    /// The byte offset concerned, where one is known.
+    pub fn offset(&self) -> Option<u64> {
+        self.inner.offset
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.inner.context)?;
+        if let Some(path) = &self.inner.path {
+            write!(f, " ({}", path.display())?;
+            if let Some(offset) = self.inner.offset {
+                write!(f, " at byte {offset}")?;
+            }
+            f.write_str(")")?;
+        } else if let Some(offset) = self.inner.offset {
+            write!(f, " (at byte {offset})")?;
+        }
+        if let Some(source) = &self.inner.source {
+            write!(f, ": {source}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.inner.source.as_ref().map(|source| source as &(dyn std::error::Error + 'static))
+    }
+}

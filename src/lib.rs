@@ -1,0 +1,11 @@
+//! Afterimage: continuous replication and point-in-time recovery for VM disks on Linux/KVM.
+//!
+//! The rooms and their dependencies, which point downwards only, are drawn in `docs/architecture.md`; the formats
+//! are in `docs/format.md`.
+
+pub mod block;
+pub mod env;
+pub mod error;
+pub mod runtime;
+pub mod storage;
+pub mod units;
