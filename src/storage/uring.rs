@@ -285,7 +285,9 @@ fn is_transient(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM))
 }
 
-/// The best ring that this kernel makes: newer ones can leave completions until they are asked for.
+/// The best ring that this kernel makes: newer ones leave completions until they are asked for (DEFER_TASKRUN). The
+/// others work too, but there each completion interrupts the owner's epoll_wait with EINTR: measured once per write at
+/// depth 1, with the same latency and throughput.
 fn build(queue_depth: u32) -> io::Result<IoUring> {
     let base = || {
         let mut builder = IoUring::builder();
