@@ -6,6 +6,7 @@
 pub mod block;
 pub mod env;
 pub mod error;
+pub mod extent;
 pub mod format;
 pub mod runtime;
 pub mod storage;

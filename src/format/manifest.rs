@@ -117,7 +117,7 @@ impl Step {
 
 /// A disk and whether it was removed since.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DiskEntry {
+pub struct DiskState {
     /// The disk.
     pub record: DiskRecord,
     /// Whether it left the group; its slot and id stay taken.
@@ -134,7 +134,7 @@ pub struct Contents {
     /// The newest test failover's number, 0 if there never was one.
     pub newest_test: TestId,
     /// All disks that ever were, ascending by slot.
-    pub disks: Vec<DiskEntry>,
+    pub disks: Vec<DiskState>,
     /// All points, ascending by marker.
     pub points: Vec<PointRecord>,
     /// All pins, ascending by id.
@@ -204,7 +204,7 @@ impl Contents {
         let disks = (0..from.count(DISK_BYTES_MIN, "disk count")?)
             .map(|_| {
                 let record = DiskRecord::decode(from)?;
-                Ok(DiskEntry { record, removed: from.flag("removed flag")? })
+                Ok(DiskState { record, removed: from.flag("removed flag")? })
             })
             .collect::<Result<Vec<_>>>()?;
         let points = decode_points(from)?;

@@ -7,14 +7,13 @@ use std::sync::Arc;
 
 use super::codec::{Decoder, Encoder};
 use super::delta::{DISK_SECTORS_MAX, DeltaRef};
+use super::marker::{Consistency, LABEL_BYTES_MAX};
 use crate::block::TestId;
 use crate::error::{Error, Result};
 use crate::units::{BlobId, DiskId, DiskSlot, GroupNanos, Lsn, PinId, PointId, SectorCount, WallNanos};
 
 /// Longest name of a group or disk.
 pub const NAME_BYTES_MAX: usize = 255;
-/// Longest label of a point.
-pub const LABEL_BYTES_MAX: usize = 1023;
 /// Disks that a group ever had, at most: keeps a point's disk table well within a step.
 pub const DISKS_MAX: usize = 4096;
 
@@ -40,15 +39,6 @@ pub struct DiskRecord {
     pub name: String,
     /// Its size.
     pub sectors: SectorCount,
-}
-
-/// What a point promises.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum PointKind {
-    /// As after a power cut of all members at once.
-    CrashConsistent,
-    /// The applications had quiesced.
-    ApplicationConsistent,
 }
 
 /// Whether a disk can be restored from a point.
@@ -85,7 +75,7 @@ pub struct PointRecord {
     /// The group's own time at the marker: for ages.
     pub group_time: GroupNanos,
     /// What it promises.
-    pub kind: PointKind,
+    pub consistency: Consistency,
     /// What people call it; may be empty.
     pub label: String,
     /// What changed since the point before it; nothing if nothing did.
@@ -147,7 +137,7 @@ pub fn check_name(what: &str, name: &str) -> Result<()> {
     Err(Error::invalid(format!("{what} {name:?} is not 1 to {NAME_BYTES_MAX} bytes without control characters")))
 }
 
-/// Checks a label: up to 1,023 bytes without control characters.
+/// Checks a label: up to 255 bytes without control characters.
 pub fn check_label(label: &str) -> Result<()> {
     if label.len() <= LABEL_BYTES_MAX && !label.chars().any(char::is_control) {
         return Ok(());
@@ -278,10 +268,7 @@ impl PointRecord {
         to.u64(self.marker.0);
         to.i64(self.wall.0);
         to.u64(self.group_time.0);
-        to.u8(match self.kind {
-            PointKind::CrashConsistent => 1,
-            PointKind::ApplicationConsistent => 2,
-        });
+        to.u8(self.consistency.code());
         to.string(&self.label);
         to.flag(self.delta.is_some());
         if let Some(delta) = &self.delta {
@@ -304,11 +291,8 @@ impl PointRecord {
             marker: Lsn(from.u64("marker")?),
             wall: WallNanos(from.i64("wall time")?),
             group_time: GroupNanos(from.u64("group time")?),
-            kind: match from.u8("point kind")? {
-                1 => PointKind::CrashConsistent,
-                2 => PointKind::ApplicationConsistent,
-                other => return Err(from.corrupt(format!("point kind {other} is neither 1 nor 2"))),
-            },
+            consistency: Consistency::from_code(from.u8("consistency")?)
+                .ok_or_else(|| from.corrupt("the point's consistency is not legal"))?,
             label: from.string("label")?.to_owned(),
             delta: from.flag("delta flag")?.then(|| decode_reference(from)).transpose()?,
             disks: match (from.flag("disk table flag")?, previous) {

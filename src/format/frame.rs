@@ -1,0 +1,525 @@
+//! Journal frames: one group commit, as it stands in a segment.
+//!
+//! ```text
+//! ┌──────────── header_bytes: whole pages ────────────┬──────── payload_pages ────────┐
+//! │ fixed header, 128 B │ descriptor, 32 B │ … │ zeros │ payload │ payload │ … │ zeros │
+//! └───────────────────────────────────────────────────┴───────────────────────────────┘
+//! ```
+//!
+//! Little-endian throughout; the layout is in `docs/format.md`. `header_sum` covers the header's pages (itself
+//! taken as zero), and so, through the descriptors' `payload_sum`, every byte that counts. `chain` is the previous
+//! frame's `header_sum`: a frame is accepted only behind the very frame that it was written behind.
+//!
+//! Bytes from disk are parsed into an [`UntrustedHeader`], which only says what is claimed; [`Frame`] is what the
+//! rest of the crate may hold: every field within its bounds, every payload inside the frame.
+
+use xxhash_rust::xxh3::xxh3_64;
+use zerocopy::little_endian::{U16, U32, U64, U128};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::units::{
+    DiskSlot, FrameNumber, GroupId, IncarnationId, Lsn, PAGE_BYTES, SECTOR_BYTES, SectorRange,
+    SegmentSequence, TimelineId, to_usize,
+};
+
+/// First bytes of every frame.
+pub const MAGIC: [u8; 8] = *b"AIFRAME\0";
+/// The version that this code writes, and the only one that it reads.
+pub const VERSION: u16 = 1;
+/// Size of the fixed header.
+pub const FIXED_BYTES: usize = size_of::<FixedHeader>();
+/// Size of a descriptor.
+pub const DESCRIPTOR_BYTES: usize = size_of::<RawDescriptor>();
+/// Most records that one frame may carry: its header stays within 32 pages.
+pub const RECORDS_MAX: usize = (32 * PAGE_BYTES - FIXED_BYTES) / DESCRIPTOR_BYTES;
+/// Most payload that one record may carry, so that one checksum (later one seal) covers no more.
+pub const RECORD_PAYLOAD_BYTES_MAX: usize = 64 << 10;
+/// Most payload that one frame may carry.
+pub const FRAME_PAYLOAD_BYTES_MAX: usize = 4 << 20;
+/// Sectors in a page.
+const PAGE_SECTORS: u64 = PAGE_BYTES as u64 / SECTOR_BYTES;
+
+const SEALING_NONE: u8 = 0;
+const HEADER_SUM_OFFSET: usize = 16;
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct FixedHeader {
+    magic: [u8; 8],
+    version: U16,
+    sealing: u8,
+    reserved_a: u8,
+    header_bytes: U32,
+    header_sum: U64,
+    chain: U64,
+    group: U128,
+    timeline: U128,
+    incarnation: U128,
+    number: U64,
+    first_lsn: U64,
+    durable_through: U64,
+    segment: U64,
+    segment_page: U32,
+    record_count: U32,
+    payload_pages: U32,
+    tail_distance: U32,
+}
+
+const _: () = assert!(FIXED_BYTES == 128);
+const _: () = assert!(std::mem::offset_of!(FixedHeader, header_sum) == HEADER_SUM_OFFSET);
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawDescriptor {
+    kind: u8,
+    flags: u8,
+    reserved: U16,
+    disk: U32,
+    start: U64,
+    sectors: U32,
+    payload_sector: U32,
+    payload_sum: U64,
+}
+
+const _: () = assert!(DESCRIPTOR_BYTES == 32);
+
+const KIND_WRITE: u8 = 1;
+const KIND_ZERO: u8 = 2;
+const KIND_MARKER: u8 = 3;
+const KIND_OPENING: u8 = 4;
+const KIND_SEAL: u8 = 5;
+const FLAG_ALLOCATED: u8 = 1;
+
+/// What a record says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecordKind {
+    /// The payload is the new content of a range of a disk.
+    Write {
+        /// Which disk.
+        disk: DiskSlot,
+        /// Which sectors; as long as the payload.
+        range: SectorRange,
+    },
+    /// A range of a disk is zeros; there is no payload.
+    Zero {
+        /// Which disk.
+        disk: DiskSlot,
+        /// Which sectors.
+        range: SectorRange,
+        /// Whether the source asked to keep the space.
+        allocated: bool,
+    },
+    /// An interval ends; the payload is a [`crate::format::marker::Marker`].
+    Marker,
+    /// An incarnation begins; the payload is a [`crate::format::marker::Opening`].
+    Opening,
+    /// The incarnation ended in good order: nothing follows but another opening.
+    Seal,
+}
+
+/// Where a record's payload stands in its frame, and its sum.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Payload {
+    /// First sector, counted from the end of the header.
+    pub sector: u32,
+    /// Length in sectors.
+    pub sectors: u32,
+    /// xxh3-64 of the stored bytes.
+    pub sum: u64,
+}
+
+/// One record of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// What it says.
+    pub kind: RecordKind,
+    /// Where its payload is; empty for kinds that have none.
+    pub payload: Payload,
+}
+
+/// A frame's header and descriptors; everything in it was checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// The group whose journal this is.
+    pub group: GroupId,
+    /// The history that it belongs to.
+    pub timeline: TimelineId,
+    /// Which opening of the journal wrote it.
+    pub incarnation: IncarnationId,
+    /// Its number.
+    pub number: FrameNumber,
+    /// `header_sum` of the frame before it; zero for a journal's first.
+    pub chain: u64,
+    /// LSN of its first record, or of the next one to come where it has none.
+    pub first_lsn: Lsn,
+    /// Every record up to here was durable when this was written.
+    pub durable_through: Lsn,
+    /// The use of a segment file that it stands in.
+    pub segment: SegmentSequence,
+    /// Where in the segment it starts, in pages.
+    pub segment_page: u32,
+    /// The oldest segment that was still needed when this was written.
+    pub tail: SegmentSequence,
+    /// Its records, in LSN order.
+    pub records: Vec<Record>,
+    /// Length of the payload area in pages.
+    pub payload_pages: u32,
+}
+
+/// Why bytes are no frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrameFault {
+    /// All zeros: never written.
+    Blank,
+    /// No frame starts here.
+    NoMagic,
+    /// Written by a version that this code does not know.
+    Version(u16),
+    /// A field is outside its bounds; its name.
+    Field(&'static str),
+    /// More bytes are needed: this many in all.
+    Short(usize),
+    /// The header's sum does not match.
+    HeaderSum,
+    /// The payload of the record with this index does not match its sum.
+    PayloadSum(usize),
+}
+
+/// Pages that a header with `records` descriptors takes, in bytes.
+pub fn header_bytes(records: usize) -> usize {
+    (FIXED_BYTES + records * DESCRIPTOR_BYTES).next_multiple_of(PAGE_BYTES)
+}
+
+impl Frame {
+    /// LSN of the last record; the one before `first_lsn` where there is none.
+    pub fn last_lsn(&self) -> Lsn {
+        Lsn(self.first_lsn.0 + self.records.len() as u64 - 1)
+    }
+
+    /// Length of the header in bytes: whole pages.
+    pub fn header_bytes(&self) -> usize {
+        header_bytes(self.records.len())
+    }
+
+    /// Length of header and payload in bytes: whole pages.
+    pub fn total_bytes(&self) -> usize {
+        self.header_bytes() + to_usize(u64::from(self.payload_pages)) * PAGE_BYTES
+    }
+
+    /// Byte offset of the frame in its segment.
+    pub fn segment_offset(&self) -> u64 {
+        u64::from(self.segment_page) * PAGE_BYTES as u64
+    }
+
+    /// Where a payload's bytes are within the frame.
+    pub fn payload_range(&self, payload: Payload) -> std::ops::Range<usize> {
+        let start = self.header_bytes() + to_usize(u64::from(payload.sector) * SECTOR_BYTES);
+        start..start + to_usize(u64::from(payload.sectors) * SECTOR_BYTES)
+    }
+
+    /// Whether it begins an incarnation.
+    pub fn is_opening(&self) -> bool {
+        matches!(self.records.first(), Some(Record { kind: RecordKind::Opening, .. }))
+    }
+
+    /// Writes the header into `out`, which is exactly [`Frame::header_bytes`] long, and returns its sum: the next
+    /// frame's chain.
+    ///
+    /// # Panics
+    /// If `out` has another length, or a number is beyond its field: only our own bug can do that.
+    pub fn encode_header(&self, out: &mut [u8]) -> u64 {
+        assert_eq!(out.len(), self.header_bytes(), "a header fills its pages");
+        let (fixed, rest) = out.split_at_mut(FIXED_BYTES);
+        let (descriptors, padding) = rest.split_at_mut(self.records.len() * DESCRIPTOR_BYTES);
+        padding.fill(0);
+        for (record, bytes) in self.records.iter().zip(descriptors.chunks_exact_mut(DESCRIPTOR_BYTES)) {
+            bytes.copy_from_slice(RawDescriptor::from(record).as_bytes());
+        }
+        fixed.copy_from_slice(self.fixed().as_bytes());
+        let sum = xxh3_64(out);
+        out[HEADER_SUM_OFFSET..HEADER_SUM_OFFSET + 8].copy_from_slice(&sum.to_le_bytes());
+        sum
+    }
+
+    fn fixed(&self) -> FixedHeader {
+        let length = u32::try_from(self.header_bytes()).expect("a header has few pages");
+        let tail_distance = self.segment.0.checked_sub(self.tail.0).expect("the tail is behind the head");
+        FixedHeader {
+            magic: MAGIC,
+            version: VERSION.into(),
+            sealing: SEALING_NONE,
+            reserved_a: 0,
+            header_bytes: length.into(),
+            header_sum: 0.into(),
+            chain: self.chain.into(),
+            group: self.group.0.into(),
+            timeline: self.timeline.0.into(),
+            incarnation: self.incarnation.0.into(),
+            number: self.number.0.into(),
+            first_lsn: self.first_lsn.0.into(),
+            durable_through: self.durable_through.0.into(),
+            segment: self.segment.0.into(),
+            segment_page: self.segment_page.into(),
+            record_count: u32::try_from(self.records.len()).expect("bounded by RECORDS_MAX").into(),
+            payload_pages: self.payload_pages.into(),
+            tail_distance: u32::try_from(tail_distance).expect("few segments are live").into(),
+        }
+    }
+
+    /// Checks every payload's sum; `payload` is the payload area.
+    pub fn verify_payloads(&self, payload: &[u8]) -> Result<(), FrameFault> {
+        let header = self.header_bytes();
+        for (index, record) in self.records.iter().enumerate() {
+            if record.payload.sectors == 0 {
+                continue;
+            }
+            let range = self.payload_range(record.payload);
+            let bytes = payload.get(range.start - header..range.end - header);
+            if bytes.map(xxh3_64) != Some(record.payload.sum) {
+                return Err(FrameFault::PayloadSum(index));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl From<&Record> for RawDescriptor {
+    fn from(record: &Record) -> RawDescriptor {
+        let (kind, flags, disk, range) = match record.kind {
+            RecordKind::Write { disk, range } => (KIND_WRITE, 0, disk.0, range),
+            RecordKind::Zero { disk, range, allocated } => {
+                (KIND_ZERO, if allocated { FLAG_ALLOCATED } else { 0 }, disk.0, range)
+            }
+            RecordKind::Marker => (KIND_MARKER, 0, 0, payload_range(record.payload)),
+            RecordKind::Opening => (KIND_OPENING, 0, 0, payload_range(record.payload)),
+            RecordKind::Seal => (KIND_SEAL, 0, 0, SectorRange::new(0, 0)),
+        };
+        RawDescriptor {
+            kind,
+            flags,
+            reserved: 0.into(),
+            disk: disk.into(),
+            start: range.start.into(),
+            sectors: u32::try_from(range.sectors()).expect("a record's range is bounded").into(),
+            payload_sector: record.payload.sector.into(),
+            payload_sum: record.payload.sum.into(),
+        }
+    }
+}
+
+/// The range that a record about no disk states: its payload's length.
+fn payload_range(payload: Payload) -> SectorRange {
+    SectorRange::new(0, u64::from(payload.sectors))
+}
+
+/// A header as it was read: only its claims, none of them believed but its length.
+#[derive(Clone, Copy)]
+pub struct UntrustedHeader {
+    fixed: FixedHeader,
+}
+
+impl UntrustedHeader {
+    /// Looks at the first page of what may be a frame.
+    pub fn read(bytes: &[u8]) -> Result<UntrustedHeader, FrameFault> {
+        let (fixed, _) = FixedHeader::read_from_prefix(bytes).map_err(|_| FrameFault::Short(FIXED_BYTES))?;
+        if fixed.magic != MAGIC {
+            let blank = bytes.iter().all(|&byte| byte == 0);
+            return Err(if blank { FrameFault::Blank } else { FrameFault::NoMagic });
+        }
+        if fixed.version != VERSION {
+            return Err(FrameFault::Version(fixed.version.get()));
+        }
+        let header = UntrustedHeader { fixed };
+        let records = to_usize(u64::from(fixed.record_count.get()));
+        if records > RECORDS_MAX {
+            return Err(FrameFault::Field("record_count"));
+        }
+        if header.header_bytes() != header_bytes(records) {
+            return Err(FrameFault::Field("header_bytes"));
+        }
+        if to_usize(u64::from(fixed.payload_pages.get())) > FRAME_PAYLOAD_BYTES_MAX / PAGE_BYTES {
+            return Err(FrameFault::Field("payload_pages"));
+        }
+        Ok(header)
+    }
+
+    /// Length of the header in bytes, within its bounds.
+    pub fn header_bytes(&self) -> usize {
+        to_usize(u64::from(self.fixed.header_bytes.get()))
+    }
+
+    /// Length of header and payload in bytes, within their bounds.
+    pub fn total_bytes(&self) -> usize {
+        self.header_bytes() + to_usize(u64::from(self.fixed.payload_pages.get())) * PAGE_BYTES
+    }
+
+    /// Checks the whole header; returns the frame and its `header_sum`.
+    pub fn parse(&self, bytes: &[u8]) -> Result<(Frame, u64), FrameFault> {
+        let length = self.header_bytes();
+        let header = bytes.get(..length).ok_or(FrameFault::Short(length))?;
+        let sum = self.fixed.header_sum.get();
+        if header_sum(header) != sum {
+            return Err(FrameFault::HeaderSum);
+        }
+        if self.fixed.sealing != SEALING_NONE {
+            return Err(FrameFault::Field("sealing"));
+        }
+        if self.fixed.first_lsn == 0 {
+            return Err(FrameFault::Field("first_lsn"));
+        }
+        let count = to_usize(u64::from(self.fixed.record_count.get()));
+        let descriptors = &header[FIXED_BYTES..FIXED_BYTES + count * DESCRIPTOR_BYTES];
+        let records = descriptors.chunks_exact(DESCRIPTOR_BYTES).map(|bytes| self.record(bytes));
+        let segment = self.fixed.segment.get();
+        let tail = segment.checked_sub(u64::from(self.fixed.tail_distance.get()));
+        let frame = Frame {
+            group: GroupId(self.fixed.group.get()),
+            timeline: TimelineId(self.fixed.timeline.get()),
+            incarnation: IncarnationId(self.fixed.incarnation.get()),
+            number: FrameNumber(self.fixed.number.get()),
+            chain: self.fixed.chain.get(),
+            first_lsn: Lsn(self.fixed.first_lsn.get()),
+            durable_through: Lsn(self.fixed.durable_through.get()),
+            segment: SegmentSequence(segment),
+            segment_page: self.fixed.segment_page.get(),
+            tail: SegmentSequence(tail.ok_or(FrameFault::Field("tail_distance"))?),
+            records: records.collect::<Result<_, _>>()?,
+            payload_pages: self.fixed.payload_pages.get(),
+        };
+        Ok((frame, sum))
+    }
+
+    fn record(&self, bytes: &[u8]) -> Result<Record, FrameFault> {
+        let raw = RawDescriptor::read_from_bytes(bytes).map_err(|_| FrameFault::Field("descriptor"))?;
+        let start = raw.start.get();
+        let end = start.checked_add(u64::from(raw.sectors.get())).ok_or(FrameFault::Field("sectors"))?;
+        let range = SectorRange { start, end };
+        let disk = DiskSlot(raw.disk.get());
+        let kind = match raw.kind {
+            KIND_WRITE => RecordKind::Write { disk, range },
+            KIND_ZERO => RecordKind::Zero { disk, range, allocated: raw.flags & FLAG_ALLOCATED != 0 },
+            KIND_MARKER => RecordKind::Marker,
+            KIND_OPENING => RecordKind::Opening,
+            KIND_SEAL => RecordKind::Seal,
+            _ => return Err(FrameFault::Field("kind")),
+        };
+        let has_payload = !matches!(kind, RecordKind::Zero { .. } | RecordKind::Seal);
+        let sectors = if has_payload { raw.sectors.get() } else { 0 };
+        let payload = Payload { sector: raw.payload_sector.get(), sectors, sum: raw.payload_sum.get() };
+        let payload_end = u64::from(payload.sector) + u64::from(payload.sectors);
+        let area = u64::from(self.fixed.payload_pages.get()) * PAGE_SECTORS;
+        if payload_end > area || u64::from(sectors) * SECTOR_BYTES > RECORD_PAYLOAD_BYTES_MAX as u64 {
+            return Err(FrameFault::Field("payload"));
+        }
+        Ok(Record { kind, payload })
+    }
+}
+
+/// Sum of a header's pages, its own field taken as zero.
+fn header_sum(header: &[u8]) -> u64 {
+    let mut copy = header.to_vec();
+    copy[HEADER_SUM_OFFSET..HEADER_SUM_OFFSET + 8].fill(0);
+    xxh3_64(&copy)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn frame(records: Vec<Record>, payload_pages: u32) -> Frame {
+        Frame {
+            group: GroupId(1),
+            timeline: TimelineId(2),
+            incarnation: IncarnationId(3),
+            number: FrameNumber(4),
+            chain: 5,
+            first_lsn: Lsn(6),
+            durable_through: Lsn(5),
+            segment: SegmentSequence(8),
+            segment_page: 9,
+            tail: SegmentSequence(7),
+            records,
+            payload_pages,
+        }
+    }
+
+    fn parse(bytes: &[u8]) -> Result<(Frame, u64), FrameFault> {
+        UntrustedHeader::read(bytes)?.parse(bytes)
+    }
+
+    fn any_record() -> impl Strategy<Value = Record> {
+        let range =
+            (0..1_u64 << 40, 1..128_u64).prop_map(|(start, count)| SectorRange::new(start, start + count));
+        let payload = |sectors| Payload { sector: 0, sectors, sum: 77 };
+        prop_oneof![
+            (0..9_u32, range.clone()).prop_map(move |(disk, range)| Record {
+                kind: RecordKind::Write { disk: DiskSlot(disk), range },
+                payload: payload(u32::try_from(range.sectors()).expect("small")),
+            }),
+            (0..9_u32, range, any::<bool>()).prop_map(|(disk, range, allocated)| Record {
+                kind: RecordKind::Zero { disk: DiskSlot(disk), range, allocated },
+                payload: Payload::default(),
+            }),
+            Just(Record { kind: RecordKind::Marker, payload: payload(2) }),
+            Just(Record { kind: RecordKind::Opening, payload: payload(1) }),
+            Just(Record { kind: RecordKind::Seal, payload: Payload::default() }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_header_survives_its_bytes(records in proptest::collection::vec(any_record(), 0..300)) {
+            let frame = frame(records, 16);
+            let mut bytes = vec![0xff; frame.header_bytes()];
+            let sum = frame.encode_header(&mut bytes);
+            prop_assert_eq!(parse(&bytes), Ok((frame, sum)));
+        }
+
+        #[test]
+        fn no_flipped_bit_goes_unseen(bit in 0..PAGE_BYTES * 8) {
+            let frame = frame(vec![Record { kind: RecordKind::Seal, payload: Payload::default() }], 0);
+            let mut bytes = vec![0; frame.header_bytes()];
+            frame.encode_header(&mut bytes);
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            prop_assert!(parse(&bytes).is_err());
+        }
+
+        #[test]
+        fn arbitrary_bytes_are_refused_without_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..8192)) {
+            prop_assert!(parse(&bytes).is_err());
+            if bytes.len() > 10 {
+                bytes[..8].copy_from_slice(&MAGIC);
+                bytes[8..10].copy_from_slice(&VERSION.to_le_bytes());
+                prop_assert!(parse(&bytes).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn a_payload_outside_the_frame_is_refused() {
+        let payload = Payload { sector: 8, sectors: 1, sum: 0 };
+        let frame = frame(vec![Record { kind: RecordKind::Marker, payload }], 1);
+        let mut bytes = vec![0; frame.header_bytes()];
+        frame.encode_header(&mut bytes);
+        assert_eq!(parse(&bytes), Err(FrameFault::Field("payload")));
+    }
+
+    #[test]
+    fn a_payload_is_checked_against_its_sum() {
+        let body = [7_u8; 4096];
+        let payload = Payload { sector: 0, sectors: 8, sum: xxh3_64(&body) };
+        let frame = frame(vec![Record { kind: RecordKind::Marker, payload }], 1);
+        assert_eq!(frame.verify_payloads(&body), Ok(()));
+        let mut bad = body;
+        bad[4095] ^= 1;
+        assert_eq!(frame.verify_payloads(&bad), Err(FrameFault::PayloadSum(0)));
+    }
+
+    #[test]
+    fn a_blank_page_is_told_from_a_strange_one() {
+        assert_eq!(parse(&[0; 4096]), Err(FrameFault::Blank));
+        assert_eq!(parse(&[9; 4096]), Err(FrameFault::NoMagic));
+    }
+}
