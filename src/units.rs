@@ -174,6 +174,10 @@ pub struct MonotonicNanos(pub u64);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WallNanos(pub i64);
 
+/// Group time, nanoseconds: goes forward only, across restarts too, and knows nothing of steps of the wall clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GroupNanos(pub u64);
+
 impl fmt::Display for WallNanos {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match jiff::Timestamp::from_nanosecond(i128::from(self.0)) {
@@ -234,6 +238,10 @@ random_id!(
 random_id!(
     /// A recovery point.
     PointId
+);
+random_id!(
+    /// A durable note that a point is still needed.
+    PinId
 );
 random_id!(
     /// Whoever writes a manifest step: drawn at each opening of a vault.

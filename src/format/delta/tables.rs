@@ -1,0 +1,341 @@
+//! The tables of a delta blob: sorted extents per disk, and the chunk directory.
+//!
+//! Only the footer's counts say where one table ends and the next starts; what is decoded is sorted, disjoint, inside
+//! its disk and inside its chunk, so that nobody above has to ask again.
+
+use zerocopy::little_endian::{U32, U64, U128};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::{DISK_SECTORS_MAX, Footer, HEADER_BYTES, Header};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::checksum;
+use crate::units::{BlobId, DiskId, DiskSlot, SECTOR_BYTES, Sector, SectorCount, SectorRange, to_usize};
+
+const KIND_DATA: u8 = 1;
+const KIND_HOLE: u8 = 2;
+const KIND_ZEROS: u8 = 3;
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawDisk {
+    slot: U32,
+    reserved: U32,
+    disk: U128,
+    sectors: U64,
+    first_extent: U64,
+    extents: U64,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawExtent {
+    start: U64,
+    sectors: U32,
+    kind: u8,
+    reserved: [u8; 3],
+    chunk: U32,
+    chunk_sector: U32,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawChunk {
+    offset: U64,
+    stored_bytes: U32,
+    plain_bytes: U32,
+    compression: u8,
+    sealing: u8,
+    reserved_short: [u8; 2],
+    origin_chunk: U32,
+    key_generation: U32,
+    reserved: U32,
+    origin_blob: U128,
+    checksum: U128,
+}
+
+const DISK_ENTRY_BYTES: usize = size_of::<RawDisk>();
+const EXTENT_ENTRY_BYTES: usize = size_of::<RawExtent>();
+const CHUNK_ENTRY_BYTES: usize = size_of::<RawChunk>();
+const _: () = assert!(DISK_ENTRY_BYTES == 48 && EXTENT_ENTRY_BYTES == 24 && CHUNK_ENTRY_BYTES == 64);
+
+/// Length of tables with these counts, unless it overflows.
+pub(super) fn stored_bytes(disks: u32, extents: u64, chunks: u32) -> Option<u64> {
+    let fixed = u64::from(disks) * DISK_ENTRY_BYTES as u64 + u64::from(chunks) * CHUNK_ENTRY_BYTES as u64;
+    extents.checked_mul(EXTENT_ENTRY_BYTES as u64)?.checked_add(fixed)
+}
+
+/// What an extent holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Bytes in a chunk.
+    Data {
+        /// Index in the chunk directory.
+        chunk: u32,
+        /// Where in the chunk's plain bytes, in sectors.
+        sector: u32,
+    },
+    /// Zeros.
+    Zero {
+        /// Whether the space was to stay allocated.
+        allocated: bool,
+    },
+}
+
+/// A run of sectors of one disk and what it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeltaExtent {
+    /// Which sectors.
+    pub range: SectorRange,
+    /// What they hold.
+    pub content: Content,
+}
+
+/// One disk's part of the tables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskTable {
+    /// The disk's place in its group.
+    pub slot: DiskSlot,
+    /// The disk.
+    pub disk: DiskId,
+    /// Its size at the marker.
+    pub sectors: SectorCount,
+    /// Sorted, disjoint, not empty.
+    pub extents: Vec<DeltaExtent>,
+}
+
+/// Where a chunk is stored; codecs other than "as it is" are reserved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// From the start of the blob.
+    pub offset: u64,
+    /// Stored length.
+    pub stored_bytes: u32,
+    /// Length of what it holds.
+    pub plain_bytes: u32,
+    /// The blob in which it was first written, and
+    pub origin_blob: BlobId,
+    /// its index there: a merge copies chunks verbatim.
+    pub origin_chunk: u32,
+    /// Over the stored bytes.
+    pub checksum: u128,
+}
+
+impl Chunk {
+    pub(super) fn end(&self) -> u64 {
+        self.offset + u64::from(self.stored_bytes)
+    }
+
+    /// Checks stored bytes against the directory.
+    pub fn verify(&self, stored: &[u8]) -> Result<()> {
+        if stored.len() as u64 != u64::from(self.stored_bytes) || checksum(stored) != self.checksum {
+            return Err(Error::corrupt("a chunk's checksum does not match").at_offset(self.offset));
+        }
+        Ok(())
+    }
+}
+
+/// Everything but the chunks' bytes: sorted extents per disk, and where the chunks are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tables {
+    /// Ascending by slot; only disks that have extents.
+    pub disks: Vec<DiskTable>,
+    /// In stored order, without gaps.
+    pub chunks: Vec<Chunk>,
+}
+
+impl Tables {
+    /// The stored tables.
+    ///
+    /// # Panics
+    /// If an extent is longer than 2^32 − 1 sectors; the builder splits those.
+    pub fn encode(&self) -> Vec<u8> {
+        let extents: usize = self.disks.iter().map(|disk| disk.extents.len()).sum();
+        let mut bytes = Vec::with_capacity(
+            self.disks.len() * DISK_ENTRY_BYTES
+                + extents * EXTENT_ENTRY_BYTES
+                + self.chunks.len() * CHUNK_ENTRY_BYTES,
+        );
+        let mut first_extent = 0_u64;
+        for disk in &self.disks {
+            bytes.extend_from_slice(encode_disk(disk, first_extent).as_bytes());
+            first_extent += disk.extents.len() as u64;
+        }
+        for extent in self.disks.iter().flat_map(|disk| &disk.extents) {
+            bytes.extend_from_slice(encode_extent(extent).as_bytes());
+        }
+        for chunk in &self.chunks {
+            bytes.extend_from_slice(encode_chunk(chunk).as_bytes());
+        }
+        bytes
+    }
+
+    /// The tables in `bytes`, which are exactly what `footer` says they are.
+    pub fn decode(bytes: &[u8], header: &Header, footer: &Footer) -> Result<Tables> {
+        let corrupt = |text: &str| Error::corrupt(text).at_offset(footer.tables_offset);
+        if bytes.len() as u64 != footer.tables_bytes || checksum(bytes) != footer.tables_checksum {
+            return Err(corrupt("the delta tables' checksum does not match"));
+        }
+        let disks_end = footer.disks as usize * DISK_ENTRY_BYTES;
+        let extents_end = disks_end + to_usize(footer.extents) * EXTENT_ENTRY_BYTES;
+        let disks = <[RawDisk]>::ref_from_bytes(&bytes[..disks_end]);
+        let extents = <[RawExtent]>::ref_from_bytes(&bytes[disks_end..extents_end]);
+        let chunks = <[RawChunk]>::ref_from_bytes(&bytes[extents_end..]);
+        let (Ok(disks), Ok(extents), Ok(chunks)) = (disks, extents, chunks) else {
+            return Err(corrupt("the delta tables' lengths do not match the footer's counts"));
+        };
+        let chunks = decode_chunks(chunks, header, footer)
+            .map_err(|error| error.at_offset(footer.tables_offset + extents_end as u64))?;
+        let disks = decode_disks(disks, extents, &chunks)
+            .map_err(|error| error.at_offset(footer.tables_offset))?;
+        Ok(Tables { disks, chunks })
+    }
+}
+
+fn encode_disk(disk: &DiskTable, first_extent: u64) -> RawDisk {
+    RawDisk {
+        slot: disk.slot.0.into(),
+        reserved: 0.into(),
+        disk: disk.disk.0.into(),
+        sectors: disk.sectors.0.into(),
+        first_extent: first_extent.into(),
+        extents: (disk.extents.len() as u64).into(),
+    }
+}
+
+fn encode_extent(extent: &DeltaExtent) -> RawExtent {
+    let (kind, chunk, chunk_sector) = match extent.content {
+        Content::Data { chunk, sector } => (KIND_DATA, chunk, sector),
+        Content::Zero { allocated: false } => (KIND_HOLE, 0, 0),
+        Content::Zero { allocated: true } => (KIND_ZEROS, 0, 0),
+    };
+    RawExtent {
+        start: extent.range.start.into(),
+        sectors: u32::try_from(extent.range.sectors()).expect("the builder splits long extents").into(),
+        kind,
+        reserved: [0; 3],
+        chunk: chunk.into(),
+        chunk_sector: chunk_sector.into(),
+    }
+}
+
+fn encode_chunk(chunk: &Chunk) -> RawChunk {
+    RawChunk {
+        offset: chunk.offset.into(),
+        stored_bytes: chunk.stored_bytes.into(),
+        plain_bytes: chunk.plain_bytes.into(),
+        compression: 0,
+        sealing: 0,
+        reserved_short: [0; 2],
+        origin_chunk: chunk.origin_chunk.into(),
+        key_generation: 0.into(),
+        reserved: 0.into(),
+        origin_blob: chunk.origin_blob.0.into(),
+        checksum: chunk.checksum.into(),
+    }
+}
+
+fn decode_chunks(raw: &[RawChunk], header: &Header, footer: &Footer) -> Result<Vec<Chunk>> {
+    let mut chunks = Vec::with_capacity(raw.len());
+    let (mut offset, mut plain_bytes) = (HEADER_BYTES as u64, 0_u64);
+    for (index, raw) in raw.iter().enumerate() {
+        let chunk = decode_chunk(raw, header)
+            .and_then(|chunk| match chunk.offset == offset {
+                true => Ok(chunk),
+                false => Err(Error::corrupt(format!("it starts at {}, not at {offset}", chunk.offset))),
+            })
+            .map_err(|error| Error::new(error.kind(), format!("chunk {index}: {error}")))?;
+        offset = chunk.end();
+        plain_bytes += u64::from(chunk.plain_bytes);
+        chunks.push(chunk);
+    }
+    if offset != footer.tables_offset || plain_bytes != footer.plain_bytes {
+        return Err(Error::corrupt("the chunks do not add up to what the footer says"));
+    }
+    Ok(chunks)
+}
+
+fn decode_chunk(raw: &RawChunk, header: &Header) -> Result<Chunk> {
+    if raw.compression != 0 || raw.sealing != 0 {
+        let text =
+            format!("compression {}, sealing {} need a newer version", raw.compression, raw.sealing);
+        return Err(Error::new(ErrorKind::Unsupported, text));
+    }
+    let plain = raw.plain_bytes.get();
+    let legal = plain > 0 && plain <= header.chunk_bytes && u64::from(plain).is_multiple_of(SECTOR_BYTES);
+    let reserved = raw.reserved_short != [0; 2] || raw.reserved.get() != 0 || raw.key_generation.get() != 0;
+    if !legal || raw.stored_bytes.get() != plain || reserved {
+        return Err(Error::corrupt(format!("{} stored bytes, {plain} plain", raw.stored_bytes.get())));
+    }
+    Ok(Chunk {
+        offset: raw.offset.get(),
+        stored_bytes: raw.stored_bytes.get(),
+        plain_bytes: plain,
+        origin_blob: BlobId(raw.origin_blob.get()),
+        origin_chunk: raw.origin_chunk.get(),
+        checksum: raw.checksum.get(),
+    })
+}
+
+fn decode_disks(raw: &[RawDisk], extents: &[RawExtent], chunks: &[Chunk]) -> Result<Vec<DiskTable>> {
+    let mut disks: Vec<DiskTable> = Vec::with_capacity(raw.len());
+    let mut rest = extents;
+    for raw in raw {
+        let slot = DiskSlot(raw.slot.get());
+        let first = (extents.len() - rest.len()) as u64;
+        let (count, sectors) = (raw.extents.get(), raw.sectors.get());
+        if disks.last().is_some_and(|previous| previous.slot >= slot)
+            || raw.first_extent.get() != first
+            || !(1..=rest.len() as u64).contains(&count)
+            || !(1..=DISK_SECTORS_MAX).contains(&sectors)
+            || raw.reserved.get() != 0
+        {
+            return Err(Error::corrupt(format!("the entry of disk slot {} is not legal", slot.0)));
+        }
+        let (own, others) = rest.split_at(to_usize(count));
+        rest = others;
+        let extents = decode_extents(own, sectors, chunks)
+            .map_err(|error| Error::new(error.kind(), format!("disk slot {}: {error}", slot.0)))?;
+        let sectors = SectorCount(sectors);
+        disks.push(DiskTable { slot, disk: DiskId(raw.disk.get()), sectors, extents });
+    }
+    if !rest.is_empty() {
+        return Err(Error::corrupt(format!("{} extents belong to no disk", rest.len())));
+    }
+    Ok(disks)
+}
+
+fn decode_extents(raw: &[RawExtent], sectors: u64, chunks: &[Chunk]) -> Result<Vec<DeltaExtent>> {
+    let mut extents: Vec<DeltaExtent> = Vec::with_capacity(raw.len());
+    for raw in raw {
+        let extent = decode_extent(raw, chunks)?;
+        let sorted = extents.last().is_none_or(|previous| previous.range.end <= extent.range.start);
+        if !sorted || extent.range.end > sectors {
+            return Err(Error::corrupt(format!("extent {} is out of order or range", extent.range)));
+        }
+        extents.push(extent);
+    }
+    Ok(extents)
+}
+
+fn decode_extent(raw: &RawExtent, chunks: &[Chunk]) -> Result<DeltaExtent> {
+    let count = u64::from(raw.sectors.get());
+    let (chunk, sector) = (raw.chunk.get(), raw.chunk_sector.get());
+    let content = match raw.kind {
+        KIND_DATA => Content::Data { chunk, sector },
+        KIND_HOLE => Content::Zero { allocated: false },
+        KIND_ZEROS => Content::Zero { allocated: true },
+        other => return Err(Error::corrupt(format!("extent kind {other} is not legal"))),
+    };
+    let placed = match content {
+        Content::Data { .. } => chunks
+            .get(chunk as usize)
+            .is_some_and(|chunk| (u64::from(sector) + count) * SECTOR_BYTES <= u64::from(chunk.plain_bytes)),
+        Content::Zero { .. } => chunk == 0 && sector == 0,
+    };
+    let range = SectorRange::with_count(Sector(raw.start.get()), SectorCount(count));
+    let Some(range) = range.filter(|_| placed && count > 0 && raw.reserved == [0; 3]) else {
+        let text = format!("extent of {count} sectors at {} is not legal", raw.start.get());
+        return Err(Error::corrupt(text));
+    };
+    Ok(DeltaExtent { range, content })
+}

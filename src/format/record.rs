@@ -1,0 +1,425 @@
+//! What a manifest says about a group: disks, points, pins and the changes to them, with their encoding.
+//!
+//! Records are checked one by one here (lengths, legal values); whether a change fits the state before it is decided
+//! by `vault::State`.
+
+use std::sync::Arc;
+
+use super::codec::{Decoder, Encoder};
+use super::delta::{DISK_SECTORS_MAX, DeltaRef};
+use super::marker::{Consistency, LABEL_BYTES_MAX};
+use crate::block::TestId;
+use crate::error::{Error, Result};
+use crate::units::{BlobId, DiskId, DiskSlot, GroupNanos, Lsn, PinId, PointId, SectorCount, WallNanos};
+
+/// Longest name of a group or disk.
+pub const NAME_BYTES_MAX: usize = 255;
+/// Disks that a group ever had, at most: keeps a point's disk table well within a step.
+pub const DISKS_MAX: usize = 4096;
+
+/// A group, apart from its disks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupRecord {
+    /// What people call it.
+    pub name: String,
+    /// When it was created.
+    pub created: WallNanos,
+    /// How often a point is made, in milliseconds.
+    pub interval_ms: u32,
+}
+
+/// A disk of the group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskRecord {
+    /// Its place in the group's disk table, never reused.
+    pub slot: DiskSlot,
+    /// Its permanent id.
+    pub id: DiskId,
+    /// What people call it; its own among the group's living disks.
+    pub name: String,
+    /// Its size.
+    pub sectors: SectorCount,
+}
+
+/// Whether a disk can be restored from a point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Membership {
+    /// It can.
+    Included,
+    /// It cannot: it was not settled at the marker.
+    Excluded,
+}
+
+/// A disk in a point's disk table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PointDisk {
+    /// Its place in the group.
+    pub slot: DiskSlot,
+    /// Its permanent id.
+    pub disk: DiskId,
+    /// Its size at the marker.
+    pub sectors: SectorCount,
+    /// Whether it belongs to the point.
+    pub membership: Membership,
+}
+
+/// A recovery point.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PointRecord {
+    /// Its id.
+    pub id: PointId,
+    /// The record that names it.
+    pub marker: Lsn,
+    /// The wall clock at the marker: for people.
+    pub wall: WallNanos,
+    /// The group's own time at the marker: for ages.
+    pub group_time: GroupNanos,
+    /// What it promises.
+    pub consistency: Consistency,
+    /// What people call it; may be empty.
+    pub label: String,
+    /// What changed since the point before it; nothing if nothing did.
+    pub delta: Option<DeltaRef>,
+    /// The group's disks at the marker, ascending by slot; shared between points with the same table.
+    pub disks: Arc<[PointDisk]>,
+}
+
+/// Why a pin exists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PinKind {
+    /// A test failover reads the point.
+    Test(TestId),
+    /// A restore reads the point.
+    Restore,
+}
+
+/// A durable note that a point's blobs are still needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PinRecord {
+    /// Its id.
+    pub id: PinId,
+    /// What is needed.
+    pub point: PointId,
+    /// By whom.
+    pub kind: PinKind,
+}
+
+/// One change of a group: the payload of a manifest step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The group begins.
+    GroupCreated(GroupRecord),
+    /// A disk joins.
+    DiskAdded(DiskRecord),
+    /// A disk leaves; points that hold it stay.
+    DiskRemoved(DiskSlot),
+    /// Points are made as often as this from now on, in milliseconds.
+    PolicySet {
+        /// Milliseconds between points.
+        interval_ms: u32,
+    },
+    /// A point becomes restorable.
+    PointPublished(PointRecord),
+    /// A point is needed.
+    PinAdded(PinRecord),
+    /// It no longer is.
+    PinRemoved(PinId),
+    /// The group ends; its directory may be deleted.
+    GroupRemoved,
+}
+
+/// Checks a name: 1 to 255 bytes without control characters.
+pub fn check_name(what: &str, name: &str) -> Result<()> {
+    let legal = !name.is_empty() && name.len() <= NAME_BYTES_MAX && !name.chars().any(char::is_control);
+    if legal {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("{what} {name:?} is not 1 to {NAME_BYTES_MAX} bytes without control characters")))
+}
+
+/// Checks a label: up to 255 bytes without control characters.
+pub fn check_label(label: &str) -> Result<()> {
+    if label.len() <= LABEL_BYTES_MAX && !label.chars().any(char::is_control) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("label {label:?} is not up to {LABEL_BYTES_MAX} bytes without control characters")))
+}
+
+impl GroupRecord {
+    /// Checks what a person chose.
+    pub fn check(&self) -> Result<()> {
+        check_name("group name", &self.name)?;
+        check_interval(self.interval_ms)
+    }
+
+    pub(super) fn encode(&self, to: &mut Encoder) {
+        to.string(&self.name);
+        to.i64(self.created.0);
+        to.u32(self.interval_ms);
+    }
+
+    pub(super) fn decode(from: &mut Decoder<'_>) -> Result<GroupRecord> {
+        let group = GroupRecord {
+            name: from.string("group name")?.to_owned(),
+            created: WallNanos(from.i64("creation time")?),
+            interval_ms: from.u32("interval")?,
+        };
+        as_stored(group.check(), from)?;
+        Ok(group)
+    }
+}
+
+/// Checks an interval between points.
+pub fn check_interval(interval_ms: u32) -> Result<()> {
+    if interval_ms == 0 {
+        return Err(Error::invalid("interval 0 ms: points need at least 1 ms between them"));
+    }
+    Ok(())
+}
+
+impl DiskRecord {
+    /// Checks what a person chose.
+    pub fn check(&self) -> Result<()> {
+        check_name("disk name", &self.name)?;
+        check_sectors(self.sectors)
+    }
+
+    pub(super) fn encode(&self, to: &mut Encoder) {
+        to.u32(self.slot.0);
+        to.u128(self.id.0);
+        to.u64(self.sectors.0);
+        to.string(&self.name);
+    }
+
+    pub(super) fn decode(from: &mut Decoder<'_>) -> Result<DiskRecord> {
+        let disk = DiskRecord {
+            slot: DiskSlot(from.u32("disk slot")?),
+            id: DiskId(from.u128("disk id")?),
+            sectors: SectorCount(from.u64("disk size")?),
+            name: from.string("disk name")?.to_owned(),
+        };
+        as_stored(disk.check(), from)?;
+        Ok(disk)
+    }
+}
+
+fn check_sectors(sectors: SectorCount) -> Result<()> {
+    if (1..=DISK_SECTORS_MAX).contains(&sectors.0) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("a disk of {} sectors; legal are 1 to {DISK_SECTORS_MAX}", sectors.0)))
+}
+
+impl PointDisk {
+    const ENCODED_BYTES: usize = 4 + 16 + 8 + 1;
+
+    fn encode(&self, to: &mut Encoder) {
+        to.u32(self.slot.0);
+        to.u128(self.disk.0);
+        to.u64(self.sectors.0);
+        to.u8(match self.membership {
+            Membership::Included => 1,
+            Membership::Excluded => 2,
+        });
+    }
+
+    fn decode(from: &mut Decoder<'_>) -> Result<PointDisk> {
+        let disk = PointDisk {
+            slot: DiskSlot(from.u32("disk slot")?),
+            disk: DiskId(from.u128("disk id")?),
+            sectors: SectorCount(from.u64("disk size")?),
+            membership: match from.u8("membership")? {
+                1 => Membership::Included,
+                2 => Membership::Excluded,
+                other => return Err(from.corrupt(format!("membership {other} is neither 1 nor 2"))),
+            },
+        };
+        as_stored(check_sectors(disk.sectors), from)?;
+        Ok(disk)
+    }
+
+    fn decode_table(from: &mut Decoder<'_>) -> Result<Arc<[PointDisk]>> {
+        let count = from.count(PointDisk::ENCODED_BYTES, "disk table")?;
+        let disks = (0..count).map(|_| PointDisk::decode(from)).collect::<Result<Arc<[_]>>>()?;
+        as_stored(check_table(&disks), from)?;
+        Ok(disks)
+    }
+}
+
+fn check_table(disks: &[PointDisk]) -> Result<()> {
+    if disks.len() > DISKS_MAX || !disks.is_sorted_by(|a, b| a.slot < b.slot) {
+        let text = format!("a point's table of {} disks is too long, or not ascending by slot", disks.len());
+        return Err(Error::invalid(text));
+    }
+    disks.iter().try_for_each(|disk| check_sectors(disk.sectors))
+}
+
+impl PointRecord {
+    /// Checks label, disk table and reference.
+    pub fn check(&self) -> Result<()> {
+        check_label(&self.label)?;
+        check_table(&self.disks)?;
+        self.delta.as_ref().map_or(Ok(()), DeltaRef::check)
+    }
+
+    /// Encodes the point; `previous` is the disk table that the reader knows already, if any.
+    pub(super) fn encode(&self, to: &mut Encoder, previous: Option<&[PointDisk]>) {
+        to.u128(self.id.0);
+        to.u64(self.marker.0);
+        to.i64(self.wall.0);
+        to.u64(self.group_time.0);
+        to.u8(self.consistency.code());
+        to.string(&self.label);
+        to.flag(self.delta.is_some());
+        if let Some(delta) = &self.delta {
+            encode_reference(delta, to);
+        }
+        let known = previous == Some(&*self.disks);
+        to.flag(!known);
+        if !known {
+            to.count(self.disks.len());
+            self.disks.iter().for_each(|disk| disk.encode(to));
+        }
+    }
+
+    pub(super) fn decode(
+        from: &mut Decoder<'_>,
+        previous: Option<&Arc<[PointDisk]>>,
+    ) -> Result<PointRecord> {
+        let point = PointRecord {
+            id: PointId(from.u128("point id")?),
+            marker: Lsn(from.u64("marker")?),
+            wall: WallNanos(from.i64("wall time")?),
+            group_time: GroupNanos(from.u64("group time")?),
+            consistency: Consistency::from_code(from.u8("consistency")?)
+                .ok_or_else(|| from.corrupt("the point's consistency is not legal"))?,
+            label: from.string("label")?.to_owned(),
+            delta: from.flag("delta flag")?.then(|| decode_reference(from)).transpose()?,
+            disks: match (from.flag("disk table flag")?, previous) {
+                (true, _) => PointDisk::decode_table(from)?,
+                (false, Some(previous)) => Arc::clone(previous),
+                (false, None) => return Err(from.corrupt("the first point has no disk table")),
+            },
+        };
+        as_stored(point.check(), from)?;
+        Ok(point)
+    }
+}
+
+fn encode_reference(delta: &DeltaRef, to: &mut Encoder) {
+    to.u128(delta.blob.0);
+    to.u64(delta.total_bytes);
+    to.u64(delta.tables_bytes);
+    to.u128(delta.checksum);
+}
+
+fn decode_reference(from: &mut Decoder<'_>) -> Result<DeltaRef> {
+    Ok(DeltaRef {
+        blob: BlobId(from.u128("blob id")?),
+        total_bytes: from.u64("blob length")?,
+        tables_bytes: from.u64("tables length")?,
+        checksum: from.u128("footer checksum")?,
+    })
+}
+
+impl PinRecord {
+    pub(super) const ENCODED_BYTES: usize = 16 + 16 + 1 + 8;
+
+    pub(super) fn encode(&self, to: &mut Encoder) {
+        to.u128(self.id.0);
+        to.u128(self.point.0);
+        let (kind, number) = match self.kind {
+            PinKind::Test(test) => (1, test.0),
+            PinKind::Restore => (2, 0),
+        };
+        to.u8(kind);
+        to.u64(number);
+    }
+
+    pub(super) fn decode(from: &mut Decoder<'_>) -> Result<PinRecord> {
+        let (id, point) = (PinId(from.u128("pin id")?), PointId(from.u128("point id")?));
+        let kind = match (from.u8("pin kind")?, from.u64("pin number")?) {
+            (1, number) if number > 0 => PinKind::Test(TestId(number)),
+            (2, 0) => PinKind::Restore,
+            (kind, number) => return Err(from.corrupt(format!("pin kind {kind}, number {number}"))),
+        };
+        Ok(PinRecord { id, point, kind })
+    }
+}
+
+/// What is bad in a request is corrupt when it was stored.
+fn as_stored(checked: Result<()>, from: &Decoder<'_>) -> Result<()> {
+    checked.map_err(|error| from.corrupt(error.to_string()))
+}
+
+/// The numbered kinds of changes; a number is given once.
+mod kind {
+    pub(super) const GROUP_CREATED: u16 = 1;
+    pub(super) const DISK_ADDED: u16 = 2;
+    pub(super) const DISK_REMOVED: u16 = 3;
+    pub(super) const POLICY_SET: u16 = 4;
+    pub(super) const POINT_PUBLISHED: u16 = 5;
+    pub(super) const PIN_ADDED: u16 = 6;
+    pub(super) const PIN_REMOVED: u16 = 7;
+    pub(super) const GROUP_REMOVED: u16 = 8;
+}
+
+impl Change {
+    /// The change's kind number and payload.
+    pub(super) fn encode(&self) -> (u16, Vec<u8>) {
+        let mut to = Encoder::new();
+        let kind = match self {
+            Change::GroupCreated(group) => {
+                group.encode(&mut to);
+                kind::GROUP_CREATED
+            }
+            Change::DiskAdded(disk) => {
+                disk.encode(&mut to);
+                kind::DISK_ADDED
+            }
+            Change::DiskRemoved(slot) => {
+                to.u32(slot.0);
+                kind::DISK_REMOVED
+            }
+            Change::PolicySet { interval_ms } => {
+                to.u32(*interval_ms);
+                kind::POLICY_SET
+            }
+            Change::PointPublished(point) => {
+                point.encode(&mut to, None);
+                kind::POINT_PUBLISHED
+            }
+            Change::PinAdded(pin) => {
+                pin.encode(&mut to);
+                kind::PIN_ADDED
+            }
+            Change::PinRemoved(pin) => {
+                to.u128(pin.0);
+                kind::PIN_REMOVED
+            }
+            Change::GroupRemoved => kind::GROUP_REMOVED,
+        };
+        (kind, to.finish())
+    }
+
+    /// The change of `kind` in `from`; `None` for a kind that this build does not know.
+    pub(super) fn decode(kind: u16, mut from: Decoder<'_>) -> Result<Option<Change>> {
+        let change = match kind {
+            kind::GROUP_CREATED => Change::GroupCreated(GroupRecord::decode(&mut from)?),
+            kind::DISK_ADDED => Change::DiskAdded(DiskRecord::decode(&mut from)?),
+            kind::DISK_REMOVED => Change::DiskRemoved(DiskSlot(from.u32("disk slot")?)),
+            kind::POLICY_SET => {
+                let interval_ms = from.u32("interval")?;
+                as_stored(check_interval(interval_ms), &from)?;
+                Change::PolicySet { interval_ms }
+            }
+            kind::POINT_PUBLISHED => Change::PointPublished(PointRecord::decode(&mut from, None)?),
+            kind::PIN_ADDED => Change::PinAdded(PinRecord::decode(&mut from)?),
+            kind::PIN_REMOVED => Change::PinRemoved(PinId(from.u128("pin id")?)),
+            kind::GROUP_REMOVED => Change::GroupRemoved,
+            _ => return Ok(None),
+        };
+        from.finish("the change")?;
+        Ok(Some(change))
+    }
+}
