@@ -1,0 +1,138 @@
+//! Destage: moves what frozen layers hold into the images, in LBA order, then advances the checkpoints.
+//!
+//! ```text
+//!  layers, oldest first ─▶ merged map per disk ─▶ read journal, write image ─▶ sync image ─▶ checkpoint
+//! ```
+//!
+//! The caller hands in only layers whose records are all durable in the journal: an image never gets ahead of it.
+//! One disk's error stops that disk only; its checkpoint stays, and the journal keeps what it lacks.
+
+use std::rc::Rc;
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+
+use crate::error::Result;
+use crate::extent::{Extent, ExtentMap, FrozenMap};
+use crate::image::Image;
+use crate::journal::reader::Reader;
+use crate::journal::segments::Source;
+use crate::planted::{Bug, Planted};
+use crate::runtime::Runtime;
+use crate::units::{DiskSlot, Lsn};
+
+/// Extents that are read and written at once.
+const CONCURRENCY: usize = 64;
+/// Merged extents after which the hot path gets its turn.
+const MERGE_SLICE: usize = 512;
+
+/// What one disk gets in a batch.
+pub struct DiskWork {
+    /// Which disk.
+    pub slot: DiskSlot,
+    /// Its image; given back advanced.
+    pub image: Image,
+    /// The disk's maps, oldest first.
+    pub maps: Vec<Rc<FrozenMap<Source>>>,
+}
+
+/// A batch.
+pub struct Batch {
+    /// The disks that have something.
+    pub disks: Vec<DiskWork>,
+    /// The newest record of the batch.
+    pub through: Lsn,
+    /// Where payloads are read.
+    pub reader: Reader,
+}
+
+/// How a disk's part went.
+pub struct DiskResult {
+    /// Which disk.
+    pub slot: DiskSlot,
+    /// The image with its new checkpoint, or why it stays where it was.
+    pub result: Result<Image>,
+    /// Bytes written to it.
+    pub written_bytes: u64,
+}
+
+/// Carries out a batch.
+pub async fn destage(runtime: Rc<Runtime>, batch: Batch, planted: Planted) -> Vec<DiskResult> {
+    let mut results = Vec::with_capacity(batch.disks.len());
+    for work in batch.disks {
+        let slot = work.slot;
+        let mut written_bytes = 0;
+        let result =
+            destage_disk(&runtime, work, &batch.reader, batch.through, planted, &mut written_bytes).await;
+        results.push(DiskResult { slot, result, written_bytes });
+    }
+    results
+}
+
+async fn destage_disk(
+    runtime: &Rc<Runtime>,
+    work: DiskWork,
+    reader: &Reader,
+    through: Lsn,
+    planted: Planted,
+    written: &mut u64,
+) -> Result<Image> {
+    let merged = merge(runtime, &work.maps).await;
+    let mut image = work.image;
+    if planted.is(Bug::CheckpointBeforeImageSync) {
+        image.advance(runtime, through).await?;
+    }
+    let target = &image;
+    stream::iter(merged.iter().map(|extent| apply(runtime, target, reader, extent)))
+        .buffer_unordered(CONCURRENCY)
+        .try_for_each(|bytes| {
+            *written += bytes;
+            std::future::ready(Ok(()))
+        })
+        .await?;
+    runtime.sync(&image.file).await?;
+    if !planted.is(Bug::CheckpointBeforeImageSync) {
+        image.advance(runtime, through).await?;
+    }
+    Ok(image)
+}
+
+/// The newest of all maps, which are given oldest first.
+pub async fn merge(runtime: &Rc<Runtime>, maps: &[Rc<FrozenMap<Source>>]) -> FrozenMap<Source> {
+    if let [only] = maps {
+        return FrozenMap::clone(only);
+    }
+    let mut merged = ExtentMap::new();
+    let mut since_turn = 0;
+    for map in maps {
+        for extent in map.iter() {
+            merged.insert(extent.range, extent.location);
+            since_turn += 1;
+            if since_turn == MERGE_SLICE {
+                since_turn = 0;
+                runtime.yield_now().await;
+            }
+        }
+    }
+    merged.freeze()
+}
+
+/// Brings one extent into the image; returns its bytes.
+async fn apply(
+    runtime: &Rc<Runtime>,
+    image: &Image,
+    reader: &Reader,
+    extent: Extent<Source>,
+) -> Result<u64> {
+    let range = extent.range;
+    match extent.location {
+        Source::Journal { segment, sector } => {
+            let data = reader.read(segment, sector, range.sectors()).await?;
+            runtime.write(&image.file, range.byte_offset(), data).await?;
+            Ok(range.bytes())
+        }
+        Source::Zero { allocated } => {
+            runtime.zero(&image.file, range.byte_range(), allocated).await?;
+            Ok(0)
+        }
+    }
+}

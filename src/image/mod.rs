@@ -1,0 +1,112 @@
+//! Target disk images: sparse raw files that follow the journal, each with its checkpoint.
+//!
+//! An image holds every record up to its checkpoint, durably, and possibly later ones, never one that is not
+//! durable in the journal. Only destage writes to it.
+
+pub mod destage;
+
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use crate::error::{Error, Result};
+use crate::format::checkpoint::{Checkpoint, FILE_BYTES};
+use crate::runtime::Runtime;
+use crate::storage::{Buffer, Create, File, OpenOptions};
+use crate::units::{DiskId, Lsn, PAGE_BYTES, SectorCount, TimelineId};
+
+/// An open image with its checkpoint.
+#[derive(Clone, Debug)]
+pub struct Image {
+    /// The disk.
+    pub disk: DiskId,
+    /// Its content.
+    pub file: File,
+    checkpoint_file: File,
+    checkpoint: Checkpoint,
+}
+
+/// Path of a disk's image.
+pub fn image_path(directory: &Path, disk: DiskId) -> PathBuf {
+    directory.join(format!("{disk}.raw"))
+}
+
+/// Path of a disk's checkpoint.
+pub fn checkpoint_path(directory: &Path, disk: DiskId) -> PathBuf {
+    directory.join(format!("{disk}.checkpoint"))
+}
+
+impl Image {
+    /// Creates an empty, sparse image and its first checkpoint; durable when this returns. An attempt that a crash
+    /// cut short is taken up again.
+    pub async fn create(
+        runtime: &Rc<Runtime>,
+        directory: &Path,
+        disk: DiskId,
+        timeline: TimelineId,
+        size: SectorCount,
+    ) -> Result<Image> {
+        let options = OpenOptions { create: Create::IfMissing, ..OpenOptions::OWNED };
+        let file = runtime.open(image_path(directory, disk), options).await?;
+        runtime.set_length(&file, size.bytes()).await?;
+        runtime.sync(&file).await?;
+        let checkpoint_file = runtime.open(checkpoint_path(directory, disk), options).await?;
+        runtime.write(&checkpoint_file, 0, Buffer::zeroed(FILE_BYTES).freeze()).await?;
+        let checkpoint = Checkpoint { sequence: 0, disk, timeline, destaged: Lsn::ZERO };
+        let mut image = Image { disk, file, checkpoint_file, checkpoint };
+        image.advance(runtime, Lsn::ZERO).await?;
+        runtime.sync_directory(directory).await?;
+        Ok(image)
+    }
+
+    /// Opens an image and reads its checkpoint.
+    pub async fn open(
+        runtime: &Rc<Runtime>,
+        directory: &Path,
+        disk: DiskId,
+        size: SectorCount,
+    ) -> Result<Image> {
+        let file = runtime.open(image_path(directory, disk), OpenOptions::OWNED).await?;
+        let length = runtime.length(&file).await?;
+        if length != size.bytes() {
+            let text = format!("the image has {length} bytes, the disk {}: put its file back", size.bytes());
+            return Err(Error::corrupt(text).at_path(file.path()));
+        }
+        let checkpoint_file = runtime.open(checkpoint_path(directory, disk), OpenOptions::OWNED).await?;
+        let bytes = runtime.read(&checkpoint_file, 0, FILE_BYTES).await?;
+        let checkpoint = Checkpoint::newest(&bytes).filter(|checkpoint| checkpoint.disk == disk);
+        let Some(checkpoint) = checkpoint else {
+            let text = "the checkpoint has no valid slot for this disk: restore the file with its image";
+            return Err(Error::corrupt(text).at_path(checkpoint_file.path()));
+        };
+        Ok(Image { disk, file, checkpoint_file, checkpoint })
+    }
+
+    /// Every record up to here is in the image, durably.
+    pub fn destaged(&self) -> Lsn {
+        self.checkpoint.destaged
+    }
+
+    /// States durably that everything up to `destaged` is in the image; the caller has synced the image.
+    pub async fn advance(&mut self, runtime: &Rc<Runtime>, destaged: Lsn) -> Result<()> {
+        assert!(destaged >= self.checkpoint.destaged, "a checkpoint never goes back");
+        let sequence = self.checkpoint.sequence + 1;
+        let next = Checkpoint { sequence, destaged, ..self.checkpoint };
+        let mut page = Buffer::zeroed(PAGE_BYTES);
+        next.encode(&mut page);
+        runtime.write(&self.checkpoint_file, next.slot_offset(), page.freeze()).await?;
+        runtime.sync(&self.checkpoint_file).await?;
+        self.checkpoint = next;
+        Ok(())
+    }
+}
+
+/// Removes a disk's image and checkpoint; what is missing already is fine.
+pub async fn remove(runtime: &Rc<Runtime>, directory: &Path, disk: DiskId) -> Result<()> {
+    for path in [image_path(directory, disk), checkpoint_path(directory, disk)] {
+        match runtime.remove(&path).await {
+            Err(error) if error.kind() == crate::error::ErrorKind::NotFound => {}
+            other => other?,
+        }
+    }
+    runtime.sync_directory(directory).await
+}

@@ -1,0 +1,18 @@
+//! The journal: every write of a group, in one order, on disk before it is acknowledged.
+//!
+//! ```text
+//!  intake ─▶ writer ─(commit policy)─▶ frames ─▶ segments          opening: scan ─▶ recover ─▶ writer
+//! ```
+//!
+//! `segments` keeps the files, `writer` is the only one who writes to them, `scan` reads them back, `recover`
+//! decides what that means, `open` applies the decision, `cache` keeps what was written last. The frame's bytes
+//! are `format::frame`'s.
+
+pub mod cache;
+pub mod commit;
+pub mod open;
+pub mod reader;
+pub mod recover;
+pub mod scan;
+pub mod segments;
+pub mod writer;

@@ -1,0 +1,157 @@
+//! Opening a journal: lock and scan its segments, decide, apply.
+//!
+//! Only segments that may still be needed are read whole. What is accepted is synced here, before anyone may be told
+//! of it; the opening frame that names the predecessor is the writer's first, and is synced before the group
+//! serves.
+
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use crate::error::{Error, Result};
+use crate::format::frame::{FrameFault, UntrustedHeader};
+use crate::format::marker::Opening;
+use crate::journal::recover::{Accepted, Decision, Known, claims, recover};
+use crate::journal::scan::{Checks, Scanned, SegmentScan, scan_segment};
+use crate::journal::segments::{Segment, SegmentIndex, Segments, create, open_all};
+use crate::journal::writer::Position;
+use crate::planted::{Bug, Planted};
+use crate::runtime::Runtime;
+use crate::units::{FrameNumber, Lsn, PAGE_BYTES, SegmentSequence, to_usize};
+
+/// Where a journal is, and how large it may become.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JournalPlan {
+    /// Its directory.
+    pub directory: PathBuf,
+    /// Size of new segments.
+    pub segment_bytes: u64,
+    /// Most bytes of all segments.
+    pub journal_bytes: u64,
+}
+
+/// A journal ready for its writer.
+pub struct OpenedJournal {
+    /// Its segments.
+    pub segments: Segments,
+    /// Where the writer goes on.
+    pub position: Position,
+    /// What the writer's first frame must say.
+    pub opening: Opening,
+    /// The accepted frames, in order, and where they stand.
+    pub accepted: Vec<(SegmentIndex, Scanned)>,
+    /// Bytes read to find them.
+    pub scanned_bytes: u64,
+}
+
+/// Opens the journal in `plan.directory`, which exists.
+pub async fn open(
+    runtime: Rc<Runtime>,
+    plan: &JournalPlan,
+    known: Known,
+    planted: Planted,
+) -> Result<OpenedJournal> {
+    let checks =
+        Checks { chain: !planted.is(Bug::NoChainCheck), incarnation: !planted.is(Bug::NoIncarnationCheck) };
+    let files = open_all(&runtime, &plan.directory).await?;
+    let scans = scan_all(&runtime, &files, checks).await?;
+    let chain = match recover(&scans, known, checks) {
+        Decision::Fresh => Vec::new(),
+        Decision::Accept(chain) => chain,
+        Decision::Refuse(refusal) => return Err(refusal.error().at_path(&plan.directory)),
+    };
+    if !planted.is(Bug::AcceptanceNotRecorded) {
+        for accepted in &chain {
+            runtime.sync(&files[accepted.scan].file).await?;
+        }
+    }
+    let mut segments = Segments::new(plan.directory.clone(), plan.segment_bytes, plan.journal_bytes);
+    let last = chain.last().map(|last| scans[last.scan].frames[last.frames - 1].clone());
+    let opening = opening_after(last.as_ref(), &runtime);
+    let newest = claims(&scans).last_lsn;
+    adopt(files, &scans, &chain, &mut segments);
+    if segments.live().next().is_none() && segments.take(false).is_none() {
+        let (index, path, bytes) = segments.begin_creation().expect("an empty journal may create a segment");
+        segments.created(create(Rc::clone(&runtime), index, path, bytes).await?);
+        segments.take(false);
+    }
+    let position = position_after(last.as_ref(), newest, &segments);
+    let scanned_bytes = scans.iter().map(|scan| scan.bytes).sum();
+    let accepted = chain.iter().flat_map(|accepted| {
+        let scan = &scans[accepted.scan];
+        scan.frames[..accepted.frames].iter().map(|frame| (scan.index, frame.clone()))
+    });
+    let accepted = accepted.collect();
+    Ok(OpenedJournal { segments, position, opening, accepted, scanned_bytes })
+}
+
+/// Scans the segments that may be needed; the others are known by their first page only.
+async fn scan_all(runtime: &Rc<Runtime>, files: &[Segment], checks: Checks) -> Result<Vec<SegmentScan>> {
+    let mut heads = Vec::with_capacity(files.len());
+    for segment in files {
+        let page = runtime.read(&segment.file, 0, PAGE_BYTES.min(to_usize(segment.bytes))).await?;
+        refuse_newer_version(&page, segment)?;
+        heads.push(page);
+    }
+    let first_scans: Vec<_> =
+        files.iter().zip(&heads).map(|(segment, page)| scan_segment(segment.index, page, checks)).collect();
+    let tail = claims(&first_scans).tail;
+    let mut scans = Vec::with_capacity(files.len());
+    for (segment, head) in files.iter().zip(first_scans) {
+        let needless = head.claims.segment < tail && head.claims.segment > SegmentSequence(0);
+        scans.push(if needless { head } else { scan_whole(runtime, segment, checks).await? });
+    }
+    Ok(scans)
+}
+
+async fn scan_whole(runtime: &Rc<Runtime>, segment: &Segment, checks: Checks) -> Result<SegmentScan> {
+    let bytes = runtime.read(&segment.file, 0, to_usize(segment.bytes)).await?;
+    Ok(scan_segment(segment.index, &bytes, checks))
+}
+
+fn refuse_newer_version(page: &[u8], segment: &Segment) -> Result<()> {
+    match UntrustedHeader::read(page) {
+        Err(FrameFault::Version(version)) => Err(Error::new(
+            crate::error::ErrorKind::Unsupported,
+            format!("the journal has format version {version}; open it with the version that wrote it"),
+        )
+        .at_path(segment.file.path())),
+        _ => Ok(()),
+    }
+}
+
+fn opening_after(last: Option<&Scanned>, runtime: &Runtime) -> Opening {
+    Opening {
+        predecessor: last.map(|last| last.frame.incarnation),
+        last_frame: last.map_or(FrameNumber(0), |last| last.frame.number),
+        last_sum: last.map_or(0, |last| last.sum),
+        last_lsn: last.map_or(Lsn::ZERO, |last| last.frame.last_lsn()),
+        wall: runtime.wall(),
+    }
+}
+
+fn adopt(files: Vec<Segment>, scans: &[SegmentScan], chain: &[Accepted], segments: &mut Segments) {
+    let mut files: Vec<Option<Segment>> = files.into_iter().map(Some).collect();
+    for accepted in chain {
+        let last = &scans[accepted.scan].frames[accepted.frames - 1].frame;
+        let file = files[accepted.scan].take().expect("a chain visits a segment once");
+        segments.adopt_live(file, last.segment, last.last_lsn());
+    }
+    for (file, scan) in files.into_iter().zip(scans) {
+        if let Some(file) = file {
+            segments.adopt_free(file, scan.claims.segment);
+        }
+    }
+}
+
+/// Goes on behind the last accepted frame. LSNs start above everything that any frame ever named, accepted or
+/// dead, so that none is given twice.
+fn position_after(last: Option<&Scanned>, newest: Lsn, segments: &Segments) -> Position {
+    Position {
+        segment: segments.live().last().cloned(),
+        offset: last.map_or(0, Scanned::end_offset),
+        next_frame: last.map_or(FrameNumber(1), |last| last.frame.number.next()),
+        chain: last.map_or(0, |last| last.sum),
+        accepted: last.map_or(Lsn::ZERO, |last| last.frame.last_lsn()),
+        newest,
+    }
+}

@@ -1,0 +1,242 @@
+//! What opening makes of the scanned segments: a table of predicates → decision. Pure; `open` applies it.
+//!
+//! | frames seen | same group and timeline | tail segment there | chain reaches the floor | decision |
+//! |---|---|---|---|---|
+//! | no | – | – | floor is zero | [`Decision::Fresh`] |
+//! | no | – | – | floor above zero | refuse: the journal is gone |
+//! | yes | no | – | – | refuse: another group's journal |
+//! | yes | yes | no | – | refuse: a segment is missing |
+//! | yes | yes | yes | no | refuse: durable records are lost |
+//! | yes | yes | yes | yes | [`Decision::Accept`] |
+//!
+//! **Fresh.** Nothing was ever written, and neither checkpoint nor vault knows of a record: a new group, or one
+//! that crashed before its first frame was whole.
+//!
+//! **The journal is gone.** A checkpoint or the vault names records, but no frame exists: the directory was emptied
+//! or exchanged.
+//!
+//! **Another group's journal.** Serving it would mix two histories.
+//!
+//! **A segment is missing.** Some frame states that the records from segment T on are needed, and no segment begins
+//! with a frame of T.
+//!
+//! **Durable records are lost.** The unbroken chain from T ends below the *durable floor*: what headers anywhere
+//! claim, what checkpoints say is destaged, what the vault holds. It is corruption or a rollback, never a torn
+//! tail.
+//!
+//! **Accept.** The chain from T is taken, whole; what lies past its end was never acknowledged as durable, and a torn
+//! tail is no fault.
+
+use crate::error::{Error, ErrorKind};
+use crate::journal::scan::{Checks, Claims, SegmentScan};
+use crate::journal::segments::SegmentIndex;
+use crate::units::{GroupId, Lsn, TimelineId};
+
+/// What is known besides the segments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Whose journal it must be.
+    pub group: GroupId,
+    /// In which history.
+    pub timeline: TimelineId,
+    /// The highest record that a checkpoint or the vault names.
+    pub floor: Lsn,
+}
+
+/// A scanned segment that belongs to the accepted chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    /// Position in the scans.
+    pub scan: usize,
+    /// How many of its frames, from the first on.
+    pub frames: usize,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Begin a new journal.
+    Fresh,
+    /// Go on after the last of these.
+    Accept(Vec<Accepted>),
+    /// Do not open.
+    Refuse(Refusal),
+}
+
+/// Why a journal is not opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// No frame, but something names records up to here.
+    Gone {
+        /// The floor.
+        floor: Lsn,
+    },
+    /// A frame belongs to another group or timeline.
+    Foreign {
+        /// Where it stands.
+        segment: SegmentIndex,
+    },
+    /// The segment from which records are needed is not there.
+    TailMissing,
+    /// The chain ends below the floor.
+    BelowFloor {
+        /// Where the chain ends.
+        end: Lsn,
+        /// What must be there.
+        floor: Lsn,
+    },
+}
+
+impl Refusal {
+    /// The error that a person reads.
+    pub fn error(self) -> Error {
+        let text = match self {
+            Refusal::Gone { floor } => format!(
+                "the journal is empty, but the vault or a checkpoint knows records up to {floor}: restore the \
+                 journal's directory, or restore the group from its vault"
+            ),
+            Refusal::Foreign { segment } => {
+                format!(
+                    "segment {} belongs to another group or timeline: put back this group's files",
+                    segment.0
+                )
+            }
+            Refusal::TailMissing => {
+                "the oldest segment that is still needed is missing: put its file back, or \
+                                     restore the group from its vault"
+                    .to_owned()
+            }
+            Refusal::BelowFloor { end, floor } => format!(
+                "the journal ends at record {end}, but records up to {floor} were durable: it is damaged or was \
+                 rolled back; inspect it with 'afterimage journal verify', restore its files, or restore the group \
+                 from its vault"
+            ),
+        };
+        Error::new(ErrorKind::Corrupt, text)
+    }
+}
+
+/// The predicates of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Predicates {
+    any_frames: bool,
+    foreign: Option<SegmentIndex>,
+    tail_found: bool,
+    end: Lsn,
+    floor: Lsn,
+}
+
+fn decide(predicates: Predicates, chain: Vec<Accepted>) -> Decision {
+    let Predicates { any_frames, foreign, tail_found, end, floor } = predicates;
+    match (any_frames, foreign, tail_found, end >= floor) {
+        (false, _, _, true) => Decision::Fresh,
+        (false, _, _, false) => Decision::Refuse(Refusal::Gone { floor }),
+        (true, Some(segment), _, _) => Decision::Refuse(Refusal::Foreign { segment }),
+        (true, None, false, _) => Decision::Refuse(Refusal::TailMissing),
+        (true, None, true, false) => Decision::Refuse(Refusal::BelowFloor { end, floor }),
+        (true, None, true, true) => Decision::Accept(chain),
+    }
+}
+
+/// What all scanned headers claim together.
+pub fn claims(scans: &[SegmentScan]) -> Claims {
+    let mut claims = Claims::default();
+    for scan in scans {
+        claims.merge(scan.claims);
+    }
+    claims
+}
+
+/// Decides what opening does.
+pub fn recover(scans: &[SegmentScan], known: Known, checks: Checks) -> Decision {
+    let claims = claims(scans);
+    let foreign = scans.iter().find(|scan| {
+        scan.frames
+            .iter()
+            .any(|found| (found.frame.group, found.frame.timeline) != (known.group, known.timeline))
+    });
+    let first = scans.iter().position(|scan| first_segment_is(scan, claims));
+    let chain = first.map(|first| follow(scans, first, checks)).unwrap_or_default();
+    let end =
+        chain.last().map_or(Lsn::ZERO, |last| scans[last.scan].frames[last.frames - 1].frame.last_lsn());
+    let predicates = Predicates {
+        any_frames: scans.iter().any(|scan| !scan.frames.is_empty()),
+        foreign: foreign.map(|scan| scan.index),
+        tail_found: first.is_some(),
+        end,
+        floor: known.floor.max(claims.durable_through),
+    };
+    decide(predicates, chain)
+}
+
+fn first_segment_is(scan: &SegmentScan, claims: Claims) -> bool {
+    scan.frames.first().is_some_and(|first| first.frame.segment == claims.tail)
+}
+
+/// The segments of the chain that begins with scan `first`.
+fn follow(scans: &[SegmentScan], first: usize, checks: Checks) -> Vec<Accepted> {
+    let mut chain = vec![Accepted { scan: first, frames: scans[first].frames.len() }];
+    while let Some(last) = chain.last() {
+        let last = &scans[last.scan].frames[last.frames - 1];
+        let next = scans.iter().position(|scan| {
+            scan.frames.first().is_some_and(|next| {
+                next.frame.segment > last.frame.segment && checks.follows(last.link(), next)
+            })
+        });
+        let Some(next) = next else { break };
+        chain.push(Accepted { scan: next, frames: scans[next].frames.len() });
+    }
+    chain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_input_of_the_table_has_its_row() {
+        let segment = SegmentIndex(3);
+        let floor = Lsn(10);
+        let chain = vec![Accepted { scan: 0, frames: 1 }];
+        for any_frames in [false, true] {
+            for foreign in [None, Some(segment)] {
+                for tail_found in [false, true] {
+                    for (end, floor) in [(Lsn(9), floor), (floor, floor), (Lsn(11), floor), (Lsn(0), Lsn(0))]
+                    {
+                        let predicates = Predicates { any_frames, foreign, tail_found, end, floor };
+                        let decision = decide(predicates, chain.clone());
+                        let reaches = end >= floor;
+                        let expected = if !any_frames && reaches {
+                            Decision::Fresh
+                        } else if !any_frames {
+                            Decision::Refuse(Refusal::Gone { floor })
+                        } else if foreign.is_some() {
+                            Decision::Refuse(Refusal::Foreign { segment })
+                        } else if !tail_found {
+                            Decision::Refuse(Refusal::TailMissing)
+                        } else if !reaches {
+                            Decision::Refuse(Refusal::BelowFloor { end, floor })
+                        } else {
+                            Decision::Accept(chain.clone())
+                        };
+                        assert_eq!(decision, expected, "{predicates:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_refusal_says_how_to_mend_it() {
+        let refusals = [
+            Refusal::Gone { floor: Lsn(1) },
+            Refusal::Foreign { segment: SegmentIndex(1) },
+            Refusal::TailMissing,
+            Refusal::BelowFloor { end: Lsn(1), floor: Lsn(2) },
+        ];
+        for refusal in refusals {
+            let text = refusal.error().to_string();
+            assert!(text.contains("restore") || text.contains("put "), "{text}");
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! Reading a segment: which frames stand in it, in order, and why the sequence ends. Classifies only; decides
+//! nothing and changes nothing.
+//!
+//! Past the end of the unbroken sequence the rest of the segment is still searched for headers, page by page: a
+//! later frame cannot be accepted, but what it *claims* (how far the journal was durable, which segments were
+//! needed) was true when it was written, and tells a torn tail from lost data.
+
+use crate::format::frame::{Frame, FrameFault, RECORDS_MAX, RecordKind, UntrustedHeader};
+use crate::format::marker::Opening;
+use crate::journal::segments::SegmentIndex;
+use crate::units::{FrameNumber, IncarnationId, Lsn, PAGE_BYTES, SegmentSequence, to_usize};
+
+/// A frame, and its `header_sum`.
+#[derive(Clone, Debug)]
+pub struct Scanned {
+    /// The frame.
+    pub frame: Frame,
+    /// Its sum: the next one's chain.
+    pub sum: u64,
+    /// What it says of its predecessor, if it begins an incarnation.
+    pub opening: Option<Opening>,
+}
+
+/// What valid headers claim, wherever they stand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Claims {
+    /// Everything up to here was durable.
+    pub durable_through: Lsn,
+    /// Segments before this one were no longer needed.
+    pub tail: SegmentSequence,
+    /// The highest use of a segment seen.
+    pub segment: SegmentSequence,
+    /// The newest record that any header names, accepted or not: new incarnations start above it.
+    pub last_lsn: Lsn,
+}
+
+impl Claims {
+    fn add(&mut self, frame: &Frame) {
+        self.merge(Claims {
+            durable_through: frame.durable_through,
+            tail: frame.tail,
+            segment: frame.segment,
+            last_lsn: frame.last_lsn(),
+        });
+    }
+
+    /// The most that either claims.
+    pub fn merge(&mut self, other: Claims) {
+        self.durable_through = self.durable_through.max(other.durable_through);
+        self.tail = self.tail.max(other.tail);
+        self.segment = self.segment.max(other.segment);
+        self.last_lsn = self.last_lsn.max(other.last_lsn);
+    }
+}
+
+/// Why a segment's sequence of frames ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The segment is full.
+    Full,
+    /// No acceptable frame starts at this byte.
+    Fault {
+        /// Where.
+        offset: u64,
+        /// Why.
+        fault: FrameFault,
+    },
+    /// A valid frame starts at this byte, but it does not follow the one before: a left-over.
+    Unlinked {
+        /// Where.
+        offset: u64,
+    },
+}
+
+/// What stands in a segment.
+#[derive(Clone, Debug)]
+pub struct SegmentScan {
+    /// Which file.
+    pub index: SegmentIndex,
+    /// Its length.
+    pub bytes: u64,
+    /// Frames from the segment's start on, each following the one before.
+    pub frames: Vec<Scanned>,
+    /// Why there are no more.
+    pub end: End,
+    /// What all headers in it claim.
+    pub claims: Claims,
+}
+
+/// Which checks the scan makes; all of them, but for a planted bug.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Checks {
+    /// Follow a frame only by number and chain.
+    pub chain: bool,
+    /// Follow a frame only within its incarnation, or by a stated opening.
+    pub incarnation: bool,
+}
+
+impl Checks {
+    /// All of them.
+    pub const ALL: Checks = Checks { chain: true, incarnation: true };
+
+    /// Whether `next` follows `last`.
+    pub fn follows(self, last: Link, next: &Scanned) -> bool {
+        let number = next.frame.number == last.number.next();
+        let linked = match next.opening {
+            Some(opening) => {
+                opening.predecessor == Some(last.incarnation)
+                    && opening.last_frame == last.number
+                    && opening.last_sum == last.sum
+            }
+            None => next.frame.incarnation == last.incarnation && next.frame.chain == last.sum,
+        };
+        match self {
+            Checks { chain: true, incarnation: true } => number && linked,
+            Checks { chain: false, .. } => next.frame.incarnation == last.incarnation || linked,
+            Checks { incarnation: false, .. } => number,
+        }
+    }
+}
+
+/// What the next frame must follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// The incarnation.
+    pub incarnation: IncarnationId,
+    /// The frame's number.
+    pub number: FrameNumber,
+    /// Its `header_sum`.
+    pub sum: u64,
+}
+
+impl Scanned {
+    /// This frame, as the one to follow.
+    pub fn link(&self) -> Link {
+        Link { incarnation: self.frame.incarnation, number: self.frame.number, sum: self.sum }
+    }
+
+    /// Byte offset just past the frame.
+    pub fn end_offset(&self) -> u64 {
+        self.frame.segment_offset() + self.frame.total_bytes() as u64
+    }
+}
+
+/// Reads a whole segment's bytes.
+pub fn scan_segment(index: SegmentIndex, bytes: &[u8], checks: Checks) -> SegmentScan {
+    let mut scan = SegmentScan {
+        index,
+        bytes: bytes.len() as u64,
+        frames: Vec::new(),
+        end: End::Full,
+        claims: Claims::default(),
+    };
+    let mut offset = 0;
+    while offset < bytes.len() {
+        match read_frame(bytes, offset) {
+            Ok(scanned) => {
+                scan.claims.add(&scanned.frame);
+                if !continues(&scan.frames, &scanned, offset, checks) {
+                    scan.end = End::Unlinked { offset: offset as u64 };
+                    break;
+                }
+                offset += scanned.frame.total_bytes();
+                scan.frames.push(scanned);
+            }
+            Err(fault) => {
+                scan.end = End::Fault { offset: offset as u64, fault };
+                break;
+            }
+        }
+    }
+    collect_claims(bytes, offset, &mut scan.claims);
+    scan
+}
+
+fn continues(frames: &[Scanned], next: &Scanned, offset: usize, checks: Checks) -> bool {
+    let placed = next.frame.segment_offset() == offset as u64;
+    let linked = frames
+        .last()
+        .is_none_or(|last| last.frame.segment == next.frame.segment && checks.follows(last.link(), next));
+    placed && linked
+}
+
+/// The frame at `offset`, header and payloads checked.
+pub fn read_frame(bytes: &[u8], offset: usize) -> Result<Scanned, FrameFault> {
+    let bytes = &bytes[offset..];
+    let header = UntrustedHeader::read(&bytes[..bytes.len().min(PAGE_BYTES)])?;
+    let whole = bytes.get(..header.total_bytes()).ok_or(FrameFault::Short(header.total_bytes()))?;
+    let (frame, sum) = header.parse(whole)?;
+    frame.verify_payloads(&whole[frame.header_bytes()..])?;
+    let opening = opening_of(&frame, whole)?;
+    Ok(Scanned { frame, sum, opening })
+}
+
+fn opening_of(frame: &Frame, whole: &[u8]) -> Result<Option<Opening>, FrameFault> {
+    match frame.records.first() {
+        Some(record) if record.kind == RecordKind::Opening => {
+            let body = &whole[frame.payload_range(record.payload)];
+            Opening::decode(body).map(Some).ok_or(FrameFault::Field("opening"))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Adds what every valid header from `offset` on claims. Payloads may be torn; headers are enough.
+fn collect_claims(bytes: &[u8], offset: usize, claims: &mut Claims) {
+    const _: () = assert!(RECORDS_MAX > 0);
+    let mut offset = offset;
+    while offset < bytes.len() {
+        let page = &bytes[offset..(offset + PAGE_BYTES).min(bytes.len())];
+        let parsed = UntrustedHeader::read(page).and_then(|header| header.parse(&bytes[offset..]));
+        match parsed {
+            Ok((frame, _)) if frame.segment_offset() == offset as u64 => {
+                claims.add(&frame);
+                offset += to_usize(frame.header_bytes() as u64);
+            }
+            _ => offset += PAGE_BYTES,
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! The journal's segment files: created zero-filled, used in turn, recycled.
+//!
+//! A segment is pinned by whoever holds its [`Rc`]: reads, frames in flight, syncs. It is reused only when this
+//! table alone still holds it, and its records are no longer needed. Its file keeps its space and its length for
+//! ever, so that a write to it changes no metadata.
+//!
+//! The last [`RESERVED`] segments are not given to data: a full journal can still open, end an interval and close.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use crate::error::{Error, Result};
+use crate::extent::Location;
+use crate::runtime::Runtime;
+use crate::storage::{Buffer, Create, File, OpenOptions};
+use crate::units::{Lsn, SECTOR_BYTES, SegmentSequence};
+
+/// Segments kept back for openings, markers and closing.
+pub const RESERVED: usize = 2;
+/// Free segments that the supply keeps ready.
+pub const READY: usize = 2;
+/// Zeros are written in pieces of this size.
+const FILL_BYTES: usize = 1 << 20;
+
+/// Number of a segment's file; reused with it, unlike its sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SegmentIndex(pub u32);
+
+/// Where a record's bytes are: in a segment's file, or nowhere because they are zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// In the journal.
+    Journal {
+        /// Which file.
+        segment: SegmentIndex,
+        /// First sector within it.
+        sector: u32,
+    },
+    /// Zeros.
+    Zero {
+        /// Whether the source asked to keep the space.
+        allocated: bool,
+    },
+}
+
+impl Location for Source {
+    fn advance(self, sectors: u64) -> Source {
+        match self {
+            Source::Journal { segment, sector } => {
+                let sectors = u32::try_from(sectors).expect("an extent lies within a record");
+                Source::Journal { segment, sector: sector + sectors }
+            }
+            zero @ Source::Zero { .. } => zero,
+        }
+    }
+}
+
+/// One segment file.
+#[derive(Debug)]
+pub struct Segment {
+    /// Its number, in the file name.
+    pub index: SegmentIndex,
+    /// The file, locked.
+    pub file: File,
+    /// Its length.
+    pub bytes: u64,
+    sequence: Cell<SegmentSequence>,
+    last_lsn: Cell<Lsn>,
+}
+
+impl Segment {
+    /// A segment over an open file.
+    pub fn new(index: SegmentIndex, file: File, bytes: u64) -> Segment {
+        Segment { index, file, bytes, sequence: Cell::default(), last_lsn: Cell::default() }
+    }
+
+    /// The present use of the file.
+    pub fn sequence(&self) -> SegmentSequence {
+        self.sequence.get()
+    }
+
+    /// The newest record in it.
+    pub fn last_lsn(&self) -> Lsn {
+        self.last_lsn.get()
+    }
+
+    /// Notes that records up to `lsn` were put into it.
+    pub fn holds_through(&self, lsn: Lsn) {
+        self.last_lsn.set(self.last_lsn.get().max(lsn));
+    }
+}
+
+/// The name of a segment's file.
+pub fn file_name(index: SegmentIndex) -> String {
+    format!("segment-{:08}", index.0)
+}
+
+/// The number in a segment file's name.
+pub fn parse_file_name(name: &str) -> Option<SegmentIndex> {
+    let digits = name.strip_prefix("segment-").filter(|digits| digits.len() == 8)?;
+    digits.parse().ok().map(SegmentIndex)
+}
+
+/// All segments of a journal.
+#[derive(Debug)]
+pub struct Segments {
+    directory: PathBuf,
+    segment_bytes: u64,
+    count_max: usize,
+    /// In use, oldest first.
+    live: VecDeque<Rc<Segment>>,
+    /// Free, to be reused in this order.
+    free: VecDeque<Rc<Segment>>,
+    next_sequence: SegmentSequence,
+    next_index: u32,
+    creating: bool,
+}
+
+impl Segments {
+    /// An empty table: segments of `segment_bytes`, at most `journal_bytes` of them in all.
+    pub fn new(directory: PathBuf, segment_bytes: u64, journal_bytes: u64) -> Segments {
+        let count = usize::try_from(journal_bytes / segment_bytes).unwrap_or(usize::MAX);
+        Segments {
+            directory,
+            segment_bytes,
+            count_max: count.max(RESERVED + READY),
+            live: VecDeque::new(),
+            free: VecDeque::new(),
+            next_sequence: SegmentSequence(1),
+            next_index: 0,
+            creating: false,
+        }
+    }
+
+    /// Adds a segment that opening found in use as `sequence`, with records up to `last`; oldest first.
+    pub fn adopt_live(&mut self, segment: Segment, sequence: SegmentSequence, last: Lsn) {
+        segment.sequence.set(sequence);
+        segment.last_lsn.set(last);
+        self.saw(segment.index, sequence);
+        self.live.push_back(Rc::new(segment));
+    }
+
+    /// Adds a segment that nobody needs; `seen` is the highest sequence that it was ever used as.
+    pub fn adopt_free(&mut self, segment: Segment, seen: SegmentSequence) {
+        self.saw(segment.index, seen);
+        self.free.push_back(Rc::new(segment));
+    }
+
+    fn saw(&mut self, index: SegmentIndex, sequence: SegmentSequence) {
+        self.next_index = self.next_index.max(index.0 + 1);
+        self.next_sequence = self.next_sequence.max(SegmentSequence(sequence.0 + 1));
+    }
+
+    /// Takes a free segment into use as the newest. Data may not take the reserve. `None`: there is none now.
+    pub fn take(&mut self, for_data: bool) -> Option<Rc<Segment>> {
+        let growth = self.count_max.saturating_sub(self.live.len() + self.free.len());
+        if for_data && self.free.len() + growth <= RESERVED {
+            return None;
+        }
+        let segment = self.free.pop_front()?;
+        segment.sequence.set(self.next_sequence);
+        segment.last_lsn.set(Lsn::ZERO);
+        self.next_sequence.0 += 1;
+        self.live.push_back(Rc::clone(&segment));
+        Some(segment)
+    }
+
+    /// Gives back the oldest segments whose records are all at or below `needless`, and that nobody pins. The
+    /// newest stays. Returns which.
+    pub fn recycle(&mut self, needless: Lsn) -> Vec<SegmentIndex> {
+        let mut recycled = Vec::new();
+        while self.live.len() > 1 {
+            let oldest = &self.live[0];
+            if oldest.last_lsn() > needless || Rc::strong_count(oldest) > 1 {
+                break;
+            }
+            let Some(segment) = self.live.pop_front() else { break };
+            recycled.push(segment.index);
+            self.free.push_back(segment);
+        }
+        recycled
+    }
+
+    /// The segment with this index, if it is in use: clone the `Rc` to pin it.
+    pub fn get(&self, index: SegmentIndex) -> Option<&Rc<Segment>> {
+        self.live.iter().find(|segment| segment.index == index)
+    }
+
+    /// Sequence of the oldest segment in use.
+    pub fn tail(&self) -> Option<SegmentSequence> {
+        self.live.front().map(|segment| segment.sequence())
+    }
+
+    /// Segments in use, oldest first.
+    pub fn live(&self) -> impl Iterator<Item = &Rc<Segment>> {
+        self.live.iter()
+    }
+
+    /// Bytes in use.
+    pub fn used_bytes(&self) -> u64 {
+        self.live.iter().map(|segment| segment.bytes).sum()
+    }
+
+    /// Most bytes that segments may take.
+    pub fn limit_bytes(&self) -> u64 {
+        self.count_max as u64 * self.segment_bytes
+    }
+
+    /// Bytes that data may still take before it must wait for recycling.
+    pub fn room_bytes(&self) -> u64 {
+        let spare = self.count_max.saturating_sub(self.live.len() + RESERVED);
+        spare as u64 * self.segment_bytes
+    }
+
+    /// The file to create next, if more are wanted and allowed; [`Segments::created`] or
+    /// [`Segments::creation_failed`] ends it.
+    pub fn begin_creation(&mut self) -> Option<(SegmentIndex, PathBuf, u64)> {
+        let total = self.live.len() + self.free.len();
+        if self.creating || self.free.len() >= READY || total >= self.count_max {
+            return None;
+        }
+        self.creating = true;
+        let index = SegmentIndex(self.next_index);
+        self.next_index += 1;
+        Some((index, self.directory.join(file_name(index)), self.segment_bytes))
+    }
+
+    /// Adds a created segment to the free ones.
+    pub fn created(&mut self, segment: Segment) {
+        self.creating = false;
+        self.free.push_back(Rc::new(segment));
+    }
+
+    /// Lets another attempt be made.
+    pub fn creation_failed(&mut self) {
+        self.creating = false;
+    }
+}
+
+/// Creates a segment file: zeros all through, durable under its final name before anyone may use it.
+pub async fn create(runtime: Rc<Runtime>, index: SegmentIndex, path: PathBuf, bytes: u64) -> Result<Segment> {
+    let temporary = path.with_extension("new");
+    let options = OpenOptions { create: Create::IfMissing, ..OpenOptions::OWNED };
+    let file = runtime.open(&temporary, options).await?;
+    let zeros = Buffer::zeroed(FILL_BYTES).freeze();
+    for offset in (0..bytes).step_by(FILL_BYTES) {
+        let length = usize::try_from(bytes - offset).map_or(FILL_BYTES, |rest| rest.min(FILL_BYTES));
+        runtime.write(&file, offset, zeros.slice(0..length)).await?;
+    }
+    runtime.sync(&file).await?;
+    runtime.publish(&temporary, &path).await?;
+    runtime.sync_directory(directory_of(&path)).await?;
+    Ok(Segment::new(index, file, bytes))
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().expect("a segment lies in its journal's directory")
+}
+
+/// Opens every segment file of a journal, locked; left-overs of a creation that a crash cut short are removed.
+pub async fn open_all(runtime: &Rc<Runtime>, directory: &Path) -> Result<Vec<Segment>> {
+    let mut segments = Vec::new();
+    for name in runtime.list(directory).await? {
+        let path = directory.join(&name);
+        if name.ends_with(".new") {
+            runtime.remove(path).await?;
+            continue;
+        }
+        let Some(index) = parse_file_name(&name) else {
+            return Err(
+                Error::corrupt("the journal's directory holds a file that is not a segment").at_path(&path)
+            );
+        };
+        let file = runtime.open(&path, OpenOptions::OWNED).await?;
+        let bytes = runtime.length(&file).await?;
+        segments.push(Segment::new(index, file, bytes));
+    }
+    Ok(segments)
+}
+
+/// The byte range of `sectors` sectors at `sector` of a segment.
+pub fn byte_range(sector: u32, sectors: u64) -> Range<u64> {
+    let start = u64::from(sector) * SECTOR_BYTES;
+    start..start + sectors * SECTOR_BYTES
+}

@@ -1,0 +1,645 @@
+//! The journal's single writer: gives records their LSNs, gathers them into frames, keeps several in flight, and
+//! says what became visible and what is durable.
+//!
+//! ```text
+//!  queue ──▶ frame ──submit──▶ in flight ──written, and all earlier too──▶ visible ──sync──▶ durable
+//! ```
+//!
+//! Invariants, asserted: `durable ≤ visible ≤ written ≤ submitted`; records become visible in LSN order; a sync
+//! covers the frames that were written when it was submitted, on the segments that they are in; a failed write or
+//! sync latches the writer for good. The writer knows no disks, maps or replies: its owner, the group, does.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::frame::{
+    FRAME_PAYLOAD_BYTES_MAX, Frame, Payload, RECORD_PAYLOAD_BYTES_MAX, RECORDS_MAX, Record, RecordKind,
+    header_bytes,
+};
+use crate::format::marker::{Marker, Opening};
+use crate::journal::commit::{Decision, FRAMES_IN_FLIGHT_MAX, QueueState, decide};
+use crate::journal::segments::{Segment, Segments, Source};
+use crate::planted::{Bug, Planted};
+use crate::runtime::{Runtime, Tag};
+use crate::storage::{Buffer, Op, Outcome, Slice};
+use crate::units::{
+    DiskSlot, FrameNumber, GroupId, IncarnationId, Lsn, MonotonicNanos, PAGE_BYTES, SECTOR_BYTES,
+    SectorRange, TimelineId,
+};
+
+/// Frames are closed at this size, header included.
+const FRAME_BYTES_TARGET: usize = 1 << 20;
+/// How long a sync that nothing follows waits for a frame that would state it anyway.
+const STATEMENT_DELAY: Duration = Duration::from_millis(50);
+
+const _: () = assert!(FRAME_BYTES_TARGET <= FRAME_PAYLOAD_BYTES_MAX);
+const _: () = assert!(RECORD_PAYLOAD_BYTES_MAX + 2 * PAGE_BYTES <= FRAME_BYTES_TARGET);
+
+/// Whose journal it is, in which history and incarnation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The group.
+    pub group: GroupId,
+    /// The history.
+    pub timeline: TimelineId,
+    /// This opening.
+    pub incarnation: IncarnationId,
+}
+
+/// What is to be recorded.
+#[derive(Clone, Debug)]
+pub enum Entry {
+    /// New content; at most [`RECORD_PAYLOAD_BYTES_MAX`], as long as the range.
+    Write {
+        /// Which disk.
+        disk: DiskSlot,
+        /// Which sectors.
+        range: SectorRange,
+        /// The bytes.
+        payload: Bytes,
+    },
+    /// Zeros.
+    Zero {
+        /// Which disk.
+        disk: DiskSlot,
+        /// Which sectors.
+        range: SectorRange,
+        /// Whether to keep the space.
+        allocated: bool,
+    },
+    /// The end of an interval.
+    Marker(Marker),
+    /// The beginning of an incarnation.
+    Opening(Opening),
+    /// A clean stop.
+    Seal,
+}
+
+impl Entry {
+    fn is_data(&self) -> bool {
+        matches!(self, Entry::Write { .. } | Entry::Zero { .. })
+    }
+
+    fn payload_bytes(&self) -> usize {
+        match self {
+            Entry::Write { payload, .. } => payload.len(),
+            _ => 0,
+        }
+    }
+}
+
+/// A record that became visible, in LSN order.
+#[derive(Clone, Debug)]
+pub struct Visible {
+    /// Its number.
+    pub lsn: Lsn,
+    /// What it says.
+    pub event: VisibleEvent,
+    /// What the owner wants to be reminded of.
+    pub cookie: Option<u64>,
+}
+
+/// What became visible.
+#[derive(Clone, Debug)]
+pub enum VisibleEvent {
+    /// The newest bytes of a range are there.
+    Data {
+        /// Which disk.
+        disk: DiskSlot,
+        /// Which sectors.
+        range: SectorRange,
+        /// Where they are.
+        source: Source,
+    },
+    /// An interval ended.
+    Marker(Marker),
+    /// An opening or a seal.
+    Boundary,
+}
+
+/// Where the writer goes on.
+#[derive(Clone, Debug)]
+pub struct Position {
+    /// The segment, or `None` to start with a fresh one.
+    pub segment: Option<Rc<Segment>>,
+    /// Where in it.
+    pub offset: u64,
+    /// Number of the next frame.
+    pub next_frame: FrameNumber,
+    /// `header_sum` of the last one.
+    pub chain: u64,
+    /// The last record accepted.
+    pub accepted: Lsn,
+    /// The newest record that was ever numbered, accepted or dead: numbers start above it.
+    pub newest: Lsn,
+}
+
+struct Pending {
+    entry: Entry,
+    cookie: Option<u64>,
+}
+
+struct InFlight {
+    segment: Rc<Segment>,
+    sector: u32,
+    bytes: Slice,
+    written: bool,
+    last_lsn: Lsn,
+    visible: Vec<Visible>,
+}
+
+/// A sync in flight.
+struct SyncRound {
+    covers: Lsn,
+    remaining: usize,
+}
+
+/// A frame that was written: for the cache.
+pub struct Written {
+    /// Where it is.
+    pub segment: Rc<Segment>,
+    /// First sector of it in the segment.
+    pub sector: u32,
+    /// Header and payload.
+    pub bytes: Slice,
+}
+
+/// The writer.
+pub struct Writer {
+    runtime: Rc<Runtime>,
+    owner: u32,
+    identity: Identity,
+    planted: Planted,
+    position: Position,
+    control: VecDeque<Pending>,
+    data: VecDeque<Pending>,
+    data_bytes: usize,
+    in_flight: VecDeque<InFlight>,
+    first_in_flight: FrameNumber,
+    became_visible: VecDeque<Visible>,
+    written: Vec<Written>,
+    next_lsn: Lsn,
+    visible: Lsn,
+    durable: Lsn,
+    wanted: Lsn,
+    /// Segments that hold written frames which no sync has covered yet.
+    unsynced: Vec<Rc<Segment>>,
+    sync: Option<SyncRound>,
+    stated: Lsn,
+    statement_due: Option<MonotonicNanos>,
+    stalled: bool,
+    failed: Option<ErrorKind>,
+}
+
+const OPERATION_SYNC: u64 = 1 << 62;
+
+impl Writer {
+    /// A writer that goes on at `position`; everything up to `position.accepted` is durable. Its operations carry
+    /// `owner`.
+    pub fn new(
+        runtime: Rc<Runtime>,
+        owner: u32,
+        identity: Identity,
+        position: Position,
+        planted: Planted,
+    ) -> Writer {
+        let last = position.accepted;
+        let next_lsn = last.max(position.newest).first_of_next_incarnation();
+        Writer {
+            runtime,
+            owner,
+            identity,
+            planted,
+            first_in_flight: position.next_frame,
+            position,
+            control: VecDeque::new(),
+            data: VecDeque::new(),
+            data_bytes: 0,
+            in_flight: VecDeque::new(),
+            became_visible: VecDeque::new(),
+            written: Vec::new(),
+            next_lsn,
+            visible: last,
+            durable: last,
+            wanted: Lsn::ZERO,
+            unsynced: Vec::new(),
+            sync: None,
+            stated: Lsn::ZERO,
+            statement_due: None,
+            stalled: false,
+            failed: None,
+        }
+    }
+
+    /// The last record submitted.
+    pub fn submitted(&self) -> Lsn {
+        self.in_flight.back().map_or(self.visible, |frame| frame.last_lsn)
+    }
+
+    /// The last record that reads may see.
+    pub fn visible(&self) -> Lsn {
+        self.visible
+    }
+
+    /// The last record that survives a power cut.
+    pub fn durable(&self) -> Lsn {
+        self.durable
+    }
+
+    /// Whether data waits for a segment to become free.
+    pub fn is_stalled(&self) -> bool {
+        self.stalled
+    }
+
+    /// Payload bytes that wait to be put into a frame.
+    pub fn queued_bytes(&self) -> usize {
+        self.data_bytes
+    }
+
+    /// Whether nothing waits and nothing is in flight.
+    pub fn is_idle(&self) -> bool {
+        self.control.is_empty() && self.data.is_empty() && self.in_flight.is_empty() && self.sync.is_none()
+    }
+
+    /// Why the writer stopped, if it did.
+    pub fn failure(&self) -> Option<ErrorKind> {
+        self.failed
+    }
+
+    /// Queues data; `cookie` comes back when it is visible.
+    pub fn enqueue(&mut self, entry: Entry, cookie: Option<u64>) {
+        self.data_bytes += entry.payload_bytes();
+        self.data.push_back(Pending { entry, cookie });
+    }
+
+    /// Queues a record of the group's own. It goes before data that waits: nothing there was acknowledged, and a
+    /// full journal must still end its interval.
+    pub fn enqueue_control(&mut self, entry: Entry, cookie: Option<u64>) {
+        self.control.push_back(Pending { entry, cookie });
+    }
+
+    /// Asks that records up to `lsn` become durable.
+    pub fn want_durable(&mut self, lsn: Lsn) {
+        self.wanted = self.wanted.max(lsn);
+    }
+
+    /// What became visible since the last call, in LSN order.
+    pub fn take_visible(&mut self) -> VecDeque<Visible> {
+        std::mem::take(&mut self.became_visible)
+    }
+
+    /// The frames written since the last call.
+    pub fn take_written(&mut self) -> Vec<Written> {
+        std::mem::take(&mut self.written)
+    }
+
+    /// Forgets what waits, when the group is latched or stops; returns the cookies.
+    pub fn abandon_queue(&mut self) -> Vec<u64> {
+        self.data_bytes = 0;
+        let pending = self.data.drain(..).chain(self.control.drain(..));
+        pending.filter_map(|pending| pending.cookie).collect()
+    }
+
+    /// When [`Writer::advance`] has something to do even if nothing happens.
+    pub fn next_deadline(&self) -> Option<MonotonicNanos> {
+        self.statement_due
+    }
+
+    /// Submits what the policy says, and a sync if one is wanted.
+    pub fn advance(&mut self, segments: &mut Segments) {
+        if self.failed.is_some() {
+            return;
+        }
+        self.stalled = false;
+        while self.should_submit() {
+            if !self.submit_frame(segments) {
+                self.stalled = true;
+                break;
+            }
+        }
+        self.state_durability(segments);
+        self.start_sync();
+    }
+
+    fn should_submit(&self) -> bool {
+        if !self.control.is_empty() {
+            return self.in_flight.len() < FRAMES_IN_FLIGHT_MAX;
+        }
+        let state = QueueState {
+            records: self.data.len(),
+            payload_bytes: self.data_bytes,
+            frames_in_flight: self.in_flight.len(),
+        };
+        decide(state) == Decision::Submit
+    }
+
+    /// Closes one frame over the front of the queues; `false` if there is no segment for it.
+    fn submit_frame(&mut self, segments: &mut Segments) -> bool {
+        let Some(room) = self.room_for_next(segments) else { return false };
+        let mut plan = FramePlan::default();
+        for pending in self.control.drain(..) {
+            // Control records are few and small: they fit in any fresh frame with room for one record.
+            plan.push(pending);
+        }
+        let limit = room.min(FRAME_BYTES_TARGET);
+        while let Some(pending) = self.data.front() {
+            if !plan.fits(&pending.entry, limit) {
+                break;
+            }
+            let Some(pending) = self.data.pop_front() else { break };
+            self.data_bytes -= pending.entry.payload_bytes();
+            plan.push(pending);
+        }
+        self.submit_plan(plan, segments);
+        true
+    }
+
+    /// Room in the segment that the next frame goes to, after switching to a fresh one if need be.
+    fn room_for_next(&mut self, segments: &mut Segments) -> Option<usize> {
+        let mut need = FramePlan::default();
+        for pending in &self.control {
+            need.reserve(control_bytes(&pending.entry));
+        }
+        let mut for_data = false;
+        if need.records == 0
+            && let Some(first) = self.data.front()
+        {
+            need.reserve(first.entry.payload_bytes());
+            for_data = first.entry.is_data();
+        }
+        let need = need.total_bytes();
+        if self.room() < need {
+            let fresh = segments.take(for_data)?;
+            assert!(fresh.bytes >= need as u64, "a segment takes the largest record");
+            self.position.segment = Some(fresh);
+            self.position.offset = 0;
+        }
+        Some(self.room())
+    }
+
+    fn room(&self) -> usize {
+        let Some(segment) = &self.position.segment else { return 0 };
+        usize::try_from(segment.bytes.saturating_sub(self.position.offset)).unwrap_or(usize::MAX)
+    }
+
+    fn submit_plan(&mut self, plan: FramePlan, segments: &Segments) {
+        let segment = Rc::clone(self.position.segment.as_ref().expect("room_for_next chose one"));
+        let first_lsn = self.next_lsn;
+        let page =
+            u32::try_from(self.position.offset / PAGE_BYTES as u64).expect("segments are below 16 TiB");
+        let mut frame = Frame {
+            group: self.identity.group,
+            timeline: self.identity.timeline,
+            incarnation: self.identity.incarnation,
+            number: self.position.next_frame,
+            chain: self.position.chain,
+            first_lsn,
+            durable_through: self.durable,
+            segment: segment.sequence(),
+            segment_page: page,
+            tail: segments.tail().unwrap_or(segment.sequence()),
+            records: Vec::with_capacity(plan.pending.len()),
+            payload_pages: 0,
+        };
+        let first_sector = page * u32::try_from(PAGE_BYTES as u64 / SECTOR_BYTES).expect("eight");
+        let (bytes, visible) = plan.assemble(&mut frame, &segment, first_sector);
+        self.position.chain = u64::from_le_bytes(bytes[16..24].try_into().expect("eight bytes"));
+        self.position.next_frame = frame.number.next();
+        self.next_lsn = first_lsn.advance(frame.records.len() as u64);
+        self.stated = self.stated.max(frame.durable_through);
+        self.statement_due = None;
+        segment.holds_through(frame.last_lsn());
+        let tag = Tag { owner: self.owner, operation: frame.number.0 };
+        let offset = self.position.offset;
+        self.position.offset += bytes.len() as u64;
+        self.runtime.submit(tag, Op::Write { file: segment.file.clone(), offset, data: bytes.clone() });
+        let last_lsn = frame.last_lsn();
+        let mut in_flight =
+            InFlight { segment, sector: first_sector, bytes, written: false, last_lsn, visible };
+        if self.planted.is(Bug::AcknowledgeBeforeWritten) {
+            self.visible = self.visible.max(in_flight.last_lsn);
+            self.became_visible.extend(in_flight.visible.drain(..));
+        }
+        self.in_flight.push_back(in_flight);
+    }
+
+    /// Takes a completion of one of this writer's operations.
+    pub fn handle(&mut self, operation: u64, result: Result<Outcome>) {
+        if operation == OPERATION_SYNC {
+            self.handle_sync(result);
+        } else {
+            self.handle_frame(FrameNumber(operation), result);
+        }
+    }
+
+    /// Whether an operation number belongs to a writer.
+    pub fn owns(operation: u64) -> bool {
+        operation <= OPERATION_SYNC
+    }
+
+    fn handle_frame(&mut self, number: FrameNumber, result: Result<Outcome>) {
+        let index = usize::try_from(number.0 - self.first_in_flight.0).expect("few frames are in flight");
+        if let Err(error) = result {
+            self.fail(&error);
+            return;
+        }
+        let frame = self.in_flight.get_mut(index).expect("only frames in flight complete");
+        frame.written = true;
+        if !self.unsynced.iter().any(|segment| Rc::ptr_eq(segment, &frame.segment)) {
+            self.unsynced.push(Rc::clone(&frame.segment));
+        }
+        while self.failed.is_none() && self.in_flight.front().is_some_and(|frame| frame.written) {
+            let Some(mut frame) = self.in_flight.pop_front() else { break };
+            self.first_in_flight = self.first_in_flight.next();
+            self.visible = self.visible.max(frame.last_lsn);
+            self.became_visible.extend(frame.visible.drain(..));
+            self.written.push(Written { segment: frame.segment, sector: frame.sector, bytes: frame.bytes });
+        }
+    }
+
+    fn start_sync(&mut self) {
+        if self.sync.is_some() || self.wanted.min(self.visible) <= self.durable {
+            return;
+        }
+        let mut segments = std::mem::take(&mut self.unsynced);
+        let mut covers = self.visible;
+        if self.planted.is(Bug::SyncCoversInFlight) {
+            covers = self.submitted();
+            self.visible = self.visible.max(covers);
+        }
+        if self.planted.is(Bug::SegmentSwitchBeforeSync)
+            && let Some(current) = &self.position.segment
+        {
+            segments.retain(|segment| Rc::ptr_eq(segment, current));
+        }
+        if segments.is_empty() {
+            self.durable = covers;
+            return;
+        }
+        self.sync = Some(SyncRound { covers, remaining: segments.len() });
+        for segment in segments {
+            let tag = Tag { owner: self.owner, operation: OPERATION_SYNC };
+            self.runtime.submit(tag, Op::Sync { file: segment.file.clone() });
+        }
+    }
+
+    fn handle_sync(&mut self, result: Result<Outcome>) {
+        if let Err(error) = result {
+            self.fail(&error);
+            return;
+        }
+        let round = self.sync.as_mut().expect("only a submitted sync completes");
+        round.remaining -= 1;
+        if round.remaining == 0 {
+            assert!(round.covers <= self.visible, "a sync covers what was visible when it was submitted");
+            self.durable = self.durable.max(round.covers);
+            self.sync = None;
+            let delay = u64::try_from(STATEMENT_DELAY.as_nanos()).expect("milliseconds");
+            self.statement_due = Some(MonotonicNanos(self.runtime.now().0 + delay));
+        }
+    }
+
+    /// A sync that nothing followed is stated by an empty frame, so that the next opening knows of it.
+    fn state_durability(&mut self, segments: &mut Segments) {
+        let Some(due) = self.statement_due else { return };
+        if self.runtime.now() < due {
+            return;
+        }
+        self.statement_due = None;
+        let settled = self.in_flight.is_empty() && self.data.is_empty() && self.control.is_empty();
+        if settled && self.stated < self.durable && self.room_for_next(segments).is_some() {
+            self.submit_plan(FramePlan::default(), segments);
+        }
+    }
+
+    fn fail(&mut self, error: &Error) {
+        tracing::error!(group = %self.identity.group, %error, "the journal failed; the group is latched");
+        self.failed.get_or_insert(error.kind());
+        self.statement_due = None;
+    }
+}
+
+/// Payload that a control record takes, at most.
+fn control_bytes(entry: &Entry) -> usize {
+    match entry {
+        Entry::Marker(marker) => marker.encode().len(),
+        Entry::Opening(opening) => opening.encode().len(),
+        Entry::Write { .. } | Entry::Zero { .. } | Entry::Seal => 0,
+    }
+}
+
+/// The records that one frame is to carry.
+#[derive(Default)]
+struct FramePlan {
+    pending: Vec<Pending>,
+    records: usize,
+    payload_bytes: usize,
+}
+
+impl FramePlan {
+    fn reserve(&mut self, payload_bytes: usize) {
+        self.records += 1;
+        self.payload_bytes = aligned_start(self.payload_bytes, payload_bytes) + payload_bytes;
+    }
+
+    fn push(&mut self, pending: Pending) {
+        self.reserve(pending.entry.payload_bytes().max(control_bytes(&pending.entry)));
+        self.pending.push(pending);
+    }
+
+    fn total_bytes(&self) -> usize {
+        header_bytes(self.records) + self.payload_bytes.next_multiple_of(PAGE_BYTES)
+    }
+
+    fn fits(&self, entry: &Entry, limit: usize) -> bool {
+        let payload = entry.payload_bytes();
+        let with = FramePlan {
+            pending: Vec::new(),
+            records: self.records + 1,
+            payload_bytes: aligned_start(self.payload_bytes, payload) + payload,
+        };
+        with.records <= RECORDS_MAX && with.total_bytes() <= limit
+    }
+
+    /// Fills in the frame's records and lays header and payloads out in one aligned buffer.
+    fn assemble(self, frame: &mut Frame, segment: &Segment, first_sector: u32) -> (Slice, Vec<Visible>) {
+        let header = header_bytes(self.pending.len());
+        let total = self.total_bytes();
+        let mut buffer = Buffer::recycled(total);
+        let mut visible = Vec::with_capacity(self.pending.len());
+        let mut end = 0;
+        let header_sectors = u32::try_from(header as u64 / SECTOR_BYTES).expect("a header has few pages");
+        for (index, pending) in self.pending.into_iter().enumerate() {
+            let body = Body::of(pending.entry);
+            let start = aligned_start(end, body.payload.len());
+            buffer[header + end..header + start].fill(0);
+            end = start + body.payload.len();
+            buffer[header + start..header + end].copy_from_slice(&body.payload);
+            let payload = Payload {
+                sector: u32::try_from(start as u64 / SECTOR_BYTES).expect("frames are small"),
+                sectors: u32::try_from(body.payload.len() as u64 / SECTOR_BYTES).expect("records are small"),
+                sum: if body.payload.is_empty() { 0 } else { xxh3_64(&buffer[header + start..header + end]) },
+            };
+            let sector = first_sector + header_sectors + payload.sector;
+            frame.records.push(Record { kind: body.kind, payload });
+            let lsn = frame.first_lsn.advance(index as u64);
+            let source = Source::Journal { segment: segment.index, sector };
+            visible.push(Visible { lsn, event: body.event(source), cookie: pending.cookie });
+        }
+        buffer[header + end..].fill(0);
+        frame.payload_pages = u32::try_from((total - header) / PAGE_BYTES).expect("frames are small");
+        frame.encode_header(&mut buffer[..header]);
+        (buffer.freeze(), visible)
+    }
+}
+
+/// Where a payload of `len` bytes starts when the area is filled to `end`: whole pages go to page boundaries, so
+/// that what is page-aligned on the disk is page-aligned in the journal.
+fn aligned_start(end: usize, len: usize) -> usize {
+    if len > 0 && len.is_multiple_of(PAGE_BYTES) { end.next_multiple_of(PAGE_BYTES) } else { end }
+}
+
+/// An entry, ready to be laid out.
+struct Body {
+    kind: RecordKind,
+    payload: Bytes,
+    marker: Option<Marker>,
+}
+
+impl Body {
+    fn of(entry: Entry) -> Body {
+        match entry {
+            Entry::Write { disk, range, payload } => {
+                Body { kind: RecordKind::Write { disk, range }, payload, marker: None }
+            }
+            Entry::Zero { disk, range, allocated } => Body {
+                kind: RecordKind::Zero { disk, range, allocated },
+                payload: Bytes::new(),
+                marker: None,
+            },
+            Entry::Marker(marker) => {
+                Body { kind: RecordKind::Marker, payload: marker.encode().into(), marker: Some(marker) }
+            }
+            Entry::Opening(opening) => {
+                Body { kind: RecordKind::Opening, payload: opening.encode().into(), marker: None }
+            }
+            Entry::Seal => Body { kind: RecordKind::Seal, payload: Bytes::new(), marker: None },
+        }
+    }
+
+    fn event(self, source: Source) -> VisibleEvent {
+        match (self.kind, self.marker) {
+            (RecordKind::Write { disk, range }, _) => VisibleEvent::Data { disk, range, source },
+            (RecordKind::Zero { disk, range, allocated }, _) => {
+                VisibleEvent::Data { disk, range, source: Source::Zero { allocated } }
+            }
+            (_, Some(marker)) => VisibleEvent::Marker(marker),
+            (_, None) => VisibleEvent::Boundary,
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Planted bugs: deliberate faults that prove the simulator can find what it claims to find.
+//!
+//! Without the `sim` feature the type is empty and [`Planted::is`] is `false` at compile time, so that no shipped
+//! binary contains one. Each bug breaks exactly one rule of the failure model; `tests/simulation.rs` shows that
+//! the normal workload finds each of them.
+
+/// A rule to break.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Bug {
+    /// Writes are acknowledged when their frame is submitted, not when it is written.
+    AcknowledgeBeforeWritten,
+    /// Writes become visible to reads only some steps after they were acknowledged.
+    VisibleAfterAcknowledged,
+    /// A sync is taken to cover frames that were in flight when it was submitted.
+    SyncCoversInFlight,
+    /// A sync after a segment switch covers the new segment only.
+    SegmentSwitchBeforeSync,
+    /// A scan follows frames whose chain does not match.
+    NoChainCheck,
+    /// A scan follows frames of any incarnation.
+    NoIncarnationCheck,
+    /// What was accepted at opening is served without having been synced and stated.
+    AcceptanceNotRecorded,
+    /// Records are destaged before they are durable.
+    DestageAheadOfDurable,
+    /// The checkpoint advances before the image is synced.
+    CheckpointBeforeImageSync,
+    /// Segments are recycled as soon as they are destaged, though the vault still needs them.
+    EarlyRecycling,
+    /// A delta is built from the interval's maps before the last of them is frozen.
+    DeltaFromOpenMap,
+    /// Points are published before their records are durable in the journal.
+    PublishAheadOfDurable,
+    /// A create whose reply was lost is taken for a loss to another writer.
+    LostCreateReply,
+    /// A blob is named by a manifest step before it was synced.
+    BlobNotSynced,
+}
+
+/// Which bug, if any, is planted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Planted {
+    #[cfg(feature = "sim")]
+    bug: Option<Bug>,
+}
+
+impl Planted {
+    /// No bug: the product.
+    pub const NONE: Planted = Planted {
+        #[cfg(feature = "sim")]
+        bug: None,
+    };
+
+    /// Plants `bug`.
+    #[cfg(feature = "sim")]
+    pub const fn with(bug: Bug) -> Planted {
+        Planted { bug: Some(bug) }
+    }
+
+    /// Whether `bug` is planted.
+    #[cfg(feature = "sim")]
+    pub fn is(self, bug: Bug) -> bool {
+        self.bug == Some(bug)
+    }
+
+    /// Whether `bug` is planted: never, in this build.
+    #[cfg(not(feature = "sim"))]
+    pub const fn is(self, _bug: Bug) -> bool {
+        false
+    }
+}

@@ -1,0 +1,185 @@
+//! The read path's layers: one open map that takes what becomes visible, and frozen ones above the images.
+//!
+//! ```text
+//!   reads ─▶ open ─▶ frozen, newest ─▶ … ─▶ frozen, oldest ─▶ image
+//! ```
+//!
+//! A layer leaves when every image it concerns holds it under a durable checkpoint. Its maps live on for as long as
+//! a delta still needs them.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+
+use crate::extent::{ExtentMap, FrozenMap};
+use crate::journal::segments::Source;
+use crate::units::{DiskSlot, Lsn, SectorRange};
+
+/// A layer is frozen when it holds this many extents, marker or not.
+pub const LAYER_EXTENTS_MAX: usize = 32 << 10;
+/// A layer is frozen when its records carry this many bytes, marker or not.
+pub const LAYER_BYTES_MAX: u64 = 128 << 20;
+
+/// Maps of consecutive records, frozen.
+#[derive(Debug)]
+pub struct Layer {
+    /// The first record after the layer before.
+    pub first: Lsn,
+    /// The last record of this one.
+    pub last: Lsn,
+    /// What they say, per disk.
+    pub maps: BTreeMap<DiskSlot, Rc<FrozenMap<Source>>>,
+    /// Bytes of data that the records carried.
+    pub bytes: u64,
+}
+
+impl Layer {
+    /// Number of extents.
+    pub fn extents(&self) -> usize {
+        self.maps.values().map(|map| map.len()).sum()
+    }
+}
+
+/// Maps that still take records.
+#[derive(Debug, Default)]
+struct OpenLayer {
+    maps: BTreeMap<DiskSlot, ExtentMap<Source>>,
+    bytes: u64,
+}
+
+/// All layers of a group.
+#[derive(Debug)]
+pub struct Layers {
+    open: OpenLayer,
+    open_first: Lsn,
+    frozen: VecDeque<Rc<Layer>>,
+}
+
+impl Layers {
+    /// No layers; records up to `last` are in the images.
+    pub fn new(last: Lsn) -> Layers {
+        Layers { open: OpenLayer::default(), open_first: last.next(), frozen: VecDeque::new() }
+    }
+
+    /// Takes a record that became visible.
+    pub fn insert(&mut self, disk: DiskSlot, range: SectorRange, source: Source) {
+        if matches!(source, Source::Journal { .. }) {
+            self.open.bytes += range.bytes();
+        }
+        self.open.maps.entry(disk).or_default().insert(range, source);
+    }
+
+    /// Whether the open layer reached its limits.
+    pub fn is_full(&self) -> bool {
+        let extents: usize = self.open.maps.values().map(ExtentMap::len).sum();
+        extents >= LAYER_EXTENTS_MAX || self.open.bytes >= LAYER_BYTES_MAX
+    }
+
+    /// Whether the open layer holds nothing.
+    pub fn is_open_empty(&self) -> bool {
+        self.open.maps.is_empty()
+    }
+
+    /// Freezes the open layer, which holds the records up to `last`; `None` if it holds nothing.
+    pub fn freeze(&mut self, last: Lsn) -> Option<Rc<Layer>> {
+        let first = std::mem::replace(&mut self.open_first, last.next());
+        if self.is_open_empty() {
+            return None;
+        }
+        let open = std::mem::take(&mut self.open);
+        let maps = open.maps.into_iter().map(|(disk, map)| (disk, Rc::new(map.freeze()))).collect();
+        let layer = Rc::new(Layer { first, last, maps, bytes: open.bytes });
+        self.frozen.push_back(Rc::clone(&layer));
+        Some(layer)
+    }
+
+    /// The frozen layers, oldest first.
+    pub fn frozen(&self) -> &VecDeque<Rc<Layer>> {
+        &self.frozen
+    }
+
+    /// Lets layers leave the read path whose records are all at or below `destaged`.
+    pub fn retire(&mut self, destaged: Lsn) {
+        while self.frozen.front().is_some_and(|layer| layer.last <= destaged) {
+            self.frozen.pop_front();
+        }
+    }
+
+    /// Extents of all layers.
+    pub fn extents(&self) -> usize {
+        let open: usize = self.open.maps.values().map(ExtentMap::len).sum();
+        open + self.frozen.iter().map(|layer| layer.extents()).sum::<usize>()
+    }
+
+    /// Where the newest bytes of `window` are, in order and without gaps; `None`: in the image.
+    pub fn resolve(&self, disk: DiskSlot, window: SectorRange) -> Vec<(SectorRange, Option<Source>)> {
+        let mut found = match self.open.maps.get(&disk) {
+            Some(map) => map.lookup(window).collect(),
+            None => vec![(window, None)],
+        };
+        for layer in self.frozen.iter().rev() {
+            let Some(map) = layer.maps.get(&disk) else { continue };
+            if found.iter().all(|(_, source)| source.is_some()) {
+                break;
+            }
+            found = fill(found, map);
+        }
+        found
+    }
+}
+
+/// Looks what is still unknown up in an older map.
+fn fill(
+    found: Vec<(SectorRange, Option<Source>)>,
+    older: &FrozenMap<Source>,
+) -> Vec<(SectorRange, Option<Source>)> {
+    let mut filled = Vec::with_capacity(found.len());
+    for part in found {
+        match part {
+            (range, None) => filled.extend(older.lookup(range)),
+            known => filled.push(known),
+        }
+    }
+    filled
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::segments::SegmentIndex;
+
+    fn at(sector: u32) -> Source {
+        Source::Journal { segment: SegmentIndex(0), sector }
+    }
+
+    #[test]
+    fn newer_layers_hide_older_ones_and_the_image_shows_through() {
+        let disk = DiskSlot(0);
+        let mut layers = Layers::new(Lsn(0));
+        layers.insert(disk, SectorRange::new(0, 8), at(100));
+        layers.freeze(Lsn(1)).expect("one record");
+        layers.insert(disk, SectorRange::new(4, 6), at(200));
+        layers.freeze(Lsn(2)).expect("one record");
+        layers.insert(disk, SectorRange::new(5, 6), Source::Zero { allocated: false });
+        let expected = vec![
+            (SectorRange::new(0, 4), Some(at(100))),
+            (SectorRange::new(4, 5), Some(at(200))),
+            (SectorRange::new(5, 6), Some(Source::Zero { allocated: false })),
+            (SectorRange::new(6, 8), Some(at(106))),
+            (SectorRange::new(8, 10), None),
+        ];
+        assert_eq!(layers.resolve(disk, SectorRange::new(0, 10)), expected);
+        assert_eq!(layers.resolve(DiskSlot(1), SectorRange::new(0, 2)), vec![(SectorRange::new(0, 2), None)]);
+    }
+
+    #[test]
+    fn a_layer_retires_only_when_all_its_records_are_destaged() {
+        let mut layers = Layers::new(Lsn(0));
+        layers.insert(DiskSlot(0), SectorRange::new(0, 8), at(0));
+        layers.freeze(Lsn(5)).expect("records");
+        layers.retire(Lsn(4));
+        assert_eq!(layers.frozen().len(), 1);
+        layers.retire(Lsn(5));
+        assert!(layers.frozen().is_empty());
+        assert!(layers.freeze(Lsn(6)).is_none());
+    }
+}

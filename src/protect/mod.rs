@@ -1,0 +1,3 @@
+//! A protection group: the disks that share one journal, and so one order of writes.
+
+pub mod layers;
