@@ -71,7 +71,6 @@ impl<'a> Decoder<'a> {
         Decoder { rest: bytes, offset }
     }
 
-
     /// An error about the value that was just taken or is taken next.
     pub(crate) fn corrupt(&self, context: impl Into<String>) -> Error {
         Error::corrupt(context).at_offset(self.offset)

@@ -143,8 +143,10 @@ impl Header {
         check_known("delta feature bits", raw.features.get(), 0, 112)?;
         check_known("delta table compression", raw.table_compression.into(), 0, 108)?;
         check_known("delta table sealing", raw.table_sealing.into(), 0, 109)?;
-        let reserved =
-            [raw.key_generation.as_bytes(), &raw.reserved_short, &raw.reserved].concat().iter().any(|&b| b != 0);
+        let reserved = [raw.key_generation.as_bytes(), &raw.reserved_short, &raw.reserved]
+            .concat()
+            .iter()
+            .any(|&b| b != 0);
         if reserved || raw.header_bytes.get() != 256 {
             return Err(Error::corrupt("the delta header's reserved bytes are not as written").at_offset(12));
         }
@@ -251,8 +253,8 @@ impl Footer {
     pub fn decode(bytes: &[u8], total_bytes: u64) -> Result<Footer> {
         let at = total_bytes.saturating_sub(FOOTER_BYTES as u64);
         let corrupt = |text: &str| Error::corrupt(text).at_offset(at);
-        let (_, raw) = RawFooter::ref_from_suffix(bytes)
-            .map_err(|_| corrupt("the delta is shorter than its footer"))?;
+        let (_, raw) =
+            RawFooter::ref_from_suffix(bytes).map_err(|_| corrupt("the delta is shorter than its footer"))?;
         if raw.magic != FOOTER_MAGIC {
             return Err(corrupt("the delta does not end in a footer: it was cut off"));
         }
@@ -301,7 +303,9 @@ impl Footer {
             return Err(Error::corrupt(text).at_offset(self.total_bytes - FOOTER_BYTES as u64));
         }
         if header.len() < HEADER_BYTES || trailing_checksum(&header[..HEADER_BYTES]) != self.header_checksum {
-            return Err(Error::corrupt("the delta's header is not the one that its footer names").at_offset(0));
+            return Err(
+                Error::corrupt("the delta's header is not the one that its footer names").at_offset(0)
+            );
         }
         Ok(())
     }

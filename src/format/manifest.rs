@@ -231,9 +231,8 @@ fn decode_points(from: &mut Decoder<'_>) -> Result<Vec<PointRecord>> {
     for _ in 0..count {
         let previous = points.last().map(|point| Arc::clone(&point.disks));
         let point = PointRecord::decode(from, previous.as_ref())?;
-        let repeated = previous.is_some_and(|previous| {
-            !Arc::ptr_eq(&previous, &point.disks) && previous == point.disks
-        });
+        let repeated =
+            previous.is_some_and(|previous| !Arc::ptr_eq(&previous, &point.disks) && previous == point.disks);
         if repeated {
             return Err(from.corrupt("a snapshot repeats a disk table instead of sharing it"));
         }

@@ -134,7 +134,9 @@ pub fn check_name(what: &str, name: &str) -> Result<()> {
     if legal {
         return Ok(());
     }
-    Err(Error::invalid(format!("{what} {name:?} is not 1 to {NAME_BYTES_MAX} bytes without control characters")))
+    Err(Error::invalid(format!(
+        "{what} {name:?} is not 1 to {NAME_BYTES_MAX} bytes without control characters"
+    )))
 }
 
 /// Checks a label: up to 255 bytes without control characters.
@@ -142,7 +144,9 @@ pub fn check_label(label: &str) -> Result<()> {
     if label.len() <= LABEL_BYTES_MAX && !label.chars().any(char::is_control) {
         return Ok(());
     }
-    Err(Error::invalid(format!("label {label:?} is not up to {LABEL_BYTES_MAX} bytes without control characters")))
+    Err(Error::invalid(format!(
+        "label {label:?} is not up to {LABEL_BYTES_MAX} bytes without control characters"
+    )))
 }
 
 impl GroupRecord {
@@ -282,10 +286,7 @@ impl PointRecord {
         }
     }
 
-    pub(super) fn decode(
-        from: &mut Decoder<'_>,
-        previous: Option<&Arc<[PointDisk]>>,
-    ) -> Result<PointRecord> {
+    pub(super) fn decode(from: &mut Decoder<'_>, previous: Option<&Arc<[PointDisk]>>) -> Result<PointRecord> {
         let point = PointRecord {
             id: PointId(from.u128("point id")?),
             marker: Lsn(from.u64("marker")?),

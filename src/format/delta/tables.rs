@@ -185,8 +185,8 @@ impl Tables {
         };
         let chunks = decode_chunks(chunks, header, footer)
             .map_err(|error| error.at_offset(footer.tables_offset + extents_end as u64))?;
-        let disks = decode_disks(disks, extents, &chunks)
-            .map_err(|error| error.at_offset(footer.tables_offset))?;
+        let disks =
+            decode_disks(disks, extents, &chunks).map_err(|error| error.at_offset(footer.tables_offset))?;
         Ok(Tables { disks, chunks })
     }
 }
@@ -256,8 +256,7 @@ fn decode_chunks(raw: &[RawChunk], header: &Header, footer: &Footer) -> Result<V
 
 fn decode_chunk(raw: &RawChunk, header: &Header) -> Result<Chunk> {
     if raw.compression != 0 || raw.sealing != 0 {
-        let text =
-            format!("compression {}, sealing {} need a newer version", raw.compression, raw.sealing);
+        let text = format!("compression {}, sealing {} need a newer version", raw.compression, raw.sealing);
         return Err(Error::new(ErrorKind::Unsupported, text));
     }
     let plain = raw.plain_bytes.get();

@@ -1,0 +1,125 @@
+//! The bases: one sparse raw file per disk that holds the disk as it was before the oldest delta.
+//!
+//! A base is complete when it is published; the manifest step that adds the disk comes after. Advancing a base belongs
+//! to retention, which does not exist yet: until then a base is never written again.
+
+use std::rc::Rc;
+
+use super::files::remove_partials;
+use super::layout::{self, Layout, parse_base_name};
+use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::Runtime;
+use crate::storage::{File, OpenOptions};
+use crate::units::{DiskId, SectorCount, to_usize};
+
+/// Bytes of one copied piece.
+const COPY_BYTES: u64 = 1 << 20;
+
+/// The bases of one vault.
+pub struct Bases {
+    runtime: Rc<Runtime>,
+    layout: Layout,
+}
+
+impl Bases {
+    pub(super) fn new(runtime: &Rc<Runtime>, layout: &Layout) -> Bases {
+        Bases { runtime: Rc::clone(runtime), layout: layout.clone() }
+    }
+
+    /// Creates the base of a new disk: nothing but zeros, without space.
+    pub async fn create_empty(&self, disk: DiskId, sectors: SectorCount) -> Result<()> {
+        self.create(disk, sectors, None, |_| ()).await
+    }
+
+    /// Creates the base of a disk that is imported: a sparse copy of `source`, zeros past its end. `progress` is told
+    /// the bytes copied so far.
+    pub async fn import(
+        &self,
+        disk: DiskId,
+        sectors: SectorCount,
+        source: &File,
+        progress: impl Fn(u64),
+    ) -> Result<()> {
+        self.create(disk, sectors, Some(source), progress).await
+    }
+
+    async fn create(
+        &self,
+        disk: DiskId,
+        sectors: SectorCount,
+        source: Option<&File>,
+        progress: impl Fn(u64),
+    ) -> Result<()> {
+        let runtime = &self.runtime;
+        let path = self.layout.base(disk);
+        let partial = layout::partial(&path, runtime.random_u128());
+        let file = runtime.open(&partial, OpenOptions::CREATE).await?;
+        let filled = async {
+            runtime.set_length(&file, sectors.bytes()).await?;
+            if let Some(source) = source {
+                copy_sparse(runtime, source, &file, sectors.bytes(), &progress).await?;
+            }
+            runtime.sync(&file).await
+        };
+        if let Err(error) = filled.await {
+            // Best effort: what stays is removed when the vault is opened next.
+            let _ = runtime.remove(&partial).await;
+            return Err(error.at_path(&partial));
+        }
+        runtime.publish(&partial, &path).await?;
+        runtime.sync_directory(self.layout.bases()).await
+    }
+
+    /// Opens a disk's base for reading.
+    pub async fn open(&self, disk: DiskId) -> Result<File> {
+        self.runtime.open(self.layout.base(disk), OpenOptions::READ).await
+    }
+
+    /// Deletes a disk's base; one that is not there is deleted already.
+    pub async fn delete(&self, disk: DiskId) -> Result<()> {
+        match self.runtime.remove(self.layout.base(disk)).await {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes what an owner before this one did not publish.
+    pub(super) async fn clean(&self, is_published: impl Fn(DiskId) -> bool) -> Result<()> {
+        remove_partials(&self.runtime, &self.layout.bases()).await?;
+        for name in self.runtime.list(self.layout.bases()).await? {
+            if let Some(disk) = parse_base_name(&name).filter(|&disk| !is_published(disk)) {
+                tracing::info!(%disk, "removing the base of a disk that never joined");
+                self.delete(disk).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Copies the data of the first `bytes` of `source`, leaving its holes alone: the target reads as zeros there.
+pub async fn copy_sparse(
+    runtime: &Rc<Runtime>,
+    source: &File,
+    target: &File,
+    bytes: u64,
+    progress: &impl Fn(u64),
+) -> Result<()> {
+    let length = runtime.length(source).await?;
+    if length > bytes {
+        let text = format!("the image has {length} bytes, the disk {bytes}: give the disk at least that size");
+        return Err(Error::invalid(text).at_path(source.path()));
+    }
+    let mut copied = 0;
+    for range in runtime.data_ranges(source, 0..length).await? {
+        let mut offset = range.start;
+        while offset < range.end {
+            let piece = COPY_BYTES.min(range.end - offset);
+            let data = runtime.read(source, offset, to_usize(piece)).await?.freeze();
+            runtime.write(target, offset, data).await?;
+            offset += piece;
+            copied += piece;
+            progress(copied);
+        }
+    }
+    Ok(())
+}

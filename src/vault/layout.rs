@@ -1,0 +1,150 @@
+//! The names of a vault's files: each spelled here, once, in both directions.
+
+use std::path::{Path, PathBuf};
+
+use crate::format::manifest::StepNumber;
+use crate::units::{BlobId, DiskId};
+
+const STEP_DIGITS: usize = 16;
+const SNAPSHOT_SUFFIX: &str = ".snapshot";
+const BLOB_SUFFIX: &str = ".delta";
+const BASE_SUFFIX: &str = ".raw";
+const PARTIAL_SUFFIX: &str = ".partial";
+
+/// Where the parts of one group's vault are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    root: PathBuf,
+}
+
+impl Layout {
+    /// The layout of the vault in `root`.
+    pub fn new(root: impl Into<PathBuf>) -> Layout {
+        Layout { root: root.into() }
+    }
+
+    /// The vault's own directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Holds steps and snapshots.
+    pub fn manifest(&self) -> PathBuf {
+        self.root.join("manifest")
+    }
+
+    /// Holds delta blobs.
+    pub fn blobs(&self) -> PathBuf {
+        self.root.join("blobs")
+    }
+
+    /// Holds the raw images of the oldest kept state.
+    pub fn bases(&self) -> PathBuf {
+        self.root.join("base")
+    }
+
+    /// The three directories.
+    pub fn directories(&self) -> [PathBuf; 3] {
+        [self.manifest(), self.blobs(), self.bases()]
+    }
+
+    /// Says that the group was removed, from before its first file goes until its last one went.
+    pub fn tombstone(&self) -> PathBuf {
+        self.root.join("removed")
+    }
+
+    /// A manifest step.
+    pub fn step(&self, number: StepNumber) -> PathBuf {
+        self.manifest().join(format!("{number:0STEP_DIGITS$}"))
+    }
+
+    /// The state after a manifest step.
+    pub fn snapshot(&self, number: StepNumber) -> PathBuf {
+        self.manifest().join(format!("{number:0STEP_DIGITS$}{SNAPSHOT_SUFFIX}"))
+    }
+
+    /// A delta blob.
+    pub fn blob(&self, blob: BlobId) -> PathBuf {
+        self.blobs().join(format!("{blob}{BLOB_SUFFIX}"))
+    }
+
+    /// A disk's base.
+    pub fn base(&self, disk: DiskId) -> PathBuf {
+        self.bases().join(format!("{disk}{BASE_SUFFIX}"))
+    }
+}
+
+/// The name that a file has until it is published; `unique` keeps two attempts at the same name apart.
+pub fn partial(path: &Path, unique: u128) -> PathBuf {
+    let mut name = path.file_name().expect("a vault's files have names").to_owned();
+    name.push(format!(".{unique:032x}{PARTIAL_SUFFIX}"));
+    path.with_file_name(name)
+}
+
+/// Whether a name is that of a file that was never published.
+pub fn is_partial(name: &str) -> bool {
+    name.ends_with(PARTIAL_SUFFIX)
+}
+
+/// What a name in the manifest's directory stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ManifestName {
+    /// A step.
+    Step(StepNumber),
+    /// The state after a step.
+    Snapshot(StepNumber),
+}
+
+/// Reads a name in the manifest's directory; `None` for one that this module does not write.
+pub fn parse_manifest_name(name: &str) -> Option<ManifestName> {
+    match name.strip_suffix(SNAPSHOT_SUFFIX) {
+        Some(digits) => parse_step(digits).map(ManifestName::Snapshot),
+        None => parse_step(name).map(ManifestName::Step),
+    }
+}
+
+fn parse_step(digits: &str) -> Option<StepNumber> {
+    let plain = digits.len() == STEP_DIGITS && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let number = digits.parse().ok().filter(|&number| plain && number > 0)?;
+    Some(StepNumber(number))
+}
+
+/// Reads a name in the blobs' directory.
+pub fn parse_blob_name(name: &str) -> Option<BlobId> {
+    parse_id(name.strip_suffix(BLOB_SUFFIX)?).map(BlobId)
+}
+
+/// Reads a name in the bases' directory.
+pub fn parse_base_name(name: &str) -> Option<DiskId> {
+    parse_id(name.strip_suffix(BASE_SUFFIX)?).map(DiskId)
+}
+
+fn parse_id(text: &str) -> Option<u128> {
+    let plain = text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    u128::from_str_radix(text, 16).ok().filter(|_| plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(path: &Path) -> &str {
+        path.file_name().and_then(|name| name.to_str()).expect("names are text")
+    }
+
+    #[test]
+    fn names_survive_their_text_and_nothing_else_is_taken_for_one() {
+        let layout = Layout::new("/vault");
+        let step = StepNumber(256);
+        assert_eq!(name(&layout.step(step)), "0000000000000256");
+        assert_eq!(parse_manifest_name(name(&layout.step(step))), Some(ManifestName::Step(step)));
+        assert_eq!(parse_manifest_name(name(&layout.snapshot(step))), Some(ManifestName::Snapshot(step)));
+        assert_eq!(parse_blob_name(name(&layout.blob(BlobId(7)))), Some(BlobId(7)));
+        assert_eq!(parse_base_name(name(&layout.base(DiskId(9)))), Some(DiskId(9)));
+        let partial = partial(&layout.step(step), 1);
+        assert!(is_partial(name(&partial)));
+        for other in [name(&partial), "256", "+000000000000256", "0000000000000000", "x.snapshot", ""] {
+            assert_eq!(parse_manifest_name(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! The vault of a group: a directory with its manifest, its delta blobs and its bases.
+//!
+//! The manifest is the truth about a group's name, disks, policy and points; whatever it does not name does not exist, and
+//! is removed by the next owner. One process owns a vault at a time; it holds the lock of the data directory. The
+//! manifest's put-if-absent protocol holds without that, as object stores will need it.
+//!
+//! Invariant: whatever the manifest names was durable before the step that names it.
+
+mod base;
+mod blobs;
+mod files;
+mod layout;
+mod manifest;
+mod state;
+mod verify;
+
+use std::path::Path;
+use std::rc::Rc;
+
+pub use base::{Bases, copy_sparse};
+pub use blobs::{BlobWriter, Blobs, read_range};
+pub use layout::Layout;
+pub use manifest::{Manifest, SNAPSHOT_STEPS};
+pub use state::{Refusal, State};
+pub use verify::{Finding, Severity, VerifyReport, verify};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::manifest::StepNumber;
+use crate::format::record::{Change, GroupRecord, PointRecord};
+use crate::runtime::Runtime;
+use crate::units::{GroupId, TimelineId};
+
+/// A group's vault, owned by this process.
+pub struct Vault {
+    runtime: Rc<Runtime>,
+    layout: Layout,
+    manifest: Manifest,
+    blobs: Blobs,
+    bases: Bases,
+}
+
+impl Vault {
+    /// Creates the vault of a new group in `directory`, which may exist. Fails with `AlreadyExists` where a group
+    /// has its vault.
+    pub async fn create(
+        runtime: &Rc<Runtime>,
+        directory: &Path,
+        group: GroupId,
+        timeline: TimelineId,
+        record: GroupRecord,
+    ) -> Result<Vault> {
+        let layout = Layout::new(directory);
+        for directory in layout.directories() {
+            runtime.create_directory(directory).await?;
+        }
+        runtime.sync_directory(layout.root()).await?;
+        if let Some(parent) = layout.root().parent() {
+            runtime.sync_directory(parent).await?;
+        }
+        let manifest = Manifest::create(runtime, &layout, group, timeline, record).await?;
+        Ok(Vault::new(runtime, layout, manifest))
+    }
+
+    /// Opens a group's vault and removes what its last owner left unpublished. Fails with `NotFound` where no group
+    /// began, and with `Shutdown` where one was removed: then [`destroy`] it.
+    pub async fn open(runtime: &Rc<Runtime>, directory: &Path) -> Result<Vault> {
+        let layout = Layout::new(directory);
+        if is_removed(runtime, &layout).await? {
+            return Err(removed(&layout));
+        }
+        files::remove_partials(runtime, &layout.manifest()).await?;
+        let manifest = Manifest::open(runtime, &layout).await?;
+        if manifest.state().is_removed() {
+            return Err(removed(&layout));
+        }
+        let vault = Vault::new(runtime, layout, manifest);
+        vault.blobs.clean(|blob| vault.manifest.state().names_blob(blob)).await?;
+        vault.bases.clean(|disk| vault.manifest.state().names_disk(disk)).await?;
+        Ok(vault)
+    }
+
+    fn new(runtime: &Rc<Runtime>, layout: Layout, manifest: Manifest) -> Vault {
+        let blobs = Blobs::new(runtime, &layout);
+        let bases = Bases::new(runtime, &layout);
+        Vault { runtime: Rc::clone(runtime), layout, manifest, blobs, bases }
+    }
+
+    /// What the vault's I/O runs on.
+    pub fn runtime(&self) -> &Rc<Runtime> {
+        &self.runtime
+    }
+
+    /// Where its files are.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Its manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Its delta blobs.
+    pub fn blobs(&self) -> &Blobs {
+        &self.blobs
+    }
+
+    /// Its bases.
+    pub fn bases(&self) -> &Bases {
+        &self.bases
+    }
+
+    /// Makes a point restorable; its delta, if it has one, was put before.
+    pub async fn publish(&self, point: PointRecord) -> Result<StepNumber> {
+        let delta = point.delta;
+        let step = self.manifest.append(Change::PointPublished(point)).await?;
+        delta.into_iter().for_each(|delta| self.blobs.settle(delta.blob));
+        Ok(step)
+    }
+
+    /// Ends the group and deletes its vault.
+    pub async fn remove(self) -> Result<()> {
+        self.manifest.append(Change::GroupRemoved).await?;
+        destroy(&self.runtime, self.layout.root()).await
+    }
+}
+
+fn removed(layout: &Layout) -> Error {
+    Error::new(ErrorKind::Shutdown, "the group of this vault was removed").at_path(layout.root())
+}
+
+async fn is_removed(runtime: &Rc<Runtime>, layout: &Layout) -> Result<bool> {
+    let names = runtime.list(layout.root()).await?;
+    let tombstone = layout.tombstone();
+    Ok(names.iter().any(|name| Some(name.as_ref()) == tombstone.file_name()))
+}
+
+/// Deletes the vault of a removed group; resumable. The tombstone comes first and goes last, so that a manifest that
+/// is deleted in part is never taken for a damaged one.
+pub async fn destroy(runtime: &Rc<Runtime>, directory: &Path) -> Result<()> {
+    let layout = Layout::new(directory);
+    let tombstone = layout.tombstone();
+    match files::put(runtime, &tombstone, &[]).await {
+        Ok(_) => {}
+        Err(files::PutError::Absent(error) | files::PutError::Unknown(error)) => return Err(error),
+    }
+    for directory in layout.directories() {
+        let names = match runtime.list(&directory).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            names => names?,
+        };
+        for name in names {
+            runtime.remove(directory.join(name)).await?;
+        }
+        runtime.remove_directory(&directory).await?;
+    }
+    runtime.sync_directory(layout.root()).await?;
+    runtime.remove(&tombstone).await?;
+    for name in runtime.list(layout.root()).await? {
+        if layout::is_partial(&name) {
+            runtime.remove(layout.root().join(name)).await?;
+        }
+    }
+    runtime.remove_directory(layout.root()).await?;
+    match layout.root().parent() {
+        Some(parent) => runtime.sync_directory(parent).await,
+        None => Ok(()),
+    }
+}
