@@ -10,7 +10,6 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -28,17 +27,19 @@ use crate::journal::cache::FrameCache;
 use crate::journal::reader::Reader;
 use crate::journal::segments::{Segment, Segments, create};
 use crate::journal::writer::{Entry, Identity, Visible, VisibleEvent, Writer};
-use crate::planted::{Bug, Planted};
+use crate::planted::Bug;
 use crate::protect::allocation;
 use crate::protect::disk::Disk;
 use crate::protect::interval::{ClosedInterval, OpenInterval, Schedule};
 use crate::protect::layers::Layers;
+use crate::protect::open::GroupPlan;
 use crate::protect::publisher::{Job, Published};
 use crate::protect::reads::{OPERATION_READ, Reads};
 use crate::runtime::{Event, Runtime};
 use crate::units::{
     DiskId, DiskSlot, GroupNanos, Lsn, MonotonicNanos, PointId, SECTOR_BYTES, SectorRange, to_usize,
 };
+use crate::vault::Vault;
 
 /// An idle group destages what it has after this long.
 const IDLE_DELAY: Duration = Duration::from_secs(1);
@@ -71,15 +72,13 @@ pub(super) enum Done {
 /// The group's mailbox.
 pub(super) type Mailbox = Rc<RefCell<VecDeque<Done>>>;
 
-/// How a group is set up.
-#[derive(Clone, Debug)]
-pub struct GroupSettings {
-    /// Directory of its images.
-    pub images: PathBuf,
-    /// Memory for recently written frames.
-    pub cache_bytes_max: usize,
-    /// A bug to plant; none but in the simulator.
-    pub planted: Planted,
+/// What a group is made of besides its journal.
+#[derive(Clone)]
+pub(super) struct GroupSettings {
+    /// Directories and limits.
+    pub plan: GroupPlan,
+    /// Its vault.
+    pub vault: Rc<Vault>,
 }
 
 struct WriteInFlight {
@@ -133,6 +132,7 @@ pub struct Group {
     pub(super) group_time: GroupNanos,
     pub(super) mailbox: Mailbox,
     pub(super) counters: Counters,
+    pub(super) serving: bool,
     pub(super) stopping: bool,
     pub(super) sealed: bool,
     writes: Slab<WriteInFlight>,
@@ -160,7 +160,6 @@ pub(super) struct Parts {
     pub point_interval: Duration,
     pub publisher: mpsc::UnboundedSender<Job>,
     pub vaulted: Lsn,
-    pub destaged: Lsn,
     pub group_time: GroupNanos,
     pub mailbox: Mailbox,
 }
@@ -190,7 +189,7 @@ impl Group {
             intervals_waiting: parts.intervals_waiting,
             intervals_publishing: 0,
             vaulted: parts.vaulted,
-            destaged: parts.destaged,
+            destaged: Lsn::ZERO,
             destaging: false,
             retry_at: None,
             last_activity: now,
@@ -198,6 +197,7 @@ impl Group {
             group_time: parts.group_time,
             mailbox: parts.mailbox,
             counters: Counters::default(),
+            serving: false,
             stopping: false,
             sealed: false,
             writes: Slab::new(),
@@ -222,7 +222,7 @@ impl Group {
 
     fn accept(&mut self, ticket: Ticket, export: Export, request: Request) -> Result<(), Refusal> {
         let Export::Disk(_, id) = export else { return Err(Refusal::Shutdown) };
-        if self.stopping {
+        if self.stopping || !self.serving {
             return Err(Refusal::Shutdown);
         }
         let slot = *self.slots.get(&id).ok_or(Refusal::Shutdown)?;
@@ -305,9 +305,14 @@ impl Group {
         self.apply_done();
         self.writer.advance(&mut self.segments);
         self.apply_visible();
+        self.serve_when_stated();
         self.answer_barriers();
         if let Some(kind) = self.writer.failure() {
             self.fail_writes(kind);
+            return;
+        }
+        if !self.serving {
+            self.writer.advance(&mut self.segments);
             return;
         }
         self.make_due_marker();
@@ -330,6 +335,19 @@ impl Group {
         [self.writer.next_deadline(), marker, idle, self.retry_at].into_iter().flatten().min()
     }
 
+    /// The opening frame names what was accepted; until that is durable, nobody may see it.
+    fn serve_when_stated(&mut self) {
+        if !self.serving {
+            self.writer.want_durable(self.writer.visible());
+            let stated = self.writer.visible() >= self.writer.first();
+            self.serving = stated && (self.writer.durable() >= self.writer.first() || self.skips_statement());
+        }
+    }
+
+    fn skips_statement(&self) -> bool {
+        self.settings.plan.planted.is(Bug::AcceptanceNotRecorded)
+    }
+
     fn apply_visible(&mut self) {
         for (disk, range, source) in std::mem::take(&mut self.delayed) {
             self.layers.insert(disk, range, source);
@@ -347,7 +365,7 @@ impl Group {
     fn apply(&mut self, visible: Visible) {
         match visible.event {
             VisibleEvent::Data { disk, range, source } => {
-                if self.settings.planted.is(Bug::VisibleAfterAcknowledged) {
+                if self.settings.plan.planted.is(Bug::VisibleAfterAcknowledged) {
                     self.delayed.push((disk, range, source));
                 } else {
                     self.layers.insert(disk, range, source);
@@ -383,7 +401,7 @@ impl Group {
     }
 
     fn end_interval(&mut self, lsn: Lsn, marker: Marker) {
-        if !self.settings.planted.is(Bug::DeltaFromOpenMap) {
+        if !self.settings.plan.planted.is(Bug::DeltaFromOpenMap) {
             self.freeze(lsn);
         }
         let reader = self.reader();
@@ -475,7 +493,7 @@ impl Group {
 
     /// Hands intervals on whose marker is durable: the vault never knows more than the journal keeps.
     fn publish_waiting(&mut self) {
-        let ahead = self.settings.planted.is(Bug::PublishAheadOfDurable);
+        let ahead = self.settings.plan.planted.is(Bug::PublishAheadOfDurable);
         while let Some(interval) = self.intervals_waiting.front() {
             if interval.marker_lsn > self.writer.durable() && !ahead {
                 break;
@@ -545,7 +563,7 @@ impl Group {
         if let Some(batch) = self.next_batch() {
             self.destaging = true;
             let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
-            let planted = self.settings.planted;
+            let planted = self.settings.plan.planted;
             self.runtime.spawn(async move {
                 let through = batch.through;
                 let disks = destage(runtime, batch, planted).await;
@@ -558,7 +576,7 @@ impl Group {
     fn next_batch(&mut self) -> Option<Batch> {
         let frozen = self.layers.frozen();
         let newest_wanted = frozen.iter().take(BATCH_LAYERS_MAX).last()?.last;
-        let durable = if self.settings.planted.is(Bug::DestageAheadOfDurable) {
+        let durable = if self.settings.plan.planted.is(Bug::DestageAheadOfDurable) {
             newest_wanted
         } else {
             self.writer.durable()
@@ -632,7 +650,7 @@ impl Group {
     }
 
     fn recycle(&mut self) {
-        let vaulted = if self.settings.planted.is(Bug::EarlyRecycling) { Lsn(u64::MAX) } else { self.vaulted };
+        let vaulted = if self.settings.plan.planted.is(Bug::EarlyRecycling) { Lsn(u64::MAX) } else { self.vaulted };
         let destaged = match self.layers.first_held() {
             Some(held) => self.destaged.min(Lsn(held.0 - 1)),
             None if self.layers.frozen().is_empty() && self.layers.is_open_empty() => self.writer.visible(),
@@ -665,6 +683,11 @@ impl Group {
             }
             self.stopping = true;
         }
+    }
+
+    /// Whether the opening frame is durable, and requests are taken.
+    pub fn is_serving(&self) -> bool {
+        self.serving
     }
 
     /// Whether a stop has come to its end: drained, destaged, sealed and durable. To be polled after
