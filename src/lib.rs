@@ -4,9 +4,11 @@
 //! are in `docs/format.md`.
 
 pub mod block;
+pub mod delta;
 pub mod env;
 pub mod error;
 pub mod extent;
+pub mod failover;
 pub mod format;
 pub mod image;
 pub mod journal;
@@ -15,3 +17,5 @@ pub mod protect;
 pub mod runtime;
 pub mod storage;
 pub mod units;
+pub mod vault;
+pub mod view;

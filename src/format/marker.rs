@@ -4,8 +4,8 @@
 //! descriptor covers them, so a fault here is our own or a stranger's, never a disk's.
 
 use crate::units::{
-    DiskId, DiskSlot, FrameNumber, GroupNanos, IncarnationId, Lsn, PointId, SECTOR_BYTES, SectorCount, WallNanos,
-    to_usize,
+    DiskId, DiskSlot, FrameNumber, GroupNanos, IncarnationId, Lsn, PointId, SECTOR_BYTES, SectorCount,
+    WallNanos, to_usize,
 };
 
 /// Longest label in bytes.
@@ -120,7 +120,7 @@ impl Marker {
             let slot = DiskSlot(input.u32()?);
             disks.push(DiskEntry { slot, disk: DiskId(input.u128()?), sectors: SectorCount(input.u64()?) });
         }
-        input.is_padding().then_some(Marker { point, wall, consistency, label, disks })
+        input.is_padding().then_some(Marker { point, wall, group_time, consistency, label, disks })
     }
 }
 

@@ -11,7 +11,9 @@ use crate::units::SectorRange;
 
 /// The runs of `parts`, which name a layer's source or, with `None`, the image; neighbours of one state are joined.
 pub async fn describe(
-    runtime: &Rc<Runtime>, image: &File, parts: &[(SectorRange, Option<Source>)],
+    runtime: &Rc<Runtime>,
+    image: &File,
+    parts: &[(SectorRange, Option<Source>)],
 ) -> Result<Vec<AllocationRun>> {
     let mut runs = Runs::default();
     for &(range, source) in parts {

@@ -21,7 +21,7 @@ use crate::block::{Export, Refusal, Reply, Request, Response, Ticket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::frame::RECORD_PAYLOAD_BYTES_MAX;
 use crate::format::marker::{Consistency, DiskEntry, Marker};
-use crate::format::record::PointRecord;
+use crate::format::record::{DiskRecord, PointRecord};
 use crate::image::destage::{Batch, DiskResult, DiskWork, destage};
 use crate::journal::cache::FrameCache;
 use crate::journal::reader::Reader;
@@ -32,12 +32,13 @@ use crate::protect::allocation;
 use crate::protect::disk::Disk;
 use crate::protect::interval::{ClosedInterval, OpenInterval, Schedule};
 use crate::protect::layers::Layers;
+use crate::protect::membership::Joined;
 use crate::protect::open::GroupPlan;
 use crate::protect::publisher::{Job, Published};
 use crate::protect::reads::{OPERATION_READ, Reads};
 use crate::runtime::{Event, Runtime};
 use crate::units::{
-    DiskId, DiskSlot, GroupNanos, Lsn, MonotonicNanos, PointId, SECTOR_BYTES, SectorRange, to_usize,
+    DiskId, DiskSlot, GroupId, GroupNanos, Lsn, MonotonicNanos, PointId, SECTOR_BYTES, SectorRange, to_usize,
 };
 use crate::vault::Vault;
 
@@ -67,6 +68,12 @@ pub(super) enum Done {
     Segment(Result<Segment>),
     /// The publisher finished a job on an interval.
     Published(Result<Published>),
+    /// A disk joined, or not.
+    Joined(Result<Joined>, Callback<DiskRecord>),
+    /// A disk left, or not.
+    Left(DiskId, DiskSlot, Result<()>, Callback<()>),
+    /// The interval between points was changed, or not.
+    Interval(Duration, Result<()>, Callback<()>),
 }
 
 /// The group's mailbox.
@@ -208,6 +215,36 @@ impl Group {
         }
     }
 
+    /// The group's id.
+    pub fn id(&self) -> GroupId {
+        self.identity.group
+    }
+
+    /// What people call it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its vault.
+    pub fn vault(&self) -> &Rc<Vault> {
+        &self.settings.vault
+    }
+
+    /// Its directories and limits.
+    pub fn plan(&self) -> &GroupPlan {
+        &self.settings.plan
+    }
+
+    /// Its disks.
+    pub fn disks(&self) -> impl Iterator<Item = &Disk> {
+        self.disks.values()
+    }
+
+    /// Its recovery points, oldest first.
+    pub fn points(&self) -> &[PointRecord] {
+        &self.points
+    }
+
     /// The number that its operations carry as [`crate::runtime::Tag::owner`].
     pub fn owner(&self) -> u32 {
         self.owner
@@ -220,7 +257,12 @@ impl Group {
         }
     }
 
-    fn accept(&mut self, ticket: Ticket, export: Export, request: Request) -> Result<(), Refusal> {
+    fn accept(
+        &mut self,
+        ticket: Ticket,
+        export: Export,
+        request: Request,
+    ) -> std::result::Result<(), Refusal> {
         let Export::Disk(_, id) = export else { return Err(Refusal::Shutdown) };
         if self.stopping || !self.serving {
             return Err(Refusal::Shutdown);
@@ -515,6 +557,14 @@ impl Group {
                 Some(Done::Segment(Ok(segment))) => self.segments.created(segment),
                 Some(Done::Segment(Err(error))) => self.segment_failed(&error),
                 Some(Done::Published(result)) => self.finish_publish(result),
+                Some(Done::Joined(result, callback)) => self.finish_join(result, callback),
+                Some(Done::Left(id, slot, result, callback)) => self.finish_leave(id, slot, result, callback),
+                Some(Done::Interval(interval, result, callback)) => {
+                    if result.is_ok() {
+                        self.schedule.set_interval(interval);
+                    }
+                    callback(result);
+                }
             }
         }
     }
@@ -588,9 +638,14 @@ impl Group {
         let mut disks: BTreeMap<DiskSlot, DiskWork> = BTreeMap::new();
         for layer in &ready {
             for (&slot, map) in &layer.maps {
-                let Some(disk) = self.disks.get(&slot).filter(|disk| disk.latched.is_none()) else { continue };
-                let work =
-                    disks.entry(slot).or_insert_with(|| DiskWork { slot, image: disk.image.clone(), maps: vec![] });
+                let Some(disk) = self.disks.get(&slot).filter(|disk| disk.latched.is_none()) else {
+                    continue;
+                };
+                let work = disks.entry(slot).or_insert_with(|| DiskWork {
+                    slot,
+                    image: disk.image.clone(),
+                    maps: vec![],
+                });
                 work.maps.push(Rc::clone(map));
             }
         }
@@ -650,7 +705,8 @@ impl Group {
     }
 
     fn recycle(&mut self) {
-        let vaulted = if self.settings.plan.planted.is(Bug::EarlyRecycling) { Lsn(u64::MAX) } else { self.vaulted };
+        let vaulted =
+            if self.settings.plan.planted.is(Bug::EarlyRecycling) { Lsn(u64::MAX) } else { self.vaulted };
         let destaged = match self.layers.first_held() {
             Some(held) => self.destaged.min(Lsn(held.0 - 1)),
             None if self.layers.frozen().is_empty() && self.layers.is_open_empty() => self.writer.visible(),

@@ -59,7 +59,12 @@ pub struct Layers {
 impl Layers {
     /// No layers; records up to `last` are in the images.
     pub fn new(last: Lsn) -> Layers {
-        Layers { open: OpenLayer::default(), open_first: last.next(), frozen: VecDeque::new(), held: Vec::new() }
+        Layers {
+            open: OpenLayer::default(),
+            open_first: last.next(),
+            frozen: VecDeque::new(),
+            held: Vec::new(),
+        }
     }
 
     /// Takes a record that became visible.
@@ -107,7 +112,12 @@ impl Layers {
             let maps = layer.maps.iter().filter(|(slot, _)| is_latched(slot));
             let maps: BTreeMap<_, _> = maps.map(|(&slot, map)| (slot, Rc::clone(map))).collect();
             if !maps.is_empty() {
-                self.held.push(Rc::new(Layer { first: layer.first, last: layer.last, maps, bytes: layer.bytes }));
+                self.held.push(Rc::new(Layer {
+                    first: layer.first,
+                    last: layer.last,
+                    maps,
+                    bytes: layer.bytes,
+                }));
             }
         }
     }

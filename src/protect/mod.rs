@@ -11,6 +11,7 @@ pub mod disk;
 pub mod group;
 pub mod interval;
 pub mod layers;
+pub mod membership;
 pub mod open;
 pub mod publisher;
 pub mod reads;

@@ -70,7 +70,10 @@ impl GroupPlan {
 
 /// Creates a group without disks; durable when this returns. Drive it until it [serves](Group::is_serving).
 pub async fn create(
-    runtime: Rc<Runtime>, plan: GroupPlan, group: GroupId, record: GroupRecord,
+    runtime: Rc<Runtime>,
+    plan: GroupPlan,
+    group: GroupId,
+    record: GroupRecord,
 ) -> Result<Group> {
     record.check()?;
     let timeline = TimelineId(runtime.random_u128());
@@ -110,7 +113,11 @@ async fn open_with(runtime: Rc<Runtime>, plan: GroupPlan, vault: Vault) -> Resul
     assemble(runtime, plan, vault, disks, journal, identity, vaulted).await
 }
 
-async fn open_disks(runtime: &Rc<Runtime>, plan: &GroupPlan, vault: &Vault) -> Result<BTreeMap<DiskSlot, Disk>> {
+async fn open_disks(
+    runtime: &Rc<Runtime>,
+    plan: &GroupPlan,
+    vault: &Vault,
+) -> Result<BTreeMap<DiskSlot, Disk>> {
     let records: Vec<_> = vault.manifest().state().disks().cloned().collect();
     let mut disks = BTreeMap::new();
     for record in records {
@@ -121,8 +128,13 @@ async fn open_disks(runtime: &Rc<Runtime>, plan: &GroupPlan, vault: &Vault) -> R
 }
 
 async fn assemble(
-    runtime: Rc<Runtime>, plan: GroupPlan, vault: Vault, disks: BTreeMap<DiskSlot, Disk>, journal: OpenedJournal,
-    identity: Identity, vaulted: Lsn,
+    runtime: Rc<Runtime>,
+    plan: GroupPlan,
+    vault: Vault,
+    disks: BTreeMap<DiskSlot, Disk>,
+    journal: OpenedJournal,
+    identity: Identity,
+    vaulted: Lsn,
 ) -> Result<Group> {
     let cache = Rc::new(RefCell::new(FrameCache::new(plan.cache_bytes_max)));
     let reader = Reader::new(Rc::clone(&runtime), Rc::clone(&cache), &journal.segments);
@@ -142,7 +154,8 @@ async fn assemble(
     let (name, interval_ms, points, group_time) = {
         let state = vault.manifest().state();
         let record = state.record();
-        let time = group_time_now(state.points().last().map(|point| (point.group_time, point.wall)), &runtime);
+        let time =
+            group_time_now(state.points().last().map(|point| (point.group_time, point.wall)), &runtime);
         (record.name.clone(), record.interval_ms, state.points().to_vec(), time)
     };
     Ok(Group::from_parts(Parts {
@@ -202,7 +215,8 @@ impl<'a> Rebuilt<'a> {
         let frame = &scanned.frame;
         let header_sectors = frame.header_bytes() as u64 / SECTOR_BYTES;
         let base = frame.segment_offset() / SECTOR_BYTES + header_sectors;
-        let base = u32::try_from(base).map_err(|_| Error::corrupt("a frame lies beyond 2 TiB of its segment"))?;
+        let base =
+            u32::try_from(base).map_err(|_| Error::corrupt("a frame lies beyond 2 TiB of its segment"))?;
         for (index, record) in frame.records.iter().enumerate() {
             let lsn = frame.first_lsn.advance(index as u64);
             let sector = base + record.payload.sector;

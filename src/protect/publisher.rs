@@ -46,7 +46,10 @@ pub struct Published {
 
 /// Carries jobs out until the sender is dropped.
 pub(super) async fn run(
-    runtime: Rc<Runtime>, vault: Rc<Vault>, mut jobs: mpsc::UnboundedReceiver<Job>, mailbox: Mailbox,
+    runtime: Rc<Runtime>,
+    vault: Rc<Vault>,
+    mut jobs: mpsc::UnboundedReceiver<Job>,
+    mailbox: Mailbox,
 ) {
     while let Some(Job::Publish(interval)) = jobs.next().await {
         let result = publish(&runtime, &vault, &interval).await;
@@ -69,7 +72,10 @@ async fn publish(runtime: &Rc<Runtime>, vault: &Vault, interval: &ClosedInterval
 
 /// Puts the delta, unless an earlier attempt did, and publishes the point.
 async fn attempt(
-    runtime: &Rc<Runtime>, vault: &Vault, interval: &ClosedInterval, delta: &mut Option<Option<DeltaRef>>,
+    runtime: &Rc<Runtime>,
+    vault: &Vault,
+    interval: &ClosedInterval,
+    delta: &mut Option<Option<DeltaRef>>,
 ) -> Result<Published> {
     let reference = match *delta {
         Some(reference) => reference,
@@ -81,7 +87,11 @@ async fn attempt(
     Ok(Published { point, stored_bytes: reference.map_or(0, |reference| reference.total_bytes) })
 }
 
-async fn put_delta(runtime: &Rc<Runtime>, vault: &Vault, interval: &ClosedInterval) -> Result<Option<DeltaRef>> {
+async fn put_delta(
+    runtime: &Rc<Runtime>,
+    vault: &Vault,
+    interval: &ClosedInterval,
+) -> Result<Option<DeltaRef>> {
     let mut merged: BTreeMap<DiskSlot, FrozenMap<Source>> = BTreeMap::new();
     for entry in &interval.marker.disks {
         let maps = interval.layers.iter().filter_map(|layer| layer.maps.get(&entry.slot));

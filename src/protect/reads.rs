@@ -52,7 +52,11 @@ impl Reads {
     /// Starts a read whose bytes are at `parts`, or in `image` where a part names no source. Answers at once if
     /// memory has it all.
     pub fn start(
-        &mut self, ticket: Ticket, parts: &[(SectorRange, Option<Source>)], image: &File, segments: &Segments,
+        &mut self,
+        ticket: Ticket,
+        parts: &[(SectorRange, Option<Source>)],
+        image: &File,
+        segments: &Segments,
         cache: &FrameCache,
     ) -> Option<Reply> {
         let entry = self.in_flight.vacant_entry();
