@@ -4,6 +4,7 @@
 //! are in `docs/format.md`.
 
 pub mod block;
+pub mod delta;
 pub mod env;
 pub mod error;
 pub mod extent;
@@ -15,3 +16,5 @@ pub mod protect;
 pub mod runtime;
 pub mod storage;
 pub mod units;
+pub mod vault;
+pub mod view;

@@ -117,12 +117,7 @@ pub async fn merge(runtime: &Rc<Runtime>, maps: &[Rc<FrozenMap<Source>>]) -> Fro
 }
 
 /// Brings one extent into the image; returns its bytes.
-async fn apply(
-    runtime: &Rc<Runtime>,
-    image: &Image,
-    reader: &Reader,
-    extent: Extent<Source>,
-) -> Result<u64> {
+async fn apply(runtime: &Rc<Runtime>, image: &Image, reader: &Reader, extent: Extent<Source>) -> Result<u64> {
     let range = extent.range;
     match extent.location {
         Source::Journal { segment, sector } => {
