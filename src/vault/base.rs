@@ -106,7 +106,8 @@ pub async fn copy_sparse(
 ) -> Result<()> {
     let length = runtime.length(source).await?;
     if length > bytes {
-        let text = format!("the image has {length} bytes, the disk {bytes}: give the disk at least that size");
+        let text =
+            format!("the image has {length} bytes, the disk {bytes}: give the disk at least that size");
         return Err(Error::invalid(text).at_path(source.path()));
     }
     let mut copied = 0;

@@ -13,7 +13,8 @@ use futures::future::LocalBoxFuture;
 
 use super::files::remove_partials;
 use super::layout::{self, Layout, parse_blob_name};
-use crate::error::{Error, ErrorKind, Result};
+use crate::delta::Sink;
+use crate::error::{ErrorKind, Result};
 use crate::runtime::Runtime;
 use crate::storage::{File, Op, OpenOptions, Outcome, Slice};
 use crate::units::BlobId;
@@ -101,20 +102,6 @@ pub struct BlobWriter<'a> {
 }
 
 impl BlobWriter<'_> {
-    /// How much was appended.
-    pub fn length(&self) -> u64 {
-        self.length
-    }
-
-    /// Appends a piece; waits while too much is in flight.
-    pub async fn append(&mut self, piece: Slice) -> Result<()> {
-        let op = Op::Write { file: self.file.clone(), offset: self.length, data: piece.clone() };
-        self.in_flight.push_back(Box::pin(self.blobs.runtime.call(op)));
-        self.length += piece.len() as u64;
-        self.newest = Some(piece);
-        self.drain(WRITES_IN_FLIGHT_MAX).await
-    }
-
     async fn drain(&mut self, left: usize) -> Result<()> {
         while self.in_flight.len() > left {
             let Some(write) = self.in_flight.pop_front() else { break };
@@ -166,8 +153,16 @@ impl BlobWriter<'_> {
     }
 }
 
-/// Reads a range of a blob; a range past its end is corruption, named with the blob's path.
-pub async fn read_range(runtime: &Rc<Runtime>, file: &File, offset: u64, len: usize) -> Result<Slice> {
-    let buffer = runtime.read(file, offset, len).await;
-    buffer.map(crate::storage::Buffer::freeze).map_err(|error: Error| error.at_path(file.path()))
+impl Sink for BlobWriter<'_> {
+    fn length(&self) -> u64 {
+        self.length
+    }
+
+    async fn append(&mut self, piece: Slice) -> Result<()> {
+        let op = Op::Write { file: self.file.clone(), offset: self.length, data: piece.clone() };
+        self.in_flight.push_back(Box::pin(self.blobs.runtime.call(op)));
+        self.length += piece.len() as u64;
+        self.newest = Some(piece);
+        self.drain(WRITES_IN_FLIGHT_MAX).await
+    }
 }

@@ -10,7 +10,7 @@
 use std::cell::{Cell, Ref, RefCell};
 use std::rc::Rc;
 
-use futures::lock::Mutex;
+use futures::lock::{Mutex, MutexGuard};
 
 use super::files::{self, Put, PutError, read_whole};
 use super::layout::{Layout, ManifestName, parse_manifest_name};
@@ -117,6 +117,11 @@ impl Manifest {
             self.state.replace(replayed.state);
             self.newest_snapshot.set(replayed.newest_snapshot);
         }
+    }
+
+    /// Keeps appends waiting while the returned guard lives: for who reads the manifest's files.
+    pub(super) async fn pause(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().await
     }
 
     fn next_step(&self, decide: &impl Fn(&State) -> Result<Change>) -> Result<Step> {

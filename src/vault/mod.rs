@@ -18,13 +18,16 @@ use std::path::Path;
 use std::rc::Rc;
 
 pub use base::{Bases, copy_sparse};
-pub use blobs::{BlobWriter, Blobs, read_range};
+pub use blobs::{BlobWriter, Blobs};
 pub use layout::Layout;
 pub use manifest::{Manifest, SNAPSHOT_STEPS};
 pub use state::{Refusal, State};
 pub use verify::{Finding, Severity, VerifyReport, verify};
 
+use crate::delta::{Build, BuiltDelta, DeltaReader, DiskExtents, Source};
 use crate::error::{Error, ErrorKind, Result};
+use crate::extent::Extent;
+use crate::format::delta::{DeltaRef, Header};
 use crate::format::manifest::StepNumber;
 use crate::format::record::{Change, GroupRecord, PointRecord};
 use crate::runtime::Runtime;
@@ -110,6 +113,39 @@ impl Vault {
         &self.bases
     }
 
+    /// Builds the delta that `header` announces and puts it into the vault; durable when this returns. `disks` ascend by
+    /// slot. `None`, and no blob, if nothing was written.
+    ///
+    /// Dropped on the way, it leaves at most a partial file, which the vault's next opening removes.
+    pub async fn put_delta<S, I>(
+        &self,
+        header: Header,
+        source: &S,
+        disks: impl IntoIterator<Item = DiskExtents<I>>,
+    ) -> Result<Option<BuiltDelta>>
+    where
+        S: Source,
+        I: Iterator<Item = Extent<S::Location>>,
+    {
+        let Some(build) = Build::new(source, disks.into_iter()) else { return Ok(None) };
+        let mut writer = self.blobs.create(header.blob).await?;
+        match build.write(&mut writer, header).await {
+            Ok(built) => writer.finish().await.map(|()| Some(built)),
+            Err(error) => {
+                // Best effort: what stays is removed when the vault is opened next.
+                let _ = writer.abandon().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Opens a delta that a point names.
+    pub async fn open_delta(&self, reference: &DeltaRef) -> Result<DeltaReader> {
+        let group = self.manifest.state().group();
+        let file = self.blobs.open(reference.blob).await?;
+        DeltaReader::open(&self.runtime, file, reference, group).await
+    }
+
     /// Makes a point restorable; its delta, if it has one, was put before.
     pub async fn publish(&self, point: PointRecord) -> Result<StepNumber> {
         let delta = point.delta;
@@ -119,7 +155,7 @@ impl Vault {
     }
 
     /// Ends the group and deletes its vault.
-    pub async fn remove(self) -> Result<()> {
+    pub async fn remove(&self) -> Result<()> {
         self.manifest.append(Change::GroupRemoved).await?;
         destroy(&self.runtime, self.layout.root()).await
     }

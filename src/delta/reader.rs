@@ -1,0 +1,92 @@
+//! Reads a delta blob: its tables first, then chunks as they are needed.
+//!
+//! Opening reads header, tables and footer, and no chunk. Every byte that leaves was compared with its checksum, and the
+//! blob with what the manifest says of it; a difference is `Corrupt` with the blob's path and the offset.
+
+use std::rc::Rc;
+
+use crate::error::{Error, Result};
+use crate::format::delta::{Chunk, DeltaRef, FOOTER_BYTES, Footer, HEADER_BYTES, Header, Tables};
+use crate::runtime::Runtime;
+use crate::storage::{File, Slice};
+use crate::units::{GroupId, to_usize};
+
+/// An open delta blob.
+pub struct DeltaReader {
+    runtime: Rc<Runtime>,
+    file: File,
+    header: Header,
+    tables: Tables,
+}
+
+impl DeltaReader {
+    /// Opens the blob in `file`, which must be the one that `reference` means, of `group`.
+    pub async fn open(
+        runtime: &Rc<Runtime>,
+        file: File,
+        reference: &DeltaRef,
+        group: GroupId,
+    ) -> Result<DeltaReader> {
+        let opened = DeltaReader::read_tables(runtime, &file, reference, group).await;
+        let (header, tables) = opened.map_err(|error| error.at_path(file.path()))?;
+        Ok(DeltaReader { runtime: Rc::clone(runtime), file, header, tables })
+    }
+
+    async fn read_tables(
+        runtime: &Rc<Runtime>,
+        file: &File,
+        reference: &DeltaRef,
+        group: GroupId,
+    ) -> Result<(Header, Tables)> {
+        let length = runtime.length(file).await?;
+        if length != reference.total_bytes {
+            let text = format!("the delta has {length} bytes, the manifest says {}", reference.total_bytes);
+            return Err(Error::corrupt(text).at_offset(length.min(reference.total_bytes)));
+        }
+        let offset = reference.tables_offset();
+        let tail = read_range(runtime, file, offset, to_usize(length - offset)).await?;
+        let head = read_range(runtime, file, 0, HEADER_BYTES).await?;
+        let footer = Footer::decode(&tail, length)?;
+        footer.check_identity(reference, &head)?;
+        let header = Header::decode(&head)?;
+        if header.blob != reference.blob || header.group != group {
+            return Err(Error::corrupt("the delta's header names another blob or group").at_offset(16));
+        }
+        let tables = Tables::decode(&tail[..tail.len() - FOOTER_BYTES], &header, &footer)?;
+        Ok((header, tables))
+    }
+
+    /// What the blob is.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Its extents and chunks.
+    pub fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// Its tables, for who needs nothing else.
+    pub fn into_tables(self) -> Tables {
+        self.tables
+    }
+
+    /// The plain bytes of a chunk.
+    ///
+    /// # Panics
+    /// If the blob has no such chunk; the tables name only those that it has.
+    pub async fn chunk(&self, index: u32) -> Result<Slice> {
+        read_chunk(&self.runtime, &self.file, &self.tables.chunks[index as usize]).await
+    }
+}
+
+async fn read_range(runtime: &Rc<Runtime>, file: &File, offset: u64, len: usize) -> Result<Slice> {
+    Ok(runtime.read(file, offset, len).await?.freeze())
+}
+
+/// Reads and verifies a chunk of an open blob.
+pub async fn read_chunk(runtime: &Rc<Runtime>, file: &File, chunk: &Chunk) -> Result<Slice> {
+    let stored = read_range(runtime, file, chunk.offset, to_usize(chunk.stored_bytes.into())).await?;
+    chunk.verify(&stored).map_err(|error| error.at_path(file.path()))?;
+    Ok(stored)
+}

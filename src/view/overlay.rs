@@ -1,0 +1,343 @@
+//! An overlay: what a test failover writes to a disk of a view, in a throwaway sparse file.
+//!
+//! The file's own allocation says what it holds: at opening it becomes the presence map in memory. So everything
+//! that the overlay is to hold is really written, in blocks of 4 KiB, zeros too; where the view reads as zeros anyway,
+//! zeroing gives the block back instead. A file system that cannot tell holes of that size is refused when an overlay
+//! is created.
+//!
+//! Invariant: a sector is read from the file if it is present there, else from the view; a block becomes present
+//! only when all its sectors are written. Requests on overlapping blocks go one after the other. A request's future
+//! has to be driven to its end: its write may land after it was dropped.
+
+use std::cell::{Cell, RefCell};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use super::presence::Presence;
+use super::turns::Turns;
+use super::{View, add_run};
+use crate::block::{AllocationRun, DataPiece};
+use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::Runtime;
+use crate::storage::{Access, Buffer, Create, File, Lock, OpenOptions};
+use crate::units::{DiskId, SECTOR_BYTES, SectorRange, to_usize};
+
+/// Bytes of a block of an overlay.
+pub const BLOCK_BYTES: u64 = 4096;
+
+const BLOCK_SECTORS: u64 = BLOCK_BYTES / SECTOR_BYTES;
+/// A long request is written in pieces of this size.
+const PIECE_SECTORS: u64 = (1 << 20) / SECTOR_BYTES;
+/// A long zeroing asks the view about this much at a time.
+const WINDOW_SECTORS: u64 = (256 << 20) / SECTOR_BYTES;
+
+/// A writable disk over a view.
+pub struct Overlay {
+    view: Rc<View>,
+    disk: DiskId,
+    sectors: u64,
+    file: File,
+    presence: RefCell<Presence>,
+    turns: Turns,
+    latched: Cell<bool>,
+}
+
+/// What a piece of a write holds.
+enum Payload<'a> {
+    Bytes(&'a [u8]),
+    Zeros,
+}
+
+impl Overlay {
+    /// Creates the overlay of a disk as `path`, durably, and opens it.
+    pub async fn create(path: &Path, view: &Rc<View>, disk: DiskId) -> Result<Overlay> {
+        let runtime = view.runtime();
+        let bytes = view.disk(disk)?.sectors().bytes();
+        let partial = partial(path);
+        match runtime.remove(&partial).await {
+            // Left by a crash of an earlier attempt, or not there.
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let file = runtime.open(&partial, OpenOptions::CREATE).await?;
+        check_sparse(runtime, &file).await?;
+        runtime.set_length(&file, 0).await?;
+        runtime.set_length(&file, bytes).await?;
+        runtime.sync(&file).await?;
+        drop(file);
+        runtime.publish(&partial, path).await?;
+        if let Some(directory) = path.parent() {
+            runtime.sync_directory(directory).await?;
+        }
+        Overlay::open(path, view, disk).await
+    }
+
+    /// Opens the overlay that an earlier process left in `path`, once that process's requests have landed.
+    pub async fn open(path: &Path, view: &Rc<View>, disk: DiskId) -> Result<Overlay> {
+        let runtime = view.runtime();
+        let sectors = view.disk(disk)?.sectors();
+        let options = OpenOptions {
+            access: Access::ReadWrite,
+            create: Create::Existing,
+            lock: Lock::Wait,
+            direct: false,
+        };
+        let file = runtime.open(path, options).await?;
+        let length = runtime.length(&file).await?;
+        if length != sectors.bytes() {
+            let text = format!("the overlay has {length} bytes, its disk {}", sectors.bytes());
+            return Err(Error::corrupt(text).at_path(path));
+        }
+        let mut presence = Presence::default();
+        for range in runtime.data_ranges(&file, 0..length).await? {
+            if !range.start.is_multiple_of(SECTOR_BYTES) || !range.end.is_multiple_of(SECTOR_BYTES) {
+                return Err(cannot_tell(path));
+            }
+            presence.insert(SectorRange::new(range.start / SECTOR_BYTES, range.end / SECTOR_BYTES));
+        }
+        Ok(Overlay {
+            view: Rc::clone(view),
+            disk,
+            sectors: sectors.0,
+            file,
+            presence: RefCell::new(presence),
+            turns: Turns::default(),
+            latched: Cell::new(false),
+        })
+    }
+
+    /// The disk that it covers.
+    pub fn disk(&self) -> DiskId {
+        self.disk
+    }
+
+    /// The view under it.
+    pub fn view(&self) -> &Rc<View> {
+        &self.view
+    }
+
+    /// The bytes of a range, in order.
+    pub async fn read(&self, range: SectorRange) -> Result<Vec<DataPiece>> {
+        self.check(range)?;
+        let mut pieces = Vec::new();
+        let parts = self.presence.borrow().lookup(range);
+        for (part, present) in parts {
+            if present {
+                let bytes = to_usize(part.bytes());
+                let buffer = self.runtime().read(&self.file, part.byte_offset(), bytes).await?;
+                pieces.push(DataPiece::Bytes(buffer.freeze()));
+            } else {
+                pieces.extend(self.view.read(self.disk, part).await?);
+            }
+        }
+        Ok(pieces)
+    }
+
+    /// Writes `payload`, which is as long as `range`; durably if asked.
+    pub async fn write(&self, range: SectorRange, payload: &[u8], durable: bool) -> Result<()> {
+        self.check(range)?;
+        assert_eq!(payload.len() as u64, range.bytes(), "a payload is as long as its range");
+        let _turn = self.turns.take(self.blocks_around(range)).await;
+        for piece in pieces(range) {
+            let start = to_usize(piece.byte_offset() - range.byte_offset());
+            let bytes = &payload[start..start + to_usize(piece.bytes())];
+            self.put(piece, &Payload::Bytes(bytes)).await?;
+        }
+        if durable { self.flush().await } else { Ok(()) }
+    }
+
+    /// Writes zeros; durably if asked. Space is given back where the view reads as zeros, unless it is to be kept.
+    pub async fn zero(&self, range: SectorRange, durable: bool, keep_allocated: bool) -> Result<()> {
+        self.check(range)?;
+        let _turn = self.turns.take(self.blocks_around(range)).await;
+        let mut start = range.start;
+        while start < range.end {
+            let window = SectorRange::new(start, range.end.min(start + WINDOW_SECTORS));
+            if keep_allocated {
+                self.put_zeros(window).await?;
+            } else {
+                self.zero_window(window).await?;
+            }
+            start = window.end;
+        }
+        if durable { self.flush().await } else { Ok(()) }
+    }
+
+    /// Makes everything that was acknowledged before survive a power cut.
+    pub async fn flush(&self) -> Result<()> {
+        self.check_latch()?;
+        self.runtime().sync(&self.file).await.map_err(|error| self.latch(error))
+    }
+
+    /// Which parts of a range are allocated; what is not reads as zeros.
+    pub async fn allocation(&self, range: SectorRange) -> Result<Vec<AllocationRun>> {
+        self.check(range)?;
+        let mut runs = Vec::new();
+        let parts = self.presence.borrow().lookup(range);
+        for (part, present) in parts {
+            if present {
+                add_run(&mut runs, part.bytes(), true);
+                continue;
+            }
+            for run in self.view.allocation(self.disk, part).await? {
+                add_run(&mut runs, run.bytes, run.allocated);
+            }
+        }
+        Ok(runs)
+    }
+
+    fn runtime(&self) -> &Rc<Runtime> {
+        self.view.runtime()
+    }
+
+    fn check(&self, range: SectorRange) -> Result<()> {
+        self.check_latch()?;
+        if range.end <= self.sectors {
+            return Ok(());
+        }
+        Err(Error::invalid(format!("sectors {range} of a disk of {}", self.sectors)))
+    }
+
+    fn check_latch(&self) -> Result<()> {
+        if !self.latched.get() {
+            return Ok(());
+        }
+        let text = "an earlier write failed and left the overlay in doubt; clean up the test failover";
+        Err(Error::new(ErrorKind::Latched, text).at_path(self.file.path()))
+    }
+
+    fn latch(&self, error: Error) -> Error {
+        self.latched.set(true);
+        error
+    }
+
+    /// The whole blocks that a range touches; the last block of a disk may be short.
+    fn blocks_around(&self, range: SectorRange) -> SectorRange {
+        let start = range.start / BLOCK_SECTORS * BLOCK_SECTORS;
+        SectorRange::new(start, range.end.next_multiple_of(BLOCK_SECTORS).min(self.sectors))
+    }
+
+    /// The whole blocks inside a range, if any.
+    fn blocks_inside(&self, range: SectorRange) -> Option<SectorRange> {
+        let start = range.start.next_multiple_of(BLOCK_SECTORS);
+        let end =
+            if range.end == self.sectors { range.end } else { range.end / BLOCK_SECTORS * BLOCK_SECTORS };
+        (start < end).then(|| SectorRange::new(start, end))
+    }
+
+    /// Gives back the blocks under which the view reads as zeros, and writes zeros to the others.
+    async fn zero_window(&self, window: SectorRange) -> Result<()> {
+        let mut position = window.start;
+        let mut written = window.start;
+        for run in self.view.allocation(self.disk, window).await? {
+            let part = SectorRange::new(position, position + run.bytes / SECTOR_BYTES);
+            position = part.end;
+            let Some(hole) = self.blocks_inside(part).filter(|_| !run.allocated) else { continue };
+            self.put_zeros(SectorRange::new(written, hole.start)).await?;
+            self.give_back(hole).await?;
+            written = hole.end;
+        }
+        self.put_zeros(SectorRange::new(written, window.end)).await
+    }
+
+    async fn give_back(&self, blocks: SectorRange) -> Result<()> {
+        let parts = self.presence.borrow().lookup(blocks);
+        for (part, _) in parts.into_iter().filter(|(_, present)| *present) {
+            self.runtime().zero(&self.file, part.byte_range(), false).await?;
+            self.presence.borrow_mut().remove(part);
+        }
+        Ok(())
+    }
+
+    async fn put_zeros(&self, range: SectorRange) -> Result<()> {
+        for piece in pieces(range) {
+            self.put(piece, &Payload::Zeros).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes a piece with the rest of its blocks around it.
+    async fn put(&self, range: SectorRange, payload: &Payload<'_>) -> Result<()> {
+        self.check_latch()?;
+        let blocks = self.blocks_around(range);
+        let mut buffer = Buffer::recycled(to_usize(blocks.bytes()));
+        let (head, rest) = buffer.split_at_mut(to_usize((range.start - blocks.start) * SECTOR_BYTES));
+        let (middle, tail) = rest.split_at_mut(to_usize(range.bytes()));
+        self.fill(SectorRange::new(blocks.start, range.start), head).await?;
+        self.fill(SectorRange::new(range.end, blocks.end), tail).await?;
+        match payload {
+            Payload::Bytes(bytes) => middle.copy_from_slice(bytes),
+            Payload::Zeros => middle.fill(0),
+        }
+        if let Err(error) = self.runtime().write(&self.file, blocks.byte_offset(), buffer.freeze()).await {
+            self.undo(blocks).await;
+            return Err(error);
+        }
+        self.presence.borrow_mut().insert(blocks);
+        Ok(())
+    }
+
+    async fn fill(&self, range: SectorRange, mut target: &mut [u8]) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        for piece in self.read(range).await? {
+            let (place, rest) = target.split_at_mut(to_usize(piece.bytes()));
+            match piece {
+                DataPiece::Bytes(bytes) => place.copy_from_slice(&bytes),
+                DataPiece::Zeros(_) => place.fill(0),
+            }
+            target = rest;
+        }
+        Ok(())
+    }
+
+    /// After a failed write: what was absent must be absent in the file too, or the next opening would take torn
+    /// blocks for present ones.
+    async fn undo(&self, blocks: SectorRange) {
+        let parts = self.presence.borrow().lookup(blocks);
+        for (part, _) in parts.into_iter().filter(|(_, present)| !present) {
+            if let Err(error) = self.runtime().zero(&self.file, part.byte_range(), false).await {
+                tracing::error!(%error, "an overlay is latched: a failed write could not be undone");
+                self.latched.set(true);
+            }
+        }
+    }
+}
+
+/// A range in pieces that end on multiples of the piece's size.
+fn pieces(range: SectorRange) -> impl Iterator<Item = SectorRange> {
+    let mut start = range.start;
+    std::iter::from_fn(move || {
+        let end = ((start / PIECE_SECTORS + 1) * PIECE_SECTORS).min(range.end);
+        let piece = (start < end).then(|| SectorRange::new(start, end));
+        start = end;
+        piece
+    })
+}
+
+fn partial(path: &Path) -> PathBuf {
+    let mut name = path.file_name().expect("an overlay has a name").to_owned();
+    name.push(".partial");
+    path.with_file_name(name)
+}
+
+fn cannot_tell(path: &Path) -> Error {
+    let text = "the file system cannot tell which 4 KiB blocks of a file hold data, which overlays need; \
+                put data_dir on ext4 or XFS";
+    Error::new(ErrorKind::Unsupported, text).at_path(path)
+}
+
+/// Writes one block into an empty file and checks that just that block counts as data.
+async fn check_sparse(runtime: &Rc<Runtime>, file: &File) -> Result<()> {
+    const PROBE_BYTES: u64 = 1 << 20;
+    const BLOCK_AT: u64 = 512 << 10;
+    runtime.set_length(file, PROBE_BYTES).await?;
+    let block = Buffer::zeroed(to_usize(BLOCK_BYTES)).freeze();
+    runtime.write(file, BLOCK_AT, block).await?;
+    let ranges = runtime.data_ranges(file, 0..PROBE_BYTES).await?;
+    if ranges.len() == 1 && ranges[0] == (BLOCK_AT..BLOCK_AT + BLOCK_BYTES) {
+        return Ok(());
+    }
+    Err(cannot_tell(file.path()))
+}

@@ -1,0 +1,161 @@
+//! Restores the disks of a view to raw files: sparse, under temporary names until all are complete, over nothing.
+//!
+//! Invariant: a file under its final name is whole and durable. A restore that fails or is cancelled removes what it
+//! wrote; one that is killed leaves `.partial` files only.
+
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+
+use super::{View, ViewDisk};
+use crate::block::DataPiece;
+use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::Runtime;
+use crate::storage::{File, OpenOptions};
+use crate::units::{SECTOR_BYTES, SectorRange};
+
+/// Sectors of one copied piece.
+const PIECE_SECTORS: u64 = (1 << 20) / SECTOR_BYTES;
+/// Pieces being copied at a time.
+const PIECES_IN_FLIGHT: usize = 4;
+
+/// How far a restore is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RestoreProgress {
+    /// Bytes written.
+    pub bytes_done: u64,
+    /// Bytes to write: what is allocated in the view.
+    pub bytes_total: u64,
+    /// Disks written.
+    pub disks_done: usize,
+    /// Disks to write.
+    pub disks_total: usize,
+}
+
+/// A disk on its way.
+struct Target {
+    partial: PathBuf,
+    path: PathBuf,
+}
+
+/// Restores every disk of `view` to `directory/NAME.raw` and gives back the paths. Fails with `AlreadyExists`, and writes
+/// nothing, where one of the files is there. `proceed` is told how far it is; `false` cancels (`Shutdown`).
+pub async fn restore(
+    view: &Rc<View>,
+    directory: &Path,
+    proceed: impl FnMut(RestoreProgress) -> bool,
+) -> Result<Vec<PathBuf>> {
+    let runtime = view.runtime();
+    let targets = plan(view, directory)?;
+    runtime.create_directory(directory).await?;
+    let names = runtime.list(directory).await?;
+    for target in &targets {
+        let taken = |path: &Path| names.iter().any(|name| Some(name.as_ref()) == path.file_name());
+        if let Some(path) = [&target.path, &target.partial].into_iter().find(|path| taken(path)) {
+            let text = "restoring never overwrites: name another directory, or move this file away";
+            return Err(Error::new(ErrorKind::AlreadyExists, text).at_path(path));
+        }
+    }
+    let restored = fill_and_publish(view, directory, &targets, proceed).await;
+    if restored.is_err() {
+        for target in &targets {
+            // Best effort: not all were begun, and the error that matters is the first.
+            let _ = runtime.remove(&target.partial).await;
+        }
+    }
+    restored.map(|()| targets.into_iter().map(|target| target.path).collect())
+}
+
+/// Names come from people: as a file's name, one must not lead elsewhere.
+fn plan(view: &View, directory: &Path) -> Result<Vec<Target>> {
+    let target = |disk: &ViewDisk| {
+        let name = disk.name();
+        if name.contains('/') || name.starts_with('.') {
+            let text =
+                format!("disk name {name:?} cannot name a file: rename the disk or restore it by test");
+            return Err(Error::invalid(text));
+        }
+        let path = directory.join(format!("{name}.raw"));
+        Ok(Target { partial: directory.join(format!("{name}.raw.partial")), path })
+    };
+    view.disks().iter().map(target).collect()
+}
+
+async fn fill_and_publish(
+    view: &Rc<View>,
+    directory: &Path,
+    targets: &[Target],
+    mut proceed: impl FnMut(RestoreProgress) -> bool,
+) -> Result<()> {
+    let runtime = view.runtime();
+    let mut progress = RestoreProgress { disks_total: targets.len(), ..RestoreProgress::default() };
+    let mut plans = Vec::with_capacity(targets.len());
+    for disk in view.disks() {
+        let pieces = allocated_pieces(view, disk).await?;
+        progress.bytes_total += pieces.iter().map(|piece| piece.bytes()).sum::<u64>();
+        plans.push(pieces);
+    }
+    for ((disk, target), pieces) in view.disks().iter().zip(targets).zip(plans) {
+        let file = runtime.open(&target.partial, OpenOptions::CREATE).await?;
+        runtime.set_length(&file, disk.sectors().bytes()).await?;
+        let copied = stream::iter(pieces).map(|piece| copy(view, disk, &file, piece));
+        let mut copied = copied.buffer_unordered(PIECES_IN_FLIGHT).boxed_local();
+        while let Some(bytes) = copied.try_next().await? {
+            progress.bytes_done += bytes;
+            go_on(proceed(progress))?;
+        }
+        runtime.sync(&file).await?;
+        progress.disks_done += 1;
+        go_on(proceed(progress))?;
+    }
+    for target in targets {
+        runtime.publish(&target.partial, &target.path).await?;
+    }
+    sync_names(runtime, directory).await
+}
+
+fn go_on(wanted: bool) -> Result<()> {
+    if wanted { Ok(()) } else { Err(Error::new(ErrorKind::Shutdown, "the restore was cancelled")) }
+}
+
+async fn sync_names(runtime: &Rc<Runtime>, directory: &Path) -> Result<()> {
+    runtime.sync_directory(directory).await?;
+    // The directory may be new itself. Only a root has no parent; a relative name's is the working directory.
+    match directory.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => runtime.sync_directory(".").await,
+        Some(parent) => runtime.sync_directory(parent).await,
+        None => Ok(()),
+    }
+}
+
+/// The allocated parts of a disk, in pieces of at most 1 MiB.
+async fn allocated_pieces(view: &View, disk: &ViewDisk) -> Result<Vec<SectorRange>> {
+    let mut pieces = Vec::new();
+    let mut position = 0;
+    for run in view.allocation(disk.id(), SectorRange::new(0, disk.sectors().0)).await? {
+        let end = position + run.bytes / SECTOR_BYTES;
+        while position < end {
+            let piece_end = if run.allocated { end.min(position + PIECE_SECTORS) } else { end };
+            if run.allocated {
+                pieces.push(SectorRange::new(position, piece_end));
+            }
+            position = piece_end;
+        }
+    }
+    Ok(pieces)
+}
+
+async fn copy(view: &View, disk: &ViewDisk, file: &File, range: SectorRange) -> Result<u64> {
+    let mut offset = range.byte_offset();
+    for piece in view.read(disk.id(), range).await? {
+        let bytes = piece.bytes();
+        match piece {
+            DataPiece::Bytes(data) => view.runtime().write(file, offset, data).await?,
+            // The file is new: what is not written there is zero already.
+            DataPiece::Zeros(_) => {}
+        }
+        offset += bytes;
+    }
+    Ok(range.bytes())
+}
