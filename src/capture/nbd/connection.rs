@@ -7,6 +7,7 @@
 //! Invariant: an end is final. From then on input is dropped; what is in flight is still answered, and what is
 //! queued still waits for the socket; then the state is [`State::Closed`].
 
+use std::fmt;
 use std::io::IoSlice;
 
 use bytes::BytesMut;
@@ -270,3 +271,18 @@ impl Connection {
         self.output.bytes()
     }
 }
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("session", &self.session)
+            .field("state", &self.state())
+            .field("close_reason", &self.closing)
+            .field("requests_in_flight", &self.in_flight.len())
+            .field("output_bytes", &self.output.bytes())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;
