@@ -6,6 +6,8 @@
 pub mod block;
 pub mod env;
 pub mod error;
+pub mod journal;
 pub mod runtime;
 pub mod storage;
+pub mod sync;
 pub mod units;

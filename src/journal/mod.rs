@@ -1,0 +1,3 @@
+//! The journal of a group.
+
+pub mod intake;
