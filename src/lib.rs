@@ -4,6 +4,7 @@
 //! are in `docs/format.md`.
 
 pub mod block;
+pub mod capture;
 pub mod env;
 pub mod error;
 pub mod journal;

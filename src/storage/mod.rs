@@ -18,23 +18,26 @@
 //! - Offsets, lengths and buffers are multiples of 512 bytes for a file that was opened `direct`; others take any.
 //! - Dropping a back end waits for what is in flight, or leaks it: the kernel never writes into freed memory.
 
-// back ends: blocking, uring, sim
+pub mod blocking;
 mod buffer;
+mod choose;
 #[cfg(feature = "sim")]
-pub mod sim {
-    #[derive(Debug)]
-    pub struct OpenDescription;
-}
+pub mod sim;
+mod slab;
+mod syscalls;
+pub mod uring;
 
 use std::fmt;
 use std::ops::Range;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use buffer::{Buffer, Slice};
+pub use choose::{BackendOptions, Chosen, Preference, open_best};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::units::SECTOR_BYTES;
 
 /// Names a submitted operation to whoever submitted it; unique among those in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -150,6 +153,33 @@ impl File {
     /// Whether it really bypasses the page cache.
     pub fn is_direct(&self) -> bool {
         self.0.direct
+    }
+
+    /// The descriptor behind a file of an operating-system back end.
+    ///
+    /// # Panics
+    /// If the file was opened by the simulated disk: only our own bug mixes back ends.
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        match &self.0.handle {
+            Handle::Os(descriptor) => descriptor.as_fd(),
+            #[cfg(feature = "sim")]
+            Handle::Sim(_) => panic!("{} was opened by the simulated disk", self.path().display()),
+        }
+    }
+
+    /// Refuses I/O that O_DIRECT cannot take. Each back end asks here before it starts anything, so that code which
+    /// passes on one of them passes on all.
+    fn check_alignment(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let bits = offset | bytes.len() as u64 | bytes.as_ptr().addr() as u64;
+        if !self.is_direct() || bits.is_multiple_of(SECTOR_BYTES) {
+            return Ok(());
+        }
+        let context = format!(
+            "direct I/O needs offset, length and memory in multiples of {SECTOR_BYTES} bytes, not a length of {} at {:p}",
+            bytes.len(),
+            bytes.as_ptr()
+        );
+        Err(Error::invalid(context).at_path(self.path()).at_offset(offset))
     }
 }
 

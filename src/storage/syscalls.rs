@@ -1,0 +1,317 @@
+//! What each operation means in system calls, run to its end on the calling thread.
+//!
+//! This is not a back end: the blocking one runs everything here on its workers, io_uring all that it has no ring
+//! operation for. Short reads and writes are continued and interrupted calls repeated here, so that above the seam an
+//! operation either did all of its work or failed.
+
+use std::ffi::OsString;
+use std::fs::DirBuilder;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, FallocateFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, SeekFrom};
+use rustix::io::{Errno, retry_on_intr};
+
+use super::{Access, Buffer, Create, File, Handle, Lock, Op, OpenOptions, Outcome};
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::{SECTOR_BYTES, to_usize};
+
+/// Files hold what guests wrote: nobody but their owner reads them.
+const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
+const DIRECTORY_MODE: u32 = 0o700;
+/// How much is zeroed by one write where the file system cannot zero a range itself.
+const ZERO_WRITE_BYTES: u64 = 1 << 20;
+
+/// How far [`execute`] came.
+pub(super) enum Executed {
+    /// To the end.
+    Done(Result<Outcome>),
+    /// The file is open, but someone else holds its lock: whoever calls decides where to wait.
+    LockHeld(LockWait),
+}
+
+/// An open file whose lock is still to be had.
+pub(super) struct LockWait {
+    path: PathBuf,
+    direct: bool,
+    descriptor: OwnedFd,
+}
+
+impl LockWait {
+    /// Waits for the lock, for as long as it takes.
+    pub(super) fn wait(self) -> Result<Outcome> {
+        retry_on_intr(|| rustix::fs::flock(&self.descriptor, FlockOperation::LockExclusive))
+            .map_err(|errno| failed("waiting for the lock", errno).at_path(&self.path))?;
+        Ok(Outcome::Opened(File::new(self.path, self.direct, Handle::Os(self.descriptor))))
+    }
+}
+
+/// Runs an operation to its end, or to a lock that somebody holds.
+pub(super) fn execute(op: Op) -> Executed {
+    Executed::Done(match op {
+        Op::Open { path, options } => match open(path, options) {
+            Ok(Opened::Ready(file)) => Ok(Outcome::Opened(file)),
+            Ok(Opened::Locked(wait)) => return Executed::LockHeld(wait),
+            Err(error) => Err(error),
+        },
+        Op::Read { file, offset, buffer } => read(&file, offset, buffer).map(Outcome::Read),
+        Op::Write { file, offset, data } => write(&file, offset, &data).map(done),
+        Op::Sync { file } => sync(&file).map(done),
+        Op::Zero { file, range, keep_allocated } => zero(&file, range, keep_allocated).map(done),
+        Op::SetLength { file, length } => set_length(&file, length).map(done),
+        Op::Length { file } => length(&file).map(Outcome::Length),
+        Op::DataRanges { file, range } => data_ranges(&file, range).map(Outcome::Ranges),
+        Op::Publish { from, to } => publish(&from, &to).map(done),
+        Op::Remove { path } => remove(&path).map(done),
+        Op::RemoveDirectory { path } => remove_directory(&path).map(done),
+        Op::CreateDirectory { path } => create_directory(&path).map(done),
+        Op::List { path } => list(&path).map(Outcome::Names),
+        Op::SyncDirectory { path } => sync_directory(&path).map(done),
+    })
+}
+
+fn done((): ()) -> Outcome {
+    Outcome::Done
+}
+
+/// An error of a system call, told as `context`.
+pub(super) fn failed(context: &str, errno: impl Into<io::Error>) -> Error {
+    Error::io(format!("{context} failed"), errno.into())
+}
+
+/// The error of a read that met the end of the file.
+pub(super) fn past_end(file: &File, offset: u64, missing: usize) -> Error {
+    let context = format!("the file ends {missing} bytes before the end of what is to be read");
+    Error::corrupt(context).at_path(file.path()).at_offset(offset)
+}
+
+/// The error of a write that the system accepted no byte of.
+pub(super) fn no_progress(file: &File, offset: u64) -> Error {
+    failed("writing", io::Error::from(io::ErrorKind::WriteZero)).at_path(file.path()).at_offset(offset)
+}
+
+/// Whether `count` bytes of a transfer can be followed by a request for the rest. A direct transfer that stops within
+/// a sector has met the end of the file, and a request for the rest would be misaligned.
+pub(super) fn can_continue(file: &File, count: usize) -> bool {
+    count > 0 && (!file.is_direct() || (count as u64).is_multiple_of(SECTOR_BYTES))
+}
+
+enum Opened {
+    Ready(File),
+    Locked(LockWait),
+}
+
+fn open(path: PathBuf, options: OpenOptions) -> Result<Opened> {
+    let access = match options.access {
+        Access::ReadOnly => OFlags::RDONLY,
+        Access::ReadWrite => OFlags::RDWR,
+    };
+    let create = match options.create {
+        Create::Existing => OFlags::empty(),
+        Create::New => OFlags::CREATE.union(OFlags::EXCL),
+        Create::IfMissing => OFlags::CREATE,
+    };
+    let flags = access | create | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let descriptor = retry_on_intr(|| rustix::fs::open(&path, flags, FILE_MODE))
+        .map_err(|errno| failed("opening", errno).at_path(&path))?;
+    let direct = options.direct && make_direct(descriptor.as_fd()).map_err(|error| error.at_path(&path))?;
+    if options.lock == Lock::None {
+        return Ok(Opened::Ready(File::new(path, direct, Handle::Os(descriptor))));
+    }
+    match retry_on_intr(|| rustix::fs::flock(&descriptor, FlockOperation::NonBlockingLockExclusive)) {
+        Ok(()) => Ok(Opened::Ready(File::new(path, direct, Handle::Os(descriptor)))),
+        Err(Errno::WOULDBLOCK) if options.lock == Lock::Wait => {
+            Ok(Opened::Locked(LockWait { path, direct, descriptor }))
+        }
+        Err(Errno::WOULDBLOCK) => {
+            let context = "another process owns this file: stop that process, or use another data directory";
+            Err(Error::new(ErrorKind::Latched, context).at_path(&path))
+        }
+        Err(errno) => Err(failed("locking", errno).at_path(&path)),
+    }
+}
+
+/// Whether the file system agreed to bypass its page cache. Asked of the open descriptor, because an open with O_CREAT
+/// and O_DIRECT that a file system refuses has created the file all the same.
+fn make_direct(descriptor: BorrowedFd<'_>) -> Result<bool> {
+    let flags = rustix::fs::fcntl_getfl(descriptor).map_err(|errno| failed("reading flags", errno))?;
+    match rustix::fs::fcntl_setfl(descriptor, flags | OFlags::DIRECT) {
+        Ok(()) => Ok(true),
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(false),
+        Err(errno) => Err(failed("setting O_DIRECT", errno)),
+    }
+}
+
+fn read(file: &File, offset: u64, mut buffer: Buffer) -> Result<Buffer> {
+    file.check_alignment(offset, &buffer)?;
+    let mut filled = 0;
+    while filled < buffer.len() {
+        let position = offset + filled as u64;
+        let count = retry_on_intr(|| rustix::io::pread(file.descriptor(), &mut buffer[filled..], position))
+            .map_err(|errno| failed("reading", errno).at_path(file.path()).at_offset(position))?;
+        filled += count;
+        if filled < buffer.len() && !can_continue(file, count) {
+            return Err(past_end(file, offset, buffer.len() - filled));
+        }
+    }
+    Ok(buffer)
+}
+
+fn write(file: &File, offset: u64, data: &[u8]) -> Result<()> {
+    file.check_alignment(offset, data)?;
+    let mut written = 0;
+    while written < data.len() {
+        let position = offset + written as u64;
+        let count = retry_on_intr(|| rustix::io::pwrite(file.descriptor(), &data[written..], position))
+            .map_err(|errno| failed("writing", errno).at_path(file.path()).at_offset(position))?;
+        written += count;
+        if written < data.len() && !can_continue(file, count) {
+            return Err(no_progress(file, position));
+        }
+    }
+    Ok(())
+}
+
+fn sync(file: &File) -> Result<()> {
+    retry_on_intr(|| rustix::fs::fdatasync(file.descriptor()))
+        .map_err(|errno| failed("syncing", errno).at_path(file.path()))
+}
+
+fn zero(file: &File, range: Range<u64>, keep_allocated: bool) -> Result<()> {
+    let end = range.end.min(length(file)?);
+    if range.start >= end {
+        return Ok(());
+    }
+    // A block device is zeroed, never merely discarded: its data may be discarded to anything.
+    let keep_allocated = keep_allocated || is_block_device(file)?;
+    let how = if keep_allocated { FallocateFlags::ZERO_RANGE } else { FallocateFlags::PUNCH_HOLE };
+    let zeroed = retry_on_intr(|| {
+        let flags = how | FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(file.descriptor(), flags, range.start, end - range.start)
+    });
+    match zeroed {
+        Ok(()) => Ok(()),
+        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => write_zeros(file, range.start..end),
+        Err(errno) => Err(failed("zeroing", errno).at_path(file.path()).at_offset(range.start)),
+    }
+}
+
+fn write_zeros(file: &File, range: Range<u64>) -> Result<()> {
+    let zeros = Buffer::zeroed(to_usize(ZERO_WRITE_BYTES.min(range.end - range.start)));
+    let mut offset = range.start;
+    while offset < range.end {
+        let count = ZERO_WRITE_BYTES.min(range.end - offset);
+        write(file, offset, &zeros[..to_usize(count)])?;
+        offset += count;
+    }
+    Ok(())
+}
+
+fn is_block_device(file: &File) -> Result<bool> {
+    let status = rustix::fs::fstat(file.descriptor())
+        .map_err(|errno| failed("reading the file's status", errno).at_path(file.path()))?;
+    Ok(FileType::from_raw_mode(status.st_mode) == FileType::BlockDevice)
+}
+
+fn set_length(file: &File, length: u64) -> Result<()> {
+    retry_on_intr(|| rustix::fs::ftruncate(file.descriptor(), length))
+        .map_err(|errno| failed("setting the length", errno).at_path(file.path()).at_offset(length))
+}
+
+/// By seeking, since the status of a block device does not tell its length. Nothing else uses the file's position.
+fn length(file: &File) -> Result<u64> {
+    rustix::fs::seek(file.descriptor(), SeekFrom::End(0))
+        .map_err(|errno| failed("reading the length", errno).at_path(file.path()))
+}
+
+fn data_ranges(file: &File, range: Range<u64>) -> Result<Vec<Range<u64>>> {
+    let end = range.end.min(length(file)?);
+    let mut ranges = Vec::new();
+    let mut offset = range.start;
+    while offset < end {
+        let start = match rustix::fs::seek(file.descriptor(), SeekFrom::Data(offset)) {
+            Ok(start) => start.max(offset),
+            Err(Errno::NXIO) => break,
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => {
+                ranges.push(offset..end);
+                break;
+            }
+            Err(errno) => {
+                return Err(failed("looking for data", errno).at_path(file.path()).at_offset(offset));
+            }
+        };
+        if start >= end {
+            break;
+        }
+        let hole = match rustix::fs::seek(file.descriptor(), SeekFrom::Hole(start)) {
+            Ok(hole) => hole.min(end),
+            // Truncated since: what lay here is gone.
+            Err(Errno::NXIO) => break,
+            Err(errno) => {
+                return Err(failed("looking for holes", errno).at_path(file.path()).at_offset(start));
+            }
+        };
+        ranges.push(start..hole);
+        offset = hole;
+    }
+    Ok(ranges)
+}
+
+fn publish(from: &Path, to: &Path) -> Result<()> {
+    let renamed = retry_on_intr(|| rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE))
+        .or_else(|errno| {
+            // Older file systems know no exclusive rename, but every one has an exclusive link.
+            if matches!(errno, Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) {
+                rustix::fs::link(from, to).and_then(|()| rustix::fs::unlink(from))
+            } else {
+                Err(errno)
+            }
+        });
+    renamed.map_err(|errno| {
+        let path = if errno == Errno::EXIST { to } else { from };
+        failed("publishing", errno).at_path(path)
+    })
+}
+
+fn remove(path: &Path) -> Result<()> {
+    rustix::fs::unlink(path).map_err(|errno| failed("removing", errno).at_path(path))
+}
+
+fn remove_directory(path: &Path) -> Result<()> {
+    rustix::fs::rmdir(path).map_err(|errno| failed("removing the directory", errno).at_path(path))
+}
+
+fn create_directory(path: &Path) -> Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(DIRECTORY_MODE)
+        .create(path)
+        .map_err(|error| failed("creating the directory", error).at_path(path))
+}
+
+fn list(path: &Path) -> Result<Vec<String>> {
+    let unreadable = |error: io::Error| failed("listing the directory", error).at_path(path);
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(unreadable)? {
+        names.push(
+            entry.map_err(unreadable)?.file_name().into_string().map_err(|name| foreign_name(path, name))?,
+        );
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+fn foreign_name(directory: &Path, name: OsString) -> Error {
+    let context = format!("the name {name:?} is not UTF-8, so it is none of ours: move it elsewhere");
+    Error::invalid(context).at_path(directory)
+}
+
+fn sync_directory(path: &Path) -> Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty()))
+        .and_then(|directory| retry_on_intr(|| rustix::fs::fsync(&directory)))
+        .map_err(|errno| failed("syncing the directory", errno).at_path(path))
+}
