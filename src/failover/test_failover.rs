@@ -177,7 +177,10 @@ impl TestFailovers {
 }
 
 async fn start(
-    runtime: &Rc<Runtime>, vault: &Rc<Vault>, directory: &Path, point: PointId,
+    runtime: &Rc<Runtime>,
+    vault: &Rc<Vault>,
+    directory: &Path,
+    point: PointId,
 ) -> Result<TestFailover> {
     let id = PinId(runtime.random_u128());
     let decide = |state: &crate::vault::State| {
@@ -199,7 +202,11 @@ async fn start(
 
 /// Opens the view and the overlays of a pinned test failover; overlays that are missing are created.
 async fn prepare(
-    runtime: &Rc<Runtime>, vault: &Rc<Vault>, overlays: &Path, pin: PinRecord, test: TestId,
+    runtime: &Rc<Runtime>,
+    vault: &Rc<Vault>,
+    overlays: &Path,
+    pin: PinRecord,
+    test: TestId,
 ) -> Result<TestFailover> {
     let view = View::open(vault, pin.point).await?;
     runtime.create_directory(overlays).await?;

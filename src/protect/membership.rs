@@ -34,7 +34,11 @@ pub(super) struct Joined {
 impl Group {
     /// Adds a disk; `callback` gets it when it can be served.
     pub fn add_disk(
-        &mut self, name: String, size: SectorCount, content: Content, callback: Callback<DiskRecord>,
+        &mut self,
+        name: String,
+        size: SectorCount,
+        content: Content,
+        callback: Callback<DiskRecord>,
     ) {
         let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
         let vault = Rc::clone(&self.settings.vault);
@@ -72,7 +76,13 @@ impl Group {
         });
     }
 
-    pub(super) fn finish_leave(&mut self, id: DiskId, slot: DiskSlot, result: Result<()>, callback: Callback<()>) {
+    pub(super) fn finish_leave(
+        &mut self,
+        id: DiskId,
+        slot: DiskSlot,
+        result: Result<()>,
+        callback: Callback<()>,
+    ) {
         if let Err(error) = result {
             self.slots.insert(id, slot);
             return callback(Err(error));
@@ -139,8 +149,10 @@ impl Files<'_> {
         let image = Image::create(self.runtime, self.images, self.id, self.timeline, self.size).await?;
         let base = bases.open(self.id).await?;
         let half = total / 2;
-        copy_sparse(self.runtime, &base, &image.file, self.size.bytes(), &|done| progress(half + done, total))
-            .await?;
+        copy_sparse(self.runtime, &base, &image.file, self.size.bytes(), &|done| {
+            progress(half + done, total)
+        })
+        .await?;
         self.runtime.sync(&image.file).await?;
         Ok(image)
     }
