@@ -13,7 +13,6 @@ pub mod failover;
 pub mod format;
 pub mod image;
 pub mod journal;
-pub mod journal;
 pub mod planted;
 pub mod protect;
 pub mod runtime;
