@@ -4,8 +4,18 @@
 //! are in `docs/format.md`.
 
 pub mod block;
+#[cfg(feature = "server")]
+pub mod byte_size;
+#[cfg(feature = "server")]
+pub mod config;
+#[cfg(feature = "server")]
+pub mod control;
+#[cfg(feature = "server")]
+pub mod data_directory;
 pub mod env;
 pub mod error;
+#[cfg(feature = "server")]
+pub mod listen;
 pub mod runtime;
 pub mod storage;
 pub mod units;
