@@ -29,7 +29,7 @@ impl DataDirectory {
             .write(true)
             .open(&lock_path)
             .map_err(|error| Error::io("opening the data directory's lock", error).at_path(&lock_path))?;
-        if !try_lock(&lock)
+        if !try_lock(&lock, FlockOperation::NonBlockingLockExclusive)
             .map_err(|error| Error::io("locking the data directory", error).at_path(&lock_path))?
         {
             return Err(in_use(path));
@@ -80,7 +80,9 @@ pub enum Obstacle {
 pub fn obstacle(path: &Path) -> Option<Obstacle> {
     writable_directory(path).or_else(|| {
         let lock = File::open(lock_path(path)).ok()?;
-        matches!(try_lock(&lock), Ok(false)).then_some(Obstacle::InUse)
+        // Shared: two that only look don't take each other for an owner.
+        let free = try_lock(&lock, FlockOperation::NonBlockingLockShared);
+        matches!(free, Ok(false)).then_some(Obstacle::InUse)
     })
 }
 
@@ -105,8 +107,8 @@ fn lock_path(directory: &Path) -> PathBuf {
     directory.join("lock")
 }
 
-fn try_lock(file: &File) -> io::Result<bool> {
-    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+fn try_lock(file: &File, operation: FlockOperation) -> io::Result<bool> {
+    match rustix::fs::flock(file, operation) {
         Ok(()) => Ok(true),
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
         Err(error) => Err(error.into()),
@@ -114,8 +116,7 @@ fn try_lock(file: &File) -> io::Result<bool> {
 }
 
 fn in_use(path: &Path) -> Error {
-    Error::new(ErrorKind::Latched, "another gateway has this data directory: stop it, or choose another")
-        .at_path(path)
+    Error::new(ErrorKind::Latched, "data directory in use by another gateway").at_path(path)
 }
 
 #[cfg(test)]

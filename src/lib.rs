@@ -7,6 +7,8 @@ pub mod block;
 #[cfg(feature = "server")]
 pub mod byte_size;
 #[cfg(feature = "server")]
+pub mod cli;
+#[cfg(feature = "server")]
 pub mod config;
 #[cfg(feature = "server")]
 pub mod control;
@@ -17,5 +19,7 @@ pub mod error;
 #[cfg(feature = "server")]
 pub mod listen;
 pub mod runtime;
+#[cfg(feature = "server")]
+pub mod site;
 pub mod storage;
 pub mod units;

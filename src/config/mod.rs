@@ -16,6 +16,7 @@ pub(crate) use error::one_line;
 
 use crate::byte_size::ByteSize;
 use crate::control::name::Name;
+use crate::data_directory::DataDirectory;
 use crate::listen::ListenAddress;
 
 /// Everything that a gateway process is told.
@@ -145,5 +146,16 @@ impl Configuration {
     /// Looks whether it can be served on this machine now. Creates, binds and locks nothing that lasts.
     pub fn check(&self) -> Result<(), ConfigurationError> {
         check::check(self).map_err(|fault| fault.at(&self.file))
+    }
+
+    /// Takes the data directory, which [`Configuration::check`] found free.
+    pub fn acquire(&self) -> Result<DataDirectory, ConfigurationError> {
+        let path = &self.site.data_dir;
+        DataDirectory::acquire(path).map_err(|error| ConfigurationError {
+            file: self.file.clone(),
+            place: format!("site.data_dir = {}", error::quoted(&path.to_string_lossy())),
+            problem: error.to_string(),
+            mend: "stop whatever uses it, or name another directory".into(),
+        })
     }
 }
