@@ -150,3 +150,17 @@ async fn what_can_not_be_has_a_kind_a_status_and_one_line() {
         assert!(message.contains(says) && !message.contains('\n'), "{method} {path} {body}: {message}");
     }
 }
+
+/// A client that sends half a request holds up neither others nor the end.
+#[tokio::test]
+async fn a_stalled_client_holds_up_nobody() {
+    use tokio::io::AsyncWriteExt;
+    let gateway = Gateway::start();
+    let mut stalled = tokio::net::UnixStream::connect(&gateway.socket).await.unwrap();
+    stalled.write_all(b"POST /v1/groups HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{").await.unwrap();
+    let (status, _) = ask(&gateway, "POST", "/v1/groups", r#"{"name": "erp"}"#).await;
+    assert_eq!(status, StatusCode::CREATED);
+    tokio::task::spawn_blocking(move || drop(gateway))
+        .await
+        .expect("the API stops though a request is unfinished");
+}

@@ -126,7 +126,7 @@ impl Session {
             PointCommand::Create { group, label } => {
                 let route = format!("/v1/groups/{group}/points");
                 let point: Point = self.client.post(&route, &PointRequest { label }).await?;
-                self.output.show(&point, |point| format!("point {} of {} created\n", point.id, point.time))
+                self.output.show(&point, render::point_created)
             }
             PointCommand::List { group } => {
                 let points: Vec<Point> = self.client.get(&format!("/v1/groups/{group}/points")).await?;

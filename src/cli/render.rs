@@ -1,4 +1,6 @@
-//! Answers as text for people: tables, sizes to two digits, times in UTC. Scripts read `--json`.
+//! Answers as text for people: tables, rounded sizes, times in UTC. Scripts read `--json`.
+//!
+//! A point's time is exact everywhere, because people copy it into `--point`.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -8,6 +10,7 @@ use crate::byte_size::ByteSize;
 use crate::control::model::{
     Condition, Disk, Group, GroupStatus, Point, PointKind, Policy, Restored, Status, Test, VerifyReport,
 };
+use crate::control::wire::rfc3339;
 use crate::units::WallNanos;
 
 fn size(bytes: u64) -> String {
@@ -62,11 +65,15 @@ pub fn disk_created(disk: &Disk) -> String {
     format!("disk {} created: {} at {}\n", disk.export, ByteSize(disk.size_bytes), disk.uri)
 }
 
+pub fn point_created(point: &Point) -> String {
+    format!("point {} of {} created\n", point.id, rfc3339(point.time))
+}
+
 pub fn points(points: &[Point]) -> String {
     let rows = points.iter().map(|point| {
         [
             point.id.to_string(),
-            point.time.to_string(),
+            rfc3339(point.time),
             match point.kind {
                 PointKind::Crash => "crash".to_owned(),
                 PointKind::Application => "application".to_owned(),
@@ -86,7 +93,7 @@ pub fn tests(tests: &[Test]) -> String {
             test.group.to_string(),
             test.number.0.to_string(),
             test.point.id.to_string(),
-            test.point.time.to_string(),
+            rfc3339(test.point.time),
             size(test.overlay_bytes),
             test.connections.to_string(),
             exports.join(" "),
@@ -98,7 +105,10 @@ pub fn tests(tests: &[Test]) -> String {
 pub fn test_started(test: &Test) -> String {
     let mut text = format!(
         "test-{} of {} serves point {} of {}\n",
-        test.number.0, test.group, test.point.id, test.point.time
+        test.number.0,
+        test.group,
+        test.point.id,
+        rfc3339(test.point.time)
     );
     for export in &test.exports {
         let _ = writeln!(text, "  {}  {}  {}", export.export, size(export.size_bytes), export.uri);
@@ -115,7 +125,7 @@ pub fn restored(restored: &Restored) -> String {
     let mut text = format!(
         "restored point {} of {}: {} of data\n",
         restored.point.id,
-        restored.point.time,
+        rfc3339(restored.point.time),
         size(restored.bytes)
     );
     for file in &restored.files {
@@ -240,6 +250,21 @@ mod tests {
             (90_061_000, "1day 1h"),
         ] {
             assert_eq!(duration(ms), text);
+        }
+    }
+
+    #[test]
+    fn the_time_of_a_point_can_be_copied() {
+        let point = Point {
+            id: crate::units::PointId(1),
+            lsn: crate::units::Lsn(1),
+            time: WallNanos(1_795_262_400_123_456_789),
+            kind: PointKind::Crash,
+            label: None,
+            delta_bytes: 0,
+        };
+        for text in [point_created(&point), points(std::slice::from_ref(&point))] {
+            assert!(text.contains("2026-11-21T12:00:00.123456789Z"), "{text}");
         }
     }
 

@@ -45,6 +45,9 @@ use crate::error::{Error, ErrorKind};
 /// Longest that one request waits for a job.
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
+/// Longest that stopping waits for requests at work: a client may be slow, or wait for a job.
+const GRACE: Duration = Duration::from_secs(5);
+
 /// What every handler needs.
 #[derive(Clone)]
 struct Api {
@@ -75,14 +78,27 @@ pub fn router(backend: Arc<dyn Backend>, environment: Arc<dyn Environment + Send
         .with_state(Api { backend, jobs: Jobs::new(environment) })
 }
 
-/// Serves the API until `shutdown` resolves and the requests at work have been answered.
+/// Serves the API until `shutdown` resolves and the requests at work have been answered, for five seconds at most.
 pub async fn serve(
     listener: std::os::unix::net::UnixListener,
     router: Router,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
     let listener = tokio::net::UnixListener::from_std(listener)?;
-    axum::serve(listener, router).with_graceful_shutdown(shutdown).await
+    let (tell, told) = tokio::sync::oneshot::channel::<()>();
+    let serving = axum::serve(listener, router).with_graceful_shutdown(async move {
+        // A sender that is dropped tells as well.
+        let _ = told.await;
+    });
+    let patience = async move {
+        shutdown.await;
+        drop(tell);
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        served = serving => served,
+        () = patience => Ok(()),
+    }
 }
 
 /// An error on its way to a client.

@@ -2,7 +2,7 @@
 //!
 //! Names, selectors, sizes and policies arrive parsed. An answer is a future, because the data path's threads give
 //! it; dropping the future (a client that left) must not leave a verb half done. Long verbs report their
-//! [`Progress`](super::jobs::Progress) and run in a job.
+//! [`Progress`] and run in a job.
 
 use std::path::PathBuf;
 

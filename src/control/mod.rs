@@ -10,4 +10,4 @@ pub mod jobs;
 pub mod model;
 pub mod name;
 pub mod selector;
-mod wire;
+pub(crate) mod wire;

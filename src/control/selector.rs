@@ -202,8 +202,8 @@ fn list(candidates: &[&Point]) -> String {
         .iter()
         .take(CANDIDATES_LISTED)
         .map(|point| match &point.label {
-            Some(label) => format!("{} ({}, \"{label}\")", point.id, point.time),
-            None => format!("{} ({})", point.id, point.time),
+            Some(label) => format!("{} ({}, \"{label}\")", point.id, rfc3339(point.time)),
+            None => format!("{} ({})", point.id, rfc3339(point.time)),
         })
         .collect();
     if candidates.len() > CANDIDATES_LISTED {
@@ -214,7 +214,11 @@ fn list(candidates: &[&Point]) -> String {
 
 fn none_before(time: WallNanos, points: &[Point]) -> Error {
     let context = match points.iter().min_by_key(|point| point.lsn) {
-        Some(oldest) => format!("no recovery point at or before {time}: the oldest is of {}", oldest.time),
+        Some(oldest) => format!(
+            "no recovery point at or before {}: the oldest is of {}",
+            rfc3339(time),
+            rfc3339(oldest.time)
+        ),
         None => "the group has no recovery point yet".to_owned(),
     };
     Error::new(ErrorKind::NotFound, context)

@@ -58,8 +58,8 @@ impl<'de> Deserialize<'de> for WallNanos {
     }
 }
 
-/// Exact, in UTC.
-pub(super) fn rfc3339(time: WallNanos) -> String {
+/// Exact, in UTC: a time that is cut short selects the point before it when it is written back to us.
+pub(crate) fn rfc3339(time: WallNanos) -> String {
     let time =
         jiff::Timestamp::from_nanosecond(i128::from(time.0)).expect("jiff covers what 64 bits of ns cover");
     format!("{time:.9}")
