@@ -20,11 +20,13 @@ use afterimage::capture::nbd::codec::*;
 use nbd_model::EXPORT;
 
 type Seeds = Vec<(&'static str, Vec<u8>)>;
+/// Option code and data.
+type HaggledOption = (u32, Vec<u8>);
 
 /// Small receives, one answer after each, always the second that waits.
 const MODE: [u8; 2] = [3, 1 | 1 << 2];
 
-fn handshake_seed(options: &[(u32, Vec<u8>)]) -> Vec<u8> {
+fn handshake_seed(options: &[HaggledOption]) -> Vec<u8> {
     let mut input = [&[0][..], &MODE].concat();
     encode_client_flags(&mut input);
     for (option, data) in options {
@@ -38,7 +40,7 @@ fn handshake_seeds() -> Seeds {
     let structured = || (NBD_OPT_STRUCTURED_REPLY, none());
     let all_items = [NBD_INFO_EXPORT, NBD_INFO_NAME, NBD_INFO_DESCRIPTION, NBD_INFO_BLOCK_SIZE];
     let contexts = |queries: &[&str]| context_data(EXPORT, queries);
-    let seeds: [(&str, Vec<(u32, Vec<u8>)>); 7] = [
+    let seeds: [(&str, Vec<HaggledOption>); 7] = [
         ("abort", vec![(NBD_OPT_ABORT, none())]),
         ("list", vec![(NBD_OPT_LIST, none()), (NBD_OPT_ABORT, none())]),
         ("export_name", vec![(NBD_OPT_EXPORT_NAME, EXPORT.into())]),

@@ -29,7 +29,7 @@ const LIMITS: Limits = Limits {
     receive_bytes: 4096,
 };
 /// The longest reply to one request or option here: a read of the whole disk in chunks of a sector.
-const REPLY_BYTES_MAX: usize = 2 * 64 << 10;
+const REPLY_BYTES_MAX: usize = 128 << 10;
 
 /// How a run went.
 #[derive(Debug, PartialEq, Eq)]
