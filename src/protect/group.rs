@@ -36,9 +36,11 @@ use crate::protect::membership::Joined;
 use crate::protect::open::GroupPlan;
 use crate::protect::publisher::{Job, Published};
 use crate::protect::reads::{OPERATION_READ, Reads};
+use crate::protect::status::{Condition, RateMeter};
 use crate::runtime::{Event, Runtime};
 use crate::units::{
-    DiskId, DiskSlot, GroupId, GroupNanos, Lsn, MonotonicNanos, PointId, SECTOR_BYTES, SectorRange, to_usize,
+    DiskId, DiskSlot, GroupId, GroupNanos, Lsn, MonotonicNanos, PointId, SECTOR_BYTES, SectorRange,
+    WallNanos, to_usize,
 };
 use crate::vault::Vault;
 
@@ -139,6 +141,9 @@ pub struct Group {
     pub(super) group_time: GroupNanos,
     pub(super) mailbox: Mailbox,
     pub(super) counters: Counters,
+    pub(super) rates: RateMeter,
+    pub(super) condition: (Condition, WallNanos),
+    pub(super) vault_failed: Option<ErrorKind>,
     pub(super) serving: bool,
     pub(super) stopping: bool,
     pub(super) sealed: bool,
@@ -173,7 +178,7 @@ pub(super) struct Parts {
 
 impl Group {
     pub(super) fn from_parts(parts: Parts) -> Group {
-        let now = parts.runtime.now();
+        let (now, wall) = (parts.runtime.now(), parts.runtime.wall());
         let slots = parts.disks.iter().map(|(&slot, disk)| (disk.record.id, slot)).collect();
         let reads = Reads::new(Rc::clone(&parts.runtime), parts.owner);
         Group {
@@ -204,6 +209,9 @@ impl Group {
             group_time: parts.group_time,
             mailbox: parts.mailbox,
             counters: Counters::default(),
+            rates: RateMeter::default(),
+            condition: (Condition::Opening, wall),
+            vault_failed: None,
             serving: false,
             stopping: false,
             sealed: false,
@@ -344,6 +352,11 @@ impl Group {
 
     /// Goes on with everything that can go on. To be called after requests, completions and time.
     pub fn advance(&mut self) {
+        self.work();
+        self.observe();
+    }
+
+    fn work(&mut self) {
         self.apply_done();
         self.writer.advance(&mut self.segments);
         self.apply_visible();
@@ -477,6 +490,10 @@ impl Group {
         for (_, ticket) in self.barriers.drain(..) {
             self.replies.push((ticket, Err(refusal)));
         }
+        self.fail_waiting_points(kind);
+    }
+
+    fn fail_waiting_points(&mut self, kind: ErrorKind) {
         for (_, callback) in self.waiting_points.drain() {
             callback(Err(latched_error(kind)));
         }
@@ -522,7 +539,7 @@ impl Group {
 
     /// Makes a recovery point now; `callback` gets it when it is restorable.
     pub fn create_point(&mut self, label: String, callback: Callback<PointRecord>) {
-        if let Some(kind) = self.writer.failure() {
+        if let Some(kind) = self.writer.failure().or(self.vault_failed) {
             return callback(Err(latched_error(kind)));
         }
         if self.stopping {
@@ -583,6 +600,8 @@ impl Group {
             }
             Err(error) => {
                 tracing::error!(group = %self.name, %error, "a recovery point could not be published");
+                self.vault_failed = Some(error.kind());
+                self.fail_waiting_points(error.kind());
             }
         }
     }
@@ -753,7 +772,8 @@ impl Group {
             return true;
         }
         let drained = self.writes.is_empty() && self.reads.is_empty() && self.barriers.is_empty();
-        let quiet = drained && self.writer.is_idle() && self.vaulted_all() && !self.destaging;
+        let vaulted = self.vaulted_all() || self.vault_failed.is_some();
+        let quiet = drained && self.writer.is_idle() && vaulted && !self.destaging;
         if !self.stopping || !quiet || self.has_unlatched_layers() {
             return false;
         }
@@ -778,6 +798,8 @@ fn nanos(duration: Duration) -> u64 {
 }
 
 fn latched_error(kind: ErrorKind) -> Error {
-    let why = format!("the group is latched after a journal error ({kind:?}): mend the device and restart");
+    let why = format!(
+        "the group is latched after a journal or vault error ({kind:?}): mend the device and restart the gateway"
+    );
     Error::new(ErrorKind::Latched, why)
 }
