@@ -354,3 +354,6 @@ fn text(bytes: &[u8]) -> Result<&str, OptionError> {
 fn shortened(text: &str) -> &str {
     &text[..text.floor_char_boundary(STRING_BYTES_MAX)]
 }
+
+#[cfg(test)]
+mod tests;

@@ -134,3 +134,6 @@ fn send_extents(output: &mut Output, cookie: u64, length: u32, first_only: bool,
     output.head(&ALLOCATION_CONTEXT.to_be_bytes());
     output.head(extents.as_bytes());
 }
+
+#[cfg(test)]
+mod tests;

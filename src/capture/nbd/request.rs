@@ -192,3 +192,6 @@ pub(super) fn refusal_fault(refusal: Refusal) -> Fault {
     };
     Fault { code, message, offset: None }
 }
+
+#[cfg(test)]
+mod tests;
