@@ -9,6 +9,8 @@ pub mod env;
 pub mod error;
 pub mod journal;
 pub mod runtime;
+#[cfg(feature = "server")]
+pub mod site;
 pub mod storage;
 pub mod sync;
 pub mod units;
