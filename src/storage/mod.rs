@@ -21,6 +21,7 @@
 pub mod blocking;
 mod buffer;
 mod choose;
+mod receive;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod slab;
@@ -35,6 +36,7 @@ use std::sync::Arc;
 
 pub use buffer::{Buffer, Slice};
 pub use choose::{BackendOptions, Chosen, Preference, open_best};
+pub use receive::receive;
 
 use crate::error::{Error, Result};
 use crate::units::SECTOR_BYTES;
