@@ -11,7 +11,7 @@ use afterimage::block::DataPiece;
 use afterimage::delta::{DiskExtents, Source, SourceContent};
 use afterimage::env::OsEnvironment;
 use afterimage::error::{Error, Result};
-use afterimage::extent::{ExtentMap, Location};
+use afterimage::extent::{ExtentMap, FrozenMap, Location};
 use afterimage::format::delta::{CHUNK_BYTES, Header};
 use afterimage::format::marker::Consistency;
 use afterimage::format::record::{Change, DiskRecord, GroupRecord, Membership, PointDisk, PointRecord};
@@ -279,11 +279,27 @@ impl Group {
         self.maps[disk].insert(range, Place::Zero { allocated });
     }
 
-    /// Publishes everything written since the last point.
-    pub fn publish(&mut self) -> PointId {
-        let number = self.points.len() as u64 + 1;
-        let mut point = point_record(number, &self.disks);
-        let header = Header {
+    /// As [`Group::write`], for disks that are too big for a model.
+    pub fn write_unmodelled(&mut self, disk: usize, range: SectorRange, seed: u8) {
+        let place = Place::Log(self.log.bytes.len() as u64 / SECTOR_BYTES);
+        self.log.bytes.extend(pattern(range.bytes(), seed));
+        self.maps[disk].insert(range, place);
+    }
+
+    /// As [`Group::zero`], for disks that are too big for a model.
+    pub fn zero_unmodelled(&mut self, disk: usize, range: SectorRange) {
+        self.maps[disk].insert(range, Place::Zero { allocated: false });
+    }
+
+    /// Writes, and gives what has to go into the next delta to the caller.
+    pub fn take_map(&mut self, disk: usize, range: SectorRange, seed: u8) -> FrozenMap<Place> {
+        self.write(disk, range, seed);
+        std::mem::take(&mut self.maps[disk]).freeze()
+    }
+
+    /// The header of the delta of the point with this number.
+    pub fn header(&self, number: u64) -> Header {
+        Header {
             blob: BlobId(0xb10b_0000 + u128::from(number)),
             group: GROUP,
             timeline: TIMELINE,
@@ -293,7 +309,14 @@ impl Group {
             created: WallNanos(0),
             intervals: 1,
             chunk_bytes: CHUNK_BYTES,
-        };
+        }
+    }
+
+    /// Publishes everything written since the last point.
+    pub fn publish(&mut self) -> PointId {
+        let number = self.points.len() as u64 + 1;
+        let mut point = point_record(number, &self.disks);
+        let header = self.header(number);
         let maps: Vec<_> = self.maps.iter_mut().map(|map| std::mem::take(map).freeze()).collect();
         let disks = self.disks.iter().zip(&maps).map(|(disk, map)| DiskExtents {
             slot: disk.slot,
