@@ -65,7 +65,8 @@ fn what_is_read_ahead_is_bounded() {
         group.write(0, range(start, start + 16), 3);
     }
     group.publish();
-    assert!(group.log.read_sectors_max.get() <= 5 * CHUNK_SECTORS, "{}", group.log.read_sectors_max.get());
+    let read_ahead = group.log.read_sectors_max.get() / CHUNK_SECTORS;
+    assert!((2..=4).contains(&read_ahead), "{read_ahead} chunks: several at once, and no more than that");
 }
 
 #[test]

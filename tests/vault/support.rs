@@ -6,6 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 
 use afterimage::block::DataPiece;
 use afterimage::delta::{DiskExtents, Source, SourceContent};
@@ -218,6 +219,13 @@ impl Source for Log {
         let Place::Log(sector) = place else { panic!("zeros are not read") };
         self.reading.set(self.reading.get() + sectors.0);
         self.read_sectors_max.set(self.read_sectors_max.get().max(self.reading.get()));
+        // As storage would: the answer comes later, so that what is in flight adds up.
+        let mut waited = false;
+        std::future::poll_fn(|context| {
+            context.waker().wake_by_ref();
+            if std::mem::replace(&mut waited, true) { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
         let start = to_usize(sector * SECTOR_BYTES);
         let slice = Buffer::copy_of(&self.bytes[start..start + to_usize(sectors.bytes())]).freeze();
         self.reading.set(self.reading.get() - sectors.0);
