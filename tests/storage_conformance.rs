@@ -463,7 +463,7 @@ fn a_longer_file_is_sparse_and_reads_as_zeros(machine: &Machine) {
         "answers stay within the question"
     );
     process.done(Op::SetLength { file: file.clone(), length: MIB + 32 * KIB });
-    assert_eq!(process.data_ranges(&file, 0..1 << 40), [MIB..MIB + 32 * KIB]);
+    assert_eq!(process.data_ranges(&file, 0..1 << 40), std::slice::from_ref(&(MIB..MIB + 32 * KIB)));
     process.done(Op::SetLength { file: file.clone(), length: 8 * MIB });
     let tail = process.read(&file, MIB, 64 << 10);
     assert_eq!(tail[..32 << 10], pattern(10, 64 * KIB)[..32 << 10]);
@@ -642,7 +642,12 @@ mod operating_system {
         let mut expected = pattern(13, 3 * MIB).to_vec();
         expected[4 << 10..(3 << 20) - (8 << 10)].fill(0);
         assert!(process.read(&file, 0, 3 << 20)[..] == expected[..]);
-        assert_eq!(process.data_ranges(&file, 0..3 * MIB), [0..3 * MIB], "and it stays allocated");
+        let whole = 0..3 * MIB;
+        assert_eq!(
+            process.data_ranges(&file, whole.clone()),
+            std::slice::from_ref(&whole),
+            "it stays allocated"
+        );
     }
 
     pub(crate) fn descriptors_do_not_leak_into_children(machine: &Machine) {

@@ -4,8 +4,8 @@
 //! descriptor covers them, so a fault here is our own or a stranger's, never a disk's.
 
 use crate::units::{
-    DiskId, DiskSlot, FrameNumber, IncarnationId, Lsn, PointId, SECTOR_BYTES, SectorCount, WallNanos,
-    to_usize,
+    DiskId, DiskSlot, FrameNumber, GroupNanos, IncarnationId, Lsn, PointId, SECTOR_BYTES, SectorCount,
+    WallNanos, to_usize,
 };
 
 /// Longest label in bytes.
@@ -57,6 +57,8 @@ pub struct Marker {
     pub point: PointId,
     /// When it was made, by the wall clock.
     pub wall: WallNanos,
+    /// When it was made, by the group's own time.
+    pub group_time: GroupNanos,
     /// How consistent it is.
     pub consistency: Consistency,
     /// What a person called it; empty where nobody did.
@@ -90,6 +92,7 @@ impl Marker {
         let mut out = Vec::with_capacity(64 + self.label.len() + self.disks.len() * 32);
         out.extend(self.point.0.to_le_bytes());
         out.extend(self.wall.0.to_le_bytes());
+        out.extend(self.group_time.0.to_le_bytes());
         out.push(self.consistency.code());
         out.push(label_bytes);
         out.extend(u32::try_from(self.disks.len()).expect("a group has few disks").to_le_bytes());
@@ -107,6 +110,7 @@ impl Marker {
         let mut input = Input(bytes);
         let point = PointId(input.u128()?);
         let wall = WallNanos(input.i64()?);
+        let group_time = GroupNanos(input.u64()?);
         let consistency = Consistency::from_code(input.u8()?)?;
         let label_bytes = usize::from(input.u8()?);
         let count = input.u32()?;
@@ -116,7 +120,7 @@ impl Marker {
             let slot = DiskSlot(input.u32()?);
             disks.push(DiskEntry { slot, disk: DiskId(input.u128()?), sectors: SectorCount(input.u64()?) });
         }
-        input.is_padding().then_some(Marker { point, wall, consistency, label, disks })
+        input.is_padding().then_some(Marker { point, wall, group_time, consistency, label, disks })
     }
 }
 
@@ -202,6 +206,7 @@ mod tests {
         Marker {
             point: PointId(1),
             wall: WallNanos(-5),
+            group_time: GroupNanos(6),
             consistency: Consistency::Application,
             label,
             disks: (0..disks).map(entry).collect(),

@@ -10,6 +10,7 @@
 
 pub mod cache;
 pub mod commit;
+pub mod intake;
 pub mod open;
 pub mod reader;
 pub mod recover;

@@ -183,6 +183,7 @@ pub struct Writer {
     first_in_flight: FrameNumber,
     became_visible: VecDeque<Visible>,
     written: Vec<Written>,
+    first: Lsn,
     next_lsn: Lsn,
     visible: Lsn,
     durable: Lsn,
@@ -223,6 +224,7 @@ impl Writer {
             in_flight: VecDeque::new(),
             became_visible: VecDeque::new(),
             written: Vec::new(),
+            first: next_lsn,
             next_lsn,
             visible: last,
             durable: last,
@@ -234,6 +236,11 @@ impl Writer {
             stalled: false,
             failed: None,
         }
+    }
+
+    /// The first record of this incarnation: its opening.
+    pub fn first(&self) -> Lsn {
+        self.first
     }
 
     /// The last record submitted.

@@ -52,12 +52,19 @@ pub struct Layers {
     open: OpenLayer,
     open_first: Lsn,
     frozen: VecDeque<Rc<Layer>>,
+    /// What latched disks lack in their images, oldest first: it stays in the journal.
+    held: Vec<Rc<Layer>>,
 }
 
 impl Layers {
     /// No layers; records up to `last` are in the images.
     pub fn new(last: Lsn) -> Layers {
-        Layers { open: OpenLayer::default(), open_first: last.next(), frozen: VecDeque::new() }
+        Layers {
+            open: OpenLayer::default(),
+            open_first: last.next(),
+            frozen: VecDeque::new(),
+            held: Vec::new(),
+        }
     }
 
     /// Takes a record that became visible.
@@ -97,11 +104,41 @@ impl Layers {
         &self.frozen
     }
 
-    /// Lets layers leave the read path whose records are all at or below `destaged`.
-    pub fn retire(&mut self, destaged: Lsn) {
+    /// Lets layers leave the read path whose records are all at or below `destaged`; what they hold of latched disks
+    /// stays.
+    pub fn retire(&mut self, destaged: Lsn, is_latched: impl Fn(&DiskSlot) -> bool) {
         while self.frozen.front().is_some_and(|layer| layer.last <= destaged) {
-            self.frozen.pop_front();
+            let Some(layer) = self.frozen.pop_front() else { break };
+            let maps = layer.maps.iter().filter(|(slot, _)| is_latched(slot));
+            let maps: BTreeMap<_, _> = maps.map(|(&slot, map)| (slot, Rc::clone(map))).collect();
+            if !maps.is_empty() {
+                self.held.push(Rc::new(Layer {
+                    first: layer.first,
+                    last: layer.last,
+                    maps,
+                    bytes: layer.bytes,
+                }));
+            }
         }
+    }
+
+    /// The first record that a latched disk lacks.
+    pub fn first_held(&self) -> Option<Lsn> {
+        self.held.first().map(|layer| layer.first)
+    }
+
+    /// Forgets a disk that left the group.
+    pub fn forget(&mut self, disk: DiskSlot) {
+        self.open.maps.remove(&disk);
+        for layer in self.frozen.iter_mut().chain(&mut self.held) {
+            if layer.maps.contains_key(&disk) {
+                let mut maps = layer.maps.clone();
+                maps.remove(&disk);
+                *layer = Rc::new(Layer { first: layer.first, last: layer.last, maps, bytes: layer.bytes });
+            }
+        }
+        self.frozen.retain(|layer| !layer.maps.is_empty());
+        self.held.retain(|layer| !layer.maps.is_empty());
     }
 
     /// Extents of all layers.
@@ -116,7 +153,7 @@ impl Layers {
             Some(map) => map.lookup(window).collect(),
             None => vec![(window, None)],
         };
-        for layer in self.frozen.iter().rev() {
+        for layer in self.held.iter().chain(&self.frozen).rev() {
             let Some(map) = layer.maps.get(&disk) else { continue };
             if found.iter().all(|(_, source)| source.is_some()) {
                 break;
@@ -176,10 +213,26 @@ mod tests {
         let mut layers = Layers::new(Lsn(0));
         layers.insert(DiskSlot(0), SectorRange::new(0, 8), at(0));
         layers.freeze(Lsn(5)).expect("records");
-        layers.retire(Lsn(4));
+        layers.retire(Lsn(4), |_| false);
         assert_eq!(layers.frozen().len(), 1);
-        layers.retire(Lsn(5));
+        layers.retire(Lsn(5), |_| false);
         assert!(layers.frozen().is_empty());
         assert!(layers.freeze(Lsn(6)).is_none());
+    }
+
+    #[test]
+    fn what_a_latched_disk_lacks_still_serves_its_reads() {
+        let (sound, latched) = (DiskSlot(0), DiskSlot(1));
+        let range = SectorRange::new(0, 8);
+        let mut layers = Layers::new(Lsn(0));
+        layers.insert(sound, range, at(0));
+        layers.insert(latched, range, at(8));
+        layers.freeze(Lsn(2)).expect("records");
+        layers.retire(Lsn(2), |&slot| slot == latched);
+        assert_eq!(layers.resolve(sound, range), vec![(range, None)]);
+        assert_eq!(layers.resolve(latched, range), vec![(range, Some(at(8)))]);
+        assert_eq!(layers.first_held(), Some(Lsn(1)));
+        layers.forget(latched);
+        assert_eq!(layers.first_held(), None);
     }
 }

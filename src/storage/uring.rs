@@ -413,3 +413,70 @@ fn fd(file: &File) -> Fd {
 fn entry_len(len: usize) -> u32 {
     u32::try_from(len.min(TRANSFER_BYTES_MAX)).expect("1 GiB fits 32 bits")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::Handle;
+
+    fn file(direct: bool) -> File {
+        let null = std::fs::File::open("/dev/null").expect("/dev/null is everywhere");
+        File::new("/dev/null".into(), direct, Handle::Os(null.into()))
+    }
+
+    fn read(direct: bool) -> Flight {
+        let work = Work::Read { file: file(direct), offset: 4096, buffer: Buffer::zeroed(8192) };
+        Flight { token: Token(0), transferred: 0, work }
+    }
+
+    fn write() -> Flight {
+        let data = Buffer::zeroed(8192).freeze();
+        let work = Work::Write { file: file(true), offset: 4096, data };
+        Flight { token: Token(0), transferred: 0, work }
+    }
+
+    /// Feeds results until one finishes the flight; gives how many it took, and how it went.
+    fn feed(mut flight: Flight, results: &[i32]) -> (usize, Result<()>) {
+        for (index, result) in results.iter().enumerate() {
+            if let Progress::Finished(result) = flight.advance(*result) {
+                return (index + 1, result);
+            }
+        }
+        panic!("unfinished after {results:?}");
+    }
+
+    #[test]
+    fn short_transfers_go_on_until_they_are_whole() {
+        for flight in [read(false), read(true), write()] {
+            let (taken, result) = feed(flight, &[512, -libc::EINTR, 3584, -libc::EAGAIN, 4096, -libc::EIO]);
+            assert_eq!(taken, 5);
+            result.expect("all bytes were transferred");
+        }
+        let mut flight = read(true);
+        assert!(matches!(flight.advance(512), Progress::Unfinished));
+        assert_eq!(flight.transferred, 512, "the next entry asks for the rest");
+    }
+
+    #[test]
+    fn a_read_that_meets_the_end_is_corrupt() {
+        // Buffered, the end shows as nothing read; directly, as a part of a sector.
+        for (direct, results) in [(false, &[1000, 0][..]), (true, &[512, 0]), (true, &[1000])] {
+            let (taken, result) = feed(read(direct), results);
+            let error = result.expect_err("the file ended");
+            assert_eq!(
+                (taken, error.kind(), error.offset()),
+                (results.len(), ErrorKind::Corrupt, Some(4096))
+            );
+        }
+    }
+
+    #[test]
+    fn a_write_that_stops_is_an_error_where_it_stopped() {
+        let (_, result) = feed(write(), &[4096, 0]);
+        let error = result.expect_err("nothing more was accepted");
+        assert_eq!((error.kind(), error.offset()), (ErrorKind::Io, Some(8192)));
+        let (_, result) = feed(write(), &[4096, -libc::ENOSPC]);
+        let error = result.expect_err("the device is full");
+        assert_eq!((error.kind(), error.offset()), (ErrorKind::NoSpace, Some(8192)));
+    }
+}

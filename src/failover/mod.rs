@@ -1,0 +1,5 @@
+//! Failover. So far: the test failover, which serves a point beside ongoing protection.
+
+mod test_failover;
+
+pub use test_failover::{TestDisk, TestFailover, TestFailovers};

@@ -1,0 +1,265 @@
+//! Test failover: a group's disks as of a recovery point, served read-write beside ongoing protection.
+//!
+//! Each disk is a view of the point with a throwaway overlay. A pin in the manifest keeps what the view reads, and
+//! says which test failovers exist: it comes before the overlays and goes after them, so that after a crash every
+//! overlay either belongs to a pin or is removed.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use crate::block::{Export, Refusal, Reply, Request, Response, TestId, Ticket};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::record::{Change, PinKind, PinRecord, PointRecord};
+use crate::protect::group::Callback;
+use crate::runtime::Runtime;
+use crate::units::{DiskId, PinId, PointId, SectorCount};
+use crate::vault::Vault;
+use crate::view::{Overlay, View};
+
+/// A disk of a test failover.
+#[derive(Clone)]
+pub struct TestDisk {
+    /// The disk that it shows.
+    pub id: DiskId,
+    /// What people call it.
+    pub name: String,
+    /// Its size at the point.
+    pub sectors: SectorCount,
+    overlay: Rc<Overlay>,
+}
+
+/// A test failover.
+#[derive(Clone)]
+pub struct TestFailover {
+    /// Its number within the group.
+    pub test: TestId,
+    /// The point that it shows.
+    pub point: PointRecord,
+    /// Its disks.
+    pub disks: Vec<TestDisk>,
+    pin: PinId,
+}
+
+enum Done {
+    Reply(Ticket, Reply),
+    Started(Result<TestFailover>, Callback<TestFailover>),
+}
+
+/// The test failovers of a group.
+pub struct TestFailovers {
+    runtime: Rc<Runtime>,
+    vault: Rc<Vault>,
+    directory: PathBuf,
+    tests: BTreeMap<TestId, TestFailover>,
+    overlays: HashMap<(TestId, DiskId), Rc<Overlay>>,
+    mailbox: Rc<RefCell<VecDeque<Done>>>,
+    replies: Vec<(Ticket, Reply)>,
+}
+
+impl TestFailovers {
+    /// The test failovers that the manifest's pins name, as they were; overlays that none names are removed.
+    pub async fn open(runtime: Rc<Runtime>, vault: Rc<Vault>, directory: PathBuf) -> Result<TestFailovers> {
+        let mut opened = TestFailovers {
+            runtime,
+            vault,
+            directory,
+            tests: BTreeMap::new(),
+            overlays: HashMap::new(),
+            mailbox: Rc::default(),
+            replies: Vec::new(),
+        };
+        let pins: Vec<_> = opened.vault.manifest().state().pins().to_vec();
+        for pin in pins {
+            if let PinKind::Test(test) = pin.kind {
+                let overlays = opened.overlays_of(test);
+                let failover = prepare(&opened.runtime, &opened.vault, &overlays, pin, test).await?;
+                opened.insert(failover);
+            }
+        }
+        opened.remove_left_overs().await?;
+        Ok(opened)
+    }
+
+    fn overlays_of(&self, test: TestId) -> PathBuf {
+        self.directory.join(test.0.to_string())
+    }
+
+    fn insert(&mut self, failover: TestFailover) {
+        for disk in &failover.disks {
+            self.overlays.insert((failover.test, disk.id), Rc::clone(&disk.overlay));
+        }
+        self.tests.insert(failover.test, failover);
+    }
+
+    async fn remove_left_overs(&self) -> Result<()> {
+        for name in self.runtime.list(&self.directory).await? {
+            let known = name.parse().is_ok_and(|test| self.tests.contains_key(&TestId(test)));
+            if !known {
+                remove_overlays(&self.runtime, &self.directory.join(name)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The test failovers, by number.
+    pub fn list(&self) -> impl Iterator<Item = &TestFailover> {
+        self.tests.values()
+    }
+
+    /// Starts a test failover of a point; `callback` gets it when its disks can be served.
+    pub fn start(&mut self, point: PointId, callback: Callback<TestFailover>) {
+        let (runtime, vault) = (Rc::clone(&self.runtime), Rc::clone(&self.vault));
+        let (directory, mailbox) = (self.directory.clone(), Rc::clone(&self.mailbox));
+        self.runtime.spawn(async move {
+            let result = start(&runtime, &vault, &directory, point).await;
+            mailbox.borrow_mut().push_back(Done::Started(result, callback));
+        });
+    }
+
+    /// Ends a test failover: its overlays go, and with the pin what they kept.
+    pub fn cleanup(&mut self, test: TestId, callback: Callback<()>) {
+        let Some(failover) = self.tests.remove(&test) else {
+            let text = format!("there is no test failover {}: 'failover list' shows them", test.0);
+            return callback(Err(Error::new(ErrorKind::NotFound, text)));
+        };
+        self.overlays.retain(|(other, _), _| *other != test);
+        let (runtime, vault, overlays) =
+            (Rc::clone(&self.runtime), Rc::clone(&self.vault), self.overlays_of(test));
+        self.runtime.spawn(async move {
+            let pin = failover.pin;
+            drop(failover);
+            let removed = remove_overlays(&runtime, &overlays).await;
+            let unpinned = vault.manifest().append(Change::PinRemoved(pin)).await;
+            callback(removed.and(unpinned.map(drop)));
+        });
+    }
+
+    /// Takes a request for a disk of a test failover.
+    pub fn submit(&mut self, ticket: Ticket, export: Export, request: Request) {
+        let overlay = match export {
+            Export::Test(_, disk, test) => self.overlays.get(&(test, disk)).cloned(),
+            Export::Disk(..) => None,
+        };
+        let Some(overlay) = overlay else {
+            self.replies.push((ticket, Err(Refusal::Shutdown)));
+            return;
+        };
+        let mailbox = Rc::clone(&self.mailbox);
+        self.runtime.spawn(async move {
+            let reply = answer(&overlay, request).await;
+            mailbox.borrow_mut().push_back(Done::Reply(ticket, reply));
+        });
+    }
+
+    /// Takes what tasks left behind.
+    pub fn advance(&mut self) {
+        loop {
+            let done = self.mailbox.borrow_mut().pop_front();
+            match done {
+                None => return,
+                Some(Done::Reply(ticket, reply)) => self.replies.push((ticket, reply)),
+                Some(Done::Started(result, callback)) => {
+                    if let Ok(failover) = &result {
+                        self.insert(failover.clone());
+                    }
+                    callback(result);
+                }
+            }
+        }
+    }
+
+    /// Moves the replies that are ready to `out`.
+    pub fn take_replies(&mut self, out: &mut Vec<(Ticket, Reply)>) {
+        out.append(&mut self.replies);
+    }
+}
+
+async fn start(
+    runtime: &Rc<Runtime>,
+    vault: &Rc<Vault>,
+    directory: &Path,
+    point: PointId,
+) -> Result<TestFailover> {
+    let id = PinId(runtime.random_u128());
+    let decide = |state: &crate::vault::State| {
+        Ok(Change::PinAdded(PinRecord { id, point, kind: PinKind::Test(state.next_test()) }))
+    };
+    vault.manifest().append_with(decide).await?;
+    let pin = vault.manifest().state().pins().iter().find(|pin| pin.id == id).copied();
+    let pin = pin.expect("the step that added the pin was applied");
+    let PinKind::Test(test) = pin.kind else { unreachable!("a test failover's pin is of its kind") };
+    let overlays = directory.join(test.0.to_string());
+    let result = prepare(runtime, vault, &overlays, pin, test).await;
+    if result.is_err() {
+        // What this leaves behind is removed at the next opening.
+        let _ = remove_overlays(runtime, &overlays).await;
+        let _ = vault.manifest().append(Change::PinRemoved(id)).await;
+    }
+    result
+}
+
+/// Opens the view and the overlays of a pinned test failover; overlays that are missing are created.
+async fn prepare(
+    runtime: &Rc<Runtime>,
+    vault: &Rc<Vault>,
+    overlays: &Path,
+    pin: PinRecord,
+    test: TestId,
+) -> Result<TestFailover> {
+    let view = View::open(vault, pin.point).await?;
+    runtime.create_directory(overlays).await?;
+    let mut disks = Vec::new();
+    for disk in view.disks() {
+        let path = overlays.join(format!("{}.overlay", disk.id()));
+        let overlay = match Overlay::open(&path, &view, disk.id()).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                Overlay::create(&path, &view, disk.id()).await?
+            }
+            opened => opened?,
+        };
+        disks.push(TestDisk {
+            id: disk.id(),
+            name: disk.name().to_owned(),
+            sectors: disk.sectors(),
+            overlay: Rc::new(overlay),
+        });
+    }
+    runtime.sync_directory(overlays).await?;
+    Ok(TestFailover { test, point: view.point().clone(), disks, pin: pin.id })
+}
+
+async fn remove_overlays(runtime: &Rc<Runtime>, directory: &Path) -> Result<()> {
+    let names = match runtime.list(directory).await {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        names => names?,
+    };
+    for name in names {
+        runtime.remove(directory.join(name)).await?;
+    }
+    runtime.remove_directory(directory).await
+}
+
+async fn answer(overlay: &Overlay, request: Request) -> Reply {
+    let result = match request {
+        Request::Read { range } => overlay.read(range).await.map(Response::Data),
+        Request::Write { range, payload, durable } => {
+            overlay.write(range, &payload, durable).await.map(|()| Response::Done)
+        }
+        Request::Zero { range, durable, keep_allocated } => {
+            overlay.zero(range, durable, keep_allocated).await.map(|()| Response::Done)
+        }
+        Request::Flush => overlay.flush().await.map(|()| Response::Done),
+        Request::Allocation { range } => overlay.allocation(range).await.map(Response::Allocation),
+    };
+    result.map_err(|error| {
+        tracing::warn!(%error, "a request to a test failover failed");
+        match error.kind() {
+            ErrorKind::NoSpace => Refusal::NoSpace,
+            ErrorKind::Invalid => Refusal::Invalid,
+            ErrorKind::Shutdown => Refusal::Shutdown,
+            _ => Refusal::Io,
+        }
+    })
+}

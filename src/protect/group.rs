@@ -1,0 +1,805 @@
+//! A protection group at work: takes requests, keeps the journal, and moves what was recorded on to images and
+//! recovery points.
+//!
+//! One owner thread calls [`Group::submit`] and [`Group::handle`] as things happen, [`Group::advance`] after each
+//! round, and takes the replies. Nothing here waits: what waits is a task, which owns its inputs and leaves its
+//! result in the group's mailbox.
+//!
+//! Invariants: a reply to a write leaves only after its records are in the open layer; a segment is recycled only
+//! below `destaged`, `vaulted` and every latched disk's first missing record, and when nobody reads it.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::channel::mpsc;
+use slab::Slab;
+
+use crate::block::{Export, Refusal, Reply, Request, Response, Ticket};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::frame::RECORD_PAYLOAD_BYTES_MAX;
+use crate::format::marker::{Consistency, DiskEntry, Marker};
+use crate::format::record::{DiskRecord, PointRecord};
+use crate::image::destage::{Batch, DiskResult, DiskWork, destage};
+use crate::journal::cache::FrameCache;
+use crate::journal::reader::Reader;
+use crate::journal::segments::{Segment, Segments, create};
+use crate::journal::writer::{Entry, Identity, Visible, VisibleEvent, Writer};
+use crate::planted::Bug;
+use crate::protect::allocation;
+use crate::protect::disk::Disk;
+use crate::protect::interval::{ClosedInterval, OpenInterval, Schedule};
+use crate::protect::layers::Layers;
+use crate::protect::membership::Joined;
+use crate::protect::open::GroupPlan;
+use crate::protect::publisher::{Job, Published};
+use crate::protect::reads::{OPERATION_READ, Reads};
+use crate::protect::status::{Condition, RateMeter};
+use crate::runtime::{Event, Runtime};
+use crate::units::{
+    DiskId, DiskSlot, GroupId, GroupNanos, Lsn, MonotonicNanos, PointId, SECTOR_BYTES, SectorRange,
+    WallNanos, to_usize,
+};
+use crate::vault::Vault;
+
+/// An idle group destages what it has after this long.
+const IDLE_DELAY: Duration = Duration::from_secs(1);
+/// How long a task that found no space waits before it tries again.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+/// A disk is latched when destaging to it failed this often in a row.
+const FAILURES_MAX: u32 = 2;
+/// Layers that one destage batch takes at most.
+const BATCH_LAYERS_MAX: usize = 16;
+/// Closed intervals that may wait for the vault before timed markers are left out.
+const INTERVALS_WAITING_MAX: usize = 2;
+/// A point is made for a full journal when this share of it is left.
+const JOURNAL_SHARE_DESTAGE: u64 = 4;
+
+/// Called once with a result.
+pub type Callback<T> = Box<dyn FnOnce(Result<T>)>;
+
+/// What a task left behind.
+pub(super) enum Done {
+    /// A request's answer.
+    Reply(Ticket, Reply),
+    /// A destage batch ended.
+    Destaged { through: Lsn, disks: Vec<DiskResult> },
+    /// A segment was created, or not.
+    Segment(Result<Segment>),
+    /// The publisher finished a job on an interval.
+    Published(Result<Published>),
+    /// A disk joined, or not.
+    Joined(Result<Joined>, Callback<DiskRecord>),
+    /// A disk left, or not.
+    Left(DiskId, DiskSlot, Result<()>, Callback<()>),
+    /// The interval between points was changed, or not.
+    Interval(Duration, Result<()>, Callback<()>),
+}
+
+/// The group's mailbox.
+pub(super) type Mailbox = Rc<RefCell<VecDeque<Done>>>;
+
+/// What a group is made of besides its journal.
+#[derive(Clone)]
+pub(super) struct GroupSettings {
+    /// Directories and limits.
+    pub plan: GroupPlan,
+    /// Its vault.
+    pub vault: Rc<Vault>,
+}
+
+struct WriteInFlight {
+    ticket: Ticket,
+    durable: bool,
+}
+
+/// Counters of a group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Write, zero and trim requests acknowledged.
+    pub writes: u64,
+    /// Bytes of write requests acknowledged.
+    pub written_bytes: u64,
+    /// Read requests answered.
+    pub reads: u64,
+    /// Bytes written to images.
+    pub destaged_bytes: u64,
+    /// Bytes written to the journal, headers included.
+    pub journal_bytes: u64,
+    /// Bytes written to the vault as deltas.
+    pub vault_bytes: u64,
+}
+
+/// A group at work.
+pub struct Group {
+    pub(super) runtime: Rc<Runtime>,
+    pub(super) owner: u32,
+    pub(super) identity: Identity,
+    pub(super) settings: GroupSettings,
+    pub(super) name: String,
+    pub(super) writer: Writer,
+    pub(super) segments: Segments,
+    pub(super) cache: Rc<RefCell<FrameCache>>,
+    pub(super) disks: BTreeMap<DiskSlot, Disk>,
+    pub(super) slots: HashMap<DiskId, DiskSlot>,
+    pub(super) layers: Layers,
+    pub(super) interval: OpenInterval,
+    pub(super) schedule: Schedule,
+    pub(super) points: Vec<PointRecord>,
+    pub(super) waiting_points: HashMap<PointId, Callback<PointRecord>>,
+    pub(super) publisher: mpsc::UnboundedSender<Job>,
+    pub(super) intervals_waiting: VecDeque<ClosedInterval>,
+    pub(super) intervals_publishing: usize,
+    pub(super) vaulted: Lsn,
+    pub(super) destaged: Lsn,
+    pub(super) destaging: bool,
+    pub(super) retry_at: Option<MonotonicNanos>,
+    pub(super) last_activity: MonotonicNanos,
+    pub(super) started: MonotonicNanos,
+    pub(super) group_time: GroupNanos,
+    pub(super) mailbox: Mailbox,
+    pub(super) counters: Counters,
+    pub(super) rates: RateMeter,
+    pub(super) condition: (Condition, WallNanos),
+    pub(super) vault_failed: Option<ErrorKind>,
+    pub(super) serving: bool,
+    pub(super) stopping: bool,
+    pub(super) sealed: bool,
+    writes: Slab<WriteInFlight>,
+    barriers: Vec<(Lsn, Ticket)>,
+    reads: Reads,
+    replies: Vec<(Ticket, Reply)>,
+    delayed: Vec<(DiskSlot, SectorRange, crate::journal::segments::Source)>,
+}
+
+/// What opening hands over to a new group.
+pub(super) struct Parts {
+    pub runtime: Rc<Runtime>,
+    pub owner: u32,
+    pub identity: Identity,
+    pub settings: GroupSettings,
+    pub name: String,
+    pub writer: Writer,
+    pub segments: Segments,
+    pub cache: Rc<RefCell<FrameCache>>,
+    pub disks: BTreeMap<DiskSlot, Disk>,
+    pub layers: Layers,
+    pub interval: OpenInterval,
+    pub intervals_waiting: VecDeque<ClosedInterval>,
+    pub points: Vec<PointRecord>,
+    pub point_interval: Duration,
+    pub publisher: mpsc::UnboundedSender<Job>,
+    pub vaulted: Lsn,
+    pub group_time: GroupNanos,
+    pub mailbox: Mailbox,
+}
+
+impl Group {
+    pub(super) fn from_parts(parts: Parts) -> Group {
+        let (now, wall) = (parts.runtime.now(), parts.runtime.wall());
+        let slots = parts.disks.iter().map(|(&slot, disk)| (disk.record.id, slot)).collect();
+        let reads = Reads::new(Rc::clone(&parts.runtime), parts.owner);
+        Group {
+            runtime: parts.runtime,
+            owner: parts.owner,
+            identity: parts.identity,
+            settings: parts.settings,
+            name: parts.name,
+            writer: parts.writer,
+            segments: parts.segments,
+            cache: parts.cache,
+            disks: parts.disks,
+            slots,
+            layers: parts.layers,
+            interval: parts.interval,
+            schedule: Schedule::new(parts.point_interval, now),
+            points: parts.points,
+            waiting_points: HashMap::new(),
+            publisher: parts.publisher,
+            intervals_waiting: parts.intervals_waiting,
+            intervals_publishing: 0,
+            vaulted: parts.vaulted,
+            destaged: Lsn::ZERO,
+            destaging: false,
+            retry_at: None,
+            last_activity: now,
+            started: now,
+            group_time: parts.group_time,
+            mailbox: parts.mailbox,
+            counters: Counters::default(),
+            rates: RateMeter::default(),
+            condition: (Condition::Opening, wall),
+            vault_failed: None,
+            serving: false,
+            stopping: false,
+            sealed: false,
+            writes: Slab::new(),
+            barriers: Vec::new(),
+            reads,
+            replies: Vec::new(),
+            delayed: Vec::new(),
+        }
+    }
+
+    /// The group's id.
+    pub fn id(&self) -> GroupId {
+        self.identity.group
+    }
+
+    /// What people call it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its vault.
+    pub fn vault(&self) -> &Rc<Vault> {
+        &self.settings.vault
+    }
+
+    /// Its directories and limits.
+    pub fn plan(&self) -> &GroupPlan {
+        &self.settings.plan
+    }
+
+    /// Its disks.
+    pub fn disks(&self) -> impl Iterator<Item = &Disk> {
+        self.disks.values()
+    }
+
+    /// Its recovery points, oldest first.
+    pub fn points(&self) -> &[PointRecord] {
+        &self.points
+    }
+
+    /// The number that its operations carry as [`crate::runtime::Tag::owner`].
+    pub fn owner(&self) -> u32 {
+        self.owner
+    }
+
+    /// Takes a request; the reply comes out of [`Group::take_replies`].
+    pub fn submit(&mut self, ticket: Ticket, export: Export, request: Request) {
+        if let Err(refusal) = self.accept(ticket, export, request) {
+            self.replies.push((ticket, Err(refusal)));
+        }
+    }
+
+    fn accept(
+        &mut self,
+        ticket: Ticket,
+        export: Export,
+        request: Request,
+    ) -> std::result::Result<(), Refusal> {
+        let Export::Disk(_, id) = export else { return Err(Refusal::Shutdown) };
+        if self.stopping || !self.serving {
+            return Err(Refusal::Shutdown);
+        }
+        let slot = *self.slots.get(&id).ok_or(Refusal::Shutdown)?;
+        let disk = self.disks.get(&slot).ok_or(Refusal::Shutdown)?;
+        disk.check(&request)?;
+        let changes = !matches!(request, Request::Read { .. } | Request::Allocation { .. });
+        if changes && self.writer.failure().is_some() {
+            return Err(Refusal::Io);
+        }
+        match request {
+            Request::Read { range } => self.read(ticket, slot, range),
+            Request::Write { range, payload, durable } => self.write(ticket, slot, range, &payload, durable),
+            Request::Zero { range, durable, keep_allocated } => {
+                let entry = Entry::Zero { disk: slot, range, allocated: keep_allocated };
+                let cookie = self.writes.insert(WriteInFlight { ticket, durable }) as u64;
+                self.writer.enqueue(entry, Some(cookie));
+            }
+            Request::Flush => self.barrier(self.writer.visible(), ticket),
+            Request::Allocation { range } => self.allocation(ticket, slot, range),
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, ticket: Ticket, slot: DiskSlot, range: SectorRange) {
+        let parts = self.layers.resolve(slot, range);
+        let image = &self.disks[&slot].image.file;
+        let answer = self.reads.start(ticket, &parts, image, &self.segments, &self.cache.borrow());
+        self.counters.reads += 1;
+        if let Some(reply) = answer {
+            self.replies.push((ticket, reply));
+        }
+    }
+
+    fn write(&mut self, ticket: Ticket, slot: DiskSlot, range: SectorRange, payload: &Bytes, durable: bool) {
+        self.counters.written_bytes += payload.len() as u64;
+        let cookie = self.writes.insert(WriteInFlight { ticket, durable }) as u64;
+        let mut start = range.start;
+        for offset in (0..payload.len()).step_by(RECORD_PAYLOAD_BYTES_MAX) {
+            let piece = payload.slice(offset..payload.len().min(offset + RECORD_PAYLOAD_BYTES_MAX));
+            let end = start + piece.len() as u64 / SECTOR_BYTES;
+            let entry = Entry::Write { disk: slot, range: SectorRange::new(start, end), payload: piece };
+            self.writer.enqueue(entry, (end == range.end).then_some(cookie));
+            start = end;
+        }
+    }
+
+    /// Answers `ticket` once everything up to `lsn` is durable.
+    fn barrier(&mut self, lsn: Lsn, ticket: Ticket) {
+        if lsn <= self.writer.durable() {
+            self.replies.push((ticket, Ok(Response::Done)));
+        } else {
+            self.writer.want_durable(lsn);
+            self.barriers.push((lsn, ticket));
+        }
+    }
+
+    fn allocation(&mut self, ticket: Ticket, slot: DiskSlot, range: SectorRange) {
+        let parts = self.layers.resolve(slot, range);
+        let image = self.disks[&slot].image.file.clone();
+        let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
+        self.runtime.spawn(async move {
+            let reply = allocation::describe(&runtime, &image, &parts).await;
+            let reply = reply.map(Response::Allocation).map_err(|_| Refusal::Io);
+            mailbox.borrow_mut().push_back(Done::Reply(ticket, reply));
+        });
+    }
+
+    /// Takes a completion whose tag names this group.
+    pub fn handle(&mut self, event: Event) {
+        let operation = event.tag.operation;
+        if operation & OPERATION_READ != 0 {
+            self.replies.extend(self.reads.handle(operation, event.result));
+        } else {
+            self.writer.handle(operation, event.result);
+        }
+    }
+
+    /// Goes on with everything that can go on. To be called after requests, completions and time.
+    pub fn advance(&mut self) {
+        self.work();
+        self.observe();
+    }
+
+    fn work(&mut self) {
+        self.apply_done();
+        self.writer.advance(&mut self.segments);
+        self.apply_visible();
+        self.serve_when_stated();
+        self.answer_barriers();
+        if let Some(kind) = self.writer.failure() {
+            self.fail_writes(kind);
+            return;
+        }
+        if !self.serving {
+            self.writer.advance(&mut self.segments);
+            return;
+        }
+        self.make_due_marker();
+        self.publish_waiting();
+        self.start_destage();
+        self.supply_segments();
+        self.recycle();
+        self.writer.advance(&mut self.segments);
+    }
+
+    /// Moves the replies that are ready to `out`.
+    pub fn take_replies(&mut self, out: &mut Vec<(Ticket, Reply)>) {
+        out.append(&mut self.replies);
+    }
+
+    /// When [`Group::advance`] has something to do even if nothing happens.
+    pub fn next_deadline(&self) -> Option<MonotonicNanos> {
+        let marker = self.wants_marker().then(|| self.schedule.due());
+        let idle = self.has_undestaged().then(|| self.idle_at());
+        [self.writer.next_deadline(), marker, idle, self.retry_at].into_iter().flatten().min()
+    }
+
+    /// The opening frame names what was accepted; until that is durable, nobody may see it.
+    fn serve_when_stated(&mut self) {
+        if !self.serving {
+            self.writer.want_durable(self.writer.visible());
+            let stated = self.writer.visible() >= self.writer.first();
+            self.serving = stated && (self.writer.durable() >= self.writer.first() || self.skips_statement());
+        }
+    }
+
+    fn skips_statement(&self) -> bool {
+        self.settings.plan.planted.is(Bug::AcceptanceNotRecorded)
+    }
+
+    fn apply_visible(&mut self) {
+        for (disk, range, source) in std::mem::take(&mut self.delayed) {
+            self.layers.insert(disk, range, source);
+        }
+        for visible in self.writer.take_visible() {
+            self.apply(visible);
+        }
+        let mut cache = self.cache.borrow_mut();
+        for written in self.writer.take_written() {
+            self.counters.journal_bytes += written.bytes.len() as u64;
+            cache.insert(written.segment.index, written.sector, written.bytes);
+        }
+    }
+
+    fn apply(&mut self, visible: Visible) {
+        match visible.event {
+            VisibleEvent::Data { disk, range, source } => {
+                if self.settings.plan.planted.is(Bug::VisibleAfterAcknowledged) {
+                    self.delayed.push((disk, range, source));
+                } else {
+                    self.layers.insert(disk, range, source);
+                }
+                self.interval.touch();
+                if self.layers.is_full() {
+                    self.freeze(visible.lsn);
+                }
+            }
+            VisibleEvent::Marker(marker) => self.end_interval(visible.lsn, marker),
+            VisibleEvent::Boundary => {}
+        }
+        if let Some(cookie) = visible.cookie {
+            self.acknowledge(cookie, visible.lsn);
+        }
+    }
+
+    fn acknowledge(&mut self, cookie: u64, lsn: Lsn) {
+        let write = self.writes.remove(to_usize(cookie));
+        self.counters.writes += 1;
+        self.last_activity = self.runtime.now();
+        if write.durable {
+            self.barrier(lsn, write.ticket);
+        } else {
+            self.replies.push((write.ticket, Ok(Response::Done)));
+        }
+    }
+
+    fn freeze(&mut self, last: Lsn) {
+        if let Some(layer) = self.layers.freeze(last) {
+            self.interval.add(layer);
+        }
+    }
+
+    fn end_interval(&mut self, lsn: Lsn, marker: Marker) {
+        if !self.settings.plan.planted.is(Bug::DeltaFromOpenMap) {
+            self.freeze(lsn);
+        }
+        let reader = self.reader();
+        self.intervals_waiting.push_back(self.interval.close(lsn, marker, reader));
+        self.writer.want_durable(lsn);
+    }
+
+    fn reader(&self) -> Reader {
+        Reader::new(Rc::clone(&self.runtime), Rc::clone(&self.cache), &self.segments)
+    }
+
+    fn answer_barriers(&mut self) {
+        let durable = self.writer.durable();
+        let replies = &mut self.replies;
+        self.barriers.retain(|&(lsn, ticket)| {
+            let waits = lsn > durable;
+            if !waits {
+                replies.push((ticket, Ok(Response::Done)));
+            }
+            waits
+        });
+    }
+
+    /// The journal failed: every change fails from now on, and what waited fails with it.
+    fn fail_writes(&mut self, kind: ErrorKind) {
+        self.writer.abandon_queue();
+        let refusal = if kind == ErrorKind::NoSpace { Refusal::NoSpace } else { Refusal::Io };
+        for write in self.writes.drain() {
+            self.replies.push((write.ticket, Err(refusal)));
+        }
+        for (_, ticket) in self.barriers.drain(..) {
+            self.replies.push((ticket, Err(refusal)));
+        }
+        self.fail_waiting_points(kind);
+    }
+
+    fn fail_waiting_points(&mut self, kind: ErrorKind) {
+        for (_, callback) in self.waiting_points.drain() {
+            callback(Err(latched_error(kind)));
+        }
+    }
+
+    fn wants_marker(&self) -> bool {
+        let waiting = self.intervals_waiting.len() + self.intervals_publishing;
+        !self.stopping && self.interval.is_dirty() && waiting < INTERVALS_WAITING_MAX
+    }
+
+    /// Ends an interval when it is time, or when the journal has no room for more data.
+    fn make_due_marker(&mut self) {
+        let now = self.runtime.now();
+        if self.wants_marker() && (now >= self.schedule.due() || self.writer.is_stalled()) {
+            self.mark(String::new());
+        }
+    }
+
+    fn mark(&mut self, label: String) -> PointId {
+        self.schedule.made(self.runtime.now());
+        let point = PointId(self.runtime.random_u128());
+        let disks = self.disks.values().map(|disk| DiskEntry {
+            slot: disk.record.slot,
+            disk: disk.record.id,
+            sectors: disk.record.sectors,
+        });
+        let marker = Marker {
+            point,
+            wall: self.runtime.wall(),
+            group_time: self.group_time(),
+            consistency: Consistency::Crash,
+            label,
+            disks: disks.collect(),
+        };
+        self.writer.enqueue_control(Entry::Marker(marker), None);
+        point
+    }
+
+    /// The group's own time: what it was at opening, plus what passed since.
+    pub fn group_time(&self) -> GroupNanos {
+        GroupNanos(self.group_time.0 + (self.runtime.now().0 - self.started.0))
+    }
+
+    /// Makes a recovery point now; `callback` gets it when it is restorable.
+    pub fn create_point(&mut self, label: String, callback: Callback<PointRecord>) {
+        if let Some(kind) = self.writer.failure().or(self.vault_failed) {
+            return callback(Err(latched_error(kind)));
+        }
+        if self.stopping {
+            return callback(Err(Error::new(ErrorKind::Shutdown, "the group is stopping")));
+        }
+        let point = self.mark(label);
+        self.waiting_points.insert(point, callback);
+        self.writer.advance(&mut self.segments);
+    }
+
+    /// Hands intervals on whose marker is durable: the vault never knows more than the journal keeps.
+    fn publish_waiting(&mut self) {
+        let ahead = self.settings.plan.planted.is(Bug::PublishAheadOfDurable);
+        while let Some(interval) = self.intervals_waiting.front() {
+            if interval.marker_lsn > self.writer.durable() && !ahead {
+                break;
+            }
+            let Some(interval) = self.intervals_waiting.pop_front() else { break };
+            self.intervals_publishing += 1;
+            // The publisher ends only with the runtime, and this group with it.
+            let _ = self.publisher.unbounded_send(Job::Publish(interval));
+        }
+    }
+
+    fn apply_done(&mut self) {
+        loop {
+            let done = self.mailbox.borrow_mut().pop_front();
+            match done {
+                None => return,
+                Some(Done::Reply(ticket, reply)) => self.replies.push((ticket, reply)),
+                Some(Done::Destaged { through, disks }) => self.finish_destage(through, disks),
+                Some(Done::Segment(Ok(segment))) => self.segments.created(segment),
+                Some(Done::Segment(Err(error))) => self.segment_failed(&error),
+                Some(Done::Published(result)) => self.finish_publish(result),
+                Some(Done::Joined(result, callback)) => self.finish_join(result, callback),
+                Some(Done::Left(id, slot, result, callback)) => self.finish_leave(id, slot, result, callback),
+                Some(Done::Interval(interval, result, callback)) => {
+                    if result.is_ok() {
+                        self.schedule.set_interval(interval);
+                    }
+                    callback(result);
+                }
+            }
+        }
+    }
+
+    fn finish_publish(&mut self, result: Result<Published>) {
+        self.intervals_publishing -= 1;
+        match result {
+            Ok(published) => {
+                self.vaulted = published.point.marker;
+                self.counters.vault_bytes += published.stored_bytes;
+                let callback = self.waiting_points.remove(&published.point.id);
+                self.points.push(published.point.clone());
+                if let Some(callback) = callback {
+                    callback(Ok(published.point));
+                }
+            }
+            Err(error) => {
+                tracing::error!(group = %self.name, %error, "a recovery point could not be published");
+                self.vault_failed = Some(error.kind());
+                self.fail_waiting_points(error.kind());
+            }
+        }
+    }
+
+    fn has_undestaged(&self) -> bool {
+        !self.destaging && (!self.layers.frozen().is_empty() || !self.layers.is_open_empty())
+    }
+
+    fn idle_at(&self) -> MonotonicNanos {
+        MonotonicNanos(self.last_activity.0 + nanos(IDLE_DELAY))
+    }
+
+    /// Starts a batch when the journal fills, or when there is nothing better to do.
+    fn start_destage(&mut self) {
+        let now = self.runtime.now();
+        if self.destaging || self.retry_at.is_some_and(|at| at > now) {
+            return;
+        }
+        self.retry_at = None;
+        let idle = now >= self.idle_at();
+        let pressed = self.segments.room_bytes() < self.segments.limit_bytes() / JOURNAL_SHARE_DESTAGE * 3;
+        if !(idle || pressed || self.stopping) {
+            return;
+        }
+        if self.layers.frozen().is_empty() {
+            self.freeze(self.writer.visible());
+        }
+        if let Some(batch) = self.next_batch() {
+            self.destaging = true;
+            let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
+            let planted = self.settings.plan.planted;
+            self.runtime.spawn(async move {
+                let through = batch.through;
+                let disks = destage(runtime, batch, planted).await;
+                mailbox.borrow_mut().push_back(Done::Destaged { through, disks });
+            });
+        }
+    }
+
+    /// The oldest layers whose records are durable; asks for durability where that is what is missing.
+    fn next_batch(&mut self) -> Option<Batch> {
+        let frozen = self.layers.frozen();
+        let newest_wanted = frozen.iter().take(BATCH_LAYERS_MAX).last()?.last;
+        let durable = if self.settings.plan.planted.is(Bug::DestageAheadOfDurable) {
+            newest_wanted
+        } else {
+            self.writer.durable()
+        };
+        let ready: Vec<_> =
+            frozen.iter().take(BATCH_LAYERS_MAX).take_while(|layer| layer.last <= durable).cloned().collect();
+        self.writer.want_durable(newest_wanted);
+        let through = ready.last()?.last;
+        let mut disks: BTreeMap<DiskSlot, DiskWork> = BTreeMap::new();
+        for layer in &ready {
+            for (&slot, map) in &layer.maps {
+                let Some(disk) = self.disks.get(&slot).filter(|disk| disk.latched.is_none()) else {
+                    continue;
+                };
+                let work = disks.entry(slot).or_insert_with(|| DiskWork {
+                    slot,
+                    image: disk.image.clone(),
+                    maps: vec![],
+                });
+                work.maps.push(Rc::clone(map));
+            }
+        }
+        Some(Batch { disks: disks.into_values().collect(), through, reader: self.reader() })
+    }
+
+    fn finish_destage(&mut self, through: Lsn, results: Vec<DiskResult>) {
+        self.destaging = false;
+        let mut again = false;
+        for DiskResult { slot, result, written_bytes } in results {
+            self.counters.destaged_bytes += written_bytes;
+            let Some(disk) = self.disks.get_mut(&slot) else { continue };
+            match result {
+                Ok(image) => {
+                    disk.image = image;
+                    disk.failures = 0;
+                }
+                Err(error) if error.kind() == ErrorKind::NoSpace => {
+                    tracing::warn!(group = %self.name, disk = %disk.record.name, %error, "no space for the image");
+                    again = true;
+                }
+                Err(error) => {
+                    disk.failures += 1;
+                    tracing::error!(group = %self.name, disk = %disk.record.name, %error, "destaging failed");
+                    if disk.failures >= FAILURES_MAX {
+                        disk.latched = Some(error.kind());
+                    }
+                    again |= disk.latched.is_none();
+                }
+            }
+        }
+        if again {
+            self.retry_at = Some(MonotonicNanos(self.runtime.now().0 + nanos(RETRY_DELAY)));
+            return;
+        }
+        let latched = |slot: &DiskSlot| self.disks.get(slot).is_some_and(|disk| disk.latched.is_some());
+        self.layers.retire(through, latched);
+        self.destaged = self.destaged.max(through);
+    }
+
+    fn supply_segments(&mut self) {
+        if self.retry_at.is_some_and(|at| at > self.runtime.now()) {
+            return;
+        }
+        let Some((index, path, bytes)) = self.segments.begin_creation() else { return };
+        let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
+        self.runtime.spawn(async move {
+            let result = create(runtime, index, path, bytes).await;
+            mailbox.borrow_mut().push_back(Done::Segment(result));
+        });
+    }
+
+    fn segment_failed(&mut self, error: &Error) {
+        tracing::warn!(group = %self.name, %error, "no new journal segment: writes wait for space");
+        self.segments.creation_failed();
+        self.retry_at = Some(MonotonicNanos(self.runtime.now().0 + nanos(RETRY_DELAY)));
+    }
+
+    fn recycle(&mut self) {
+        let vaulted =
+            if self.settings.plan.planted.is(Bug::EarlyRecycling) { Lsn(u64::MAX) } else { self.vaulted };
+        let destaged = match self.layers.first_held() {
+            Some(held) => self.destaged.min(Lsn(held.0 - 1)),
+            None if self.layers.frozen().is_empty() && self.layers.is_open_empty() => self.writer.visible(),
+            None => self.destaged,
+        };
+        let needless = self.vaulted_or_clean(vaulted).min(destaged);
+        let mut cache = self.cache.borrow_mut();
+        for segment in self.segments.recycle(needless) {
+            cache.forget(segment);
+        }
+        if self.segments.live().count() <= 1 && self.layers.extents() == 0 && self.vaulted_all() {
+            cache.clear();
+        }
+    }
+
+    /// Everything up to here needs no delta any more: what the vault has, or all if nothing came since.
+    fn vaulted_or_clean(&self, vaulted: Lsn) -> Lsn {
+        if self.vaulted_all() { self.writer.visible() } else { vaulted }
+    }
+
+    pub(super) fn vaulted_all(&self) -> bool {
+        !self.interval.is_dirty() && self.intervals_waiting.is_empty() && self.intervals_publishing == 0
+    }
+
+    /// Begins a clean stop: refuses new requests, ends the interval, and seals the journal once all else is done.
+    pub fn stop(&mut self) {
+        if !self.stopping {
+            if self.interval.is_dirty() && self.writer.failure().is_none() {
+                self.mark(String::new());
+            }
+            self.stopping = true;
+        }
+    }
+
+    /// Whether the opening frame is durable, and requests are taken.
+    pub fn is_serving(&self) -> bool {
+        self.serving
+    }
+
+    /// Whether a stop has come to its end: drained, destaged, sealed and durable. To be polled after
+    /// [`Group::advance`].
+    pub fn is_stopped(&mut self) -> bool {
+        if self.writer.failure().is_some() {
+            return true;
+        }
+        let drained = self.writes.is_empty() && self.reads.is_empty() && self.barriers.is_empty();
+        let vaulted = self.vaulted_all() || self.vault_failed.is_some();
+        let quiet = drained && self.writer.is_idle() && vaulted && !self.destaging;
+        if !self.stopping || !quiet || self.has_unlatched_layers() {
+            return false;
+        }
+        if !self.sealed {
+            self.sealed = true;
+            self.writer.enqueue_control(Entry::Seal, None);
+            self.writer.advance(&mut self.segments);
+            return false;
+        }
+        self.writer.want_durable(self.writer.visible());
+        self.writer.advance(&mut self.segments);
+        self.writer.is_idle() && self.writer.durable() >= self.writer.visible()
+    }
+
+    fn has_unlatched_layers(&self) -> bool {
+        !self.layers.frozen().is_empty() || !self.layers.is_open_empty()
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn latched_error(kind: ErrorKind) -> Error {
+    let why = format!(
+        "the group is latched after a journal or vault error ({kind:?}): mend the device and restart the gateway"
+    );
+    Error::new(ErrorKind::Latched, why)
+}

@@ -1,0 +1,279 @@
+//! Opening a group: manifest, images, journal; then the layers and intervals that the journal still holds.
+//!
+//! A record above its disk's checkpoint belongs to the read path again; a record above the newest point belongs to an
+//! interval again. The two are rebuilt apart, since images and vault may be at different places.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures::channel::mpsc;
+
+use crate::error::{Error, Result};
+use crate::format::frame::{Record, RecordKind};
+use crate::format::marker::Marker;
+use crate::format::record::GroupRecord;
+use crate::image::Image;
+use crate::journal::cache::FrameCache;
+use crate::journal::open::{JournalPlan, OpenedJournal};
+use crate::journal::reader::Reader;
+use crate::journal::recover::Known;
+use crate::journal::scan::Scanned;
+use crate::journal::segments::{SegmentIndex, Source};
+use crate::journal::writer::{Entry, Identity, Writer};
+use crate::journal::{self};
+use crate::planted::Planted;
+use crate::protect::disk::Disk;
+use crate::protect::group::{Group, GroupSettings, Mailbox, Parts};
+use crate::protect::interval::{ClosedInterval, OpenInterval};
+use crate::protect::layers::Layers;
+use crate::protect::publisher;
+use crate::runtime::Runtime;
+use crate::units::{DiskSlot, GroupId, GroupNanos, IncarnationId, Lsn, SECTOR_BYTES, TimelineId};
+use crate::vault::Vault;
+
+/// Where a group's files are, and its limits.
+#[derive(Clone, Debug)]
+pub struct GroupPlan {
+    /// Directory of its journal, images and test overlays.
+    pub directory: PathBuf,
+    /// Directory of its vault.
+    pub vault: PathBuf,
+    /// Size of new journal segments.
+    pub segment_bytes: u64,
+    /// Most bytes of all segments.
+    pub journal_bytes: u64,
+    /// Memory for recently written frames.
+    pub cache_bytes_max: usize,
+    /// A bug to plant; none but in the simulator.
+    pub planted: Planted,
+}
+
+impl GroupPlan {
+    /// Directory of the journal's segments.
+    pub fn journal(&self) -> PathBuf {
+        self.directory.join("journal")
+    }
+
+    /// Directory of the images.
+    pub fn images(&self) -> PathBuf {
+        self.directory.join("images")
+    }
+
+    /// Directory of the test failovers' overlays.
+    pub fn tests(&self) -> PathBuf {
+        self.directory.join("tests")
+    }
+}
+
+/// Creates a group without disks; durable when this returns. Drive it until it [serves](Group::is_serving).
+pub async fn create(
+    runtime: Rc<Runtime>,
+    plan: GroupPlan,
+    group: GroupId,
+    record: GroupRecord,
+) -> Result<Group> {
+    record.check()?;
+    let timeline = TimelineId(runtime.random_u128());
+    let vault = Vault::create(&runtime, &plan.vault, group, timeline, record).await?;
+    open_with(runtime, plan, vault).await
+}
+
+/// Opens a group. Drive it until it [serves](Group::is_serving).
+pub async fn open(runtime: Rc<Runtime>, plan: GroupPlan) -> Result<Group> {
+    let vault = Vault::open(&runtime, &plan.vault).await?;
+    open_with(runtime, plan, vault).await
+}
+
+async fn open_with(runtime: Rc<Runtime>, plan: GroupPlan, vault: Vault) -> Result<Group> {
+    for directory in [plan.journal(), plan.images(), plan.tests()] {
+        runtime.create_directory(directory).await?;
+    }
+    runtime.sync_directory(&plan.directory).await?;
+    if let Some(parent) = plan.directory.parent() {
+        runtime.sync_directory(parent).await?;
+    }
+    let disks = open_disks(&runtime, &plan, &vault).await?;
+    let (group, timeline, vaulted) = {
+        let state = vault.manifest().state();
+        let vaulted = state.points().last().map_or(Lsn::ZERO, |point| point.marker);
+        (state.group(), state.timeline(), vaulted)
+    };
+    let destaged = disks.values().map(|disk| disk.image.destaged()).max().unwrap_or_default();
+    let known = Known { group, timeline, floor: vaulted.max(destaged) };
+    let journal_plan = JournalPlan {
+        directory: plan.journal(),
+        segment_bytes: plan.segment_bytes,
+        journal_bytes: plan.journal_bytes,
+    };
+    let journal = journal::open::open(Rc::clone(&runtime), &journal_plan, known, plan.planted).await?;
+    let identity = Identity { group, timeline, incarnation: IncarnationId(runtime.random_u128()) };
+    assemble(runtime, plan, vault, disks, journal, identity, vaulted).await
+}
+
+async fn open_disks(
+    runtime: &Rc<Runtime>,
+    plan: &GroupPlan,
+    vault: &Vault,
+) -> Result<BTreeMap<DiskSlot, Disk>> {
+    let records: Vec<_> = vault.manifest().state().disks().cloned().collect();
+    let mut disks = BTreeMap::new();
+    for record in records {
+        let image = Image::open(runtime, &plan.images(), record.id, record.sectors).await?;
+        disks.insert(record.slot, Disk::new(record, image));
+    }
+    Ok(disks)
+}
+
+async fn assemble(
+    runtime: Rc<Runtime>,
+    plan: GroupPlan,
+    vault: Vault,
+    disks: BTreeMap<DiskSlot, Disk>,
+    journal: OpenedJournal,
+    identity: Identity,
+    vaulted: Lsn,
+) -> Result<Group> {
+    let cache = Rc::new(RefCell::new(FrameCache::new(plan.cache_bytes_max)));
+    let reader = Reader::new(Rc::clone(&runtime), Rc::clone(&cache), &journal.segments);
+    let mut rebuilt = Rebuilt::new(&disks, vaulted, journal.position.accepted);
+    for (segment, scanned) in &journal.accepted {
+        rebuilt.take_frame(*segment, scanned, &reader).await?;
+    }
+    let (layers, interval, intervals_waiting) = rebuilt.finish();
+    let owner = runtime.new_owner();
+    let planted = plan.planted;
+    let mut writer = Writer::new(Rc::clone(&runtime), owner, identity, journal.position, planted);
+    writer.enqueue_control(Entry::Opening(journal.opening), None);
+    let mailbox = Mailbox::default();
+    let vault = Rc::new(vault);
+    let (publisher, jobs) = mpsc::unbounded();
+    runtime.spawn(publisher::run(Rc::clone(&runtime), Rc::clone(&vault), jobs, Rc::clone(&mailbox)));
+    let (name, interval_ms, points, group_time) = {
+        let state = vault.manifest().state();
+        let record = state.record();
+        let time =
+            group_time_now(state.points().last().map(|point| (point.group_time, point.wall)), &runtime);
+        (record.name.clone(), record.interval_ms, state.points().to_vec(), time)
+    };
+    Ok(Group::from_parts(Parts {
+        runtime,
+        owner,
+        identity,
+        settings: GroupSettings { plan, vault },
+        name,
+        writer,
+        segments: journal.segments,
+        cache,
+        disks,
+        layers,
+        interval,
+        intervals_waiting,
+        points,
+        point_interval: Duration::from_millis(u64::from(interval_ms)),
+        publisher,
+        vaulted,
+        group_time,
+        mailbox,
+    }))
+}
+
+/// Group time goes on where the newest point left it, by as much as the wall clock moved since, if it moved forward.
+fn group_time_now(last: Option<(GroupNanos, crate::units::WallNanos)>, runtime: &Runtime) -> GroupNanos {
+    let Some((group_time, wall)) = last else { return GroupNanos(0) };
+    let passed = runtime.wall().0.saturating_sub(wall.0);
+    GroupNanos(group_time.0 + u64::try_from(passed).unwrap_or(0))
+}
+
+/// Layers and intervals, as the accepted records make them again.
+struct Rebuilt<'a> {
+    disks: &'a BTreeMap<DiskSlot, Disk>,
+    vaulted: Lsn,
+    end: Lsn,
+    layers: Layers,
+    since_point: Layers,
+    interval: OpenInterval,
+    waiting: VecDeque<ClosedInterval>,
+}
+
+impl<'a> Rebuilt<'a> {
+    fn new(disks: &'a BTreeMap<DiskSlot, Disk>, vaulted: Lsn, end: Lsn) -> Rebuilt<'a> {
+        Rebuilt {
+            disks,
+            vaulted,
+            end,
+            layers: Layers::new(Lsn::ZERO),
+            since_point: Layers::new(Lsn::ZERO),
+            interval: OpenInterval::default(),
+            waiting: VecDeque::new(),
+        }
+    }
+
+    async fn take_frame(&mut self, segment: SegmentIndex, scanned: &Scanned, reader: &Reader) -> Result<()> {
+        let frame = &scanned.frame;
+        let header_sectors = frame.header_bytes() as u64 / SECTOR_BYTES;
+        let base = frame.segment_offset() / SECTOR_BYTES + header_sectors;
+        let base =
+            u32::try_from(base).map_err(|_| Error::corrupt("a frame lies beyond 2 TiB of its segment"))?;
+        for (index, record) in frame.records.iter().enumerate() {
+            let lsn = frame.first_lsn.advance(index as u64);
+            let sector = base + record.payload.sector;
+            match record.kind {
+                RecordKind::Write { disk, range } => {
+                    let source = Source::Journal { segment, sector };
+                    self.take_data(lsn, disk, range, source);
+                }
+                RecordKind::Zero { disk, range, allocated } => {
+                    self.take_data(lsn, disk, range, Source::Zero { allocated });
+                }
+                RecordKind::Marker if lsn > self.vaulted => {
+                    let marker = read_marker(segment, sector, record, reader).await?;
+                    self.end_interval(lsn, marker, reader);
+                }
+                RecordKind::Marker | RecordKind::Opening | RecordKind::Seal => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn take_data(&mut self, lsn: Lsn, slot: DiskSlot, range: crate::units::SectorRange, source: Source) {
+        let Some(disk) = self.disks.get(&slot) else { return };
+        if lsn > disk.image.destaged() {
+            self.layers.insert(slot, range, source);
+            if self.layers.is_full() {
+                self.layers.freeze(lsn);
+            }
+        }
+        if lsn > self.vaulted {
+            self.since_point.insert(slot, range, source);
+            self.interval.touch();
+            if self.since_point.is_full() {
+                self.freeze_interval(lsn);
+            }
+        }
+    }
+
+    fn freeze_interval(&mut self, lsn: Lsn) {
+        if let Some(layer) = self.since_point.freeze(lsn) {
+            self.interval.add(layer);
+        }
+    }
+
+    fn end_interval(&mut self, lsn: Lsn, marker: Marker, reader: &Reader) {
+        self.freeze_interval(lsn);
+        self.waiting.push_back(self.interval.close(lsn, marker, reader.clone()));
+    }
+
+    fn finish(mut self) -> (Layers, OpenInterval, VecDeque<ClosedInterval>) {
+        self.freeze_interval(self.end);
+        self.layers.freeze(self.end);
+        (self.layers, self.interval, self.waiting)
+    }
+}
+
+async fn read_marker(segment: SegmentIndex, sector: u32, record: &Record, reader: &Reader) -> Result<Marker> {
+    let body = reader.read(segment, sector, u64::from(record.payload.sectors)).await?;
+    Marker::decode(&body).ok_or_else(|| Error::corrupt("a marker's payload is not a marker"))
+}

@@ -1,0 +1,273 @@
+//! A group on a real disk, stepped by hand: requests, points, stop, reopening, test failover.
+
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use afterimage::block::{DataPiece, Export, Refusal, Reply, Request, Response, Ticket};
+use afterimage::env::OsEnvironment;
+use afterimage::error::Result;
+use afterimage::failover::TestFailovers;
+use afterimage::format::record::{DiskRecord, GroupRecord, PointRecord};
+use afterimage::planted::Planted;
+use afterimage::protect::group::Group;
+use afterimage::protect::membership::Content;
+use afterimage::protect::open::{self, GroupPlan};
+use afterimage::runtime::Runtime;
+use afterimage::storage::blocking::Blocking;
+use afterimage::units::{GroupId, SectorCount, SectorRange, WallNanos};
+use bytes::Bytes;
+
+struct Harness {
+    runtime: Rc<Runtime>,
+    group: Group,
+    next: u64,
+}
+
+fn plan(root: &Path) -> GroupPlan {
+    GroupPlan {
+        directory: root.join("groups/g"),
+        vault: root.join("vault/g"),
+        segment_bytes: 4 << 20,
+        journal_bytes: 64 << 20,
+        cache_bytes_max: 8 << 20,
+        planted: Planted::NONE,
+    }
+}
+
+fn runtime() -> Rc<Runtime> {
+    let storage = Blocking::new(4).expect("threads");
+    Runtime::new(Box::new(storage), Rc::new(OsEnvironment::new()))
+}
+
+impl Harness {
+    fn create(root: &Path) -> Harness {
+        let record = GroupRecord { name: "g".into(), created: WallNanos(0), interval_ms: 3_600_000 };
+        let runtime = runtime();
+        let opening = open::create(Rc::clone(&runtime), plan(root), GroupId(7), record);
+        let group = runtime.block_on(opening).expect("create");
+        Harness { runtime, group, next: 0 }.serving()
+    }
+
+    fn open(root: &Path) -> Result<Harness> {
+        let runtime = runtime();
+        let group = runtime.block_on(open::open(Rc::clone(&runtime), plan(root)))?;
+        Ok(Harness { runtime, group, next: 0 }.serving())
+    }
+
+    fn serving(mut self) -> Harness {
+        self.drive(|group| group.is_serving());
+        self
+    }
+
+    fn step(&mut self) {
+        let mut events = Vec::new();
+        self.runtime.step(&mut events);
+        for event in events {
+            self.group.handle(event);
+        }
+        self.group.advance();
+        self.runtime.storage().start();
+    }
+
+    /// Steps until `until` holds; the storage's own waiting is the only wait.
+    fn drive(&mut self, mut until: impl FnMut(&mut Group) -> bool) {
+        self.step();
+        while !until(&mut self.group) {
+            self.step();
+        }
+    }
+
+    fn ask(&mut self, export: Export, request: Request) -> Reply {
+        self.next += 1;
+        let ticket = Ticket { session: 1, request: self.next };
+        self.group.submit(ticket, export, request);
+        let mut replies = Vec::new();
+        self.drive(|group| {
+            group.take_replies(&mut replies);
+            !replies.is_empty()
+        });
+        let (answered, reply) = replies.pop().expect("one reply");
+        assert_eq!(answered, ticket);
+        reply
+    }
+
+    fn called<T: 'static>(
+        &mut self,
+        start: impl FnOnce(&mut Group, Box<dyn FnOnce(Result<T>)>),
+    ) -> Result<T> {
+        let slot = Rc::new(RefCell::new(None));
+        let filled = Rc::clone(&slot);
+        start(&mut self.group, Box::new(move |result| drop(filled.replace(Some(result)))));
+        self.drive(|_| slot.borrow().is_some());
+        slot.take().expect("filled")
+    }
+
+    fn add_disk(&mut self, name: &str, sectors: u64) -> Export {
+        let disk: DiskRecord = self
+            .called(|group, done| group.add_disk(name.into(), SectorCount(sectors), Content::Empty, done))
+            .expect("disk");
+        Export::Disk(self.group.id(), disk.id)
+    }
+
+    fn write(&mut self, disk: Export, start: u64, byte: u8, sectors: u64) {
+        let bytes = vec![byte; usize::try_from(sectors * 512).expect("small")];
+        let request = Request::Write {
+            range: SectorRange::new(start, start + sectors),
+            payload: Bytes::from(bytes),
+            durable: false,
+        };
+        assert!(matches!(self.ask(disk, request), Ok(Response::Done)));
+    }
+
+    fn read(&mut self, disk: Export, start: u64, sectors: u64) -> Vec<u8> {
+        match self.ask(disk, Request::Read { range: SectorRange::new(start, start + sectors) }) {
+            Ok(Response::Data(pieces)) => flatten(&pieces),
+            other => panic!("a read gave {other:?}"),
+        }
+    }
+
+    fn point(&mut self, label: &str) -> PointRecord {
+        self.called(|group, done| group.create_point(label.into(), done)).expect("point")
+    }
+
+    fn stop(mut self) {
+        self.group.stop();
+        self.drive(|group| group.is_stopped());
+    }
+}
+
+fn flatten(pieces: &[DataPiece]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for piece in pieces {
+        match piece {
+            DataPiece::Bytes(slice) => bytes.extend_from_slice(slice),
+            DataPiece::Zeros(count) => bytes.resize(bytes.len() + usize::try_from(*count).expect("small"), 0),
+        }
+    }
+    bytes
+}
+
+fn scratch() -> (tempfile::TempDir, PathBuf) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = directory.path().to_owned();
+    (directory, path)
+}
+
+#[test]
+fn what_was_acknowledged_is_read_back_before_and_after_a_stop() {
+    let (_guard, root) = scratch();
+    let mut harness = Harness::create(&root);
+    let disk = harness.add_disk("root", 4096);
+    harness.write(disk, 0, 1, 8);
+    harness.write(disk, 4, 2, 1);
+    harness.write(disk, 1000, 3, 600);
+    let expected = [vec![1; 4 * 512], vec![2; 512], vec![1; 3 * 512]].concat();
+    assert_eq!(harness.read(disk, 0, 8), expected);
+    assert_eq!(harness.read(disk, 990, 20), [vec![0; 10 * 512], vec![3; 10 * 512]].concat());
+    harness.stop();
+    let mut harness = Harness::open(&root).expect("reopens");
+    assert_eq!(harness.read(disk, 0, 8), expected);
+    assert_eq!(harness.read(disk, 1000, 600), vec![3; 600 * 512]);
+}
+
+#[test]
+fn what_was_acknowledged_survives_without_a_stop() {
+    let (_guard, root) = scratch();
+    let mut harness = Harness::create(&root);
+    let disk = harness.add_disk("root", 4096);
+    for sector in 0..64 {
+        harness.write(disk, sector * 8, u8::try_from(sector).expect("small") + 1, 8);
+    }
+    drop(harness);
+    for _ in 0..3 {
+        let mut harness = Harness::open(&root).expect("reopens");
+        for sector in 0..64 {
+            assert_eq!(
+                harness.read(disk, sector * 8, 1),
+                vec![u8::try_from(sector).expect("small") + 1; 512]
+            );
+        }
+    }
+}
+
+#[test]
+fn zeros_and_ranges_outside_the_disk() {
+    let (_guard, root) = scratch();
+    let mut harness = Harness::create(&root);
+    let disk = harness.add_disk("root", 64);
+    harness.write(disk, 0, 9, 64);
+    let range = SectorRange::new(8, 16);
+    let zero = Request::Zero { range, durable: true, keep_allocated: false };
+    assert!(matches!(harness.ask(disk, zero), Ok(Response::Done)));
+    assert_eq!(harness.read(disk, 7, 10), [vec![9; 512], vec![0; 8 * 512], vec![9; 512]].concat());
+    let outside = Request::Read { range: SectorRange::new(60, 65) };
+    assert_eq!(harness.ask(disk, outside).unwrap_err(), Refusal::Invalid);
+    let outside =
+        Request::Write { range: SectorRange::new(60, 65), payload: vec![0; 5 * 512].into(), durable: false };
+    assert_eq!(harness.ask(disk, outside).unwrap_err(), Refusal::NoSpace);
+}
+
+#[test]
+fn a_test_failover_shows_its_point_while_the_disk_goes_on() {
+    let (_guard, root) = scratch();
+    let mut harness = Harness::create(&root);
+    let disk = harness.add_disk("root", 4096);
+    harness.write(disk, 0, 1, 16);
+    let first = harness.point("before");
+    harness.write(disk, 8, 2, 16);
+    let second = harness.point("after");
+    harness.write(disk, 0, 3, 32);
+    assert_eq!(harness.group.points().len(), 2);
+
+    let (runtime, vault) = (Rc::clone(&harness.runtime), Rc::clone(harness.group.vault()));
+    let opening = TestFailovers::open(Rc::clone(&runtime), vault, plan(&root).tests());
+    let mut tests = runtime.block_on(opening).expect("test failovers");
+    for (point, expected) in [(first, [1, 1, 0, 0]), (second, [1, 2, 2, 0])] {
+        let slot = Rc::new(RefCell::new(None));
+        let filled = Rc::clone(&slot);
+        tests.start(point.id, Box::new(move |result| drop(filled.replace(Some(result)))));
+        while slot.borrow().is_none() {
+            harness.step();
+            tests.advance();
+        }
+        let failover = slot.take().expect("filled").expect("starts");
+        let Export::Disk(group, id) = disk else { unreachable!() };
+        let export = Export::Test(group, id, failover.test);
+        let request = Request::Read { range: SectorRange::new(0, 32) };
+        tests.submit(Ticket { session: 2, request: 0 }, export, request);
+        let mut replies = Vec::new();
+        while replies.is_empty() {
+            harness.step();
+            tests.advance();
+            tests.take_replies(&mut replies);
+        }
+        let Ok(Response::Data(pieces)) = &replies[0].1 else { panic!("{replies:?}") };
+        let bytes = flatten(pieces);
+        let found: Vec<u8> = (0..4).map(|index| bytes[index * 8 * 512]).collect();
+        assert_eq!(found, expected);
+    }
+    assert_eq!(harness.read(disk, 0, 1), vec![3; 512]);
+}
+
+#[test]
+fn a_small_journal_is_recycled_many_times_over() {
+    let (_guard, root) = scratch();
+    let mut harness = Harness::create(&root);
+    let disk = harness.add_disk("root", 1 << 16);
+    for round in 0..40_u64 {
+        for piece in 0..32 {
+            harness.write(disk, piece * 256, u8::try_from(1 + round).expect("small"), 256);
+        }
+    }
+    for piece in 0..32 {
+        assert_eq!(harness.read(disk, piece * 256 + 255, 1), vec![40; 512]);
+    }
+    let files = std::fs::read_dir(plan(&root).journal()).expect("journal").count();
+    assert!(files <= 16, "{files} segments for a limit of 16");
+    drop(harness);
+    let mut harness = Harness::open(&root).expect("reopens");
+    for piece in 0..32 {
+        assert_eq!(harness.read(disk, piece * 256 + 7, 1), vec![40; 512]);
+    }
+}
