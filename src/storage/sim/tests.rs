@@ -381,6 +381,21 @@ fn a_killed_process_leaves_writes_whole_in_part_or_not_at_all() {
 }
 
 #[test]
+fn a_killed_process_leaves_names_changed_or_not_but_settled() {
+    let mut outcomes = BTreeSet::new();
+    for seed in 0..SEEDS {
+        let disk = SimDisk::new(seed);
+        let process = Process::new(&disk);
+        drop(process.open("/from", NEW));
+        process.begin(0, Op::Publish { from: "/from".into(), to: "/to".into() });
+        disk.kill_process(process.storage.process());
+        assert_eq!(disk.in_flight(), 0, "seed {seed}");
+        outcomes.insert(disk.files());
+    }
+    assert_eq!(outcomes, BTreeSet::from([vec![PathBuf::from("/from")], vec![PathBuf::from("/to")]]));
+}
+
+#[test]
 fn a_late_write_holds_the_lock_until_it_has_landed() {
     let mut late = 0;
     let mut changed = 0;
