@@ -5,8 +5,6 @@
 //! but for its name and id.
 
 use std::collections::BTreeMap;
-use std::future::Future;
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,17 +13,13 @@ use futures::future::BoxFuture;
 use parking_lot::RwLock;
 use tokio::sync::{Mutex, oneshot};
 
-use crate::block::{Export, TestId};
+use crate::block::Export;
 use crate::capture::nbd::ExportInfo;
 use crate::config::Configuration;
-use crate::control::backend::{Answer, Backend};
+use crate::control::backend::Answer;
 use crate::control::catalogue::Catalogue;
-use crate::control::jobs::Progress;
-use crate::control::model::{
-    Disk, Group, Point, Policy, RestoreRequest, Restored, Status, StorageStatus, Test, VerifyReport,
-};
-use crate::control::name::{DiskPath, Label, Name};
-use crate::control::selector::{PointSelector, resolve};
+use crate::control::model::Group;
+use crate::control::name::{DiskPath, Name};
 use crate::data_directory::DataDirectory;
 use crate::env::Environment;
 use crate::error::{Error, ErrorKind, Result};
@@ -34,7 +28,6 @@ use crate::format::record::{DiskRecord, GroupRecord};
 use crate::listen::ListenAddress;
 use crate::planted::Planted;
 use crate::protect::group::{Callback, Group as ProtectionGroup};
-use crate::protect::membership::Content;
 use crate::protect::open::{self, GroupPlan};
 use crate::runtime::Runtime;
 use crate::site::convert;
@@ -42,8 +35,7 @@ use crate::site::data_threads::DataThreads;
 use crate::site::listener::Endpoint;
 use crate::site::member::Member;
 use crate::site::removal;
-use crate::units::{GroupId, SectorCount, WallNanos};
-use crate::view;
+use crate::units::{GroupId, WallNanos};
 
 /// Memory for recently written frames, per group.
 const CACHE_BYTES_MAX: usize = 64 << 20;

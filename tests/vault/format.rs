@@ -315,6 +315,7 @@ prop_compose! {
             id: PinId(id),
             point: PointId(point),
             kind: if test == 0 { PinKind::Restore } else { PinKind::Test(TestId(test)) },
+            created: WallNanos(created),
         });
         let group = GroupRecord { name, created: WallNanos(created), interval_ms };
         let contents = Contents {
