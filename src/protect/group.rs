@@ -147,6 +147,8 @@ pub struct Group {
     pub(super) serving: bool,
     pub(super) stopping: bool,
     pub(super) sealed: bool,
+    /// Markers on their way into the journal.
+    markers_pending: usize,
     writes: Slab<WriteInFlight>,
     barriers: Vec<(Lsn, Ticket)>,
     reads: Reads,
@@ -215,6 +217,7 @@ impl Group {
             serving: false,
             stopping: false,
             sealed: false,
+            markers_pending: 0,
             writes: Slab::new(),
             barriers: Vec::new(),
             reads,
@@ -459,6 +462,7 @@ impl Group {
         if !self.settings.plan.planted.is(Bug::DeltaFromOpenMap) {
             self.freeze(lsn);
         }
+        self.markers_pending -= 1;
         let reader = self.reader();
         self.intervals_waiting.push_back(self.interval.close(lsn, marker, reader));
         self.writer.want_durable(lsn);
@@ -501,19 +505,22 @@ impl Group {
 
     fn wants_marker(&self) -> bool {
         let waiting = self.intervals_waiting.len() + self.intervals_publishing;
-        !self.stopping && self.interval.is_dirty() && waiting < INTERVALS_WAITING_MAX
+        let wanted = self.interval.is_dirty() && self.markers_pending == 0;
+        wanted && !self.stopping && waiting < INTERVALS_WAITING_MAX
     }
 
     /// Ends an interval when it is time, or when the journal has no room for more data.
     fn make_due_marker(&mut self) {
         let now = self.runtime.now();
-        if self.wants_marker() && (now >= self.schedule.due() || self.writer.is_stalled()) {
+        let full = self.writer.is_stalled() && self.segments.is_at_limit();
+        if self.wants_marker() && (now >= self.schedule.due() || full) {
             self.mark(String::new());
         }
     }
 
     fn mark(&mut self, label: String) -> PointId {
         self.schedule.made(self.runtime.now());
+        self.markers_pending += 1;
         let point = PointId(self.runtime.random_u128());
         let disks = self.disks.values().map(|disk| DiskEntry {
             slot: disk.record.slot,
