@@ -2,6 +2,7 @@
 
 #![cfg(feature = "server")]
 
+#[allow(dead_code)]
 mod ram_volume;
 
 use std::io::{Read, Write};
