@@ -1,11 +1,22 @@
-//! The process: data threads, start, drain, stop.
+//! The process: data threads, and what is shared between them.
+//!
+//! ```text
+//!   clients ─▶ Listener ─▶ Session ─┐ same thread: a call
+//!                                   ├──────────────────────▶ Host ─▶ Volume (a group)
+//!   clients ─▶ Listener ─▶ Session ─┘ other thread: its intake
+//!                                                       DataThread = Host + sessions + one loop
+//!   control plane ─▶ DataThreads ─▶ intake of each thread
+//! ```
 
-use crate::config::Configuration;
-use crate::data_directory::DataDirectory;
-use crate::error::{Error, ErrorKind, Result};
+mod data_thread;
+mod data_threads;
+mod export_registry;
+mod host;
+mod listener;
+mod message;
+mod session;
 
-/// Serves until SIGTERM or SIGINT; the configuration was checked and the data directory is ours.
-pub fn serve(configuration: Configuration, data_directory: DataDirectory) -> Result<()> {
-    tracing::debug!(site = %configuration.site.name, data_dir = %data_directory.path().display(), "to be served");
-    Err(Error::new(ErrorKind::Unsupported, "this build has no data path yet"))
-}
+pub use data_threads::{DataThreads, DataThreadsOptions, Draining, SessionLimits};
+pub use export_registry::ExportRegistry;
+pub use host::{Host, Later};
+pub use listener::{Endpoint, check_unix_socket_is_free};

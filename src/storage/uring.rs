@@ -14,7 +14,7 @@
 //! completion has been taken; the slab's keys are the ring's user data. Dropping waits for every completion, and leaks
 //! the slab if the kernel refuses to give them: the kernel never writes into freed memory.
 //!
-//! One eventfd speaks for ring and threads; see [`Signal`]. The ring runs its completions only when this thread enters
+//! One eventfd speaks for ring and threads; see `Signal`. The ring runs its completions only when this thread enters
 //! the kernel for it (DEFER_TASKRUN, where there is such), and raises the eventfd when there is something to run.
 
 use std::cell::RefCell;
