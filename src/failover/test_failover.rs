@@ -73,11 +73,8 @@ pub struct TestListedDisk {
 impl TestFailover {
     /// What people are told of it.
     pub fn listing(&self) -> TestListing {
-        let listed = |disk: &TestDisk| TestListedDisk {
-            id: disk.id,
-            name: disk.name.clone(),
-            sectors: disk.sectors,
-        };
+        let listed =
+            |disk: &TestDisk| TestListedDisk { id: disk.id, name: disk.name.clone(), sectors: disk.sectors };
         TestListing {
             test: self.test,
             point: self.point.clone(),
