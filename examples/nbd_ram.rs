@@ -1,7 +1,7 @@
 //! A RAM disk over NBD: the data thread without a journal, to measure the ceiling of the socket layer with.
 //!
 //! ```text
-//! cargo run --release --example nbd_ram -- /tmp/ram.sock [THREADS]
+//! cargo run --release --example nbd_ram -- /tmp/ram.sock [THREADS [null]]
 //! fio --name=w --ioengine=nbd --uri='nbd+unix:///ram?socket=/tmp/ram.sock' --rw=randwrite --bs=4k --iodepth=32
 //! ```
 
@@ -22,9 +22,10 @@ const SIZE_BYTES: u64 = 1 << 30;
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let path = arguments.next().ok_or_else(|| Error::invalid("usage: nbd_ram SOCKET [THREADS]"))?;
+    let path = arguments.next().ok_or_else(|| Error::invalid("usage: nbd_ram SOCKET [THREADS [null]]"))?;
     let threads = arguments.next().map_or(Ok(1), |count| count.parse());
     let threads = threads.map_err(|_| Error::invalid("THREADS is a number"))?;
+    let keeps = arguments.next().is_none_or(|what| what != "null");
     let options = DataThreadsOptions { threads, limits: SessionLimits::default() };
     let threads = DataThreads::<RamVolume>::start(options, |_| {
         open_best(&BackendOptions::default()).map(|chosen| chosen.storage)
@@ -37,7 +38,11 @@ fn main() -> Result<()> {
         tasks.spawn(async move {
             runtime.create_directory(directory).await.expect("a temporary directory");
             let file = runtime.open(file, OpenOptions::CREATE).await.expect("a temporary file");
-            later.run(move |host| host.insert(GROUP, RamVolume::new(runtime, file)));
+            let mut volume = RamVolume::new(runtime, file);
+            if !keeps {
+                volume.discard();
+            }
+            later.run(move |host| host.insert(GROUP, volume));
         });
     })?;
     let export = Export::Disk(GROUP, DiskId(1));

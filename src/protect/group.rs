@@ -765,6 +765,11 @@ impl Group {
         self.serving
     }
 
+    /// Whether the journal failed, so that it never takes writes again.
+    pub fn has_failed(&self) -> bool {
+        self.writer.failure().is_some()
+    }
+
     /// Whether a stop has come to its end: drained, destaged, sealed and durable. To be polled after
     /// [`Group::advance`].
     pub fn is_stopped(&mut self) -> bool {

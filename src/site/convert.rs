@@ -79,7 +79,10 @@ pub fn test(group: &Name, failover: &TestListing, connections: u64, address: &Li
 
 /// How a group stands.
 pub fn status(
-    snapshot: &GroupSnapshot, connections: u64, now: WallNanos, address: &ListenAddress,
+    snapshot: &GroupSnapshot,
+    connections: u64,
+    now: WallNanos,
+    address: &ListenAddress,
 ) -> Result<GroupStatus> {
     let newest_point = snapshot.newest_point.as_ref().map(|point| NewestPoint {
         id: point.id,
@@ -122,7 +125,10 @@ fn state(snapshot: &GroupSnapshot) -> GroupState {
         Condition::Stopping => (ApiCondition::Stopping, None),
         Condition::JournalFull => (
             ApiCondition::Degraded,
-            because(ReasonCode::JournalFull, "the journal is at its limit: writes wait until images and vault catch up"),
+            because(
+                ReasonCode::JournalFull,
+                "the journal is at its limit: writes wait until images and vault catch up",
+            ),
         ),
         Condition::NoSpace => (
             ApiCondition::Degraded,
@@ -137,11 +143,17 @@ fn state(snapshot: &GroupSnapshot) -> GroupState {
         }
         Condition::VaultFailed => (
             ApiCondition::Degraded,
-            because(ReasonCode::VaultFailed, "the vault refused a recovery point: see the log; no points are made"),
+            because(
+                ReasonCode::VaultFailed,
+                "the vault refused a recovery point: see the log; no points are made",
+            ),
         ),
         Condition::JournalFailed => (
             ApiCondition::Latched,
-            because(ReasonCode::JournalFailed, "a journal write or sync failed: see the log, mend the device, restart"),
+            because(
+                ReasonCode::JournalFailed,
+                "a journal write or sync failed: see the log, mend the device, restart",
+            ),
         ),
     };
     GroupState { condition, reason, since: snapshot.since }
@@ -149,7 +161,9 @@ fn state(snapshot: &GroupSnapshot) -> GroupState {
 
 /// A group, as the catalogue keeps it.
 pub fn catalogue_group(
-    snapshot: &GroupSnapshot, points: &[PointRecord], tests: &[TestListing],
+    snapshot: &GroupSnapshot,
+    points: &[PointRecord],
+    tests: &[TestListing],
 ) -> Result<catalogue::GroupRecord> {
     let disk = |record: &DiskRecord| {
         Ok(catalogue::DiskRecord { id: record.id, name: name(&record.name)?, size: record.sectors })

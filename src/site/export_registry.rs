@@ -21,6 +21,8 @@ pub struct ExportRegistry {
 struct Directory {
     exports: BTreeMap<String, ExportInfo>,
     groups: HashMap<GroupId, Placed>,
+    /// Sessions of each export that has any.
+    sessions: HashMap<Export, u64>,
 }
 
 /// Where a group lives, and how many sessions its exports have.
@@ -87,21 +89,34 @@ impl ExportRegistry {
         self.directory.read().exports.values().any(|info| info.export == export)
     }
 
-    /// Counts a session of `group` and says where it goes: the first to the group's own thread, so that nothing is
-    /// handed over, further ones round the others, so that sockets and journal share the work. `None` if no such
-    /// group is hosted.
-    pub(super) fn begin_session(&self, group: GroupId, threads: usize) -> Option<Placement> {
-        let mut directory = self.directory.write();
-        let placed = directory.groups.get_mut(&group)?;
-        let thread = (placed.home + placed.sessions) % threads;
-        placed.sessions += 1;
-        Some(Placement { home: placed.home, thread })
+    /// Sessions that an export has now.
+    pub fn sessions_of(&self, export: Export) -> u64 {
+        self.directory.read().sessions.get(&export).copied().unwrap_or(0)
     }
 
-    /// Counts a session of `group` off.
-    pub(super) fn end_session(&self, group: GroupId) {
-        if let Some(placed) = self.directory.write().groups.get_mut(&group) {
+    /// Counts a session of `export` and says where it goes: the first to the group's own thread, so that nothing is
+    /// handed over, further ones round the others, so that sockets and journal share the work. `None` if no such
+    /// group is hosted.
+    pub(super) fn begin_session(&self, export: Export, threads: usize) -> Option<Placement> {
+        let mut directory = self.directory.write();
+        let placed = directory.groups.get_mut(&export.group())?;
+        let placement = Placement { home: placed.home, thread: (placed.home + placed.sessions) % threads };
+        placed.sessions += 1;
+        *directory.sessions.entry(export).or_default() += 1;
+        Some(placement)
+    }
+
+    /// Counts a session of `export` off.
+    pub(super) fn end_session(&self, export: Export) {
+        let mut directory = self.directory.write();
+        if let Some(placed) = directory.groups.get_mut(&export.group()) {
             placed.sessions = placed.sessions.saturating_sub(1);
+        }
+        if let Some(sessions) = directory.sessions.get_mut(&export) {
+            *sessions -= 1;
+            if *sessions == 0 {
+                directory.sessions.remove(&export);
+            }
         }
     }
 }
@@ -119,6 +134,7 @@ impl Exports for ExportRegistry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::units::DiskId;
 
     #[test]
     fn groups_spread_over_threads_and_sessions_start_at_home() {
@@ -126,9 +142,13 @@ mod tests {
         let homes: Vec<usize> = (0..4).map(|id| registry.place_group(GroupId(id), 3)).collect();
         assert_eq!(homes, [0, 1, 2, 0]);
         assert_eq!(registry.place_group(GroupId(1), 3), 1, "a home is kept");
+        let export = |group| Export::Disk(GroupId(group), DiskId(7));
         let threads: Vec<usize> =
-            (0..4).map(|_| registry.begin_session(GroupId(1), 3).unwrap().thread).collect();
+            (0..4).map(|_| registry.begin_session(export(1), 3).unwrap().thread).collect();
         assert_eq!(threads, [1, 2, 0, 1]);
-        assert_eq!(registry.begin_session(GroupId(9), 3), None);
+        assert_eq!(registry.begin_session(export(9), 3), None);
+        assert_eq!(registry.sessions_of(export(1)), 4);
+        (0..4).for_each(|_| registry.end_session(export(1)));
+        assert_eq!(registry.sessions_of(export(1)), 0);
     }
 }

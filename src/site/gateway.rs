@@ -5,8 +5,6 @@
 //! but for its name and id.
 
 use std::collections::BTreeMap;
-use std::future::Future;
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,17 +13,13 @@ use futures::future::BoxFuture;
 use parking_lot::RwLock;
 use tokio::sync::{Mutex, oneshot};
 
-use crate::block::{Export, TestId};
+use crate::block::Export;
 use crate::capture::nbd::ExportInfo;
 use crate::config::Configuration;
-use crate::control::backend::{Answer, Backend};
+use crate::control::backend::Answer;
 use crate::control::catalogue::Catalogue;
-use crate::control::jobs::Progress;
-use crate::control::model::{
-    Disk, Group, Point, Policy, RestoreRequest, Restored, Status, StorageStatus, Test, VerifyReport,
-};
-use crate::control::name::{DiskPath, Label, Name};
-use crate::control::selector::{PointSelector, resolve};
+use crate::control::model::Group;
+use crate::control::name::{DiskPath, Name};
 use crate::data_directory::DataDirectory;
 use crate::env::Environment;
 use crate::error::{Error, ErrorKind, Result};
@@ -34,15 +28,14 @@ use crate::format::record::{DiskRecord, GroupRecord};
 use crate::listen::ListenAddress;
 use crate::planted::Planted;
 use crate::protect::group::{Callback, Group as ProtectionGroup};
-use crate::protect::membership::Content;
 use crate::protect::open::{self, GroupPlan};
+use crate::runtime::Runtime;
 use crate::site::convert;
 use crate::site::data_threads::DataThreads;
+use crate::site::listener::Endpoint;
 use crate::site::member::Member;
-use crate::runtime::Runtime;
 use crate::site::removal;
-use crate::units::{GroupId, SectorCount, WallNanos};
-use crate::view;
+use crate::units::{GroupId, WallNanos};
 
 /// Memory for recently written frames, per group.
 const CACHE_BYTES_MAX: usize = 64 << 20;
@@ -94,8 +87,12 @@ impl<T: 'static> Answering<T> {
 impl Gateway {
     /// A gateway over running data threads, with no group open yet.
     pub fn new(
-        configuration: Configuration, directory: DataDirectory, threads: DataThreads<Member>,
-        environment: Arc<dyn Environment + Send + Sync>, catalogue: Catalogue, storage: StorageFound,
+        configuration: Configuration,
+        directory: DataDirectory,
+        threads: DataThreads<Member>,
+        environment: Arc<dyn Environment + Send + Sync>,
+        catalogue: Catalogue,
+        storage: StorageFound,
     ) -> Gateway {
         let started = environment.wall();
         Gateway(Arc::new(Inner {
@@ -119,10 +116,17 @@ impl Gateway {
             match inner.open_group(id, None).await {
                 Ok(Some(record)) => snapshot.groups.push(record),
                 Ok(None) => {}
-                Err(error) => tracing::error!(group = %id, %error, "a group could not be opened; it is not served"),
+                Err(error) => {
+                    tracing::error!(group = %id, %error, "a group could not be opened; it is not served")
+                }
             }
         }
         inner.catalogue.rebuild(&snapshot).await
+    }
+
+    /// Lets block clients connect.
+    pub fn listen(&self, endpoint: &Endpoint) -> Result<Endpoint> {
+        self.0.threads.listen(endpoint)
     }
 
     /// Stops all groups in good order: sessions end, journals are sealed, checkpoints written.
@@ -131,10 +135,14 @@ impl Gateway {
         inner.threads.drain(SESSIONS_END).finished().await;
         let ids: Vec<GroupId> = inner.groups.read().values().copied().collect();
         let stops = ids.into_iter().map(|id| {
-            inner.ask(id, |member: &mut Member, answer: Answering<()>| member.stop(move || answer.send(Ok(()))))
+            inner.ask(id, |member: &mut Member, answer: Answering<()>| {
+                member.stop(move || answer.send(Ok(())))
+            })
         });
         if tokio::time::timeout(within, futures::future::join_all(stops)).await.is_err() {
-            tracing::warn!("not every group could be sealed in time; the next start recovers them from their journals");
+            tracing::warn!(
+                "not every group could be sealed in time; the next start recovers them from their journals"
+            );
         }
         inner.catalogue.close().await;
     }
@@ -143,12 +151,16 @@ impl Gateway {
     pub fn end(self) -> Result<()> {
         match Arc::try_unwrap(self.0) {
             Ok(inner) => inner.threads.stop(),
-            Err(_) => Err(Error::new(ErrorKind::Shutdown, "a verb is still at work; the data threads end with the process")),
+            Err(_) => Err(Error::new(
+                ErrorKind::Shutdown,
+                "a verb is still at work; the data threads end with the process",
+            )),
         }
     }
 
     pub(super) fn detached<T: Send + 'static>(
-        &self, verb: impl FnOnce(Arc<Inner>) -> BoxFuture<'static, Result<T>>,
+        &self,
+        verb: impl FnOnce(Arc<Inner>) -> BoxFuture<'static, Result<T>>,
     ) -> Answer<'_, T> {
         let task = tokio::spawn(verb(Arc::clone(&self.0)));
         Box::pin(async move {
@@ -178,7 +190,10 @@ fn vaults(directory: &std::path::Path) -> Result<Vec<GroupId>> {
 
 /// Opens, or creates, a group and its test failovers on its thread; a group that had been removed is cleared away.
 async fn open_member(
-    runtime: &Rc<Runtime>, plan: GroupPlan, id: GroupId, new: Option<GroupRecord>,
+    runtime: &Rc<Runtime>,
+    plan: GroupPlan,
+    id: GroupId,
+    new: Option<GroupRecord>,
 ) -> Result<Option<(ProtectionGroup, TestFailovers)>> {
     let opened = match new {
         Some(record) => open::create(Rc::clone(runtime), plan.clone(), id, record).await,
@@ -213,13 +228,16 @@ impl Inner {
     }
 
     pub(super) fn id(&self, name: &Name) -> Result<GroupId> {
-        let missing = || Error::new(ErrorKind::NotFound, format!("there is no group {name}: 'group list' shows them"));
+        let missing =
+            || Error::new(ErrorKind::NotFound, format!("there is no group {name}: 'group list' shows them"));
         self.groups.read().get(name).copied().ok_or_else(missing)
     }
 
     /// Asks a group's owner.
     pub(super) async fn ask<T: Send + 'static>(
-        &self, id: GroupId, question: impl FnOnce(&mut Member, Answering<T>) + Send + 'static,
+        &self,
+        id: GroupId,
+        question: impl FnOnce(&mut Member, Answering<T>) + Send + 'static,
     ) -> Result<T> {
         let (sender, receiver) = oneshot::channel();
         let gone = |_| Error::new(ErrorKind::Shutdown, "the group was closed meanwhile");
@@ -233,7 +251,9 @@ impl Inner {
 
     /// Asks a group's owner what it can say at once.
     pub(super) async fn read<T: Send + 'static>(
-        &self, id: GroupId, question: impl FnOnce(&mut Member) -> T + Send + 'static,
+        &self,
+        id: GroupId,
+        question: impl FnOnce(&mut Member) -> T + Send + 'static,
     ) -> Result<T> {
         self.ask(id, move |member, answer| answer.send(Ok(question(member)))).await
     }
@@ -241,7 +261,9 @@ impl Inner {
     /// Opens a group, or creates it if `new` says what it is, and serves its exports. `None`: it had been removed, and
     /// is gone now.
     pub(super) async fn open_group(
-        self: &Arc<Self>, id: GroupId, new: Option<GroupRecord>,
+        self: &Arc<Self>,
+        id: GroupId,
+        new: Option<GroupRecord>,
     ) -> Result<Option<crate::control::catalogue::GroupRecord>> {
         let home = self.threads.exports().place_group(id, self.threads.count());
         let plan = self.plan(id);
@@ -327,7 +349,8 @@ impl Inner {
                 (member.group.snapshot(), member.group.points().to_vec(), tests)
             })
             .await;
-        let record = known.and_then(|(group, points, tests)| convert::catalogue_group(&group, &points, &tests));
+        let record =
+            known.and_then(|(group, points, tests)| convert::catalogue_group(&group, &points, &tests));
         let put = match record {
             Ok(record) => self.catalogue.put_group(&record).await,
             Err(error) => Err(error),

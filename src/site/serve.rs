@@ -34,8 +34,10 @@ pub fn serve(configuration: Configuration, directory: DataDirectory) -> Result<(
 }
 
 async fn run(configuration: Configuration, directory: DataDirectory) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(|error| Error::io("watching for SIGTERM", error))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| Error::io("watching for SIGINT", error))?;
+    let mut terminate =
+        signal(SignalKind::terminate()).map_err(|error| Error::io("watching for SIGTERM", error))?;
+    let mut interrupt =
+        signal(SignalKind::interrupt()).map_err(|error| Error::io("watching for SIGINT", error))?;
     let environment: Arc<dyn Environment + Send + Sync> = Arc::new(OsEnvironment::new());
     let found = Arc::new(OnceLock::new());
     let threads = start_threads(&configuration, Arc::clone(&found))?;
@@ -71,7 +73,10 @@ async fn run(configuration: Configuration, directory: DataDirectory) -> Result<(
     served.map_err(|error| Error::io("serving the API", error))
 }
 
-fn start_threads(configuration: &Configuration, found: Arc<OnceLock<StorageFound>>) -> Result<DataThreads<Member>> {
+fn start_threads(
+    configuration: &Configuration,
+    found: Arc<OnceLock<StorageFound>>,
+) -> Result<DataThreads<Member>> {
     let connections_max = configuration.nbd.connections_max.get();
     let options = DataThreadsOptions {
         threads: configuration.site.data_threads.get(),

@@ -13,7 +13,8 @@ use crate::block::{Export, TestId};
 use crate::control::backend::{Answer, Backend};
 use crate::control::jobs::Progress;
 use crate::control::model::{
-    Disk, Group, GroupStatus, Point, Policy, RestoreRequest, Restored, Status, StorageStatus, Test, VerifyReport,
+    Disk, Group, GroupStatus, Point, Policy, RestoreRequest, Restored, Status, StorageStatus, Test,
+    VerifyReport,
 };
 use crate::control::name::{DiskPath, Label, Name};
 use crate::control::selector::{PointSelector, resolve};
@@ -138,7 +139,8 @@ impl Inner {
             });
         })
         .await?;
-        self.ask(id, |member: &mut Member, answer: Answering<()>| member.stop(move || answer.send(Ok(())))).await?;
+        self.ask(id, |member: &mut Member, answer: Answering<()>| member.stop(move || answer.send(Ok(()))))
+            .await?;
         self.clear(id).await?;
         self.catalogue.remove_group(id).await
     }
@@ -152,7 +154,8 @@ impl Inner {
             let runtime = Rc::clone(host.runtime());
             host.runtime().spawn(async move { drop(sender.send(removal::clear(&runtime, &plan).await)) });
         })?;
-        let lost = |_| Error::new(ErrorKind::Shutdown, "the gateway stopped; the rest is removed at the next start");
+        let lost =
+            |_| Error::new(ErrorKind::Shutdown, "the gateway stopped; the rest is removed at the next start");
         let cleared = receiver.await.map_err(lost)?;
         self.threads.exports().forget_group(id);
         cleared
@@ -165,7 +168,10 @@ impl Inner {
     }
 
     async fn disk_add(
-        &self, path: DiskPath, size: SectorCount, content: impl FnOnce() -> Content + Send + 'static,
+        &self,
+        path: DiskPath,
+        size: SectorCount,
+        content: impl FnOnce() -> Content + Send + 'static,
     ) -> Result<Disk> {
         let _turn = self.turn.lock().await;
         let id = self.id(&path.group)?;
@@ -213,7 +219,8 @@ impl Inner {
 
     async fn disk_id(&self, group: GroupId, path: &DiskPath) -> Result<DiskId> {
         let name = path.disk.to_string();
-        let missing = || Error::new(ErrorKind::NotFound, format!("there is no disk {path}: 'disk list' shows them"));
+        let missing =
+            || Error::new(ErrorKind::NotFound, format!("there is no disk {path}: 'disk list' shows them"));
         let snapshot = self.read(group, |member| member.group.snapshot()).await?;
         snapshot.disks.iter().find(|disk| disk.name == name).map(|disk| disk.id).ok_or_else(missing)
     }
@@ -290,7 +297,8 @@ impl Inner {
 
     async fn end_test(&self, group: &Name, id: GroupId, test: TestId) -> Result<()> {
         let listings = self.listings(id).await?;
-        for disk in listings.iter().filter(|listing| listing.test == test).flat_map(|listing| &listing.disks) {
+        for disk in listings.iter().filter(|listing| listing.test == test).flat_map(|listing| &listing.disks)
+        {
             let path = DiskPath { group: group.clone(), disk: convert::name(&disk.name)? };
             self.withdraw(&path.test_export(test), Export::Test(id, disk.id, test)).await;
         }
@@ -404,7 +412,11 @@ async fn verify(vault: &Vault, progress: &Progress) -> Result<vault::VerifyRepor
 
 /// Writes a point's disks to files; what the person agreed to overwrite is removed first.
 async fn restore(
-    vault: &Rc<Vault>, point: PointId, directory: &Path, overwrite: bool, progress: &Progress,
+    vault: &Rc<Vault>,
+    point: PointId,
+    directory: &Path,
+    overwrite: bool,
+    progress: &Progress,
 ) -> Result<(Vec<PathBuf>, u64)> {
     let view = View::open(vault, point).await?;
     if overwrite {

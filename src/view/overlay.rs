@@ -115,6 +115,11 @@ impl Overlay {
         self.disk
     }
 
+    /// Bytes that were written to it: what throwing it away loses.
+    pub fn present_bytes(&self) -> u64 {
+        self.presence.borrow().sectors() * SECTOR_BYTES
+    }
+
     /// The view under it.
     pub fn view(&self) -> &Rc<View> {
         &self.view

@@ -26,6 +26,7 @@ pub struct RamVolume {
     next_flush: u64,
     replies: Vec<(Ticket, Reply)>,
     held: Option<VecDeque<(Ticket, Reply)>>,
+    keeps: bool,
     sessions_ended: usize,
 }
 
@@ -41,8 +42,14 @@ impl RamVolume {
             next_flush: 0,
             replies: Vec::new(),
             held: None,
+            keeps: true,
             sessions_ended: 0,
         }
+    }
+
+    /// From now on nothing is kept, so that nothing but the socket layer is measured.
+    pub fn discard(&mut self) {
+        self.keeps = false;
     }
 
     /// From now on replies wait for [`RamVolume::release`].
@@ -64,6 +71,9 @@ impl RamVolume {
 
     fn write(&mut self, export: Export, range: SectorRange, mut bytes: &[u8]) {
         let mut at = range.byte_offset();
+        if !self.keeps {
+            return;
+        }
         while !bytes.is_empty() {
             let (page, start) = (at / PAGE_BYTES as u64, to_usize(at % PAGE_BYTES as u64));
             let part = bytes.len().min(PAGE_BYTES - start);
@@ -75,6 +85,9 @@ impl RamVolume {
     }
 
     fn read(&self, export: Export, range: SectorRange) -> DataPiece {
+        if !self.keeps {
+            return DataPiece::Zeros(range.bytes());
+        }
         let mut buffer = Buffer::zeroed(to_usize(range.bytes()));
         let mut at = range.byte_offset();
         let mut rest = &mut buffer[..];

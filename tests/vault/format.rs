@@ -203,8 +203,18 @@ fn changes() -> Vec<Change> {
         Change::PolicySet { interval_ms: 250 },
         Change::PointPublished(point),
         Change::PointPublished(point_record(10, &[])),
-        Change::PinAdded(PinRecord { id: PinId(1), point: PointId(2), kind: PinKind::Test(TestId(3)) }),
-        Change::PinAdded(PinRecord { id: PinId(1), point: PointId(2), kind: PinKind::Restore }),
+        Change::PinAdded(PinRecord {
+            id: PinId(1),
+            point: PointId(2),
+            kind: PinKind::Test(TestId(3)),
+            created: WallNanos(4),
+        }),
+        Change::PinAdded(PinRecord {
+            id: PinId(1),
+            point: PointId(2),
+            kind: PinKind::Restore,
+            created: WallNanos(4),
+        }),
         Change::PinRemoved(PinId(1)),
         Change::GroupRemoved,
     ]
@@ -305,6 +315,7 @@ prop_compose! {
             id: PinId(id),
             point: PointId(point),
             kind: if test == 0 { PinKind::Restore } else { PinKind::Test(TestId(test)) },
+            created: WallNanos(created),
         });
         let group = GroupRecord { name, created: WallNanos(created), interval_ms };
         let contents = Contents {

@@ -186,7 +186,8 @@ fn a_second_group_in_the_same_place_is_refused() {
 fn what_does_not_fit_is_refused_with_its_reason() {
     let mut group = Group::new(&[64, 64]);
     let point = group.publish();
-    let pin = |id, point, kind| Change::PinAdded(PinRecord { id: PinId(id), point, kind });
+    let pin =
+        |id, point, kind| Change::PinAdded(PinRecord { id: PinId(id), point, kind, created: WallNanos(4) });
     let first = pin(1, point, PinKind::Test(TestId(1)));
     block_on(&group.runtime, group.vault.manifest().append(first)).expect("the point exists");
     let (disks, missing) = (group.disks.clone(), PointId(404));

@@ -101,10 +101,10 @@ impl<V: Volume + 'static> DataThread<V> {
     /// A session has chosen its export: it stays, or moves to the thread that should have it.
     fn place(&mut self, id: u64) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        let group = session.connection.export().expect("the handshake ends with an export").group();
+        let export = session.connection.export().expect("the handshake ends with an export");
         session.deadline = None;
         // A group that is not hosted any more is answered for by this host, which refuses.
-        let placement = self.shared.exports.begin_session(group, self.shared.threads());
+        let placement = self.shared.exports.begin_session(export, self.shared.threads());
         session.home = Some(placement.map_or(self.index, |placement| placement.home));
         let thread = placement.map_or(self.index, |placement| placement.thread);
         if thread == self.index || self.draining.is_some() {
@@ -179,7 +179,7 @@ impl<V: Volume + 'static> DataThread<V> {
     fn forget(&mut self, session: Session) {
         self.shared.dismiss();
         let (Some(home), Some(export)) = (session.home, session.connection.export()) else { return };
-        self.shared.exports.end_session(export.group());
+        self.shared.exports.end_session(export);
         if home == self.index {
             self.host.session_ended(export.group(), session.id);
         } else {
