@@ -8,7 +8,7 @@ use afterimage::block::TestId;
 use afterimage::format::manifest::StepNumber;
 use afterimage::format::manifest::{self, Snapshot};
 use afterimage::format::record::{Change, PinKind, PinRecord};
-use afterimage::units::{DiskSlot, PinId, SectorRange, WriterId};
+use afterimage::units::{DiskSlot, PinId, SectorRange, WallNanos, WriterId};
 
 use crate::support::{Group, block_on};
 use crate::vault_fuzz;
@@ -25,8 +25,13 @@ fn group() -> Group {
     let point = group.publish();
     let changes = [
         Change::PolicySet { interval_ms: 250 },
-        Change::PinAdded(PinRecord { id: PinId(1), point, kind: PinKind::Test(TestId(1)) }),
-        Change::PinAdded(PinRecord { id: PinId(2), point, kind: PinKind::Restore }),
+        Change::PinAdded(PinRecord {
+            id: PinId(1),
+            point,
+            kind: PinKind::Test(TestId(1)),
+            created: WallNanos(7),
+        }),
+        Change::PinAdded(PinRecord { id: PinId(2), point, kind: PinKind::Restore, created: WallNanos(8) }),
         Change::PinRemoved(PinId(1)),
         Change::DiskRemoved(DiskSlot(1)),
     ];

@@ -7,7 +7,7 @@ use afterimage::error::{ErrorKind, Result};
 use afterimage::format::manifest::StepNumber;
 use afterimage::format::record::{Change, PinKind, PinRecord};
 use afterimage::runtime::Runtime;
-use afterimage::units::{DiskSlot, GroupNanos, Lsn, PinId, PointId, SectorRange};
+use afterimage::units::{DiskSlot, GroupNanos, Lsn, PinId, PointId, SectorRange, WallNanos};
 use afterimage::vault::{Layout, Manifest, Refusal, SNAPSHOT_STEPS, State, Vault, destroy, verify};
 use tempfile::TempDir;
 

@@ -206,9 +206,9 @@ fn an_overlay_keeps_what_it_promised() {
         let overlay = block_on(&second, Overlay::open(overlay_path, &view, id)).expect("it is there");
         let pieces = block_on(&second, overlay.read(SectorRange::new(0, SECTORS))).expect("sound");
         let read = flatten(&pieces);
-        for sector in 0..to_usize(SECTORS) {
+        for (sector, unflushed) in unflushed.into_iter().enumerate() {
             let bytes = sector * 512..(sector + 1) * 512;
-            let promised = !power || !unflushed[sector];
+            let promised = !power || !unflushed;
             assert!(!promised || read[bytes.clone()] == model[bytes], "seed {seed}: sector {sector}");
         }
     }
