@@ -3,12 +3,11 @@
 use std::rc::Rc;
 
 use afterimage::block::TestId;
-use afterimage::delta::DiskExtents;
 use afterimage::error::{ErrorKind, Result};
 use afterimage::format::manifest::StepNumber;
 use afterimage::format::record::{Change, PinKind, PinRecord};
 use afterimage::runtime::Runtime;
-use afterimage::units::{DiskSlot, GroupNanos, Lsn, PinId, PointId, SectorRange};
+use afterimage::units::{DiskSlot, GroupNanos, Lsn, PinId, PointId, SectorRange, WallNanos};
 use afterimage::vault::{Layout, Manifest, Refusal, SNAPSHOT_STEPS, State, Vault, destroy, verify};
 use tempfile::TempDir;
 
@@ -276,17 +275,9 @@ fn a_death_at_any_await_of_a_publication_leaves_all_of_the_point_or_nothing() {
         // Its own process, which dies.
         let process = runtime();
         let vault = block_on(&process, Vault::open(&process, &path)).expect("sound");
-        let mut point = point_record(2, &group.disks);
-        let map = group.take_map(0, SectorRange::new(100, 800), 2);
-        let header = group.header(2);
-        let disk = group.disks[0].clone();
-        let published = async {
-            let disks =
-                DiskExtents { slot: disk.slot, disk: disk.id, sectors: disk.sectors, extents: map.iter() };
-            let built = vault.put_delta(header, &group.log, [disks]).await?;
-            point.delta = built.map(|built| built.reference);
-            vault.publish(point).await
-        };
+        group.write(0, SectorRange::new(100, 800), 2);
+        let second = group.prepare();
+        let published = second.publish(&vault, &group.log);
         let ended = die_after(&process, polls, published);
         drop((vault, process));
         let successor = runtime();

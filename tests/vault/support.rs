@@ -242,15 +242,48 @@ pub struct Group {
     pub model: Vec<Vec<u8>>,
     pub points: Vec<(PointId, Vec<Vec<u8>>)>,
     maps: Vec<ExtentMap<Place>>,
-    _directory: TempDir,
+    prepared: u64,
+    _directory: Option<TempDir>,
+}
+
+/// A point on its way, with the delta that it is to have.
+pub struct Prepared {
+    pub point: PointRecord,
+    header: Header,
+    maps: Vec<FrozenMap<Place>>,
+    disks: Vec<DiskRecord>,
+}
+
+impl Prepared {
+    /// Puts the delta, then publishes the point.
+    pub async fn publish(&self, vault: &Vault, log: &Log) -> Result<PointId> {
+        let disks = self.disks.iter().zip(&self.maps).map(|(disk, map)| DiskExtents {
+            slot: disk.slot,
+            disk: disk.id,
+            sectors: disk.sectors,
+            extents: map.iter(),
+        });
+        let built = vault.put_delta(self.header, log, disks).await?;
+        let mut point = self.point.clone();
+        point.delta = built.map(|built| built.reference);
+        vault.publish(point).await?;
+        Ok(self.point.id)
+    }
 }
 
 impl Group {
     /// A group of disks of these sizes, all zeros.
     pub fn new(sizes: &[u64]) -> Group {
-        let (runtime, directory) = (runtime(), directory());
-        let path = directory.path().join("vault");
-        let created = Vault::create(&runtime, &path, GROUP, TIMELINE, group_record("g"));
+        let directory = directory();
+        let mut group = Group::within(&runtime(), &directory.path().join("vault"), sizes);
+        group._directory = Some(directory);
+        group
+    }
+
+    /// As [`Group::new`], in a place and on a storage of the caller's choice.
+    pub fn within(runtime: &Rc<Runtime>, path: &Path, sizes: &[u64]) -> Group {
+        let runtime = Rc::clone(runtime);
+        let created = Vault::create(&runtime, path, GROUP, TIMELINE, group_record("g"));
         let vault = block_on(&runtime, created).expect("a new group");
         let names = (0_u32..).map(|slot| (slot, format!("disk{slot}")));
         let disks: Vec<DiskRecord> =
@@ -265,7 +298,8 @@ impl Group {
         let model: Vec<Vec<u8>> = disks.iter().map(|disk| vec![0; to_usize(disk.sectors.bytes())]).collect();
         let maps = disks.iter().map(|_| ExtentMap::new()).collect();
         let (log, points) = (Log::default(), Vec::new());
-        Group { runtime, vault: Rc::new(vault), disks, log, model, points, maps, _directory: directory }
+        let vault = Rc::new(vault);
+        Group { runtime, vault, disks, log, model, points, maps, prepared: 0, _directory: None }
     }
 
     pub fn path(&self) -> PathBuf {
@@ -299,15 +333,13 @@ impl Group {
         self.maps[disk].insert(range, Place::Zero { allocated: false });
     }
 
-    /// Writes, and gives what has to go into the next delta to the caller.
-    pub fn take_map(&mut self, disk: usize, range: SectorRange, seed: u8) -> FrozenMap<Place> {
-        self.write(disk, range, seed);
-        std::mem::take(&mut self.maps[disk]).freeze()
-    }
-
-    /// The header of the delta of the point with this number.
-    pub fn header(&self, number: u64) -> Header {
-        Header {
+    /// Takes everything written since the last point for a new one, and notes what the disks hold at it.
+    pub fn prepare(&mut self) -> Prepared {
+        self.prepared += 1;
+        let number = self.prepared;
+        let point = point_record(number, &self.disks);
+        self.points.push((point.id, self.model.clone()));
+        let header = Header {
             blob: BlobId(0xb10b_0000 + u128::from(number)),
             group: GROUP,
             timeline: TIMELINE,
@@ -317,31 +349,15 @@ impl Group {
             created: WallNanos(0),
             intervals: 1,
             chunk_bytes: CHUNK_BYTES,
-        }
+        };
+        let maps = self.maps.iter_mut().map(|map| std::mem::take(map).freeze()).collect();
+        Prepared { point, header, maps, disks: self.disks.clone() }
     }
 
     /// Publishes everything written since the last point.
     pub fn publish(&mut self) -> PointId {
-        let number = self.points.len() as u64 + 1;
-        let mut point = point_record(number, &self.disks);
-        let header = self.header(number);
-        let maps: Vec<_> = self.maps.iter_mut().map(|map| std::mem::take(map).freeze()).collect();
-        let disks = self.disks.iter().zip(&maps).map(|(disk, map)| DiskExtents {
-            slot: disk.slot,
-            disk: disk.id,
-            sectors: disk.sectors,
-            extents: map.iter(),
-        });
-        let published = async {
-            let built = self.vault.put_delta(header, &self.log, disks).await?;
-            point.delta = built.map(|built| built.reference);
-            let id = point.id;
-            self.vault.publish(point).await?;
-            Ok::<_, Error>(id)
-        };
-        let id = block_on(&self.runtime, published).expect("a new point");
-        self.points.push((id, self.model.clone()));
-        id
+        let prepared = self.prepare();
+        block_on(&self.runtime, prepared.publish(&self.vault, &self.log)).expect("a new point")
     }
 }
 
