@@ -11,12 +11,12 @@ use crate::error::{Error, Result};
 use crate::format::frame::{FrameFault, UntrustedHeader};
 use crate::format::marker::Opening;
 use crate::journal::recover::{Accepted, Decision, Known, claims, recover};
-use crate::journal::scan::{Checks, Scanned, SegmentScan, scan_segment};
+use crate::journal::scan::{Checks, Scanned, SegmentScan, is_needless, scan_segment};
 use crate::journal::segments::{Segment, SegmentIndex, Segments, create, open_all};
 use crate::journal::writer::Position;
 use crate::planted::{Bug, Planted};
 use crate::runtime::Runtime;
-use crate::units::{FrameNumber, Lsn, PAGE_BYTES, SegmentSequence, to_usize};
+use crate::units::{FrameNumber, Lsn, PAGE_BYTES, to_usize};
 
 /// Where a journal is, and how large it may become.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,8 +97,11 @@ async fn scan_all(runtime: &Rc<Runtime>, files: &[Segment], checks: Checks) -> R
     let tail = claims(&first_scans).tail;
     let mut scans = Vec::with_capacity(files.len());
     for (segment, head) in files.iter().zip(first_scans) {
-        let needless = head.claims.segment < tail && head.claims.segment > SegmentSequence(0);
-        scans.push(if needless { head } else { scan_whole(runtime, segment, checks).await? });
+        scans.push(if is_needless(&head, tail) {
+            head
+        } else {
+            scan_whole(runtime, segment, checks).await?
+        });
     }
     Ok(scans)
 }
