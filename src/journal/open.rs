@@ -7,6 +7,8 @@
 use std::path::PathBuf;
 use std::rc::Rc;
 
+use futures::stream::{self, StreamExt};
+
 use crate::error::{Error, Result};
 use crate::format::frame::{FrameFault, UntrustedHeader};
 use crate::format::marker::Opening;
@@ -17,6 +19,9 @@ use crate::journal::writer::Position;
 use crate::planted::{Bug, Planted};
 use crate::runtime::Runtime;
 use crate::units::{FrameNumber, Lsn, PAGE_BYTES, to_usize};
+
+/// Segments that are read at a time.
+const SEGMENTS_READ_AHEAD: usize = 2;
 
 /// Where a journal is, and how large it may become.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,20 +100,21 @@ async fn scan_all(runtime: &Rc<Runtime>, files: &[Segment], checks: Checks) -> R
     let first_scans: Vec<_> =
         files.iter().zip(&heads).map(|(segment, page)| scan_segment(segment.index, page, checks)).collect();
     let tail = claims(&first_scans).tail;
+    let needed = files.iter().zip(&first_scans).filter(|(_, head)| !is_needless(head, tail));
+    let needed = needed.map(|(segment, _)| segment);
+    let reads = needed.map(|segment| runtime.read(&segment.file, 0, to_usize(segment.bytes)));
+    // The device reads the next segment while this thread sums the one before.
+    let mut reads = stream::iter(reads.collect::<Vec<_>>()).buffered(SEGMENTS_READ_AHEAD);
     let mut scans = Vec::with_capacity(files.len());
-    for (segment, head) in files.iter().zip(first_scans) {
-        scans.push(if is_needless(&head, tail) {
-            head
-        } else {
-            scan_whole(runtime, segment, checks).await?
-        });
+    for (segment, head) in files.iter().zip(&first_scans) {
+        if is_needless(head, tail) {
+            scans.push(head.clone());
+            continue;
+        }
+        let bytes = reads.next().await.expect("one read for each needed segment")?;
+        scans.push(scan_segment(segment.index, &bytes, checks));
     }
     Ok(scans)
-}
-
-async fn scan_whole(runtime: &Rc<Runtime>, segment: &Segment, checks: Checks) -> Result<SegmentScan> {
-    let bytes = runtime.read(&segment.file, 0, to_usize(segment.bytes)).await?;
-    Ok(scan_segment(segment.index, &bytes, checks))
 }
 
 fn refuse_newer_version(page: &[u8], segment: &Segment) -> Result<()> {
