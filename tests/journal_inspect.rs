@@ -1,6 +1,7 @@
 //! Journals looked at from outside: what is said of sound ones, and of every kind of damage, against what opening
 //! makes of the very same bytes. The worst that an offline tool can do is to repair, or to reassure.
 
+#[allow(dead_code)]
 #[path = "support/journal_maker.rs"]
 mod journal_maker;
 
