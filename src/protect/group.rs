@@ -656,7 +656,7 @@ impl Group {
     /// The oldest layers whose records are durable; asks for durability where that is what is missing.
     fn next_batch(&mut self) -> Option<Batch> {
         let frozen = self.layers.frozen();
-        let newest_wanted = frozen.iter().take(BATCH_LAYERS_MAX).last()?.last;
+        let newest_wanted = frozen.iter().take(BATCH_LAYERS_MAX).next_back()?.last;
         let durable = if self.settings.plan.planted.is(Bug::DestageAheadOfDurable) {
             newest_wanted
         } else {
