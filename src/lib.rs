@@ -16,6 +16,8 @@ pub mod journal;
 pub mod planted;
 pub mod protect;
 pub mod runtime;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod storage;
 pub mod sync;
 pub mod units;
