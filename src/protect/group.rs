@@ -130,6 +130,10 @@ pub struct Group {
     pub(super) publisher: mpsc::UnboundedSender<Job>,
     pub(super) intervals_waiting: VecDeque<ClosedInterval>,
     pub(super) intervals_publishing: usize,
+    /// Markers that were queued and are not visible yet.
+    markers_queued: usize,
+    /// Why no more points can be published until the group is opened again, if so.
+    vault_failure: Option<ErrorKind>,
     pub(super) vaulted: Lsn,
     pub(super) destaged: Lsn,
     pub(super) destaging: bool,
@@ -195,6 +199,8 @@ impl Group {
             publisher: parts.publisher,
             intervals_waiting: parts.intervals_waiting,
             intervals_publishing: 0,
+            markers_queued: 0,
+            vault_failure: None,
             vaulted: parts.vaulted,
             destaged: Lsn::ZERO,
             destaging: false,
@@ -443,6 +449,7 @@ impl Group {
     }
 
     fn end_interval(&mut self, lsn: Lsn, marker: Marker) {
+        self.markers_queued -= 1;
         if !self.settings.plan.planted.is(Bug::DeltaFromOpenMap) {
             self.freeze(lsn);
         }
@@ -483,20 +490,22 @@ impl Group {
     }
 
     fn wants_marker(&self) -> bool {
-        let waiting = self.intervals_waiting.len() + self.intervals_publishing;
-        !self.stopping && self.interval.is_dirty() && waiting < INTERVALS_WAITING_MAX
+        let waiting = self.intervals_waiting.len() + self.intervals_publishing + self.markers_queued;
+        self.vault_failure.is_none() && self.interval.is_dirty() && waiting < INTERVALS_WAITING_MAX
     }
 
-    /// Ends an interval when it is time, or when the journal has no room for more data.
+    /// Ends an interval when it is time, when the journal has no room for more data, or when nothing more comes.
     fn make_due_marker(&mut self) {
-        let now = self.runtime.now();
-        if self.wants_marker() && (now >= self.schedule.due() || self.writer.is_stalled()) {
+        let is_last = self.stopping && self.writer.is_idle();
+        let is_due = self.runtime.now() >= self.schedule.due() || self.writer.is_stalled() || is_last;
+        if is_due && self.wants_marker() {
             self.mark(String::new());
         }
     }
 
     fn mark(&mut self, label: String) -> PointId {
         self.schedule.made(self.runtime.now());
+        self.markers_queued += 1;
         let point = PointId(self.runtime.random_u128());
         let disks = self.disks.values().map(|disk| DiskEntry {
             slot: disk.record.slot,
@@ -525,6 +534,9 @@ impl Group {
         if let Some(kind) = self.writer.failure() {
             return callback(Err(latched_error(kind)));
         }
+        if let Some(kind) = self.vault_failure {
+            return callback(Err(vault_error(kind)));
+        }
         if self.stopping {
             return callback(Err(Error::new(ErrorKind::Shutdown, "the group is stopping")));
         }
@@ -542,7 +554,7 @@ impl Group {
             }
             let Some(interval) = self.intervals_waiting.pop_front() else { break };
             self.intervals_publishing += 1;
-            // The publisher ends only with the runtime, and this group with it.
+            // The publisher ends only with the runtime, or by a failure, which was noted.
             let _ = self.publisher.unbounded_send(Job::Publish(interval));
         }
     }
@@ -570,9 +582,9 @@ impl Group {
     }
 
     fn finish_publish(&mut self, result: Result<Published>) {
-        self.intervals_publishing -= 1;
         match result {
             Ok(published) => {
+                self.intervals_publishing -= 1;
                 self.vaulted = published.point.marker;
                 self.counters.vault_bytes += published.stored_bytes;
                 let callback = self.waiting_points.remove(&published.point.id);
@@ -582,7 +594,11 @@ impl Group {
                 }
             }
             Err(error) => {
-                tracing::error!(group = %self.name, %error, "a recovery point could not be published");
+                tracing::error!(group = %self.name, %error, "no more recovery points until the group is reopened");
+                self.vault_failure = Some(error.kind());
+                for (_, callback) in self.waiting_points.drain() {
+                    callback(Err(vault_error(error.kind())));
+                }
             }
         }
     }
@@ -733,12 +749,7 @@ impl Group {
 
     /// Begins a clean stop: refuses new requests, ends the interval, and seals the journal once all else is done.
     pub fn stop(&mut self) {
-        if !self.stopping {
-            if self.interval.is_dirty() && self.writer.failure().is_none() {
-                self.mark(String::new());
-            }
-            self.stopping = true;
-        }
+        self.stopping = true;
     }
 
     /// Whether the opening frame is durable, and requests are taken.
@@ -753,7 +764,8 @@ impl Group {
             return true;
         }
         let drained = self.writes.is_empty() && self.reads.is_empty() && self.barriers.is_empty();
-        let quiet = drained && self.writer.is_idle() && self.vaulted_all() && !self.destaging;
+        let vaulted = self.vaulted_all() || self.vault_failure.is_some();
+        let quiet = drained && self.writer.is_idle() && vaulted && !self.destaging;
         if !self.stopping || !quiet || self.has_unlatched_layers() {
             return false;
         }
@@ -775,6 +787,11 @@ impl Group {
 
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+fn vault_error(kind: ErrorKind) -> Error {
+    let why = format!("the vault failed ({kind:?}) and takes no more points: mend it and restart");
+    Error::new(ErrorKind::Latched, why)
 }
 
 fn latched_error(kind: ErrorKind) -> Error {

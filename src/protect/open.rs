@@ -154,8 +154,10 @@ async fn assemble(
     let (name, interval_ms, points, group_time) = {
         let state = vault.manifest().state();
         let record = state.record();
-        let time =
-            group_time_now(state.points().last().map(|point| (point.group_time, point.wall)), &runtime);
+        let published = state.points().last().map(|point| (point.group_time, point.wall));
+        let waiting = intervals_waiting.back().map(|interval: &ClosedInterval| &interval.marker);
+        let last = waiting.map(|marker| (marker.group_time, marker.wall)).or(published);
+        let time = group_time_now(last, &runtime);
         (record.name.clone(), record.interval_ms, state.points().to_vec(), time)
     };
     Ok(Group::from_parts(Parts {
@@ -180,7 +182,8 @@ async fn assemble(
     }))
 }
 
-/// Group time goes on where the newest point left it, by as much as the wall clock moved since, if it moved forward.
+/// Group time goes on where the newest marker left it, published or not, by as much as the wall clock moved since, if it
+/// moved forward.
 fn group_time_now(last: Option<(GroupNanos, crate::units::WallNanos)>, runtime: &Runtime) -> GroupNanos {
     let Some((group_time, wall)) = last else { return GroupNanos(0) };
     let passed = runtime.wall().0.saturating_sub(wall.0);

@@ -63,10 +63,6 @@ impl History {
         self.acknowledged
     }
 
-    /// How many changes must survive a power cut.
-    pub fn durable(&self) -> usize {
-        self.durable
-    }
 
     /// Notes a change that the group took.
     pub fn issue(&mut self, change: Change) {

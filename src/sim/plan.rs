@@ -54,8 +54,8 @@ impl Plan {
             depth: *random.choose(&[1, 2, 4, 8, 16]),
             // The largest record and its header must fit in a segment.
             write_sectors_max: if segment_bytes < 128 << 10 { segment_bytes / 1024 } else { 200 },
-            steps: *random.choose(&[400, 800, 1600, 3000]),
-            death_every: *random.choose(&[100, 200, 400, 1000]),
+            steps: *random.choose(&[500, 1000, 2000, 4000]),
+            death_every: *random.choose(&[150, 300, 600, 2000]),
             power_cuts: *random.choose(&[0, 2, 5, 8]),
             fault_every: *random.choose(&[0, 0, 150, 400]),
             test_every: *random.choose(&[100, 400]),

@@ -45,10 +45,6 @@ impl Points {
         self.known[index].record.id
     }
 
-    /// The record of a point by its place.
-    pub fn record(&self, index: usize) -> &PointRecord {
-        &self.known[index].record
-    }
 
     /// Notes that a point was asked for, when so many changes were acknowledged and the group had these disks.
     pub fn ask(&mut self, label: String, low: usize, members: Vec<DiskId>) {

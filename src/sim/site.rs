@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::env::Environment;
 use crate::planted::Planted;
 use crate::units::DiskId;
 use crate::storage::sim::{FaultKind, Matcher, OpKind, Random, SimDisk, SimEnvironment};
@@ -20,6 +19,8 @@ use super::{Options, Report};
 
 /// Rounds after which what was to come to its end has failed to.
 const ROUNDS_MAX: u64 = 40_000;
+/// What passes while nothing is to be done.
+const IDLE_TICK: Duration = Duration::from_micros(500);
 /// What a full disk has left.
 const SPARE_BYTES_MAX: u64 = 256 << 10;
 
@@ -100,10 +101,11 @@ impl Site {
     fn turn(&mut self) -> Outcome {
         *self.step.borrow_mut() += 1;
         match self.random.below(64) {
-            0..24 => drop(self.disk.step()),
-            24..42 => self.step_process()?,
-            42..56 => self.client_acts()?,
-            56..63 => self.tick(),
+            0..8 => self.burst(),
+            8..16 => self.step_process()?,
+            16..32 => self.work()?,
+            32..58 => self.client_acts()?,
+            58..63 => self.tick(),
             _ => self.pass_time(),
         }
         if self.process.is_serving() && !self.is_verified {
@@ -111,7 +113,7 @@ impl Site {
         }
         let (deaths, faults) = (self.plan.death_every, self.plan.fault_every);
         // An opening is short, and so many of its moments must be met on purpose.
-        let deaths = if self.is_verified { deaths } else { deaths.min(100) };
+        let deaths = if self.is_verified { deaths } else { deaths.min(200) };
         if self.random.chance(1, deaths) {
             self.end_process()?;
         }
@@ -119,6 +121,23 @@ impl Site {
             self.inject_fault();
         }
         Ok(())
+    }
+
+    /// Disk and process go on in turns for a while.
+    fn work(&mut self) -> Outcome {
+        for _ in 0..1 + self.random.below(12) {
+            self.burst();
+            self.step_process()?;
+        }
+        Ok(())
+    }
+
+    /// The disk completes a few operations, or one.
+    fn burst(&mut self) {
+        let steps = if self.random.chance(1, 2) { 1 } else { 1 + self.random.below(8) };
+        for _ in 0..steps {
+            self.disk.step();
+        }
     }
 
     /// A round of the process, and what came of it.
@@ -190,13 +209,8 @@ impl Site {
         let stepped = (0..steps).take_while(|_| self.disk.step()).count();
         if stepped == 0 {
             self.advance_to_deadline();
-            self.tick();
+            self.environment.advance(IDLE_TICK);
         }
-    }
-
-    /// Nanoseconds on the clock.
-    pub(super) fn now(&self) -> u64 {
-        self.environment.monotonic().0
     }
 
     /// The process ends: by a clean stop, by kill -9, or with the machine.
