@@ -6,8 +6,9 @@
 
 use bytes::Bytes;
 
+use crate::runtime::Event;
 use crate::storage::Slice;
-use crate::units::{DiskId, GroupId, SectorRange};
+use crate::units::{DiskId, GroupId, MonotonicNanos, SectorRange};
 
 /// Names a request to whoever asked; opaque to whoever answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -131,3 +132,29 @@ pub enum Refusal {
 
 /// The answer to a request.
 pub type Reply = Result<Response, Refusal>;
+
+/// What a data thread hosts: all disks of a group. Its owner thread calls it, and nobody else; nothing here waits.
+pub trait Volume {
+    /// Takes a request. Its reply, with the same ticket, comes out of [`Volume::take_replies`] at some time.
+    fn submit(&mut self, ticket: Ticket, export: Export, request: Request);
+
+    /// Takes a completion of what it submitted to the runtime.
+    fn handle(&mut self, event: Event);
+
+    /// Whether completions tagged with that owner are its own; the answer does not change.
+    fn owns(&self, owner: u32) -> bool;
+
+    /// Goes as far as it can: called after requests, completions and tasks, so that much of each is seen at once.
+    fn advance(&mut self);
+
+    /// Adds the replies that are due.
+    fn take_replies(&mut self, replies: &mut Vec<(Ticket, Reply)>);
+
+    /// When [`Volume::advance`] must be called even if nothing happens. The loop keeps it to the millisecond.
+    fn next_deadline(&self) -> Option<MonotonicNanos>;
+
+    /// A session ended: its replies will reach nobody, so requests that have had no effect yet may be dropped.
+    fn session_ended(&mut self, session: u64) {
+        let _ = session;
+    }
+}

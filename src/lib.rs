@@ -4,7 +4,17 @@
 //! are in `docs/format.md`.
 
 pub mod block;
+#[cfg(feature = "server")]
+pub mod byte_size;
 pub mod capture;
+#[cfg(feature = "server")]
+pub mod cli;
+#[cfg(feature = "server")]
+pub mod config;
+#[cfg(feature = "server")]
+pub mod control;
+#[cfg(feature = "server")]
+pub mod data_directory;
 pub mod delta;
 pub mod env;
 pub mod error;
@@ -13,11 +23,15 @@ pub mod failover;
 pub mod format;
 pub mod image;
 pub mod journal;
+#[cfg(feature = "server")]
+pub mod listen;
 pub mod planted;
 pub mod protect;
 pub mod runtime;
 #[cfg(feature = "sim")]
 pub mod sim;
+#[cfg(feature = "server")]
+pub mod site;
 pub mod storage;
 pub mod sync;
 pub mod units;

@@ -191,6 +191,11 @@ impl Runtime {
         self.timers.borrow().peek().map(|Reverse(timer)| timer.due)
     }
 
+    /// Whether a task became ready since tasks were last run, so that another [`Runtime::step`] would run it.
+    pub fn has_ready_tasks(&self) -> bool {
+        self.woken.0.load(Ordering::Relaxed) || !self.spawned.borrow().is_empty()
+    }
+
     /// Reaps completions, fires timers and runs tasks as far as they go; hot-path completions are added to
     /// `events`. Never waits.
     pub fn step(&self, events: &mut Vec<Event>) {

@@ -239,6 +239,7 @@ fn a_hostile_client_holds_no_more_than_the_limits() {
         requests_max: 16,
         payload_bytes_max: 1 << 20,
         output_bytes_max: 64 << 10,
+        receive_bytes: 64 << 10,
         option_bytes_max: 4096,
     };
     let mut server = server(limits);

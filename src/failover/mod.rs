@@ -2,4 +2,4 @@
 
 mod test_failover;
 
-pub use test_failover::{TestDisk, TestFailover, TestFailovers};
+pub use test_failover::{TestDisk, TestFailover, TestFailovers, TestListedDisk, TestListing};

@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::{Change, PinKind, PinRecord, PointRecord};
 use crate::protect::group::Callback;
 use crate::runtime::Runtime;
-use crate::units::{DiskId, PinId, PointId, SectorCount};
+use crate::units::{DiskId, PinId, PointId, SectorCount, WallNanos};
 use crate::vault::Vault;
 use crate::view::{Overlay, View};
 
@@ -39,7 +39,50 @@ pub struct TestFailover {
     pub point: PointRecord,
     /// Its disks.
     pub disks: Vec<TestDisk>,
+    /// When it was started.
+    pub started: WallNanos,
     pin: PinId,
+}
+
+/// What people are told of a test failover; it can leave the owner's thread.
+#[derive(Clone, Debug)]
+pub struct TestListing {
+    /// Its number within the group.
+    pub test: TestId,
+    /// The point that it shows.
+    pub point: PointRecord,
+    /// When it was started.
+    pub started: WallNanos,
+    /// Its disks.
+    pub disks: Vec<TestListedDisk>,
+    /// Bytes written to it so far.
+    pub overlay_bytes: u64,
+}
+
+/// A disk of a [`TestListing`].
+#[derive(Clone, Debug)]
+pub struct TestListedDisk {
+    /// The disk that it shows.
+    pub id: DiskId,
+    /// What people call it.
+    pub name: String,
+    /// Its size at the point.
+    pub sectors: SectorCount,
+}
+
+impl TestFailover {
+    /// What people are told of it.
+    pub fn listing(&self) -> TestListing {
+        let listed =
+            |disk: &TestDisk| TestListedDisk { id: disk.id, name: disk.name.clone(), sectors: disk.sectors };
+        TestListing {
+            test: self.test,
+            point: self.point.clone(),
+            started: self.started,
+            disks: self.disks.iter().map(listed).collect(),
+            overlay_bytes: self.disks.iter().map(|disk| disk.overlay.present_bytes()).sum(),
+        }
+    }
 }
 
 enum Done {
@@ -183,8 +226,9 @@ async fn start(
     point: PointId,
 ) -> Result<TestFailover> {
     let id = PinId(runtime.random_u128());
+    let created = runtime.wall();
     let decide = |state: &crate::vault::State| {
-        Ok(Change::PinAdded(PinRecord { id, point, kind: PinKind::Test(state.next_test()) }))
+        Ok(Change::PinAdded(PinRecord { id, point, created, kind: PinKind::Test(state.next_test()) }))
     };
     vault.manifest().append_with(decide).await?;
     let pin = vault.manifest().state().pins().iter().find(|pin| pin.id == id).copied();
@@ -227,7 +271,7 @@ async fn prepare(
         });
     }
     runtime.sync_directory(overlays).await?;
-    Ok(TestFailover { test, point: view.point().clone(), disks, pin: pin.id })
+    Ok(TestFailover { test, point: view.point().clone(), disks, started: pin.created, pin: pin.id })
 }
 
 async fn remove_overlays(runtime: &Rc<Runtime>, directory: &Path) -> Result<()> {

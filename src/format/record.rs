@@ -102,6 +102,8 @@ pub struct PinRecord {
     pub point: PointId,
     /// By whom.
     pub kind: PinKind,
+    /// Since when.
+    pub created: WallNanos,
 }
 
 /// One change of a group: the payload of a manifest step.
@@ -324,7 +326,7 @@ fn decode_reference(from: &mut Decoder<'_>) -> Result<DeltaRef> {
 }
 
 impl PinRecord {
-    pub(super) const ENCODED_BYTES: usize = 16 + 16 + 1 + 8;
+    pub(super) const ENCODED_BYTES: usize = 16 + 16 + 1 + 8 + 8;
 
     pub(super) fn encode(&self, to: &mut Encoder) {
         to.u128(self.id.0);
@@ -335,6 +337,7 @@ impl PinRecord {
         };
         to.u8(kind);
         to.u64(number);
+        to.i64(self.created.0);
     }
 
     pub(super) fn decode(from: &mut Decoder<'_>) -> Result<PinRecord> {
@@ -344,7 +347,7 @@ impl PinRecord {
             (2, 0) => PinKind::Restore,
             (kind, number) => return Err(from.corrupt(format!("pin kind {kind}, number {number}"))),
         };
-        Ok(PinRecord { id, point, kind })
+        Ok(PinRecord { id, point, kind, created: WallNanos(from.i64("pin time")?) })
     }
 }
 

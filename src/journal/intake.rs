@@ -336,7 +336,9 @@ mod tests {
                 next[producer] += 1;
             }
         }
-        producers.map(|producer| producer.join().unwrap());
+        for producer in producers {
+            producer.join().unwrap();
+        }
         assert_eq!(intake.drain(usize::MAX, &mut items), 0);
     }
 }

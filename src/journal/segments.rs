@@ -21,7 +21,7 @@ use crate::units::{Lsn, SECTOR_BYTES, SegmentSequence};
 /// Segments kept back for openings, markers and closing.
 pub const RESERVED: usize = 2;
 /// Free segments that the supply keeps ready.
-pub const READY: usize = 2;
+pub const READY: usize = 4;
 /// Zeros are written in pieces of this size.
 const FILL_BYTES: usize = 1 << 20;
 
@@ -202,6 +202,11 @@ impl Segments {
     /// Bytes in use.
     pub fn used_bytes(&self) -> u64 {
         self.live.iter().map(|segment| segment.bytes).sum()
+    }
+
+    /// Whether no further segment may be created: data goes on only as segments are recycled.
+    pub fn is_at_limit(&self) -> bool {
+        self.live.len() + self.free.len() >= self.count_max
     }
 
     /// Most bytes that segments may take.

@@ -23,6 +23,7 @@ use crate::format::frame::RECORD_PAYLOAD_BYTES_MAX;
 use crate::format::marker::{Consistency, DiskEntry, Marker};
 use crate::format::record::{DiskRecord, PointRecord};
 use crate::image::destage::{Batch, DiskResult, DiskWork, destage};
+use crate::image::pace::Pace;
 use crate::journal::cache::FrameCache;
 use crate::journal::reader::Reader;
 use crate::journal::segments::{Segment, Segments, create};
@@ -36,9 +37,11 @@ use crate::protect::membership::Joined;
 use crate::protect::open::GroupPlan;
 use crate::protect::publisher::{Job, Published};
 use crate::protect::reads::{OPERATION_READ, Reads};
+use crate::protect::status::{Condition, RateMeter};
 use crate::runtime::{Event, Runtime};
 use crate::units::{
-    DiskId, DiskSlot, GroupId, GroupNanos, Lsn, MonotonicNanos, PointId, SECTOR_BYTES, SectorRange, to_usize,
+    DiskId, DiskSlot, GroupId, GroupNanos, Lsn, MonotonicNanos, PointId, SECTOR_BYTES, SectorRange,
+    WallNanos, to_usize,
 };
 use crate::vault::Vault;
 
@@ -52,8 +55,8 @@ const FAILURES_MAX: u32 = 2;
 const BATCH_LAYERS_MAX: usize = 16;
 /// Closed intervals that may wait for the vault before timed markers are left out.
 const INTERVALS_WAITING_MAX: usize = 2;
-/// A point is made for a full journal when this share of it is left.
-const JOURNAL_SHARE_DESTAGE: u64 = 4;
+/// Destage goes on beside the guests once less than one part in this many of the journal is free.
+const FREE_PART_PRESSED: u64 = 2;
 
 /// Called once with a result.
 pub type Callback<T> = Box<dyn FnOnce(Result<T>)>;
@@ -130,22 +133,24 @@ pub struct Group {
     pub(super) publisher: mpsc::UnboundedSender<Job>,
     pub(super) intervals_waiting: VecDeque<ClosedInterval>,
     pub(super) intervals_publishing: usize,
-    /// Markers that were queued and are not visible yet.
-    markers_queued: usize,
-    /// Why no more points can be published until the group is opened again, if so.
-    vault_failure: Option<ErrorKind>,
     pub(super) vaulted: Lsn,
     pub(super) destaged: Lsn,
     pub(super) destaging: bool,
+    pace: Rc<Pace>,
     pub(super) retry_at: Option<MonotonicNanos>,
     pub(super) last_activity: MonotonicNanos,
     pub(super) started: MonotonicNanos,
     pub(super) group_time: GroupNanos,
     pub(super) mailbox: Mailbox,
     pub(super) counters: Counters,
+    pub(super) rates: RateMeter,
+    pub(super) condition: (Condition, WallNanos),
+    pub(super) vault_failed: Option<ErrorKind>,
     pub(super) serving: bool,
     pub(super) stopping: bool,
     pub(super) sealed: bool,
+    /// Markers on their way into the journal.
+    markers_pending: usize,
     writes: Slab<WriteInFlight>,
     barriers: Vec<(Lsn, Ticket)>,
     reads: Reads,
@@ -177,7 +182,7 @@ pub(super) struct Parts {
 
 impl Group {
     pub(super) fn from_parts(parts: Parts) -> Group {
-        let now = parts.runtime.now();
+        let (now, wall) = (parts.runtime.now(), parts.runtime.wall());
         let slots = parts.disks.iter().map(|(&slot, disk)| (disk.record.id, slot)).collect();
         let reads = Reads::new(Rc::clone(&parts.runtime), parts.owner);
         Group {
@@ -199,20 +204,23 @@ impl Group {
             publisher: parts.publisher,
             intervals_waiting: parts.intervals_waiting,
             intervals_publishing: 0,
-            markers_queued: 0,
-            vault_failure: None,
             vaulted: parts.vaulted,
             destaged: Lsn::ZERO,
             destaging: false,
+            pace: Rc::default(),
             retry_at: None,
             last_activity: now,
             started: now,
             group_time: parts.group_time,
             mailbox: parts.mailbox,
             counters: Counters::default(),
+            rates: RateMeter::default(),
+            condition: (Condition::Opening, wall),
+            vault_failed: None,
             serving: false,
             stopping: false,
             sealed: false,
+            markers_pending: 0,
             writes: Slab::new(),
             barriers: Vec::new(),
             reads,
@@ -350,6 +358,11 @@ impl Group {
 
     /// Goes on with everything that can go on. To be called after requests, completions and time.
     pub fn advance(&mut self) {
+        self.work();
+        self.observe();
+    }
+
+    fn work(&mut self) {
         self.apply_done();
         self.writer.advance(&mut self.segments);
         self.apply_visible();
@@ -449,10 +462,10 @@ impl Group {
     }
 
     fn end_interval(&mut self, lsn: Lsn, marker: Marker) {
-        self.markers_queued -= 1;
         if !self.settings.plan.planted.is(Bug::DeltaFromOpenMap) {
             self.freeze(lsn);
         }
+        self.markers_pending -= 1;
         let reader = self.reader();
         self.intervals_waiting.push_back(self.interval.close(lsn, marker, reader));
         self.writer.want_durable(lsn);
@@ -484,20 +497,26 @@ impl Group {
         for (_, ticket) in self.barriers.drain(..) {
             self.replies.push((ticket, Err(refusal)));
         }
+        self.fail_waiting_points(kind);
+    }
+
+    fn fail_waiting_points(&mut self, kind: ErrorKind) {
         for (_, callback) in self.waiting_points.drain() {
             callback(Err(latched_error(kind)));
         }
     }
 
     fn wants_marker(&self) -> bool {
-        let waiting = self.intervals_waiting.len() + self.intervals_publishing + self.markers_queued;
-        self.vault_failure.is_none() && self.interval.is_dirty() && waiting < INTERVALS_WAITING_MAX
+        let waiting = self.intervals_waiting.len() + self.intervals_publishing;
+        let wanted = self.interval.is_dirty() && self.markers_pending == 0;
+        wanted && self.vault_failed.is_none() && waiting < INTERVALS_WAITING_MAX
     }
 
     /// Ends an interval when it is time, when the journal has no room for more data, or when nothing more comes.
     fn make_due_marker(&mut self) {
+        let full = self.writer.is_stalled() && self.segments.is_at_limit();
         let is_last = self.stopping && self.writer.is_idle();
-        let is_due = self.runtime.now() >= self.schedule.due() || self.writer.is_stalled() || is_last;
+        let is_due = self.runtime.now() >= self.schedule.due() || full || is_last;
         if is_due && self.wants_marker() {
             self.mark(String::new());
         }
@@ -505,7 +524,7 @@ impl Group {
 
     fn mark(&mut self, label: String) -> PointId {
         self.schedule.made(self.runtime.now());
-        self.markers_queued += 1;
+        self.markers_pending += 1;
         let point = PointId(self.runtime.random_u128());
         let disks = self.disks.values().map(|disk| DiskEntry {
             slot: disk.record.slot,
@@ -531,11 +550,8 @@ impl Group {
 
     /// Makes a recovery point now; `callback` gets it when it is restorable.
     pub fn create_point(&mut self, label: String, callback: Callback<PointRecord>) {
-        if let Some(kind) = self.writer.failure() {
+        if let Some(kind) = self.writer.failure().or(self.vault_failed) {
             return callback(Err(latched_error(kind)));
-        }
-        if let Some(kind) = self.vault_failure {
-            return callback(Err(vault_error(kind)));
         }
         if self.stopping {
             return callback(Err(Error::new(ErrorKind::Shutdown, "the group is stopping")));
@@ -594,17 +610,16 @@ impl Group {
                 }
             }
             Err(error) => {
-                tracing::error!(group = %self.name, %error, "no more recovery points until the group is reopened");
-                self.vault_failure = Some(error.kind());
-                for (_, callback) in self.waiting_points.drain() {
-                    callback(Err(vault_error(error.kind())));
-                }
+                tracing::error!(group = %self.name, %error, "a recovery point could not be published");
+                self.vault_failed = Some(error.kind());
+                self.fail_waiting_points(error.kind());
             }
         }
     }
 
     fn has_undestaged(&self) -> bool {
-        !self.destaging && (!self.layers.frozen().is_empty() || !self.layers.is_open_empty())
+        let resting = !self.destaging || self.pace.is_held();
+        resting && (!self.layers.frozen().is_empty() || !self.layers.is_open_empty())
     }
 
     fn idle_at(&self) -> MonotonicNanos {
@@ -614,13 +629,14 @@ impl Group {
     /// Starts a batch when the journal fills, or when there is nothing better to do.
     fn start_destage(&mut self) {
         let now = self.runtime.now();
+        let pressed = self.segments.room_bytes() < self.segments.limit_bytes() / FREE_PART_PRESSED;
+        let wanted = pressed || self.stopping || now >= self.idle_at();
+        self.pace.hold(!wanted);
         if self.destaging || self.retry_at.is_some_and(|at| at > now) {
             return;
         }
         self.retry_at = None;
-        let idle = now >= self.idle_at();
-        let pressed = self.segments.room_bytes() < self.segments.limit_bytes() / JOURNAL_SHARE_DESTAGE * 3;
-        if !(idle || pressed || self.stopping) {
+        if !wanted {
             return;
         }
         if self.layers.frozen().is_empty() {
@@ -665,7 +681,8 @@ impl Group {
                 work.maps.push(Rc::clone(map));
             }
         }
-        Some(Batch { disks: disks.into_values().collect(), through, reader: self.reader() })
+        let pace = Rc::clone(&self.pace);
+        Some(Batch { disks: disks.into_values().collect(), through, reader: self.reader(), pace })
     }
 
     fn finish_destage(&mut self, through: Lsn, results: Vec<DiskResult>) {
@@ -757,6 +774,11 @@ impl Group {
         self.serving
     }
 
+    /// Whether the journal failed, so that it never takes writes again.
+    pub fn has_failed(&self) -> bool {
+        self.writer.failure().is_some()
+    }
+
     /// Whether a stop has come to its end: drained, destaged, sealed and durable. To be polled after
     /// [`Group::advance`].
     pub fn is_stopped(&mut self) -> bool {
@@ -764,7 +786,7 @@ impl Group {
             return true;
         }
         let drained = self.writes.is_empty() && self.reads.is_empty() && self.barriers.is_empty();
-        let vaulted = self.vaulted_all() || self.vault_failure.is_some();
+        let vaulted = self.vaulted_all() || self.vault_failed.is_some();
         let quiet = drained && self.writer.is_idle() && vaulted && !self.destaging;
         if !self.stopping || !quiet || self.has_unlatched_layers() {
             return false;
@@ -789,12 +811,9 @@ fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn vault_error(kind: ErrorKind) -> Error {
-    let why = format!("the vault failed ({kind:?}) and takes no more points: mend it and restart");
-    Error::new(ErrorKind::Latched, why)
-}
-
 fn latched_error(kind: ErrorKind) -> Error {
-    let why = format!("the group is latched after a journal error ({kind:?}): mend the device and restart");
+    let why = format!(
+        "the group is latched after a journal or vault error ({kind:?}): mend the device and restart the gateway"
+    );
     Error::new(ErrorKind::Latched, why)
 }

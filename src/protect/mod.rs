@@ -15,3 +15,4 @@ pub mod membership;
 pub mod open;
 pub mod publisher;
 pub mod reads;
+pub mod status;

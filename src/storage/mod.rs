@@ -21,6 +21,7 @@
 pub mod blocking;
 mod buffer;
 mod choose;
+mod receive;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod slab;
@@ -35,6 +36,7 @@ use std::sync::Arc;
 
 pub use buffer::{Buffer, Slice};
 pub use choose::{BackendOptions, Chosen, Preference, open_best};
+pub use receive::receive;
 
 use crate::error::{Error, Result};
 use crate::units::SECTOR_BYTES;
@@ -174,10 +176,11 @@ impl File {
         if !self.is_direct() || bits.is_multiple_of(SECTOR_BYTES) {
             return Ok(());
         }
+        // No address in the text: it would differ between two runs of one seed.
         let context = format!(
-            "direct I/O needs offset, length and memory in multiples of {SECTOR_BYTES} bytes, not a length of {} at {:p}",
+            "direct I/O needs offset, length and memory in multiples of {SECTOR_BYTES} bytes, not {} bytes of memory that lies {} past one",
             bytes.len(),
-            bytes.as_ptr()
+            bytes.as_ptr().addr() as u64 % SECTOR_BYTES
         );
         Err(Error::invalid(context).at_path(self.path()).at_offset(offset))
     }

@@ -14,7 +14,7 @@
 //! completion has been taken; the slab's keys are the ring's user data. Dropping waits for every completion, and leaks
 //! the slab if the kernel refuses to give them: the kernel never writes into freed memory.
 //!
-//! One eventfd speaks for ring and threads; see [`Signal`]. The ring runs its completions only when this thread enters
+//! One eventfd speaks for ring and threads; see `Signal`. The ring runs its completions only when this thread enters
 //! the kernel for it (DEFER_TASKRUN, where there is such), and raises the eventfd when there is something to run.
 
 use std::cell::RefCell;
@@ -115,10 +115,16 @@ impl Storage for Uring {
 
     fn reap(&self, completions: &mut Vec<Completion>) {
         let mut ring = self.ring.borrow_mut();
-        ring.run_deferred();
-        self.signal.lower();
+        let before = completions.len();
+        ring.reap(completions);
         self.pool.reap(completions);
-        ring.take_completions(completions);
+        if completions.len() == before {
+            // Raised for nothing: lowered, and looked again, since something may have completed just before. What
+            // completes from here on raises it anew. The other order would lose a completion for ever.
+            self.signal.lower();
+            ring.reap(completions);
+            self.pool.reap(completions);
+        }
         if ring.owed && !ring.start() {
             self.signal.raise();
         }
@@ -237,6 +243,11 @@ impl Ring {
     fn has_completions(&mut self) -> bool {
         self.run_deferred();
         !self.ring.completion().is_empty()
+    }
+
+    fn reap(&mut self, completions: &mut Vec<Completion>) {
+        self.run_deferred();
+        self.take_completions(completions);
     }
 
     fn take_completions(&mut self, completions: &mut Vec<Completion>) {

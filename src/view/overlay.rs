@@ -8,6 +8,10 @@
 //! Invariant: a sector is read from the file if it is present there, else from the view; a block becomes present
 //! only when all its sectors are written. Requests on overlapping blocks go one after the other. A request's future
 //! has to be driven to its end: its write may land after it was dropped.
+//!
+//! What this asks of the file system: a block that counts as data after a death holds what was written to it. Page cache
+//! and delayed allocation of ext4 and XFS keep that for the death of the process, and for that of the machine once it
+//! was flushed; a power cut may tear a block that was not, including sectors in it that the guest did not write.
 
 use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
@@ -109,6 +113,11 @@ impl Overlay {
     /// The disk that it covers.
     pub fn disk(&self) -> DiskId {
         self.disk
+    }
+
+    /// Bytes that were written to it: what throwing it away loses.
+    pub fn present_bytes(&self) -> u64 {
+        self.presence.borrow().sectors() * SECTOR_BYTES
     }
 
     /// The view under it.

@@ -44,6 +44,11 @@ impl Presence {
         }
     }
 
+    /// Sectors in the set.
+    pub(super) fn sectors(&self) -> u64 {
+        self.ranges.iter().map(|(start, end)| end - start).sum()
+    }
+
     /// The parts of a range and whether they are in the set: in order, without gaps, alternating.
     pub(super) fn lookup(&self, range: SectorRange) -> Vec<(SectorRange, bool)> {
         let mut parts = Vec::new();

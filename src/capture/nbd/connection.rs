@@ -20,10 +20,6 @@ use super::session::{Context, Session};
 use super::{Exports, Limits};
 use crate::block::{Export, Reply, Request, Ticket};
 
-/// What is asked of the socket at once, so that many small requests come in one receive.
-const RECEIVE_BYTES: usize = 256 << 10;
-/// Less room than this is not worth a receive.
-const RECEIVE_BYTES_MIN: usize = 64 << 10;
 /// Room around a large payload, for its header and the requests that follow it.
 const RECEIVE_BYTES_BEHIND: usize = 4 << 10;
 /// An incomplete message of at most this length is moved rather than received piecemeal.
@@ -139,11 +135,11 @@ impl Connection {
             Phase::Handshake(_) => (0, 0),
             Phase::Transmission(session) => (session.payload_rest(received), session.payload_expected()),
         };
-        // New room means that what was received of a message moves there: worth it for little of it only.
-        let least = if received > RECEIVED_BYTES_MOVED_MAX { 1 } else { RECEIVE_BYTES_MIN };
+        // Little room is not worth a receive, but new room means that what was received of a message moves there: worth it for little of it only.
+        let least = if received > RECEIVED_BYTES_MOVED_MAX { 1 } else { self.limits.receive_bytes / 4 };
         if self.input.capacity() - received < least.max(rest) {
             let payload = if rest > 0 { rest } else { expected };
-            self.input.reserve(RECEIVE_BYTES.max(payload + RECEIVE_BYTES_BEHIND));
+            self.input.reserve(self.limits.receive_bytes.max(payload + RECEIVE_BYTES_BEHIND));
         }
         &mut self.input
     }

@@ -60,6 +60,9 @@ pub struct Limits {
     pub payload_bytes_max: usize,
     /// Bytes of replies that wait for the socket, beyond which no further request is begun. Default 16 MiB.
     pub output_bytes_max: usize,
+    /// What is asked of the socket at once, so that many small requests come in one receive: the size of an input
+    /// buffer, which lives until the payloads in it are let go. Default 256 KiB.
+    pub receive_bytes: usize,
     /// Length of a handshake option's data, beyond which it is skipped and refused. Default 64 KiB.
     pub option_bytes_max: usize,
 }
@@ -70,6 +73,7 @@ impl Default for Limits {
             requests_max: 256,
             payload_bytes_max: 64 << 20,
             output_bytes_max: 16 << 20,
+            receive_bytes: 256 << 10,
             option_bytes_max: 64 << 10,
         }
     }

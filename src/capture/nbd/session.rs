@@ -96,7 +96,7 @@ impl Session {
         }
         context.input.advance(RequestHeader::BYTES);
         let payload_bytes = if is_write { to_usize(u64::from(header.length.get())) } else { 0 };
-        self.payload_expected = payload_bytes;
+        self.payload_expected = if is_write { charge } else { 0 };
         let cookie = header.cookie.get();
         match verdict {
             Verdict::Ask(request, shape) => {

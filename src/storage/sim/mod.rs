@@ -23,6 +23,7 @@
 mod content;
 mod crash;
 mod environment;
+mod execute;
 mod fault;
 mod file;
 mod names;

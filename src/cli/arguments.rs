@@ -1,0 +1,377 @@
+//! The command line's grammar. Text is parsed here, and nowhere below.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::byte_size::ByteSize;
+use crate::control::model::Policy;
+use crate::control::name::{DiskPath, Label, Name};
+use crate::control::selector::PointSelector;
+use crate::env::{Environment, OsEnvironment};
+use crate::error::Error;
+use crate::units::SectorCount;
+
+/// Where a gateway's API is looked for unless told otherwise; packages configure it there.
+pub const DEFAULT_SOCKET: &str = "/run/afterimage/api.sock";
+
+/// Continuous replication and point-in-time recovery for VM disks.
+#[derive(Debug, Parser)]
+#[command(name = "afterimage", version, arg_required_else_help = true)]
+#[command(after_help = "Example:
+  afterimage serve --config /etc/afterimage/afterimage.toml
+  afterimage group create erp
+  afterimage disk create erp/database --size 20G
+  afterimage status")]
+pub struct Arguments {
+    /// The gateway's API socket ([api] socket in its configuration)
+    #[arg(long, global = true, value_name = "PATH", env = "AFTERIMAGE_SOCKET", default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+    /// Print JSON instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a gateway in the foreground, until SIGTERM
+    #[command(after_help = "Example:\n  afterimage serve --config /etc/afterimage/afterimage.toml")]
+    Serve {
+        /// The configuration; docs/afterimage.example.toml documents every key
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Protect two disks in a temporary directory, crash the gateway, recover, and verify every block
+    #[command(after_help = "Example:\n  afterimage demo --keep")]
+    Demo {
+        /// Leave the gateway running, and print how to attach QEMU or fio
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Look into a journal's files, read-only; no gateway is needed
+    #[command(subcommand, arg_required_else_help = true)]
+    #[command(
+        after_help = "Example:\n  afterimage journal verify /var/lib/afterimage/groups/GROUP_ID/journal"
+    )]
+    Journal(JournalCommand),
+    #[command(flatten)]
+    Client(ClientCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum JournalCommand {
+    /// List segments, incarnations and frames of a journal, also of a damaged one
+    #[command(
+        after_help = "Example:\n  afterimage journal inspect /var/lib/afterimage/groups/GROUP_ID/journal"
+    )]
+    Inspect {
+        /// The journal's directory
+        path: PathBuf,
+    },
+    /// Check every frame of a journal and say what opening it would keep
+    #[command(
+        after_help = "Example:\n  afterimage journal verify /var/lib/afterimage/groups/GROUP_ID/journal"
+    )]
+    Verify {
+        /// The journal's directory
+        path: PathBuf,
+    },
+}
+
+/// What is asked of a running gateway.
+#[derive(Debug, Subcommand)]
+pub enum ClientCommand {
+    /// Protection groups: disks that share recovery points
+    #[command(subcommand, arg_required_else_help = true)]
+    #[command(after_help = "Example:\n  afterimage group create erp")]
+    Group(GroupCommand),
+    /// Protected disks
+    #[command(subcommand, arg_required_else_help = true)]
+    #[command(after_help = "Example:\n  afterimage disk create erp/database --size 20G")]
+    Disk(DiskCommand),
+    /// How groups are protected
+    #[command(subcommand, arg_required_else_help = true)]
+    #[command(after_help = "Example:\n  afterimage policy set erp --interval 1s")]
+    Policy(PolicyCommand),
+    /// Recovery points
+    #[command(subcommand, arg_required_else_help = true)]
+    #[command(after_help = "Example:\n  afterimage point create erp --label before-upgrade")]
+    Point(PointCommand),
+    /// Test failovers: a recovery point served beside ongoing protection
+    #[command(subcommand, arg_required_else_help = true)]
+    #[command(after_help = "Example:\n  afterimage failover test erp --point \"10m ago\"")]
+    Failover(FailoverCommand),
+    /// Write a recovery point's disks to raw files, DISK.raw
+    #[command(after_help = "Example:\n  afterimage restore erp --point before-upgrade --to /srv/restored")]
+    Restore {
+        /// The group
+        group: Name,
+        #[command(flatten)]
+        point: PointArgument,
+        /// The directory; created if missing
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+        #[command(flatten)]
+        consent: Consent,
+    },
+    /// How the gateway and its groups stand
+    #[command(after_help = "Example:\n  afterimage status --watch")]
+    Status {
+        /// Say it again every second
+        #[arg(long)]
+        watch: bool,
+    },
+    /// The vault, where deltas and recovery points are kept
+    #[command(subcommand, arg_required_else_help = true)]
+    #[command(after_help = "Example:\n  afterimage vault verify erp")]
+    Vault(VaultCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum GroupCommand {
+    /// Create an empty group
+    #[command(after_help = "Example:\n  afterimage group create erp")]
+    Create {
+        /// Its name
+        group: Name,
+    },
+    /// List groups
+    #[command(after_help = "Example:\n  afterimage group list --json")]
+    List,
+    /// Show a group with its disks and policy
+    #[command(after_help = "Example:\n  afterimage group show erp")]
+    Show {
+        /// The group
+        group: Name,
+    },
+    /// Remove a group with its disks and all its recovery points
+    #[command(after_help = "Example:\n  afterimage group remove erp --yes")]
+    Remove {
+        /// The group
+        group: Name,
+        #[command(flatten)]
+        consent: Consent,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum DiskCommand {
+    /// Create a disk, of zeros or with a raw file's content
+    #[command(after_help = "Example:\n  afterimage disk create erp/database --size 20G\n  \
+                            afterimage disk create erp/log --import /srv/log.raw")]
+    Create {
+        /// Its names
+        #[arg(value_name = "GROUP/DISK")]
+        disk: DiskPath,
+        #[command(flatten)]
+        source: SourceArgument,
+    },
+    /// List disks
+    #[command(after_help = "Example:\n  afterimage disk list erp")]
+    List {
+        /// Only this group's
+        group: Option<Name>,
+    },
+    /// Remove a disk; recovery points made before keep it
+    #[command(after_help = "Example:\n  afterimage disk remove erp/log --yes")]
+    Remove {
+        /// The disk
+        #[arg(value_name = "GROUP/DISK")]
+        disk: DiskPath,
+        #[command(flatten)]
+        consent: Consent,
+    },
+}
+
+/// Exactly one of the two.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct SourceArgument {
+    /// Its size: bytes with K, M, G, T or P (powers of 1024), a multiple of 512
+    #[arg(long, value_parser = disk_size)]
+    pub size: Option<SectorCount>,
+    /// A raw file to copy; holes stay holes
+    #[arg(long, value_name = "FILE")]
+    pub import: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Set the time between recovery points
+    #[command(after_help = "Example:\n  afterimage policy set erp --interval 1s")]
+    Set {
+        /// The group
+        group: Name,
+        /// From 100ms to 24h
+        #[arg(long, value_parser = interval)]
+        interval: Policy,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum PointCommand {
+    /// Make a recovery point now
+    #[command(after_help = "Example:\n  afterimage point create erp --label before-upgrade")]
+    Create {
+        /// The group
+        group: Name,
+        /// What to call it
+        #[arg(long, value_name = "TEXT")]
+        label: Option<Label>,
+    },
+    /// List a group's recovery points, oldest first
+    #[command(after_help = "Example:\n  afterimage point list erp --json")]
+    List {
+        /// The group
+        group: Name,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum FailoverCommand {
+    /// Serve a recovery point over NBD as GROUP/DISK@test-N, writable; what is written is thrown away at cleanup
+    #[command(after_help = "Example:\n  afterimage failover test erp --point latest\n  \
+                            afterimage failover test erp --point \"2026-11-21 14:03\"")]
+    Test {
+        /// The group
+        group: Name,
+        #[command(flatten)]
+        point: PointArgument,
+    },
+    /// End test failovers and free what they hold
+    #[command(after_help = "Example:\n  afterimage failover cleanup erp --test 1\n  \
+                            afterimage failover cleanup erp --all --yes")]
+    Cleanup {
+        /// The group
+        group: Name,
+        /// Only this one; may be left out if there is only one
+        #[arg(long, value_name = "N", conflicts_with = "all")]
+        test: Option<u64>,
+        /// All of the group
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        consent: Consent,
+    },
+    /// List test failovers
+    #[command(after_help = "Example:\n  afterimage failover list --json")]
+    List {
+        /// Only this group's
+        group: Option<Name>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum VaultCommand {
+    /// Read every manifest step and blob, and check them
+    #[command(after_help = "Example:\n  afterimage vault verify erp")]
+    Verify {
+        /// Only this group's
+        group: Option<Name>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct PointArgument {
+    /// latest, an id's first digits, a label, or a time: RFC 3339, "2026-11-21 14:03[:05]" (local; or with UTC
+    /// behind it), "10m ago"; the newest point at or before it
+    #[arg(long, value_name = "latest|ID|LABEL|TIME", value_parser = point)]
+    pub point: PointSelector,
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Consent {
+    /// Do it without asking, though it destroys data
+    #[arg(long)]
+    pub yes: bool,
+}
+
+fn disk_size(text: &str) -> Result<SectorCount, Error> {
+    text.parse::<ByteSize>()?.sectors()
+}
+
+fn interval(text: &str) -> Result<Policy, Error> {
+    let mend = "write a duration from 100ms to 24h, for example 1s";
+    let duration = humantime::parse_duration(text)
+        .map_err(|error| Error::invalid(format!("`{text}` is not a duration ({error}): {mend}")))?;
+    let interval_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    Policy { interval_ms }.checked()
+}
+
+fn point(text: &str) -> Result<PointSelector, Error> {
+    PointSelector::parse(text, OsEnvironment::new().wall(), &jiff::tz::TimeZone::system())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn each_command(command: &clap::Command, path: &str, check: &mut impl FnMut(&str, &clap::Command)) {
+        let path = format!("{path} {}", command.get_name());
+        check(path.trim(), command);
+        for subcommand in command.get_subcommands() {
+            each_command(subcommand, &path, check);
+        }
+    }
+
+    #[test]
+    fn the_grammar_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_help_says_what_it_does_and_has_an_example_that_parses() {
+        let mut examples = 0;
+        each_command(&Arguments::command(), "", &mut |path, command| {
+            let help = command.clone().render_long_help().to_string();
+            assert!(command.get_about().is_some(), "{path} says what it does");
+            let (_, text) = help.split_once("Example:\n").unwrap_or_else(|| panic!("{path} has an example"));
+            for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+                assert!(path == "afterimage" || line.starts_with(path), "{path}: {line}");
+                let words: Vec<String> = shell_words(line);
+                Arguments::try_parse_from(&words).unwrap_or_else(|error| panic!("{line}: {error}"));
+                examples += 1;
+            }
+        });
+        assert!(examples > 25, "{examples}");
+    }
+
+    /// Words of a line whose only quotes are double ones around a whole word.
+    fn shell_words(line: &str) -> Vec<String> {
+        let mut words = Vec::new();
+        for (index, part) in line.split('"').enumerate() {
+            if index % 2 == 1 {
+                words.push(part.to_owned());
+            } else {
+                words.extend(part.split_whitespace().map(str::to_owned));
+            }
+        }
+        words
+    }
+
+    #[test]
+    fn what_can_not_be_is_refused_with_a_mend() {
+        for (line, mend) in [
+            ("disk create erp/db", "--size"),
+            ("disk create erp/db --size 20G --import x", "cannot be used with"),
+            ("disk create erp/db --size 20GB", "20G"),
+            ("disk create erp/db --size 100", "multiple of 512"),
+            ("disk create erp --size 20G", "GROUP/DISK"),
+            ("group create a/b", "letters"),
+            ("policy set erp --interval 1ms", "100ms"),
+            ("policy set erp --interval soon", "1s"),
+            ("point create erp --label \u{7}", "one line"),
+            ("failover test erp", "--point"),
+            ("failover test erp --point id:xyz", "hexadecimal"),
+            ("failover cleanup erp --test 1 --all", "cannot be used with"),
+        ] {
+            let words = std::iter::once("afterimage").chain(line.split(' '));
+            let error = Arguments::try_parse_from(words).expect_err(line).to_string();
+            assert!(error.contains(mend), "{line}: {error}");
+        }
+    }
+}

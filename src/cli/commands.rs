@@ -1,0 +1,267 @@
+//! What each verb asks of the gateway, and what it says then. Decides nothing but whether to ask first.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::arguments::{
+    ClientCommand, Consent, DiskCommand, FailoverCommand, GroupCommand, PointCommand, PolicyCommand,
+    SourceArgument, VaultCommand,
+};
+use super::client::Client;
+use super::failure::Failure;
+use super::output::{Output, confirm, print};
+use super::{progress, render};
+use crate::control::model::{
+    Disk, DiskRequest, DiskSource, Group, GroupRequest, Job, JobResult, Point, PointRequest, RestoreRequest,
+    Status, Test, TestRequest, VerifyRequest,
+};
+use crate::control::name::{DiskPath, Name};
+use crate::control::selector::PointSelector;
+use crate::error::{Error, ErrorKind};
+
+const WATCH_PERIOD: Duration = Duration::from_secs(1);
+
+/// One connection to one gateway, and the form of the answers.
+struct Session {
+    client: Client,
+    output: Output,
+}
+
+/// Does what `command` says.
+pub async fn run(command: ClientCommand, client: Client, output: Output) -> Result<(), Failure> {
+    let session = Session { client, output };
+    match command {
+        ClientCommand::Group(command) => session.group(command).await,
+        ClientCommand::Disk(command) => session.disk(command).await,
+        ClientCommand::Policy(PolicyCommand::Set { group, interval }) => {
+            let group: Group = session.client.put(&format!("/v1/groups/{group}/policy"), &interval).await?;
+            output.show(&group, |group| {
+                format!("group {}: a recovery point every {}\n", group.name, render::interval(group.policy))
+            })
+        }
+        ClientCommand::Point(command) => session.point(command).await,
+        ClientCommand::Failover(command) => session.failover(command).await,
+        ClientCommand::Restore { group, point, to, consent } => {
+            session.restore(&group, point.point, &to, consent).await
+        }
+        ClientCommand::Status { watch } => session.status(watch).await,
+        ClientCommand::Vault(VaultCommand::Verify { group }) => session.vault_verify(group).await,
+    }
+}
+
+/// `?group=NAME`, where one is named.
+fn of_group(group: Option<&Name>) -> String {
+    group.map(|group| format!("?group={group}")).unwrap_or_default()
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path).map_err(|error| Failure::Usage(format!("`{}`: {error}", path.display())))
+}
+
+impl Session {
+    async fn group(&self, command: GroupCommand) -> Result<(), Failure> {
+        match command {
+            GroupCommand::Create { group } => {
+                let group: Group = self.client.post("/v1/groups", &GroupRequest { name: group }).await?;
+                self.output.show(&group, |group| format!("group {} created\n", group.name))
+            }
+            GroupCommand::List => {
+                let groups: Vec<Group> = self.client.get("/v1/groups").await?;
+                self.output.show(&groups, |groups| render::groups(groups))
+            }
+            GroupCommand::Show { group } => {
+                let group: Group = self.client.get(&format!("/v1/groups/{group}")).await?;
+                self.output.show(&group, render::group)
+            }
+            GroupCommand::Remove { group, consent } => {
+                confirm(
+                    consent.yes,
+                    &format!("removing group {group} with its disks and all recovery points"),
+                )?;
+                self.client.delete::<()>(&format!("/v1/groups/{group}")).await?;
+                self.removed(&format!("group {group}"))
+            }
+        }
+    }
+
+    async fn disk(&self, command: DiskCommand) -> Result<(), Failure> {
+        match command {
+            DiskCommand::Create { disk, source } => self.disk_create(disk, source).await,
+            DiskCommand::List { group } => {
+                let disks: Vec<Disk> =
+                    self.client.get(&format!("/v1/disks{}", of_group(group.as_ref()))).await?;
+                self.output.show(&disks, |disks| render::disks(disks))
+            }
+            DiskCommand::Remove { disk, consent } => {
+                confirm(consent.yes, &format!("removing disk {disk} with its content"))?;
+                self.client.delete::<()>(&format!("/v1/groups/{}/disks/{}", disk.group, disk.disk)).await?;
+                self.removed(&format!("disk {disk}"))
+            }
+        }
+    }
+
+    async fn disk_create(&self, path: DiskPath, source: SourceArgument) -> Result<(), Failure> {
+        let route = format!("/v1/groups/{}/disks", path.group);
+        let disk: Disk = match (source.size, source.import) {
+            (Some(size), _) => {
+                let source = DiskSource::SizeBytes(size.bytes());
+                self.client.post(&route, &DiskRequest { name: path.disk, source }).await?
+            }
+            (None, Some(file)) => {
+                let label = format!("importing {path}");
+                let source = DiskSource::Import(absolute(&file)?);
+                let job: Job = self.client.post(&route, &DiskRequest { name: path.disk, source }).await?;
+                match progress::watch(&self.client, job, &label).await? {
+                    JobResult::Disk(disk) => disk,
+                    other => return Err(unexpected(&other)),
+                }
+            }
+            (None, None) => return Err(Failure::Usage("write --size SIZE or --import FILE".into())),
+        };
+        self.output.show(&disk, render::disk_created)
+    }
+
+    async fn point(&self, command: PointCommand) -> Result<(), Failure> {
+        match command {
+            PointCommand::Create { group, label } => {
+                let route = format!("/v1/groups/{group}/points");
+                let point: Point = self.client.post(&route, &PointRequest { label }).await?;
+                self.output.show(&point, render::point_created)
+            }
+            PointCommand::List { group } => {
+                let points: Vec<Point> = self.client.get(&format!("/v1/groups/{group}/points")).await?;
+                self.output.show(&points, |points| render::points(points))
+            }
+        }
+    }
+
+    async fn failover(&self, command: FailoverCommand) -> Result<(), Failure> {
+        match command {
+            FailoverCommand::Test { group, point } => {
+                let route = format!("/v1/groups/{group}/tests");
+                let test: Test = self.client.post(&route, &TestRequest { point: point.point }).await?;
+                self.output.show(&test, render::test_started)
+            }
+            FailoverCommand::List { group } => {
+                let tests = self.tests(group.as_ref()).await?;
+                self.output.show(&tests, |tests| render::tests(tests))
+            }
+            FailoverCommand::Cleanup { group, test, all, consent } => {
+                let tests = self.tests(Some(&group)).await?;
+                let chosen = choose(&group, &tests, test, all)?;
+                self.cleanup(&group, chosen, consent).await
+            }
+        }
+    }
+
+    async fn tests(&self, group: Option<&Name>) -> Result<Vec<Test>, Failure> {
+        self.client.get(&format!("/v1/tests{}", of_group(group))).await
+    }
+
+    async fn cleanup(&self, group: &Name, chosen: Vec<&Test>, consent: Consent) -> Result<(), Failure> {
+        let written: u64 = chosen.iter().map(|test| test.overlay_bytes).sum();
+        let connected: u64 = chosen.iter().map(|test| test.connections).sum();
+        if written > 0 || connected > 0 {
+            let what = format!(
+                "throwing away {written} bytes written to {} of {group}, with {connected} clients connected",
+                render::test_numbers(&chosen)
+            );
+            confirm(consent.yes, &what)?;
+        }
+        let mut cleaned: Vec<u64> = Vec::with_capacity(chosen.len());
+        for test in chosen {
+            let route = format!("/v1/groups/{group}/tests/{}", test.number.0);
+            cleaned.extend(self.client.delete::<Vec<u64>>(&route).await?);
+        }
+        self.output.show(&cleaned, |cleaned| {
+            if cleaned.is_empty() {
+                return format!("group {group} has no test failover\n");
+            }
+            cleaned.iter().map(|number| format!("test-{number} of {group} ended\n")).collect()
+        })
+    }
+
+    async fn restore(
+        &self,
+        group: &Name,
+        point: PointSelector,
+        to: &Path,
+        consent: Consent,
+    ) -> Result<(), Failure> {
+        let directory = absolute(to)?;
+        let mut request = RestoreRequest { point, directory, overwrite: consent.yes };
+        let result = match self.restore_once(group, &request).await {
+            Err(Failure::Failed(error)) if error.kind() == ErrorKind::AlreadyExists && !request.overwrite => {
+                confirm(false, &format!("overwriting files in {} ({error})", request.directory.display()))?;
+                request.overwrite = true;
+                self.restore_once(group, &request).await?
+            }
+            other => other?,
+        };
+        match result {
+            JobResult::Restored(restored) => self.output.show(&restored, render::restored),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn restore_once(&self, group: &Name, request: &RestoreRequest) -> Result<JobResult, Failure> {
+        let job: Job = self.client.post(&format!("/v1/groups/{group}/restore"), request).await?;
+        progress::watch(&self.client, job, &format!("restoring {group}")).await
+    }
+
+    async fn status(&self, watch: bool) -> Result<(), Failure> {
+        if !watch {
+            let status: Status = self.client.get("/v1/status").await?;
+            return self.output.show(&status, render::status);
+        }
+        let mut ticks = tokio::time::interval(WATCH_PERIOD);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let status: Status = self.client.get("/v1/status").await?;
+            self.output.show_again(&status, render::status)?;
+        }
+    }
+
+    async fn vault_verify(&self, group: Option<Name>) -> Result<(), Failure> {
+        let label = format!("verifying {}", group.as_ref().map_or("every group", Name::as_str));
+        let job: Job = self.client.post("/v1/vault/verify", &VerifyRequest { group }).await?;
+        let report = match progress::watch(&self.client, job, &label).await? {
+            JobResult::Verified(report) => report,
+            other => return Err(unexpected(&other)),
+        };
+        self.output.show(&report, render::verified)?;
+        match report.faults.len() {
+            0 => Ok(()),
+            count => Err(Error::corrupt(format!("the vault has {count} faults")).into()),
+        }
+    }
+
+    fn removed(&self, what: &str) -> Result<(), Failure> {
+        if self.output.json { print("null\n") } else { print(&format!("{what} removed\n")) }
+    }
+}
+
+/// The test failovers that a cleanup means: all, the one named, or the only one.
+fn choose<'a>(
+    group: &Name,
+    tests: &'a [Test],
+    number: Option<u64>,
+    all: bool,
+) -> Result<Vec<&'a Test>, Failure> {
+    let Some(number) = number else {
+        if all || tests.len() <= 1 {
+            return Ok(tests.iter().collect());
+        }
+        let numbers = render::test_numbers(&tests.iter().collect::<Vec<_>>());
+        return Err(Failure::Usage(format!("group {group} has {numbers}: write --test N or --all")));
+    };
+    match tests.iter().find(|test| test.number.0 == number) {
+        Some(test) => Ok(vec![test]),
+        None => Err(Error::new(ErrorKind::NotFound, format!("group {group} has no test-{number}")).into()),
+    }
+}
+
+fn unexpected(result: &JobResult) -> Failure {
+    Error::new(ErrorKind::Protocol, format!("the job made something else: {result:?}")).into()
+}

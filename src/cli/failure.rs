@@ -1,0 +1,77 @@
+//! How a command failed: what is said on standard error, and the exit status.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::output;
+use crate::config::{ConfigurationError, one_line};
+use crate::error::Error;
+
+/// Exit status of wrong usage or configuration.
+pub(super) const USAGE: u8 = 2;
+const FAILED: u8 = 1;
+
+/// Why a command did not do what it was asked.
+#[derive(Debug)]
+pub enum Failure {
+    /// It was asked wrongly.
+    Usage(String),
+    /// The configuration can't be served.
+    Configuration(ConfigurationError),
+    /// It was tried and failed.
+    Failed(Error),
+    /// No gateway answers.
+    Unreachable {
+        /// Where it was looked for.
+        socket: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Whoever read our output went away: nothing to tell them.
+    Hangup,
+}
+
+impl Failure {
+    /// Says it in one line, and gives the exit status.
+    pub fn report(&self) -> ExitCode {
+        if !matches!(self, Failure::Hangup) {
+            output::complain(&format!("error: {}\n", one_line(&self.to_string())));
+        }
+        match self {
+            Failure::Usage(_) | Failure::Configuration(_) => ExitCode::from(USAGE),
+            Failure::Failed(_) | Failure::Unreachable { .. } => ExitCode::from(FAILED),
+            Failure::Hangup => ExitCode::SUCCESS,
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Usage(text) => f.write_str(text),
+            Failure::Configuration(error) => error.fmt(f),
+            Failure::Failed(error) => error.fmt(f),
+            Failure::Unreachable { socket, source } => write!(
+                f,
+                "no gateway answers on {} ({source}): start one with `afterimage serve --config FILE`, or name its \
+                 socket with --socket or AFTERIMAGE_SOCKET",
+                socket.display()
+            ),
+            Failure::Hangup => f.write_str("nobody reads the output"),
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Failure::Failed(error)
+    }
+}
+
+impl From<ConfigurationError> for Failure {
+    fn from(error: ConfigurationError) -> Failure {
+        Failure::Configuration(error)
+    }
+}

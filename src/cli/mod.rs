@@ -1,0 +1,73 @@
+//! The command line: text in, text out. Every verb but `serve`, `demo` and `journal` is a thin client of the API.
+//!
+//! Exit statuses: 0 done, 1 failed, 2 wrong usage or configuration. Errors are one line on standard error that begins
+//! with `error: `. Whoever stops reading our output (`| head`) ends us quietly.
+
+mod arguments;
+mod client;
+mod commands;
+pub mod demo;
+mod failure;
+pub mod journal;
+mod logging;
+pub mod output;
+mod progress;
+mod render;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind as UsageKind;
+
+use arguments::{Arguments, Command, JournalCommand};
+pub use failure::Failure;
+use output::Output;
+
+/// Parses the process's arguments, does what they say, and tells how it went.
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(refusal) => return usage(&refusal),
+    };
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+/// What clap says instead of arguments: help or version, or an error, which becomes one line.
+fn usage(refusal: &clap::Error) -> ExitCode {
+    match refusal.kind() {
+        UsageKind::DisplayHelp | UsageKind::DisplayVersion => output::print(&refusal.render().to_string())
+            .map_or_else(|failure| failure.report(), |()| ExitCode::SUCCESS),
+        UsageKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            output::complain(&refusal.render().to_string());
+            ExitCode::from(failure::USAGE)
+        }
+        _ => {
+            let text = refusal.render().to_string();
+            let (problem, _) = text.split_once("\n\nUsage:").unwrap_or((&text, ""));
+            let problem = problem.split("\n\nFor more information").next().unwrap_or(problem);
+            Failure::Usage(format!("{}; see --help", problem.trim_start_matches("error: ").trim_end()))
+                .report()
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<(), Failure> {
+    let output = Output { json: arguments.json };
+    match arguments.command {
+        Command::Serve { config } => serve::run(&config),
+        Command::Demo { keep } => demo::run(keep),
+        Command::Journal(JournalCommand::Inspect { path }) => journal::inspect(&path, output),
+        Command::Journal(JournalCommand::Verify { path }) => journal::verify(&path, output),
+        Command::Client(command) => {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(|error| crate::error::Error::io("starting the client", error))?;
+            runtime.block_on(commands::run(command, client::Client::new(arguments.socket), output))
+        }
+    }
+}

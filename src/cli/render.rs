@@ -1,0 +1,276 @@
+//! Answers as text for people: tables, rounded sizes, times in UTC. Scripts read `--json`.
+//!
+//! A point's time is exact everywhere, because people copy it into `--point`.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use super::output::table;
+use crate::byte_size::ByteSize;
+use crate::control::model::{
+    Condition, Disk, Group, GroupStatus, Point, PointKind, Policy, Restored, Status, Test, VerifyReport,
+};
+use crate::control::wire::rfc3339;
+use crate::units::WallNanos;
+
+fn size(bytes: u64) -> String {
+    ByteSize(bytes).approximate().to_string()
+}
+
+/// A duration by its two largest units; below a minute to the millisecond.
+fn duration(ms: u64) -> String {
+    let exact = Duration::from_millis(ms);
+    let shown = if ms < 60_000 { exact } else { Duration::from_secs(exact.as_secs()) };
+    humantime::format_duration(shown).to_string().split(' ').take(2).collect::<Vec<_>>().join(" ")
+}
+
+pub fn interval(policy: Policy) -> String {
+    duration(policy.interval_ms)
+}
+
+pub fn groups(groups: &[Group]) -> String {
+    let rows = groups.iter().map(|group| {
+        let bytes: u64 = group.disks.iter().map(|disk| disk.size_bytes).sum();
+        [
+            group.name.to_string(),
+            group.disks.len().to_string(),
+            size(bytes),
+            interval(group.policy),
+            group.created.to_string(),
+            group.id.to_string(),
+        ]
+    });
+    table(["GROUP", "DISKS", "SIZE", "INTERVAL", "CREATED", "ID"], rows)
+}
+
+pub fn group(group: &Group) -> String {
+    format!(
+        "group     {}\nid        {}\ncreated   {}\ninterval  {}\n\n{}",
+        group.name,
+        group.id,
+        group.created,
+        interval(group.policy),
+        disks(&group.disks)
+    )
+}
+
+pub fn disks(disks: &[Disk]) -> String {
+    let rows = disks
+        .iter()
+        .map(|disk| [disk.export.clone(), size(disk.size_bytes), disk.id.to_string(), disk.uri.clone()]);
+    table(["DISK", "SIZE", "ID", "NBD URI"], rows)
+}
+
+pub fn disk_created(disk: &Disk) -> String {
+    format!("disk {} created: {} at {}\n", disk.export, ByteSize(disk.size_bytes), disk.uri)
+}
+
+pub fn point_created(point: &Point) -> String {
+    format!("point {} of {} created\n", point.id, rfc3339(point.time))
+}
+
+pub fn points(points: &[Point]) -> String {
+    let rows = points.iter().map(|point| {
+        [
+            point.id.to_string(),
+            rfc3339(point.time),
+            match point.kind {
+                PointKind::Crash => "crash".to_owned(),
+                PointKind::Application => "application".to_owned(),
+            },
+            size(point.delta_bytes),
+            point.lsn.to_string(),
+            point.label.clone().unwrap_or_default(),
+        ]
+    });
+    table(["POINT", "TIME", "KIND", "DELTA", "LSN", "LABEL"], rows)
+}
+
+pub fn tests(tests: &[Test]) -> String {
+    let rows = tests.iter().map(|test| {
+        let exports: Vec<&str> = test.exports.iter().map(|export| export.export.as_str()).collect();
+        [
+            test.group.to_string(),
+            test.number.0.to_string(),
+            test.point.id.to_string(),
+            rfc3339(test.point.time),
+            size(test.overlay_bytes),
+            test.connections.to_string(),
+            exports.join(" "),
+        ]
+    });
+    table(["GROUP", "TEST", "POINT", "TIME", "WRITTEN", "CLIENTS", "EXPORTS"], rows)
+}
+
+pub fn test_started(test: &Test) -> String {
+    let mut text = format!(
+        "test-{} of {} serves point {} of {}\n",
+        test.number.0,
+        test.group,
+        test.point.id,
+        rfc3339(test.point.time)
+    );
+    for export in &test.exports {
+        let _ = writeln!(text, "  {}  {}  {}", export.export, size(export.size_bytes), export.uri);
+    }
+    text
+}
+
+/// `test-1, test-4`
+pub fn test_numbers(tests: &[&Test]) -> String {
+    tests.iter().map(|test| format!("test-{}", test.number.0)).collect::<Vec<_>>().join(", ")
+}
+
+pub fn restored(restored: &Restored) -> String {
+    let mut text = format!(
+        "restored point {} of {}: {} of data\n",
+        restored.point.id,
+        rfc3339(restored.point.time),
+        size(restored.bytes)
+    );
+    for file in &restored.files {
+        let _ = writeln!(text, "  {}", file.display());
+    }
+    text
+}
+
+pub fn verified(report: &VerifyReport) -> String {
+    let mut text = format!(
+        "{} groups, {} manifest steps, {} blobs, {} read: {} faults\n",
+        report.groups,
+        report.steps,
+        report.blobs,
+        size(report.bytes),
+        report.faults.len()
+    );
+    for fault in &report.faults {
+        let _ = writeln!(text, "  {fault}");
+    }
+    text
+}
+
+pub fn status(status: &Status) -> String {
+    let direct = match (&status.storage.direct, &status.storage.direct_reason) {
+        (true, _) => "O_DIRECT".to_owned(),
+        (false, Some(reason)) => format!("through the page cache ({reason})"),
+        (false, None) => "through the page cache".to_owned(),
+    };
+    let mut text = format!(
+        "site {}, afterimage {}, serving since {}\nlisten   {}\nstorage  {} ({}), {direct}\nclients  {}\n\n",
+        status.site,
+        status.version,
+        status.started,
+        status.listen.join(" "),
+        status.storage.backend,
+        status.storage.backend_reason,
+        status.connections
+    );
+    text += &group_table(&status.groups);
+    for group in &status.groups {
+        text += &group_details(group);
+    }
+    text
+}
+
+fn group_table(groups: &[GroupStatus]) -> String {
+    let rows = groups.iter().map(|status| {
+        let age = status.newest_point.map_or("none".to_owned(), |point| duration(point.age_ms));
+        [
+            status.group.name.to_string(),
+            condition(status.state.condition).to_owned(),
+            status.group.disks.len().to_string(),
+            if status.idle { format!("{age}, idle") } else { age },
+            interval(status.group.policy),
+            status.history.points.to_string(),
+            status.history.oldest.map_or(String::new(), |oldest: WallNanos| oldest.to_string()),
+            format!("{} of {}", size(status.journal.used_bytes), size(status.journal.limit_bytes)),
+            format!("{:.0}", status.writes.writes_per_s),
+            format!("{:.1}", status.writes.bytes_per_s / 1e6),
+            status.connections.to_string(),
+        ]
+    });
+    let header = [
+        "GROUP",
+        "STATE",
+        "DISKS",
+        "NEWEST POINT",
+        "INTERVAL",
+        "POINTS",
+        "BACK TO",
+        "JOURNAL",
+        "WRITES/S",
+        "MB/S",
+        "CLIENTS",
+    ];
+    table(header, rows)
+}
+
+/// How far the records are, and why the state is what it is.
+fn group_details(status: &GroupStatus) -> String {
+    let lsn = status.lsn;
+    let mut text = format!(
+        "\n{}  since {}\n  lsn  submitted {}, written {}, visible {}, durable {}, destaged {}, vaulted {}\n",
+        status.group.name,
+        status.state.since,
+        lsn.submitted,
+        lsn.written,
+        lsn.visible,
+        lsn.durable,
+        lsn.destaged,
+        lsn.vaulted
+    );
+    if let Some(reason) = &status.state.reason {
+        let _ = writeln!(text, "  why  {}", reason.detail);
+    }
+    text
+}
+
+fn condition(condition: Condition) -> &'static str {
+    match condition {
+        Condition::Opening => "opening",
+        Condition::Protected => "protected",
+        Condition::Degraded => "degraded",
+        Condition::Latched => "LATCHED",
+        Condition::Stopping => "stopping",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_keep_what_matters() {
+        for (ms, text) in [
+            (0, "0s"),
+            (340, "340ms"),
+            (1_000, "1s"),
+            (1_250, "1s 250ms"),
+            (61_900, "1m 1s"),
+            (90_061_000, "1day 1h"),
+        ] {
+            assert_eq!(duration(ms), text);
+        }
+    }
+
+    #[test]
+    fn the_time_of_a_point_can_be_copied() {
+        let point = Point {
+            id: crate::units::PointId(1),
+            lsn: crate::units::Lsn(1),
+            time: WallNanos(1_795_262_400_123_456_789),
+            kind: PointKind::Crash,
+            label: None,
+            delta_bytes: 0,
+        };
+        for text in [point_created(&point), points(std::slice::from_ref(&point))] {
+            assert!(text.contains("2026-11-21T12:00:00.123456789Z"), "{text}");
+        }
+    }
+
+    #[test]
+    fn tables_are_plain_columns() {
+        let text = table(["A", "LONG"], [["xyz".to_owned(), "1".to_owned()]]);
+        assert_eq!(text, "A    LONG\nxyz  1\n");
+    }
+}

@@ -1,0 +1,304 @@
+//! The configuration file's text: TOML with these tables and keys, and no others.
+//!
+//! Serde finds unknown keys and wrong types; everything else (names, sizes, addresses) is parsed here, key by key, so
+//! that a message can name the key, its value and the mend. Only host names are looked up outside the text.
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Visitor};
+
+use super::error::{Fault, quoted};
+use super::{Api, Configuration, Journal, Log, LogFormat, LogLevel, Nbd, Site, Storage, StorageChoice};
+use crate::byte_size::ByteSize;
+use crate::listen::{self, ListenAddress};
+
+const JOURNAL_SIZE: ByteSize = ByteSize(4 << 30);
+const SEGMENT_SIZE: ByteSize = ByteSize(64 << 20);
+/// Below this, segment headers and switches cost more than they save.
+const SEGMENT_SIZE_MIN: ByteSize = ByteSize(1 << 20);
+/// Room for the segments reserved for opening, markers and closing, and for one that is being recycled.
+const SEGMENTS_MIN: u64 = 4;
+const CONNECTIONS_MAX: usize = 1024;
+const DATA_THREADS_MAX: usize = 64;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawFile {
+    site: Option<RawSite>,
+    #[serde(default)]
+    nbd: RawNbd,
+    #[serde(default)]
+    api: RawApi,
+    #[serde(default)]
+    log: RawLog,
+    #[serde(default)]
+    storage: RawStorage,
+    #[serde(default)]
+    journal: RawJournal,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawSite {
+    name: Option<String>,
+    data_dir: Option<String>,
+    data_threads: Option<i64>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawNbd {
+    listen: Option<Vec<String>>,
+    #[serde(default)]
+    allow_insecure: bool,
+    connections_max: Option<i64>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawApi {
+    socket: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawLog {
+    format: Option<String>,
+    level: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawStorage {
+    backend: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawJournal {
+    size: Option<RawSize>,
+    segment_size: Option<RawSize>,
+}
+
+/// A size: text with a suffix, or a number of bytes.
+struct RawSize {
+    text: String,
+    shown: String,
+}
+
+impl<'de> Deserialize<'de> for RawSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<RawSize, D::Error> {
+        struct SizeVisitor;
+        impl Visitor<'_> for SizeVisitor {
+            type Value = RawSize;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a size such as \"4GiB\"")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<RawSize, E> {
+                Ok(RawSize { text: text.to_owned(), shown: quoted(text) })
+            }
+
+            fn visit_i64<E>(self, bytes: i64) -> Result<RawSize, E> {
+                Ok(RawSize { text: bytes.to_string(), shown: bytes.to_string() })
+            }
+        }
+        deserializer.deserialize_any(SizeVisitor)
+    }
+}
+
+pub(super) fn parse(file: &Path, text: &str) -> Result<Configuration, Fault> {
+    let raw: RawFile = toml::from_str(text).map_err(|error| toml_fault(text, &error))?;
+    let site = site(raw.site)?;
+    let api = api(raw.api, &site.data_dir)?;
+    let nbd = nbd(raw.nbd, &site.data_dir)?;
+    if nbd.listen.contains(&ListenAddress::Unix(api.socket.clone())) {
+        return Err(Fault::of(
+            "api.socket",
+            quoted(&api.socket.to_string_lossy()),
+            "nbd.listen has the same socket",
+            "give each its own path",
+        ));
+    }
+    Ok(Configuration {
+        file: file.to_owned(),
+        site,
+        nbd,
+        api,
+        log: log(&raw.log)?,
+        storage: storage(&raw.storage)?,
+        journal: journal(raw.journal)?,
+    })
+}
+
+/// What the TOML parser or serde refused, with the line that it stands on instead of a drawing of it.
+fn toml_fault(text: &str, error: &toml::de::Error) -> Fault {
+    let unknown = error.message().starts_with("unknown field");
+    let mend = if unknown { "remove or rename it" } else { "correct this line" };
+    Fault {
+        place: error.span().map(|span| place_in(text, &span)).unwrap_or_default(),
+        problem: error.message().to_owned(),
+        mend: mend.to_owned(),
+    }
+}
+
+/// `line N: [table] the line itself`.
+fn place_in(text: &str, span: &Range<usize>) -> String {
+    let before = &text[..span.start.min(text.len())];
+    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    let line = text[line_start..].lines().next().unwrap_or_default().trim();
+    let number = before.matches('\n').count() + 1;
+    let table = before[..line_start].lines().rev().map(str::trim).find(|line| line.starts_with('['));
+    match table {
+        Some(table) if !line.starts_with('[') => format!("line {number}: {table} {line}"),
+        _ => format!("line {number}: {line}"),
+    }
+}
+
+fn site(raw: Option<RawSite>) -> Result<Site, Fault> {
+    let missing = |key: &str, example: &str| Fault {
+        place: key.to_owned(),
+        problem: "missing".to_owned(),
+        mend: format!("add `{example}` to the table [site]"),
+    };
+    let raw = raw.unwrap_or(RawSite { name: None, data_dir: None, data_threads: None });
+    let name = raw.name.ok_or_else(|| missing("site.name", "name = \"site-a\""))?;
+    let data_dir =
+        raw.data_dir.ok_or_else(|| missing("site.data_dir", "data_dir = \"/var/lib/afterimage\""))?;
+    let absolute = std::path::absolute(&data_dir).map_err(|error| {
+        Fault::of("site.data_dir", quoted(&data_dir), error.to_string(), "name a directory")
+    })?;
+    Ok(Site {
+        name: name.parse().map_err(|error: crate::control::name::NameError| {
+            Fault::of("site.name", quoted(&name), error.problem(), error.mend())
+        })?,
+        data_dir: absolute,
+        data_threads: match raw.data_threads {
+            Some(count) => count_between("site.data_threads", count, DATA_THREADS_MAX)?,
+            None => default_data_threads(),
+        },
+    })
+}
+
+/// Half of the cores: the other half is for the guests, or the control plane and the kernel's I/O workers.
+fn default_data_threads() -> NonZeroUsize {
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    NonZeroUsize::new((cores / 2).clamp(1, DATA_THREADS_MAX)).expect("clamped to at least one")
+}
+
+fn nbd(raw: RawNbd, data_dir: &Path) -> Result<Nbd, Fault> {
+    const KEY: &str = "nbd.listen";
+    let texts = raw.listen.unwrap_or_else(|| vec![format!("unix:{}", data_dir.join("nbd.sock").display())]);
+    if texts.is_empty() {
+        return Err(Fault::of(KEY, "[]", "nobody could connect", "name an address, or leave the key out"));
+    }
+    let mut listen = Vec::with_capacity(texts.len());
+    for text in &texts {
+        let address = ListenAddress::parse(text).map_err(|fault| Fault::of_address(KEY, text, fault))?;
+        if !address.is_local() && !raw.allow_insecure {
+            return Err(Fault::of(
+                KEY,
+                quoted(text),
+                "not a loopback address, and NBD is neither encrypted nor authenticated",
+                "listen on a unix socket or 127.0.0.1, or set allow_insecure = true beside it",
+            ));
+        }
+        if listen.contains(&address) {
+            return Err(Fault::of(KEY, quoted(text), "named twice", "remove one of them"));
+        }
+        listen.push(address);
+    }
+    let connections_max = match raw.connections_max {
+        Some(count) => count_between("nbd.connections_max", count, 1 << 20)?,
+        None => NonZeroUsize::new(CONNECTIONS_MAX).expect("not zero"),
+    };
+    Ok(Nbd { listen, connections_max })
+}
+
+fn api(raw: RawApi, data_dir: &Path) -> Result<Api, Fault> {
+    let text = raw.socket.unwrap_or_else(|| data_dir.join("api.sock").to_string_lossy().into_owned());
+    let path = PathBuf::from(text.strip_prefix("unix:").unwrap_or(&text));
+    let socket = listen::socket_path(&path).map_err(|fault| Fault::of_address("api.socket", &text, fault))?;
+    Ok(Api { socket })
+}
+
+fn log(raw: &RawLog) -> Result<Log, Fault> {
+    let formats = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+    let levels = [
+        ("info", LogLevel::Info),
+        ("error", LogLevel::Error),
+        ("warn", LogLevel::Warn),
+        ("debug", LogLevel::Debug),
+        ("trace", LogLevel::Trace),
+    ];
+    Ok(Log {
+        format: one_of("log.format", raw.format.as_deref(), &formats)?,
+        level: one_of("log.level", raw.level.as_deref(), &levels)?,
+    })
+}
+
+fn storage(raw: &RawStorage) -> Result<Storage, Fault> {
+    let choices = [
+        ("auto", StorageChoice::Auto),
+        ("io_uring", StorageChoice::Uring),
+        ("blocking", StorageChoice::Blocking),
+    ];
+    Ok(Storage { backend: one_of("storage.backend", raw.backend.as_deref(), &choices)? })
+}
+
+fn journal(raw: RawJournal) -> Result<Journal, Fault> {
+    let (segment_size, segment_shown) = size("journal.segment_size", raw.segment_size, SEGMENT_SIZE)?;
+    let (journal_size, size_shown) = size("journal.size", raw.size, JOURNAL_SIZE)?;
+    if segment_size < SEGMENT_SIZE_MIN || !segment_size.0.is_multiple_of(1 << 20) {
+        return Err(Fault::of(
+            "journal.segment_size",
+            segment_shown,
+            format!("a segment is a multiple of {SEGMENT_SIZE_MIN}"),
+            format!("write for example \"{SEGMENT_SIZE}\""),
+        ));
+    }
+    if journal_size.0 / segment_size.0 < SEGMENTS_MIN {
+        let least = ByteSize(segment_size.0.saturating_mul(SEGMENTS_MIN));
+        return Err(Fault::of(
+            "journal.size",
+            size_shown,
+            format!(
+                "a journal holds at least {SEGMENTS_MIN} segments of journal.segment_size = {segment_size}"
+            ),
+            format!("write at least \"{least}\", or make segments smaller"),
+        ));
+    }
+    Ok(Journal { size: journal_size, segment_size })
+}
+
+fn size(key: &str, raw: Option<RawSize>, default: ByteSize) -> Result<(ByteSize, String), Fault> {
+    let Some(raw) = raw else { return Ok((default, quoted(&default.to_string()))) };
+    match raw.text.parse() {
+        Ok(size) => Ok((size, raw.shown)),
+        Err(_) => Err(Fault::of(
+            key,
+            raw.shown,
+            "not a size",
+            "write bytes with K, M, G, T or P (powers of 1024), for example \"4GiB\"",
+        )),
+    }
+}
+
+fn count_between(key: &str, count: i64, max: usize) -> Result<NonZeroUsize, Fault> {
+    let parsed = usize::try_from(count).ok().and_then(NonZeroUsize::new).filter(|count| count.get() <= max);
+    parsed.ok_or_else(|| Fault::of(key, count, "out of range", format!("write a number from 1 to {max}")))
+}
+
+/// The value that a word names; the first of `choices` where the key is left out.
+fn one_of<T: Copy>(key: &str, word: Option<&str>, choices: &[(&str, T)]) -> Result<T, Fault> {
+    let Some(word) = word else { return Ok(choices[0].1) };
+    choices.iter().find(|(name, _)| *name == word).map(|(_, value)| *value).ok_or_else(|| {
+        let names: Vec<String> = choices.iter().map(|(name, _)| quoted(name)).collect();
+        Fault::of(key, quoted(word), "not a known choice", format!("write one of {}", names.join(", ")))
+    })
+}

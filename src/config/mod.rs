@@ -1,0 +1,161 @@
+//! The configuration of `afterimage serve --config FILE`, parsed: paths are absolute, sizes are numbers, addresses
+//! are addresses. `docs/afterimage.example.toml` documents every key.
+//!
+//! [`Configuration::load`] reads the text; [`Configuration::check`] looks at the machine (directories, sockets, the
+//! data directory's lock) and touches nothing. Either fails with one line that names key, value and mend.
+
+mod check;
+mod error;
+mod file;
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+pub use error::ConfigurationError;
+pub(crate) use error::one_line;
+
+use crate::byte_size::ByteSize;
+use crate::control::name::Name;
+use crate::data_directory::DataDirectory;
+use crate::listen::ListenAddress;
+
+/// Everything that a gateway process is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Configuration {
+    /// The file that it came from, for messages.
+    pub file: PathBuf,
+    /// `[site]`
+    pub site: Site,
+    /// `[nbd]`
+    pub nbd: Nbd,
+    /// `[api]`
+    pub api: Api,
+    /// `[log]`
+    pub log: Log,
+    /// `[storage]`
+    pub storage: Storage,
+    /// `[journal]`
+    pub journal: Journal,
+}
+
+/// `[site]`: what this process is called and where it keeps its state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Site {
+    /// The site's name.
+    pub name: Name,
+    /// The data directory, absolute.
+    pub data_dir: PathBuf,
+    /// Threads of the data path, each with its own storage back end; groups are spread over them.
+    pub data_threads: NonZeroUsize,
+}
+
+/// `[nbd]`: the block front end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nbd {
+    /// Where it listens; never empty.
+    pub listen: Vec<ListenAddress>,
+    /// How many clients may be connected at once.
+    pub connections_max: NonZeroUsize,
+}
+
+/// `[api]`: the control plane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Api {
+    /// The unix socket of the HTTP API, absolute.
+    pub socket: PathBuf,
+}
+
+/// `[log]`: what the process says on standard error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// In which form.
+    pub format: LogFormat,
+    /// How much; the environment variable `AFTERIMAGE_LOG` overrides it.
+    pub level: LogLevel,
+}
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The least severe line that is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    /// Something failed.
+    Error,
+    /// Something is wrong, and was coped with.
+    Warn,
+    /// What an operator wants to know in normal times.
+    Info,
+    /// What a developer wants to know.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// `[storage]`: what the data path's I/O goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Storage {
+    /// The wanted back end.
+    pub backend: StorageChoice,
+}
+
+/// Which storage back end is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StorageChoice {
+    /// io_uring, or blocking threads where it is not to be had; log and status say which.
+    Auto,
+    /// io_uring, or fail to start.
+    Uring,
+    /// Blocking threads.
+    Blocking,
+}
+
+/// `[journal]`: every group's journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Journal {
+    /// The most that one group's journal takes on disk.
+    pub size: ByteSize,
+    /// Size of one segment file.
+    pub segment_size: ByteSize,
+}
+
+impl Configuration {
+    /// Reads and parses a file; looks at nothing else.
+    pub fn load(file: &Path) -> Result<Configuration, ConfigurationError> {
+        let text = std::fs::read_to_string(file).map_err(|error| ConfigurationError {
+            file: file.to_owned(),
+            place: String::new(),
+            problem: format!("cannot read the configuration ({error})"),
+            mend: "name an existing file with --config; docs/afterimage.example.toml is a documented one"
+                .into(),
+        })?;
+        Configuration::parse(file, &text)
+    }
+
+    /// Parses the text of `file`.
+    pub fn parse(file: &Path, text: &str) -> Result<Configuration, ConfigurationError> {
+        file::parse(file, text).map_err(|fault| fault.at(file))
+    }
+
+    /// Looks whether it can be served on this machine now. Creates, binds and locks nothing that lasts.
+    pub fn check(&self) -> Result<(), ConfigurationError> {
+        check::check(self).map_err(|fault| fault.at(&self.file))
+    }
+
+    /// Takes the data directory, which [`Configuration::check`] found free.
+    pub fn acquire(&self) -> Result<DataDirectory, ConfigurationError> {
+        let path = &self.site.data_dir;
+        DataDirectory::acquire(path).map_err(|error| ConfigurationError {
+            file: self.file.clone(),
+            place: format!("site.data_dir = {}", error::quoted(&path.to_string_lossy())),
+            problem: error.to_string(),
+            mend: "stop whatever uses it, or name another directory".into(),
+        })
+    }
+}

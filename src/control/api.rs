@@ -1,0 +1,353 @@
+//! The HTTP/JSON API: axum on a unix socket, routes under `/v1`.
+//!
+//! | route | answer |
+//! |---|---|
+//! | `GET /v1/status` | [`Status`](super::model::Status) |
+//! | `GET, POST /v1/groups` · `GET, DELETE /v1/groups/{group}` | [`Group`](super::model::Group) |
+//! | `PUT /v1/groups/{group}/policy` | [`Group`](super::model::Group) |
+//! | `GET /v1/disks?group=` | a list of [`Disk`] |
+//! | `POST /v1/groups/{group}/disks` · `DELETE /v1/groups/{group}/disks/{disk}` | [`Disk`], or a [`Job`](super::model::Job) for an import |
+//! | `GET, POST /v1/groups/{group}/points` | [`Point`](super::model::Point) |
+//! | `GET /v1/tests?group=` · `POST, DELETE /v1/groups/{group}/tests` · `DELETE /v1/groups/{group}/tests/{number}` | [`Test`](super::model::Test), numbers |
+//! | `POST /v1/groups/{group}/restore` · `POST /v1/vault/verify` | [`Job`](super::model::Job) |
+//! | `GET /v1/jobs` · `GET /v1/jobs/{id}?wait_ms=` | [`Job`](super::model::Job); waits until it ends, so long |
+//!
+//! Errors are [`ApiError`] with a status that follows from the kind. Who may connect is decided by the socket's
+//! permissions alone. Bodies are JSON whatever the content type says, so that `curl -d` needs no header.
+
+use std::future::Future;
+use std::path::Path as FilePath;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request, State};
+use axum::http::StatusCode;
+use axum::http::request::Parts;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, post, put};
+use axum::{Json, Router};
+use bytes::Bytes;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::backend::Backend;
+use super::jobs::Jobs;
+use super::model::{
+    ApiError, Disk, DiskRequest, DiskSource, GroupRequest, JobKind, JobResult, PointRequest, Policy,
+    RestoreRequest, TestRequest, VerifyRequest,
+};
+use super::name::{DiskPath, Name};
+use crate::block::TestId;
+use crate::byte_size::ByteSize;
+use crate::env::Environment;
+use crate::error::{Error, ErrorKind};
+
+/// Longest that one request waits for a job.
+const WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// Longest that stopping waits for requests at work: a client may be slow, or wait for a job.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// What every handler needs.
+#[derive(Clone)]
+struct Api {
+    backend: Arc<dyn Backend>,
+    jobs: Jobs,
+}
+
+/// The API's routes over a site.
+pub fn router(backend: Arc<dyn Backend>, environment: Arc<dyn Environment + Send + Sync>) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/groups", get(groups).post(group_create))
+        .route("/v1/groups/{group}", get(group).delete(group_remove))
+        .route("/v1/groups/{group}/policy", put(policy_set))
+        .route("/v1/groups/{group}/disks", post(disk_create))
+        .route("/v1/groups/{group}/disks/{disk}", delete(disk_remove))
+        .route("/v1/groups/{group}/points", get(points).post(point_create))
+        .route("/v1/groups/{group}/tests", post(test_start).delete(test_cleanup_all))
+        .route("/v1/groups/{group}/tests/{number}", delete(test_cleanup))
+        .route("/v1/groups/{group}/restore", post(restore))
+        .route("/v1/disks", get(disks))
+        .route("/v1/tests", get(tests))
+        .route("/v1/vault/verify", post(vault_verify))
+        .route("/v1/jobs", get(jobs))
+        .route("/v1/jobs/{id}", get(job))
+        .fallback(no_such_route)
+        .method_not_allowed_fallback(no_such_method)
+        .with_state(Api { backend, jobs: Jobs::new(environment) })
+}
+
+/// Serves the API until `shutdown` resolves and the requests at work have been answered, for five seconds at most.
+pub async fn serve(
+    listener: std::os::unix::net::UnixListener,
+    router: Router,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    let listener = tokio::net::UnixListener::from_std(listener)?;
+    let (tell, told) = tokio::sync::oneshot::channel::<()>();
+    let serving = axum::serve(listener, router).with_graceful_shutdown(async move {
+        // A sender that is dropped tells as well.
+        let _ = told.await;
+    });
+    let patience = async move {
+        shutdown.await;
+        drop(tell);
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        served = serving => served,
+        () = patience => Ok(()),
+    }
+}
+
+/// An error on its way to a client.
+struct Refused(Error);
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Refused {
+        Refused(error)
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        (status_of(self.0.kind()), Json(ApiError::from(&self.0))).into_response()
+    }
+}
+
+fn status_of(kind: ErrorKind) -> StatusCode {
+    match kind {
+        ErrorKind::Invalid | ErrorKind::Protocol => StatusCode::BAD_REQUEST,
+        ErrorKind::NotFound => StatusCode::NOT_FOUND,
+        ErrorKind::AlreadyExists | ErrorKind::Fenced | ErrorKind::Latched => StatusCode::CONFLICT,
+        ErrorKind::Unsupported => StatusCode::NOT_IMPLEMENTED,
+        ErrorKind::Shutdown => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorKind::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
+        ErrorKind::Io | ErrorKind::Corrupt => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+type Answered<T> = Result<T, Refused>;
+
+/// A JSON body; an empty one is an empty object.
+struct Body<T>(T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = Refused;
+
+    async fn from_request(request: Request, state: &S) -> Answered<Body<T>> {
+        let bytes = Bytes::from_request(request, state)
+            .await
+            .map_err(|rejection| Refused(Error::invalid(rejection.body_text())))?;
+        let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
+        serde_json::from_slice(text)
+            .map(Body)
+            .map_err(|error| Refused(Error::invalid(format!("the request's body: {error}"))))
+    }
+}
+
+/// Parts of the path.
+struct Segments<T>(T);
+
+impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Segments<T> {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Answered<Segments<T>> {
+        let path = Path::<T>::from_request_parts(parts, state).await;
+        path.map(|Path(segments)| Segments(segments))
+            .map_err(|rejection| Refused(Error::invalid(rejection.body_text())))
+    }
+}
+
+/// The query string.
+struct Parameters<T>(T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Parameters<T> {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Answered<Parameters<T>> {
+        let query = Query::<T>::from_request_parts(parts, state).await;
+        query
+            .map(|Query(parameters)| Parameters(parameters))
+            .map_err(|rejection| Refused(Error::invalid(rejection.body_text())))
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OfGroup {
+    group: Option<Name>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wait {
+    #[serde(default)]
+    wait_ms: u64,
+}
+
+async fn no_such_route(request: Request) -> Refused {
+    Refused(Error::new(ErrorKind::NotFound, format!("no route {}", request.uri().path())))
+}
+
+async fn no_such_method(request: Request) -> Response {
+    let error =
+        Error::new(ErrorKind::Unsupported, format!("{} has no {}", request.uri().path(), request.method()));
+    (StatusCode::METHOD_NOT_ALLOWED, Json(ApiError::from(&error))).into_response()
+}
+
+async fn status(State(api): State<Api>) -> Answered<impl IntoResponse> {
+    Ok(Json(api.backend.status().await?))
+}
+
+async fn groups(State(api): State<Api>) -> Answered<impl IntoResponse> {
+    Ok(Json(api.backend.groups().await?))
+}
+
+async fn group_create(
+    State(api): State<Api>,
+    Body(request): Body<GroupRequest>,
+) -> Answered<impl IntoResponse> {
+    Ok((StatusCode::CREATED, Json(api.backend.group_create(request.name).await?)))
+}
+
+async fn group(State(api): State<Api>, Segments(group): Segments<Name>) -> Answered<impl IntoResponse> {
+    Ok(Json(api.backend.group(group).await?))
+}
+
+async fn group_remove(State(api): State<Api>, Segments(group): Segments<Name>) -> Answered<StatusCode> {
+    api.backend.group_remove(group).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn policy_set(
+    State(api): State<Api>,
+    Segments(group): Segments<Name>,
+    Body(policy): Body<Policy>,
+) -> Answered<impl IntoResponse> {
+    Ok(Json(api.backend.policy_set(group, policy.checked()?).await?))
+}
+
+async fn disks(State(api): State<Api>, Parameters(of): Parameters<OfGroup>) -> Answered<impl IntoResponse> {
+    let groups = match of.group {
+        Some(group) => vec![api.backend.group(group).await?],
+        None => api.backend.groups().await?,
+    };
+    Ok(Json(groups.into_iter().flat_map(|group| group.disks).collect::<Vec<Disk>>()))
+}
+
+async fn disk_create(
+    State(api): State<Api>,
+    Segments(group): Segments<Name>,
+    Body(request): Body<DiskRequest>,
+) -> Answered<Response> {
+    let path = DiskPath { group, disk: request.name };
+    match request.source {
+        DiskSource::SizeBytes(bytes) => {
+            let disk = api.backend.disk_create(path, ByteSize(bytes).sectors()?).await?;
+            Ok((StatusCode::CREATED, Json(disk)).into_response())
+        }
+        DiskSource::Import(file) => {
+            absolute("import", &file)?;
+            let what = format!("{path} from {}", file.display());
+            let backend = Arc::clone(&api.backend);
+            let job = api.jobs.start(JobKind::Import, what, |progress| async move {
+                backend.disk_import(path, file, progress).await.map(JobResult::Disk)
+            })?;
+            Ok((StatusCode::ACCEPTED, Json(job)).into_response())
+        }
+    }
+}
+
+async fn disk_remove(
+    State(api): State<Api>,
+    Segments((group, disk)): Segments<(Name, Name)>,
+) -> Answered<StatusCode> {
+    api.backend.disk_remove(DiskPath { group, disk }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn points(State(api): State<Api>, Segments(group): Segments<Name>) -> Answered<impl IntoResponse> {
+    Ok(Json(api.backend.points(group).await?))
+}
+
+async fn point_create(
+    State(api): State<Api>,
+    Segments(group): Segments<Name>,
+    Body(request): Body<PointRequest>,
+) -> Answered<impl IntoResponse> {
+    Ok((StatusCode::CREATED, Json(api.backend.point_create(group, request.label).await?)))
+}
+
+async fn tests(State(api): State<Api>, Parameters(of): Parameters<OfGroup>) -> Answered<impl IntoResponse> {
+    Ok(Json(api.backend.tests(of.group).await?))
+}
+
+async fn test_start(
+    State(api): State<Api>,
+    Segments(group): Segments<Name>,
+    Body(request): Body<TestRequest>,
+) -> Answered<impl IntoResponse> {
+    Ok((StatusCode::CREATED, Json(api.backend.test_start(group, request.point).await?)))
+}
+
+async fn test_cleanup(
+    State(api): State<Api>,
+    Segments((group, number)): Segments<(Name, u64)>,
+) -> Answered<impl IntoResponse> {
+    Ok(Json(api.backend.test_cleanup(group, Some(TestId(number))).await?))
+}
+
+async fn test_cleanup_all(
+    State(api): State<Api>,
+    Segments(group): Segments<Name>,
+) -> Answered<impl IntoResponse> {
+    Ok(Json(api.backend.test_cleanup(group, None).await?))
+}
+
+async fn restore(
+    State(api): State<Api>,
+    Segments(group): Segments<Name>,
+    Body(request): Body<RestoreRequest>,
+) -> Answered<impl IntoResponse> {
+    absolute("directory", &request.directory)?;
+    let what = format!("{group} at {} to {}", request.point, request.directory.display());
+    let backend = Arc::clone(&api.backend);
+    let job = api.jobs.start(JobKind::Restore, what, |progress| async move {
+        backend.restore(group, request, progress).await.map(JobResult::Restored)
+    })?;
+    Ok((StatusCode::ACCEPTED, Json(job)))
+}
+
+async fn vault_verify(
+    State(api): State<Api>,
+    Body(request): Body<VerifyRequest>,
+) -> Answered<impl IntoResponse> {
+    let what = request.group.as_ref().map_or("every group".to_owned(), Name::to_string);
+    let backend = Arc::clone(&api.backend);
+    let job = api.jobs.start(JobKind::Verify, what, |progress| async move {
+        backend.vault_verify(request.group, progress).await.map(JobResult::Verified)
+    })?;
+    Ok((StatusCode::ACCEPTED, Json(job)))
+}
+
+async fn jobs(State(api): State<Api>) -> impl IntoResponse {
+    Json(api.jobs.list())
+}
+
+async fn job(
+    State(api): State<Api>,
+    Segments(id): Segments<String>,
+    Parameters(wait): Parameters<Wait>,
+) -> Answered<impl IntoResponse> {
+    Ok(Json(api.jobs.get(&id, Duration::from_millis(wait.wait_ms).min(WAIT_MAX)).await?))
+}
+
+/// The gateway has another working directory than whoever asks.
+fn absolute(field: &str, path: &FilePath) -> Result<(), Error> {
+    if path.is_absolute() {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("{field} = `{}`: a relative path: write an absolute one", path.display())))
+}

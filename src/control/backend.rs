@@ -1,0 +1,58 @@
+//! What the API asks of the site: the verbs of a person, typed.
+//!
+//! Names, selectors, sizes and policies arrive parsed. An answer is a future, because the data path's threads give
+//! it; dropping the future (a client that left) must not leave a verb half done. Long verbs report their
+//! [`Progress`] and run in a job.
+
+use std::path::PathBuf;
+
+use futures::future::BoxFuture;
+
+use super::jobs::Progress;
+use super::model::{Disk, Group, Point, Policy, RestoreRequest, Restored, Status, Test, VerifyReport};
+use super::name::{DiskPath, Label, Name};
+use super::selector::PointSelector;
+use crate::block::TestId;
+use crate::error::Result;
+use crate::units::SectorCount;
+
+/// What the site will answer.
+pub type Answer<'a, T> = BoxFuture<'a, Result<T>>;
+
+/// The site, as the API sees it. Errors: `NotFound` for a name that nothing has, `AlreadyExists` for one that is
+/// taken, `Latched` for what is in use or failed, `Invalid` for what can't be.
+pub trait Backend: Send + Sync + 'static {
+    /// Creates an empty group.
+    fn group_create(&self, name: Name) -> Answer<'_, Group>;
+    /// Every group, by name, with its disks.
+    fn groups(&self) -> Answer<'_, Vec<Group>>;
+    /// One group.
+    fn group(&self, name: Name) -> Answer<'_, Group>;
+    /// Removes a group with its disks, journal, points and test failovers; its clients are disconnected.
+    fn group_remove(&self, name: Name) -> Answer<'_, ()>;
+    /// Creates a disk of zeros; it is exported when this answers.
+    fn disk_create(&self, path: DiskPath, size: SectorCount) -> Answer<'_, Disk>;
+    /// Creates a disk with a raw file's content, holes kept; it joins points and exports when the copy is complete.
+    fn disk_import(&self, path: DiskPath, file: PathBuf, progress: Progress) -> Answer<'_, Disk>;
+    /// Removes a disk; points made before keep it.
+    fn disk_remove(&self, path: DiskPath) -> Answer<'_, ()>;
+    /// Changes a group's policy from now on.
+    fn policy_set(&self, group: Name, policy: Policy) -> Answer<'_, Group>;
+    /// Makes a point that holds all that was acknowledged before, and nothing issued after the answer.
+    fn point_create(&self, group: Name, label: Option<Label>) -> Answer<'_, Point>;
+    /// Every point of a group, oldest first.
+    fn points(&self, group: Name) -> Answer<'_, Vec<Point>>;
+    /// Serves a point beside ongoing protection.
+    fn test_start(&self, group: Name, point: PointSelector) -> Answer<'_, Test>;
+    /// Ends one test failover, or all of a group, and throws away what was written to it; says which.
+    fn test_cleanup(&self, group: Name, test: Option<TestId>) -> Answer<'_, Vec<TestId>>;
+    /// The test failovers of one group, or of all.
+    fn tests(&self, group: Option<Name>) -> Answer<'_, Vec<Test>>;
+    /// Writes a point's disks to raw files. `AlreadyExists`, before anything is written, if a file is there and the
+    /// request does not say `overwrite`.
+    fn restore(&self, group: Name, request: RestoreRequest, progress: Progress) -> Answer<'_, Restored>;
+    /// How the gateway stands.
+    fn status(&self) -> Answer<'_, Status>;
+    /// Reads the vault of one group, or of all, and checks every step and blob; faults are findings, not errors.
+    fn vault_verify(&self, group: Option<Name>, progress: Progress) -> Answer<'_, VerifyReport>;
+}

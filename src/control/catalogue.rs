@@ -1,0 +1,560 @@
+//! The catalogue: an SQL copy of what manifests and journals say, to list and search without reading them.
+//!
+//! It is a cache. Nothing is true because it stands here; every row but the events can be made again with
+//! [`Catalogue::rebuild`], so a file that is damaged, or that another version wrote, is moved aside and begun anew.
+//! It therefore trades durability for speed: a power cut may lose its newest rows.
+//!
+//! The SQL is the subset that PostgreSQL takes too: TEXT, BIGINT and BLOB, `$n`, `ON CONFLICT`. Ids are 16 bytes,
+//! big-endian, so that they sort like their text; PRAGMAs are set by the connection's options only.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+};
+use sqlx::{Row, SqliteConnection, SqlitePool};
+
+use super::model::{Event, Point, PointKind, Policy, Severity};
+use super::name::Name;
+use crate::block::TestId;
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::{DiskId, GroupId, Lsn, PointId, SectorCount, WallNanos};
+
+/// Given a new number with every change of the tables.
+const SCHEMA_VERSION: i64 = 1;
+/// How many events are kept.
+const EVENTS_MAX: i64 = 10_000;
+
+const SCHEMA: [&str; 7] = [
+    "CREATE TABLE IF NOT EXISTS catalogue (singleton BIGINT PRIMARY KEY, schema_version BIGINT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS protection_groups (id BLOB PRIMARY KEY, name TEXT NOT NULL UNIQUE,
+        created_ns BIGINT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS policies (group_id BLOB PRIMARY KEY, interval_ms BIGINT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS disks (id BLOB PRIMARY KEY, group_id BLOB NOT NULL, name TEXT NOT NULL,
+        sectors BIGINT NOT NULL, UNIQUE (group_id, name))",
+    "CREATE TABLE IF NOT EXISTS points (group_id BLOB NOT NULL, lsn BIGINT NOT NULL, id BLOB NOT NULL,
+        time_ns BIGINT NOT NULL, kind TEXT NOT NULL, label TEXT, delta_bytes BIGINT NOT NULL,
+        PRIMARY KEY (group_id, lsn))",
+    "CREATE TABLE IF NOT EXISTS tests (group_id BLOB NOT NULL, number BIGINT NOT NULL, point_id BLOB NOT NULL,
+        started_ns BIGINT NOT NULL, PRIMARY KEY (group_id, number))",
+    "CREATE TABLE IF NOT EXISTS events (sequence BIGINT PRIMARY KEY, time_ns BIGINT NOT NULL, group_id BLOB,
+        severity TEXT NOT NULL, message TEXT NOT NULL)",
+];
+
+/// What manifests and journals say, all of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Every group, by name.
+    pub groups: Vec<GroupRecord>,
+}
+
+/// A group, as its manifest says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupRecord {
+    /// Permanent id.
+    pub id: GroupId,
+    /// Its name.
+    pub name: Name,
+    /// When it was created.
+    pub created: WallNanos,
+    /// Its policy.
+    pub policy: Policy,
+    /// Its disks, by name.
+    pub disks: Vec<DiskRecord>,
+    /// Its points, oldest first.
+    pub points: Vec<Point>,
+    /// Its test failovers, by number.
+    pub tests: Vec<TestRecord>,
+}
+
+/// A disk, as its group's manifest says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskRecord {
+    /// Permanent id.
+    pub id: DiskId,
+    /// Its name.
+    pub name: Name,
+    /// Its size.
+    pub size: SectorCount,
+}
+
+/// A test failover.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TestRecord {
+    /// Its number.
+    pub number: TestId,
+    /// The point that it shows.
+    pub point: PointId,
+    /// When it was started.
+    pub started: WallNanos,
+}
+
+/// Whether an opened catalogue knows anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// What it knew when it was last closed.
+    Kept,
+    /// Nothing: it is new, or what was there had to be moved aside.
+    Empty,
+}
+
+/// The open catalogue; clones share it.
+#[derive(Clone, Debug)]
+pub struct Catalogue {
+    pool: SqlitePool,
+    path: PathBuf,
+}
+
+/// What lies at a catalogue's path.
+enum Found {
+    Current,
+    New,
+    /// To be moved aside, and why.
+    Unusable(String),
+}
+
+impl Catalogue {
+    /// Opens the catalogue, creating it, or moving an unusable one aside to `PATH.unusable`.
+    pub async fn open(path: &Path) -> Result<(Catalogue, Content)> {
+        let catalogue = Catalogue::connect(path);
+        let reason = match catalogue.look().await {
+            Ok(Found::Current) => return Ok((catalogue, Content::Kept)),
+            Ok(Found::New) => {
+                catalogue.create().await?;
+                return Ok((catalogue, Content::Empty));
+            }
+            Ok(Found::Unusable(reason)) => reason,
+            Err(error) if error.kind() == ErrorKind::Corrupt => error.to_string(),
+            Err(error) => return Err(error),
+        };
+        catalogue.pool.close().await;
+        move_aside(path)?;
+        tracing::warn!(path = %path.display(), reason, "catalogue moved aside to be rebuilt; no data is lost by it");
+        let catalogue = Catalogue::connect(path);
+        catalogue.create().await?;
+        Ok((catalogue, Content::Empty))
+    }
+
+    fn connect(path: &Path) -> Catalogue {
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Normal);
+        // One connection: a cache's writers need no concurrency, and never see SQLITE_BUSY.
+        let pool = SqlitePoolOptions::new().max_connections(1).connect_lazy_with(options);
+        Catalogue { pool, path: path.to_owned() }
+    }
+
+    async fn look(&self) -> Result<Found> {
+        let tables = sqlx::query("SELECT COUNT(*) FROM sqlite_master");
+        let tables: i64 =
+            tables.fetch_one(&self.pool).await.and_then(|row| row.try_get(0)).map_err(failed)?;
+        if tables == 0 {
+            return Ok(Found::New);
+        }
+        let check = sqlx::query("PRAGMA quick_check(1)").fetch_one(&self.pool).await.map_err(failed)?;
+        let check: String = check.try_get(0).map_err(failed)?;
+        if check != "ok" {
+            return Ok(Found::Unusable(check));
+        }
+        let version = sqlx::query("SELECT schema_version FROM catalogue").fetch_optional(&self.pool).await;
+        match version.and_then(|row| row.map(|row| row.try_get::<i64, _>(0)).transpose()) {
+            Ok(Some(SCHEMA_VERSION)) => Ok(Found::Current),
+            Ok(Some(other)) => Ok(Found::Unusable(format!(
+                "it has schema version {other}, this program writes {SCHEMA_VERSION}"
+            ))),
+            Ok(None) => Ok(Found::Unusable("it was never completed".to_owned())),
+            Err(error) => Ok(Found::Unusable(error.to_string())),
+        }
+    }
+
+    async fn create(&self) -> Result<()> {
+        let mut transaction = self.pool.begin().await.map_err(failed)?;
+        for statement in SCHEMA {
+            sqlx::query(statement).execute(&mut *transaction).await.map_err(failed)?;
+        }
+        sqlx::query("INSERT INTO catalogue (singleton, schema_version) VALUES (0, $1)")
+            .bind(SCHEMA_VERSION)
+            .execute(&mut *transaction)
+            .await
+            .map_err(failed)?;
+        transaction.commit().await.map_err(failed)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Finishes what is at work and closes the file.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    /// Makes it say what `snapshot` says and nothing else; events stay.
+    pub async fn rebuild(&self, snapshot: &Snapshot) -> Result<()> {
+        let mut transaction = self.pool.begin().await.map_err(failed)?;
+        for statement in [
+            "DELETE FROM tests",
+            "DELETE FROM points",
+            "DELETE FROM disks",
+            "DELETE FROM policies",
+            "DELETE FROM protection_groups",
+        ] {
+            sqlx::query(statement).execute(&mut *transaction).await.map_err(failed)?;
+        }
+        for group in &snapshot.groups {
+            insert_group(&mut transaction, group).await?;
+        }
+        transaction.commit().await.map_err(failed)
+    }
+
+    /// Makes it say what `group` says about that group.
+    pub async fn put_group(&self, group: &GroupRecord) -> Result<()> {
+        let mut transaction = self.pool.begin().await.map_err(failed)?;
+        delete_group(&mut transaction, group.id).await?;
+        insert_group(&mut transaction, group).await?;
+        transaction.commit().await.map_err(failed)
+    }
+
+    /// Forgets a group and all that belongs to it; its events stay.
+    pub async fn remove_group(&self, group: GroupId) -> Result<()> {
+        let mut transaction = self.pool.begin().await.map_err(failed)?;
+        delete_group(&mut transaction, group).await?;
+        transaction.commit().await.map_err(failed)
+    }
+
+    /// Changes a group's policy.
+    pub async fn put_policy(&self, group: GroupId, policy: Policy) -> Result<()> {
+        let mut connection = self.pool.acquire().await.map_err(failed)?;
+        insert_policy(&mut connection, group, policy).await
+    }
+
+    /// Adds a disk, or changes it.
+    pub async fn put_disk(&self, group: GroupId, disk: &DiskRecord) -> Result<()> {
+        let mut connection = self.pool.acquire().await.map_err(failed)?;
+        insert_disk(&mut connection, group, disk).await
+    }
+
+    /// Forgets a disk.
+    pub async fn remove_disk(&self, disk: DiskId) -> Result<()> {
+        self.execute(sqlx::query("DELETE FROM disks WHERE id = $1").bind(blob(disk.0))).await
+    }
+
+    /// Adds points, or changes them.
+    pub async fn put_points(&self, group: GroupId, points: &[Point]) -> Result<()> {
+        let mut transaction = self.pool.begin().await.map_err(failed)?;
+        for point in points {
+            insert_point(&mut transaction, group, point).await?;
+        }
+        transaction.commit().await.map_err(failed)
+    }
+
+    /// Forgets a group's points below an LSN.
+    pub async fn remove_points_below(&self, group: GroupId, lsn: Lsn) -> Result<()> {
+        let query = sqlx::query("DELETE FROM points WHERE group_id = $1 AND lsn < $2");
+        self.execute(query.bind(blob(group.0)).bind(bigint(lsn.0)?)).await
+    }
+
+    /// Adds a test failover.
+    pub async fn put_test(&self, group: GroupId, test: TestRecord) -> Result<()> {
+        let mut connection = self.pool.acquire().await.map_err(failed)?;
+        insert_test(&mut connection, group, test).await
+    }
+
+    /// Forgets a test failover.
+    pub async fn remove_test(&self, group: GroupId, number: TestId) -> Result<()> {
+        let query = sqlx::query("DELETE FROM tests WHERE group_id = $1 AND number = $2");
+        self.execute(query.bind(blob(group.0)).bind(bigint(number.0)?)).await
+    }
+
+    /// Everything that it says.
+    pub async fn snapshot(&self) -> Result<Snapshot> {
+        let query = sqlx::query(
+            "SELECT g.id, g.name, g.created_ns, p.interval_ms
+             FROM protection_groups g JOIN policies p ON p.group_id = g.id ORDER BY g.name",
+        );
+        let mut groups = Vec::new();
+        for row in query.fetch_all(&self.pool).await.map_err(failed)? {
+            let id = GroupId(id(&row, "id")?);
+            groups.push(GroupRecord {
+                id,
+                name: name(&row)?,
+                created: WallNanos(column(&row, "created_ns")?),
+                policy: Policy { interval_ms: unsigned(&row, "interval_ms")? },
+                disks: self.disks(id).await?,
+                points: self.points(id).await?,
+                tests: self.tests(id).await?,
+            });
+        }
+        Ok(Snapshot { groups })
+    }
+
+    async fn disks(&self, group: GroupId) -> Result<Vec<DiskRecord>> {
+        let query = sqlx::query("SELECT id, name, sectors FROM disks WHERE group_id = $1 ORDER BY name");
+        let rows = query.bind(blob(group.0)).fetch_all(&self.pool).await.map_err(failed)?;
+        rows.iter()
+            .map(|row| {
+                let size = SectorCount(unsigned(row, "sectors")?);
+                Ok(DiskRecord { id: DiskId(id(row, "id")?), name: name(row)?, size })
+            })
+            .collect()
+    }
+
+    /// A group's points, oldest first.
+    pub async fn points(&self, group: GroupId) -> Result<Vec<Point>> {
+        let query = sqlx::query(
+            "SELECT id, lsn, time_ns, kind, label, delta_bytes FROM points WHERE group_id = $1 ORDER BY lsn",
+        );
+        let rows = query.bind(blob(group.0)).fetch_all(&self.pool).await.map_err(failed)?;
+        rows.iter().map(point).collect()
+    }
+
+    async fn tests(&self, group: GroupId) -> Result<Vec<TestRecord>> {
+        let query =
+            sqlx::query("SELECT number, point_id, started_ns FROM tests WHERE group_id = $1 ORDER BY number");
+        let rows = query.bind(blob(group.0)).fetch_all(&self.pool).await.map_err(failed)?;
+        rows.iter()
+            .map(|row| {
+                Ok(TestRecord {
+                    number: TestId(unsigned(row, "number")?),
+                    point: PointId(id(row, "point_id")?),
+                    started: WallNanos(column(row, "started_ns")?),
+                })
+            })
+            .collect()
+    }
+
+    /// Remembers an event, and forgets those that are too many.
+    pub async fn record_event(&self, event: &Event) -> Result<()> {
+        let mut transaction = self.pool.begin().await.map_err(failed)?;
+        sqlx::query(
+            "INSERT INTO events (sequence, time_ns, group_id, severity, message)
+             VALUES ((SELECT COALESCE(MAX(sequence), 0) + 1 FROM events), $1, $2, $3, $4)",
+        )
+        .bind(event.time.0)
+        .bind(event.group.map(|group| blob(group.0)))
+        .bind(word(SEVERITIES, event.severity))
+        .bind(&event.message)
+        .execute(&mut *transaction)
+        .await
+        .map_err(failed)?;
+        sqlx::query("DELETE FROM events WHERE sequence <= (SELECT MAX(sequence) FROM events) - $1")
+            .bind(EVENTS_MAX)
+            .execute(&mut *transaction)
+            .await
+            .map_err(failed)?;
+        transaction.commit().await.map_err(failed)
+    }
+
+    /// The newest events, newest first.
+    pub async fn events(&self, count_max: u32) -> Result<Vec<Event>> {
+        let query = sqlx::query(
+            "SELECT time_ns, group_id, severity, message FROM events ORDER BY sequence DESC LIMIT $1",
+        );
+        let rows = query.bind(i64::from(count_max)).fetch_all(&self.pool).await.map_err(failed)?;
+        rows.iter()
+            .map(|row| {
+                let group: Option<Vec<u8>> = column(row, "group_id")?;
+                Ok(Event {
+                    time: WallNanos(column(row, "time_ns")?),
+                    group: group.map(|bytes| unblob(&bytes)).transpose()?.map(GroupId),
+                    severity: unword(SEVERITIES, &column::<String>(row, "severity")?)?,
+                    message: column(row, "message")?,
+                })
+            })
+            .collect()
+    }
+
+    async fn execute(&self, query: Query<'_>) -> Result<()> {
+        query.execute(&self.pool).await.map(drop).map_err(failed)
+    }
+}
+
+type Query<'a> = sqlx::query::Query<'a, sqlx::Sqlite, sqlx::sqlite::SqliteArguments>;
+
+const POINT_KINDS: [(PointKind, &str); 2] =
+    [(PointKind::Crash, "crash"), (PointKind::Application, "application")];
+const SEVERITIES: [(Severity, &str); 3] =
+    [(Severity::Info, "info"), (Severity::Warning, "warning"), (Severity::Error, "error")];
+
+async fn insert_group(connection: &mut SqliteConnection, group: &GroupRecord) -> Result<()> {
+    sqlx::query("INSERT INTO protection_groups (id, name, created_ns) VALUES ($1, $2, $3)")
+        .bind(blob(group.id.0))
+        .bind(group.name.as_str())
+        .bind(group.created.0)
+        .execute(&mut *connection)
+        .await
+        .map_err(failed)?;
+    insert_policy(connection, group.id, group.policy).await?;
+    for disk in &group.disks {
+        insert_disk(connection, group.id, disk).await?;
+    }
+    for point in &group.points {
+        insert_point(connection, group.id, point).await?;
+    }
+    for test in &group.tests {
+        insert_test(connection, group.id, *test).await?;
+    }
+    Ok(())
+}
+
+async fn delete_group(connection: &mut SqliteConnection, group: GroupId) -> Result<()> {
+    for statement in [
+        "DELETE FROM tests WHERE group_id = $1",
+        "DELETE FROM points WHERE group_id = $1",
+        "DELETE FROM disks WHERE group_id = $1",
+        "DELETE FROM policies WHERE group_id = $1",
+        "DELETE FROM protection_groups WHERE id = $1",
+    ] {
+        sqlx::query(statement).bind(blob(group.0)).execute(&mut *connection).await.map_err(failed)?;
+    }
+    Ok(())
+}
+
+async fn insert_policy(connection: &mut SqliteConnection, group: GroupId, policy: Policy) -> Result<()> {
+    let query = sqlx::query(
+        "INSERT INTO policies (group_id, interval_ms) VALUES ($1, $2)
+         ON CONFLICT (group_id) DO UPDATE SET interval_ms = excluded.interval_ms",
+    );
+    let query = query.bind(blob(group.0)).bind(bigint(policy.interval_ms)?);
+    query.execute(connection).await.map(drop).map_err(failed)
+}
+
+async fn insert_disk(connection: &mut SqliteConnection, group: GroupId, disk: &DiskRecord) -> Result<()> {
+    let query = sqlx::query(
+        "INSERT INTO disks (id, group_id, name, sectors) VALUES ($1, $2, $3, $4)
+         ON CONFLICT (id) DO UPDATE SET name = excluded.name, sectors = excluded.sectors",
+    );
+    let query =
+        query.bind(blob(disk.id.0)).bind(blob(group.0)).bind(disk.name.as_str()).bind(bigint(disk.size.0)?);
+    query.execute(connection).await.map(drop).map_err(failed)
+}
+
+async fn insert_point(connection: &mut SqliteConnection, group: GroupId, point: &Point) -> Result<()> {
+    let query = sqlx::query(
+        "INSERT INTO points (group_id, lsn, id, time_ns, kind, label, delta_bytes)
+         VALUES ($1, $2, $3, $4, $5, $6, $7)
+         ON CONFLICT (group_id, lsn) DO UPDATE SET id = excluded.id, time_ns = excluded.time_ns,
+             kind = excluded.kind, label = excluded.label, delta_bytes = excluded.delta_bytes",
+    );
+    let query = query
+        .bind(blob(group.0))
+        .bind(bigint(point.lsn.0)?)
+        .bind(blob(point.id.0))
+        .bind(point.time.0)
+        .bind(word(POINT_KINDS, point.kind))
+        .bind(point.label.as_deref())
+        .bind(bigint(point.delta_bytes)?);
+    query.execute(connection).await.map(drop).map_err(failed)
+}
+
+async fn insert_test(connection: &mut SqliteConnection, group: GroupId, test: TestRecord) -> Result<()> {
+    let query = sqlx::query(
+        "INSERT INTO tests (group_id, number, point_id, started_ns) VALUES ($1, $2, $3, $4)
+         ON CONFLICT (group_id, number) DO UPDATE SET point_id = excluded.point_id, started_ns = excluded.started_ns",
+    );
+    let query =
+        query.bind(blob(group.0)).bind(bigint(test.number.0)?).bind(blob(test.point.0)).bind(test.started.0);
+    query.execute(connection).await.map(drop).map_err(failed)
+}
+
+fn point(row: &SqliteRow) -> Result<Point> {
+    Ok(Point {
+        id: PointId(id(row, "id")?),
+        lsn: Lsn(unsigned(row, "lsn")?),
+        time: WallNanos(column(row, "time_ns")?),
+        kind: unword(POINT_KINDS, &column::<String>(row, "kind")?)?,
+        label: column(row, "label")?,
+        delta_bytes: unsigned(row, "delta_bytes")?,
+    })
+}
+
+fn name(row: &SqliteRow) -> Result<Name> {
+    let text: String = column(row, "name")?;
+    text.parse().map_err(|_| Error::corrupt(format!("catalogue: `{text}` is not a name")))
+}
+
+fn column<'r, T>(row: &'r SqliteRow, name: &str) -> Result<T>
+where
+    T: sqlx::Decode<'r, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>,
+{
+    row.try_get(name).map_err(failed)
+}
+
+fn unsigned(row: &SqliteRow, name: &str) -> Result<u64> {
+    let value: i64 = column(row, name)?;
+    u64::try_from(value).map_err(|_| Error::corrupt(format!("catalogue: {name} = {value} is negative")))
+}
+
+fn bigint(value: u64) -> Result<i64> {
+    i64::try_from(value)
+        .map_err(|_| Error::new(ErrorKind::Unsupported, format!("catalogue: {value} does not fit a BIGINT")))
+}
+
+fn id(row: &SqliteRow, name: &str) -> Result<u128> {
+    unblob(&column::<Vec<u8>>(row, name)?)
+}
+
+fn blob(id: u128) -> Vec<u8> {
+    id.to_be_bytes().to_vec()
+}
+
+fn unblob(bytes: &[u8]) -> Result<u128> {
+    let bytes = bytes.try_into().map_err(|_| Error::corrupt("catalogue: an id does not have 16 bytes"))?;
+    Ok(u128::from_be_bytes(bytes))
+}
+
+fn word<T: PartialEq, const N: usize>(words: [(T, &'static str); N], value: T) -> &'static str {
+    words.iter().find(|(known, _)| *known == value).expect("every value has a word").1
+}
+
+fn unword<T: Copy, const N: usize>(words: [(T, &'static str); N], text: &str) -> Result<T> {
+    let known = words.iter().find(|(_, word)| *word == text);
+    known.map(|(value, _)| *value).ok_or_else(|| Error::corrupt(format!("catalogue: unknown word `{text}`")))
+}
+
+/// Result codes of sqlite.org/rescode.html, in the low byte of extended ones.
+const SQLITE_CORRUPT: u32 = 11;
+const SQLITE_FULL: u32 = 13;
+const SQLITE_NOTADB: u32 = 26;
+
+fn failed(error: sqlx::Error) -> Error {
+    let code = error.as_database_error().and_then(|error| error.code());
+    let code = code.and_then(|code| code.parse::<u32>().ok()).map(|code| code & 0xff);
+    let kind = match code {
+        Some(SQLITE_CORRUPT | SQLITE_NOTADB) => ErrorKind::Corrupt,
+        Some(SQLITE_FULL) => ErrorKind::NoSpace,
+        _ if matches!(error, sqlx::Error::ColumnDecode { .. }) => ErrorKind::Corrupt,
+        _ => ErrorKind::Io,
+    };
+    Error::new(kind, format!("catalogue: {error}"))
+}
+
+/// Renames the database with its write-ahead log; an earlier one that was moved aside is overwritten, so that they
+/// never add up.
+fn move_aside(path: &Path) -> Result<()> {
+    for suffix in ["", "-wal", "-shm"] {
+        let from = with_suffix(path, suffix);
+        let to = with_suffix(path, &format!(".unusable{suffix}"));
+        match std::fs::rename(&from, &to) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io("moving an unusable catalogue aside", error).at_path(&from));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+#[cfg(test)]
+#[path = "catalogue_tests.rs"]
+mod tests;

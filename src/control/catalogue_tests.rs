@@ -1,0 +1,150 @@
+//! The catalogue against real SQLite files, whole and broken ones.
+
+use super::*;
+
+fn point(lsn: u64, label: Option<&str>) -> Point {
+    Point {
+        id: PointId(u128::MAX - u128::from(lsn)),
+        lsn: Lsn(lsn),
+        time: WallNanos(i64::try_from(lsn).unwrap() * 1_000_000_000),
+        kind: if label.is_some() { PointKind::Application } else { PointKind::Crash },
+        label: label.map(str::to_owned),
+        delta_bytes: lsn * 4096,
+    }
+}
+
+fn group(id: u128, name: &str) -> GroupRecord {
+    GroupRecord {
+        id: GroupId(id),
+        name: name.parse().unwrap(),
+        created: WallNanos(-1),
+        policy: Policy { interval_ms: 1000 },
+        disks: vec![
+            DiskRecord { id: DiskId(id + 1), name: "data".parse().unwrap(), size: SectorCount(8) },
+            DiskRecord { id: DiskId(id + 2), name: "log".parse().unwrap(), size: SectorCount(1 << 33) },
+        ],
+        points: vec![point(1, None), point(1 << 33, Some("before upgrade"))],
+        tests: vec![TestRecord { number: TestId(3), point: PointId(7), started: WallNanos(5) }],
+    }
+}
+
+fn snapshot() -> Snapshot {
+    Snapshot { groups: vec![group(0x10, "erp"), group(u128::MAX - 9, "mail")] }
+}
+
+async fn open(path: &Path) -> (Catalogue, Content) {
+    Catalogue::open(path).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_rebuild_says_what_the_snapshot_says_and_nothing_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("catalogue.sqlite");
+    let (catalogue, content) = open(&path).await;
+    assert_eq!(content, Content::Empty);
+    catalogue.rebuild(&Snapshot { groups: vec![group(0x99, "gone")] }).await.unwrap();
+    catalogue.rebuild(&snapshot()).await.unwrap();
+    assert_eq!(catalogue.snapshot().await.unwrap(), snapshot());
+    catalogue.close().await;
+    let (catalogue, content) = open(&path).await;
+    assert_eq!(content, Content::Kept);
+    assert_eq!(catalogue.snapshot().await.unwrap(), snapshot());
+}
+
+#[tokio::test]
+async fn small_changes_end_where_a_rebuild_would() {
+    let directory = tempfile::tempdir().unwrap();
+    let (catalogue, _) = open(&directory.path().join("catalogue.sqlite")).await;
+    let mut expected = snapshot();
+    catalogue.rebuild(&expected).await.unwrap();
+    let erp = &mut expected.groups[0];
+    erp.policy.interval_ms = 5000;
+    erp.disks.remove(0);
+    erp.disks.push(DiskRecord { id: DiskId(77), name: "new".parse().unwrap(), size: SectorCount(1) });
+    erp.points = vec![point(1 << 33, Some("renamed")), point((1 << 33) + 1, None)];
+    erp.tests = vec![TestRecord { number: TestId(4), point: PointId(8), started: WallNanos(6) }];
+    catalogue.put_policy(erp.id, erp.policy).await.unwrap();
+    catalogue.remove_disk(DiskId(0x11)).await.unwrap();
+    catalogue.put_disk(erp.id, &erp.disks[1]).await.unwrap();
+    catalogue.remove_points_below(erp.id, Lsn(2)).await.unwrap();
+    catalogue.put_points(erp.id, &erp.points).await.unwrap();
+    catalogue.remove_test(erp.id, TestId(3)).await.unwrap();
+    catalogue.put_test(erp.id, erp.tests[0]).await.unwrap();
+    assert_eq!(catalogue.snapshot().await.unwrap(), expected);
+    let mail = expected.groups.pop().unwrap();
+    catalogue.remove_group(mail.id).await.unwrap();
+    assert_eq!(catalogue.snapshot().await.unwrap(), expected);
+    catalogue.put_group(&mail).await.unwrap();
+    catalogue.put_group(&mail).await.unwrap();
+    expected.groups.push(mail);
+    assert_eq!(catalogue.snapshot().await.unwrap(), expected);
+}
+
+#[tokio::test]
+async fn events_outlive_a_rebuild_and_are_bounded() {
+    let directory = tempfile::tempdir().unwrap();
+    let (catalogue, _) = open(&directory.path().join("catalogue.sqlite")).await;
+    let event = |n: i64| Event {
+        time: WallNanos(n),
+        group: (n % 2 == 0).then_some(GroupId(0x10)),
+        severity: Severity::Warning,
+        message: format!("event {n}"),
+    };
+    for n in 1..=3 {
+        catalogue.record_event(&event(n)).await.unwrap();
+    }
+    catalogue.rebuild(&snapshot()).await.unwrap();
+    assert_eq!(catalogue.events(2).await.unwrap(), [event(3), event(2)]);
+    let far = sqlx::query("UPDATE events SET sequence = sequence + $1 WHERE sequence = 3").bind(EVENTS_MAX);
+    catalogue.execute(far).await.unwrap();
+    catalogue.record_event(&event(4)).await.unwrap();
+    assert_eq!(catalogue.events(100).await.unwrap(), [event(4), event(3)]);
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_database_is_moved_aside() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("catalogue.sqlite");
+    std::fs::write(&path, vec![b'x'; 10_000]).unwrap();
+    let (catalogue, content) = open(&path).await;
+    assert_eq!(content, Content::Empty);
+    catalogue.rebuild(&snapshot()).await.unwrap();
+    assert_eq!(catalogue.snapshot().await.unwrap(), snapshot());
+    let aside = std::fs::read(directory.path().join("catalogue.sqlite.unusable")).unwrap();
+    assert_eq!(aside, vec![b'x'; 10_000]);
+}
+
+#[tokio::test]
+async fn a_damaged_page_is_found_at_opening() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("catalogue.sqlite");
+    let (catalogue, _) = open(&path).await;
+    catalogue.rebuild(&snapshot()).await.unwrap();
+    catalogue.close().await;
+    let mut bytes = std::fs::read(&path).unwrap();
+    assert!(bytes.len() > 5 * 4096, "several pages");
+    bytes[4096..5 * 4096].fill(0x5a);
+    std::fs::write(&path, bytes).unwrap();
+    let (catalogue, content) = open(&path).await;
+    assert_eq!(content, Content::Empty);
+    assert_eq!(catalogue.snapshot().await.unwrap(), Snapshot::default());
+}
+
+#[tokio::test]
+async fn another_version_is_moved_aside() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("catalogue.sqlite");
+    let (catalogue, _) = open(&path).await;
+    catalogue.rebuild(&snapshot()).await.unwrap();
+    catalogue.execute(sqlx::query("UPDATE catalogue SET schema_version = 999")).await.unwrap();
+    catalogue.close().await;
+    assert_eq!(open(&path).await.1, Content::Empty);
+    assert!(directory.path().join("catalogue.sqlite.unusable").exists());
+}
+
+#[tokio::test]
+async fn a_directory_that_is_not_there_is_an_error_and_not_a_rebuild() {
+    let directory = tempfile::tempdir().unwrap();
+    let error = Catalogue::open(&directory.path().join("none/catalogue.sqlite")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io);
+}

@@ -1,0 +1,246 @@
+//! Jobs: what takes too long for one answer, how far it is, and how it ended.
+//!
+//! The table lives as long as the process; ids are random, so that a client that watches a job over a restart is
+//! told `NotFound` and never shown another's. Running jobs and remembered ended ones are both bounded.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::model::{ApiError, Job, JobKind, JobResult, JobState};
+use crate::env::Environment;
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::WallNanos;
+
+/// Most jobs at work at once.
+pub const RUNNING_MAX: usize = 32;
+/// How many jobs the table holds; the oldest ended one makes room.
+pub const REMEMBERED_MAX: usize = 256;
+
+/// How far a job is; clones count together.
+#[derive(Clone, Debug, Default)]
+pub struct Progress(Arc<Counters>);
+
+#[derive(Debug, Default)]
+struct Counters {
+    bytes_done: AtomicU64,
+    /// Zero until known.
+    bytes_total: AtomicU64,
+}
+
+impl Progress {
+    /// Says how much there is to do.
+    pub fn set_total(&self, bytes: u64) {
+        self.0.bytes_total.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Says that `bytes` more are done.
+    pub fn advance(&self, bytes: u64) {
+        self.0.bytes_done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn bytes_done(&self) -> u64 {
+        self.0.bytes_done.load(Ordering::Relaxed)
+    }
+
+    fn bytes_total(&self) -> Option<u64> {
+        Some(self.0.bytes_total.load(Ordering::Relaxed)).filter(|total| *total > 0)
+    }
+}
+
+/// The table of jobs; clones share it.
+#[derive(Clone)]
+pub struct Jobs {
+    environment: Arc<dyn Environment + Send + Sync>,
+    entries: Arc<Mutex<VecDeque<Arc<Entry>>>>,
+}
+
+struct Entry {
+    id: String,
+    kind: JobKind,
+    what: String,
+    started: WallNanos,
+    progress: Progress,
+    ended: watch::Sender<Option<Ended>>,
+}
+
+#[derive(Clone)]
+struct Ended {
+    time: WallNanos,
+    state: JobState,
+}
+
+impl Entry {
+    fn is_running(&self) -> bool {
+        self.ended.borrow().is_none()
+    }
+
+    fn job(&self) -> Job {
+        let ended = self.ended.borrow().clone();
+        Job {
+            id: self.id.clone(),
+            kind: self.kind,
+            what: self.what.clone(),
+            started: self.started,
+            ended: ended.as_ref().map(|ended| ended.time),
+            bytes_done: self.progress.bytes_done(),
+            bytes_total: self.progress.bytes_total(),
+            state: ended.map_or(JobState::Running, |ended| ended.state),
+        }
+    }
+}
+
+impl Jobs {
+    /// An empty table.
+    pub fn new(environment: Arc<dyn Environment + Send + Sync>) -> Jobs {
+        Jobs { environment, entries: Arc::default() }
+    }
+
+    /// Starts `work` on the current tokio runtime.
+    pub fn start<W>(&self, kind: JobKind, what: String, work: impl FnOnce(Progress) -> W) -> Result<Job>
+    where
+        W: Future<Output = Result<JobResult>> + Send + 'static,
+    {
+        let entry = Arc::new(Entry {
+            id: format!("{:032x}", self.environment.random_u128()),
+            kind,
+            what,
+            started: self.environment.wall(),
+            progress: Progress::default(),
+            ended: watch::Sender::new(None),
+        });
+        self.admit(Arc::clone(&entry))?;
+        let task = tokio::spawn(work(entry.progress.clone()));
+        let environment = Arc::clone(&self.environment);
+        let job = entry.job();
+        tokio::spawn(async move {
+            let state = match task.await {
+                Ok(Ok(result)) => JobState::Done(result),
+                Ok(Err(error)) => JobState::Failed(ApiError::from(&error)),
+                Err(stopped) => JobState::Failed(ApiError {
+                    kind: ErrorKind::Shutdown,
+                    message: format!("the job stopped before its end ({stopped})"),
+                }),
+            };
+            entry.ended.send_replace(Some(Ended { time: environment.wall(), state }));
+        });
+        Ok(job)
+    }
+
+    fn admit(&self, entry: Arc<Entry>) -> Result<()> {
+        let mut entries = self.entries.lock();
+        if entries.iter().filter(|entry| entry.is_running()).count() >= RUNNING_MAX {
+            return Err(Error::new(
+                ErrorKind::NoSpace,
+                format!("{RUNNING_MAX} jobs are at work: wait until one has ended"),
+            ));
+        }
+        if entries.len() >= REMEMBERED_MAX
+            && let Some(oldest) = entries.iter().position(|entry| !entry.is_running())
+        {
+            entries.remove(oldest);
+        }
+        entries.push_back(entry);
+        Ok(())
+    }
+
+    /// Every job, oldest first.
+    pub fn list(&self) -> Vec<Job> {
+        self.entries.lock().iter().map(|entry| entry.job()).collect()
+    }
+
+    /// One job: at once if it has ended, else when it ends, and after `wait` at the latest.
+    pub async fn get(&self, id: &str, wait: Duration) -> Result<Job> {
+        let entry = self.entries.lock().iter().find(|entry| entry.id == id).cloned();
+        let Some(entry) = entry else {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!("no job {id}: it was forgotten, or the gateway was restarted meanwhile"),
+            ));
+        };
+        let mut ended = entry.ended.subscribe();
+        // Late or ended: the answer says which.
+        let _ = tokio::time::timeout(wait, ended.wait_for(Option::is_some)).await;
+        Ok(entry.job())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::model::VerifyReport;
+    use crate::env::OsEnvironment;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn jobs() -> Jobs {
+        Jobs::new(Arc::new(OsEnvironment::new()))
+    }
+
+    fn verified() -> JobResult {
+        JobResult::Verified(VerifyReport::default())
+    }
+
+    #[tokio::test]
+    async fn a_job_tells_how_far_it_is_and_how_it_ended() {
+        let jobs = jobs();
+        let (go, gone) = tokio::sync::oneshot::channel::<()>();
+        let job = jobs
+            .start(JobKind::Verify, "all".into(), |progress| {
+                progress.set_total(100);
+                progress.advance(40);
+                async move {
+                    gone.await.unwrap();
+                    progress.advance(60);
+                    Ok(verified())
+                }
+            })
+            .unwrap();
+        let running = jobs.get(&job.id, Duration::ZERO).await.unwrap();
+        assert_eq!(
+            (running.state, running.bytes_done, running.bytes_total),
+            (JobState::Running, 40, Some(100))
+        );
+        go.send(()).unwrap();
+        let done = jobs.get(&job.id, LONG).await.unwrap();
+        assert_eq!((done.state, done.bytes_done), (JobState::Done(verified()), 100));
+        assert!(done.ended.is_some());
+    }
+
+    #[tokio::test]
+    async fn failures_and_panics_are_told() {
+        let jobs = jobs();
+        let failed = jobs
+            .start(JobKind::Restore, "x".into(), |_| async {
+                Err(Error::new(ErrorKind::NoSpace, "disk full"))
+            })
+            .unwrap();
+        let JobState::Failed(error) = jobs.get(&failed.id, LONG).await.unwrap().state else {
+            panic!("failed")
+        };
+        assert_eq!((error.kind, error.message.as_str()), (ErrorKind::NoSpace, "disk full"));
+        let panicked = jobs.start(JobKind::Restore, "x".into(), |_| async { panic!("on purpose") }).unwrap();
+        assert!(matches!(jobs.get(&panicked.id, LONG).await.unwrap().state, JobState::Failed(_)));
+        assert_eq!(jobs.get("nothing", LONG).await.unwrap_err().kind(), ErrorKind::NotFound);
+    }
+
+    #[tokio::test]
+    async fn the_table_is_bounded() {
+        let jobs = jobs();
+        for _ in 0..REMEMBERED_MAX + 10 {
+            let job = jobs.start(JobKind::Verify, "x".into(), |_| async { Ok(verified()) }).unwrap();
+            jobs.get(&job.id, LONG).await.unwrap();
+        }
+        assert_eq!(jobs.list().len(), REMEMBERED_MAX);
+        for _ in 0..RUNNING_MAX {
+            jobs.start(JobKind::Verify, "x".into(), |_| std::future::pending()).unwrap();
+        }
+        let refused = jobs.start(JobKind::Verify, "x".into(), |_| std::future::pending());
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::NoSpace);
+    }
+}

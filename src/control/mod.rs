@@ -1,0 +1,13 @@
+//! The control plane: what a person or program may ask of a gateway, over HTTP/JSON on a unix socket.
+//!
+//! It decides nothing about data: it parses what was asked, hands it to the [`backend::Backend`], and says how it
+//! went. The command line is a client of it and shares [`model`]; nothing here knows threads of the data path.
+
+pub mod api;
+pub mod backend;
+pub mod catalogue;
+pub mod jobs;
+pub mod model;
+pub mod name;
+pub mod selector;
+pub(crate) mod wire;

@@ -1,0 +1,493 @@
+//! The words of the API: what a request holds and what an answer says. Shared by server and command line.
+//!
+//! Plain values, no behaviour. Sizes are bytes, durations milliseconds, times RFC 3339 in UTC; see `wire.rs`.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::name::{Label, Name};
+use super::selector::PointSelector;
+use crate::block::TestId;
+use crate::error::{Error, ErrorKind};
+use crate::units::{DiskId, GroupId, Lsn, PointId, WallNanos};
+
+/// A protection group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// Permanent id.
+    pub id: GroupId,
+    /// What people call it.
+    pub name: Name,
+    /// When it was created.
+    pub created: WallNanos,
+    /// How it is protected.
+    pub policy: Policy,
+    /// Its disks, by name.
+    pub disks: Vec<Disk>,
+}
+
+/// How a group is protected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    /// Time between recovery points; none is made while nothing is written.
+    pub interval_ms: u64,
+}
+
+impl Policy {
+    /// Shortest interval: below it markers and manifest steps outweigh the writes.
+    pub const INTERVAL_MS_MIN: u64 = 100;
+    /// Longest interval.
+    pub const INTERVAL_MS_MAX: u64 = 24 * 3600 * 1000;
+
+    /// The policy, if its interval is one that can be kept.
+    pub fn checked(self) -> Result<Policy, Error> {
+        if (Policy::INTERVAL_MS_MIN..=Policy::INTERVAL_MS_MAX).contains(&self.interval_ms) {
+            return Ok(self);
+        }
+        Err(Error::invalid(format!(
+            "interval = {}ms: out of range: write a duration from 100ms to 24h, for example 1s",
+            self.interval_ms
+        )))
+    }
+}
+
+/// A protected disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// Permanent id.
+    pub id: DiskId,
+    /// The name of its group.
+    pub group: Name,
+    /// What people call it.
+    pub name: Name,
+    /// Its size.
+    pub size_bytes: u64,
+    /// The NBD export's name.
+    pub export: String,
+    /// The NBD URI of the export at the gateway's first address.
+    pub uri: String,
+}
+
+/// A recovery point of a group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Point {
+    /// Permanent id.
+    pub id: PointId,
+    /// The marker's LSN; points are ordered by it.
+    pub lsn: Lsn,
+    /// The group's time at the marker.
+    pub time: WallNanos,
+    /// How consistent it is.
+    pub kind: PointKind,
+    /// What a person called it.
+    pub label: Option<String>,
+    /// Bytes of the delta since the point before it, as stored.
+    pub delta_bytes: u64,
+}
+
+/// How consistent a recovery point is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PointKind {
+    /// As after a power cut, over all disks of the group at once.
+    Crash,
+    /// The applications had been told to come to rest.
+    Application,
+}
+
+/// A test failover: a point served beside ongoing protection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Test {
+    /// The N of `GROUP/DISK@test-N`.
+    pub number: TestId,
+    /// The group's name.
+    pub group: Name,
+    /// The point that it shows.
+    pub point: Point,
+    /// When it was started.
+    pub started: WallNanos,
+    /// Its disks.
+    pub exports: Vec<TestExport>,
+    /// Bytes written to it so far, which cleanup throws away.
+    pub overlay_bytes: u64,
+    /// Clients connected to it now.
+    pub connections: u64,
+}
+
+/// A disk of a test failover.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TestExport {
+    /// The disk's name.
+    pub disk: Name,
+    /// The NBD export's name.
+    pub export: String,
+    /// The NBD URI of the export at the gateway's first address.
+    pub uri: String,
+    /// The disk's size at the point.
+    pub size_bytes: u64,
+}
+
+/// `POST /v1/groups`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupRequest {
+    /// The new group's name.
+    pub name: Name,
+}
+
+/// `POST /v1/groups/{group}/disks`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskRequest {
+    /// The new disk's name.
+    pub name: Name,
+    /// What it holds.
+    pub source: DiskSource,
+}
+
+/// What a new disk holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum DiskSource {
+    /// Zeros; the size is a positive multiple of 512. Answered with a [`Disk`].
+    SizeBytes(u64),
+    /// A raw file's content and size. Answered with a [`Job`].
+    Import(PathBuf),
+}
+
+/// `POST /v1/groups/{group}/points`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PointRequest {
+    /// What the point is called.
+    pub label: Option<Label>,
+}
+
+/// `POST /v1/groups/{group}/tests`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TestRequest {
+    /// Which point.
+    pub point: PointSelector,
+}
+
+/// `POST /v1/groups/{group}/restore`; answered with a [`Job`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreRequest {
+    /// Which point.
+    pub point: PointSelector,
+    /// Where one raw file a disk, `DISK.raw`, is written; absolute, created if missing.
+    pub directory: PathBuf,
+    /// Whether files that are there already may be overwritten.
+    #[serde(default)]
+    pub overwrite: bool,
+}
+
+/// `POST /v1/vault/verify`; answered with a [`Job`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VerifyRequest {
+    /// One group, or every group.
+    pub group: Option<Name>,
+}
+
+/// What a restore wrote.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restored {
+    /// The point.
+    pub point: Point,
+    /// The files.
+    pub files: Vec<PathBuf>,
+    /// Bytes written, without holes.
+    pub bytes: u64,
+}
+
+/// What a verification found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyReport {
+    /// Groups looked at.
+    pub groups: u64,
+    /// Manifest steps read.
+    pub steps: u64,
+    /// Blobs read.
+    pub blobs: u64,
+    /// Bytes read and summed.
+    pub bytes: u64,
+    /// What is wrong, one line each; empty when all is well.
+    pub faults: Vec<String>,
+}
+
+/// Something that takes long: asked for once, then watched.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job {
+    /// Permanent id: 32 hexadecimal digits.
+    pub id: String,
+    /// What kind of work.
+    pub kind: JobKind,
+    /// On what, for people.
+    pub what: String,
+    /// When it began.
+    pub started: WallNanos,
+    /// When it ended.
+    pub ended: Option<WallNanos>,
+    /// Bytes done.
+    pub bytes_done: u64,
+    /// Bytes to do, once known.
+    pub bytes_total: Option<u64>,
+    /// How it stands.
+    pub state: JobState,
+}
+
+/// What kind of work a job does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobKind {
+    /// A disk is filled from a file.
+    Import,
+    /// A point is written to files.
+    Restore,
+    /// A vault is read and checked.
+    Verify,
+}
+
+/// How a job stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    /// At work.
+    Running,
+    /// Done, with this result.
+    Done(JobResult),
+    /// Failed.
+    Failed(ApiError),
+}
+
+/// What a job made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobResult {
+    /// An import's disk.
+    Disk(Disk),
+    /// A restore's files.
+    Restored(Restored),
+    /// A verification's findings.
+    Verified(VerifyReport),
+}
+
+/// An error as the API says it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiError {
+    /// What a caller can do about it.
+    pub kind: ErrorKind,
+    /// One line for people.
+    pub message: String,
+}
+
+impl From<&Error> for ApiError {
+    fn from(error: &Error) -> ApiError {
+        ApiError { kind: error.kind(), message: error.to_string() }
+    }
+}
+
+impl From<ApiError> for Error {
+    fn from(error: ApiError) -> Error {
+        Error::new(error.kind, error.message)
+    }
+}
+
+/// How the whole gateway stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The site's name.
+    pub site: Name,
+    /// The gateway's version.
+    pub version: String,
+    /// When the process began to serve.
+    pub started: WallNanos,
+    /// Where block clients connect, as configured.
+    pub listen: Vec<String>,
+    /// Block clients connected now.
+    pub connections: u64,
+    /// What the data path's I/O goes through.
+    pub storage: StorageStatus,
+    /// Every group, by name.
+    pub groups: Vec<GroupStatus>,
+}
+
+/// What the data path's I/O really goes through.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StorageStatus {
+    /// `io_uring` or `blocking`.
+    pub backend: String,
+    /// Why that one.
+    pub backend_reason: String,
+    /// Whether files bypass the page cache.
+    pub direct: bool,
+    /// Why they do not.
+    pub direct_reason: Option<String>,
+}
+
+/// How a group stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GroupStatus {
+    /// The group and its disks.
+    pub group: Group,
+    /// Its state.
+    pub state: GroupState,
+    /// How far its records are.
+    pub lsn: LsnLadder,
+    /// Its journal.
+    pub journal: JournalStatus,
+    /// Its newest recovery point.
+    pub newest_point: Option<NewestPoint>,
+    /// Whether nothing was written since the newest point: idleness is not lateness.
+    pub idle: bool,
+    /// Its recovery points.
+    pub history: History,
+    /// What its guests write now.
+    pub writes: WriteRate,
+    /// Block clients connected to its disks now.
+    pub connections: u64,
+}
+
+/// A group's state, why, and since when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupState {
+    /// The state.
+    pub condition: Condition,
+    /// Why it is not [`Condition::Protected`].
+    pub reason: Option<Reason>,
+    /// Since when.
+    pub since: WallNanos,
+}
+
+/// What can be said of a group in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Condition {
+    /// Its journal is being opened; it is not served yet.
+    Opening,
+    /// Served, and every write is captured.
+    Protected,
+    /// Served, but something lags or failed that the reason names.
+    Degraded,
+    /// Writes fail until a person has mended what the reason names.
+    Latched,
+    /// The process is stopping.
+    Stopping,
+}
+
+/// Why a group is not simply protected.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reason {
+    /// Which kind of reason.
+    pub code: ReasonCode,
+    /// One line for people: what failed, on which file.
+    pub detail: String,
+}
+
+/// Which kind of reason a state has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReasonCode {
+    /// A journal write or sync failed.
+    JournalFailed,
+    /// The journal is at its limit: writes wait.
+    JournalFull,
+    /// The file system is full: writes wait.
+    NoSpace,
+    /// A disk's image failed; that disk's writes fail.
+    ImageFailed,
+    /// The vault failed: no points are published.
+    VaultFailed,
+    /// What is on disk is not what was stored.
+    Corrupt,
+    /// A newer timeline exists.
+    Fenced,
+}
+
+/// How far a group's records are: each at most the one before it, except that durable and visible do not bind each
+/// other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LsnLadder {
+    /// Handed to the storage.
+    pub submitted: Lsn,
+    /// Survives the death of the process.
+    pub written: Lsn,
+    /// Seen by reads, and acknowledged.
+    pub visible: Lsn,
+    /// Survives the death of the machine.
+    pub durable: Lsn,
+    /// In the images, under a durable checkpoint.
+    pub destaged: Lsn,
+    /// In the vault, in a published point.
+    pub vaulted: Lsn,
+}
+
+/// A group's journal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalStatus {
+    /// Bytes that cannot be recycled yet.
+    pub used_bytes: u64,
+    /// The configured limit.
+    pub limit_bytes: u64,
+}
+
+/// A group's newest recovery point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewestPoint {
+    /// Its id.
+    pub id: PointId,
+    /// Its time.
+    pub time: WallNanos,
+    /// How old it is.
+    pub age_ms: u64,
+}
+
+/// A group's recovery points.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct History {
+    /// How many there are.
+    pub points: u64,
+    /// The oldest one's time.
+    pub oldest: Option<WallNanos>,
+    /// The newest one's time.
+    pub newest: Option<WallNanos>,
+}
+
+/// What a group's guests write, averaged over the last seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct WriteRate {
+    /// Write requests a second.
+    pub writes_per_s: f64,
+    /// Bytes a second.
+    pub bytes_per_s: f64,
+}
+
+/// Something that happened, for people to look back at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// When.
+    pub time: WallNanos,
+    /// To which group.
+    pub group: Option<GroupId>,
+    /// How grave it is.
+    pub severity: Severity,
+    /// One line for people.
+    pub message: String,
+}
+
+/// How grave an event is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// Worth knowing.
+    Info,
+    /// To be looked at.
+    Warning,
+    /// To be mended.
+    Error,
+}

@@ -1,0 +1,223 @@
+//! An address that the gateway listens on: a unix socket or a TCP address.
+//!
+//! It is text only at its edges ([`ListenAddress::parse`], [`ListenAddress::nbd_uri`]). [`in_use`] looks without
+//! touching anything; [`bind_unix`] is the only place that removes a file, and only a socket that nobody answers on.
+
+use std::fmt;
+use std::io;
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+/// Bytes of a path that fit `sockaddr_un.sun_path` with its terminating zero, unix(7).
+pub const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ListenAddress {
+    /// A unix socket, by absolute path.
+    Unix(PathBuf),
+    /// A TCP address.
+    Tcp(SocketAddr),
+}
+
+/// What is wrong with an address, and how to mend it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AddressFault {
+    /// What is wrong.
+    pub problem: String,
+    /// What to do about it.
+    pub mend: String,
+}
+
+impl AddressFault {
+    fn new(problem: impl Into<String>, mend: impl Into<String>) -> AddressFault {
+        AddressFault { problem: problem.into(), mend: mend.into() }
+    }
+}
+
+impl ListenAddress {
+    /// `unix:PATH` or `HOST:PORT`. A relative path is taken from the working directory; a host name is resolved.
+    pub fn parse(text: &str) -> Result<ListenAddress, AddressFault> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return socket_path(Path::new(path)).map(ListenAddress::Unix);
+        }
+        if !text.contains(':') {
+            return Err(AddressFault::new(
+                "neither a unix socket nor a TCP address",
+                "write \"unix:/PATH\" or \"127.0.0.1:10809\"",
+            ));
+        }
+        let resolved = text.to_socket_addrs().map(|mut addresses| addresses.next());
+        match resolved {
+            Ok(Some(address)) => Ok(ListenAddress::Tcp(address)),
+            Ok(None) => Err(AddressFault::new("the host has no address", "write an address of this host")),
+            Err(error) => Err(AddressFault::new(
+                format!("not a TCP address ({error})"),
+                "write HOST:PORT, for example \"127.0.0.1:10809\" or \"[::1]:10809\"",
+            )),
+        }
+    }
+
+    /// Whether only this machine can reach it.
+    pub fn is_local(&self) -> bool {
+        match self {
+            ListenAddress::Unix(_) => true,
+            ListenAddress::Tcp(address) => address.ip().to_canonical().is_loopback(),
+        }
+    }
+
+    /// The NBD URI of an export served here, as the NBD project's uri.md writes it.
+    pub fn nbd_uri(&self, export: &str) -> String {
+        match self {
+            ListenAddress::Unix(path) => {
+                format!("nbd+unix:///{export}?socket={}", percent_encode(&path.to_string_lossy()))
+            }
+            ListenAddress::Tcp(address) => format!("nbd://{address}/{export}"),
+        }
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ListenAddress::Unix(path) => write!(f, "unix:{}", path.display()),
+            ListenAddress::Tcp(address) => write!(f, "{address}"),
+        }
+    }
+}
+
+/// The absolute form of a socket's path, if the kernel can bind it.
+pub fn socket_path(path: &Path) -> Result<PathBuf, AddressFault> {
+    let path = std::path::absolute(path)
+        .map_err(|error| AddressFault::new(format!("not a path ({error})"), "write \"unix:/PATH\""))?;
+    let bytes = path.as_os_str().len();
+    if bytes > SOCKET_PATH_BYTES_MAX {
+        return Err(AddressFault::new(
+            format!("a socket's path has at most {SOCKET_PATH_BYTES_MAX} bytes, this one has {bytes}"),
+            "choose a shorter path, for example under /run/afterimage",
+        ));
+    }
+    Ok(path)
+}
+
+/// What keeps `address` from being bound now, without touching it.
+pub fn in_use(address: &ListenAddress) -> Option<AddressFault> {
+    match address {
+        ListenAddress::Unix(path) => unix_in_use(path),
+        ListenAddress::Tcp(address) => match TcpListener::bind(address) {
+            Ok(_) => None,
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Some(AddressFault::new(
+                "socket in use",
+                format!(
+                    "stop whatever listens there (`ss -ltnp sport = :{}`) or choose another port",
+                    address.port()
+                ),
+            )),
+            Err(error) => Some(AddressFault::new(error.to_string(), "choose an address of this host")),
+        },
+    }
+}
+
+fn unix_in_use(path: &Path) -> Option<AddressFault> {
+    let metadata = match path.symlink_metadata() {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        Err(error) => return Some(AddressFault::new(error.to_string(), "choose another path")),
+    };
+    if !metadata.file_type().is_socket() {
+        return Some(AddressFault::new(
+            "a file that is not a socket has this name",
+            "remove it or choose another path",
+        ));
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => None,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        _ => Some(AddressFault::new(
+            "socket in use",
+            "stop the process that listens there (perhaps another gateway) or choose another path",
+        )),
+    }
+}
+
+/// Binds a unix socket that only the owner may connect to, over a dead process's socket if one lies there.
+pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    if let Some(fault) = unix_in_use(path) {
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, fault.problem));
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// RFC 3986: everything but unreserved characters and `/`, which a query may hold.
+fn percent_encode(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_unix_paths_or_tcp() {
+        assert_eq!(
+            ListenAddress::parse("unix:/run/a.sock").unwrap(),
+            ListenAddress::Unix("/run/a.sock".into())
+        );
+        assert_eq!(
+            ListenAddress::parse("[::1]:10809").unwrap(),
+            ListenAddress::Tcp("[::1]:10809".parse().unwrap())
+        );
+        for text in ["10809", "/run/a.sock", "127.0.0.1:", "127.0.0.1:99999", "unix:"] {
+            assert!(ListenAddress::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn only_loopback_is_local() {
+        let local = |text: &str| ListenAddress::Tcp(text.parse().unwrap()).is_local();
+        assert!(
+            local("127.0.0.1:1") && local("127.9.9.9:1") && local("[::1]:1") && local("[::ffff:127.0.0.1]:1")
+        );
+        assert!(!local("0.0.0.0:1") && !local("[::]:1") && !local("192.168.0.1:1"));
+    }
+
+    #[test]
+    fn an_export_has_a_uri_that_nbd_clients_take() {
+        let address = ListenAddress::Unix("/run/a b.sock".into());
+        assert_eq!(address.nbd_uri("erp/db@test-1"), "nbd+unix:///erp/db@test-1?socket=/run/a%20b.sock");
+        let address = ListenAddress::parse("127.0.0.1:10809").unwrap();
+        assert_eq!(address.nbd_uri("erp/db"), "nbd://127.0.0.1:10809/erp/db");
+    }
+
+    #[test]
+    fn a_dead_socket_is_bound_over_and_a_living_one_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        let living = bind_unix(&path).expect("nobody answers on it");
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(bind_unix(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(living);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "not a socket").unwrap();
+        assert_eq!(bind_unix(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "not a socket");
+    }
+}

@@ -1,0 +1,219 @@
+//! How a group stands: a snapshot that can leave its owner thread.
+
+use crate::error::ErrorKind;
+use crate::format::record::{DiskRecord, PointRecord};
+use crate::protect::group::{Counters, Group};
+use crate::units::{GroupId, Lsn, MonotonicNanos, WallNanos};
+
+/// Rates are averaged over this many samples,
+const SAMPLES: usize = 6;
+/// taken this far apart.
+const SAMPLE_NANOS: u64 = 1_000_000_000;
+
+/// What a group is doing, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Condition {
+    /// Its opening frame is not durable yet.
+    Opening,
+    /// Every write is captured.
+    Protected,
+    /// Writes wait: the journal is at its limit.
+    JournalFull,
+    /// Writes wait, or images lag: a file system is full.
+    NoSpace,
+    /// One disk's image failed: that disk's writes fail.
+    ImageFailed,
+    /// The vault refused a point for good: the journal fills.
+    VaultFailed,
+    /// The journal failed: all writes fail.
+    JournalFailed,
+    /// It is stopping.
+    Stopping,
+}
+
+/// How far a group's records are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ladder {
+    /// Handed to the storage.
+    pub submitted: Lsn,
+    /// Seen by reads, and acknowledged; written, and so safe from the death of the process.
+    pub visible: Lsn,
+    /// Safe from a power cut.
+    pub durable: Lsn,
+    /// In the images, under a durable checkpoint.
+    pub destaged: Lsn,
+    /// In the vault, in a published point.
+    pub vaulted: Lsn,
+}
+
+/// A group as it stands at one moment.
+#[derive(Clone, Debug)]
+pub struct GroupSnapshot {
+    /// Its id.
+    pub id: GroupId,
+    /// Its name.
+    pub name: String,
+    /// When it was created.
+    pub created: WallNanos,
+    /// Milliseconds between points.
+    pub interval_ms: u64,
+    /// Its disks.
+    pub disks: Vec<DiskRecord>,
+    /// Names of the disks whose image failed.
+    pub latched_disks: Vec<String>,
+    /// What it is doing,
+    pub condition: Condition,
+    /// and since when.
+    pub since: WallNanos,
+    /// How far its records are.
+    pub ladder: Ladder,
+    /// Bytes of journal segments in use.
+    pub journal_used_bytes: u64,
+    /// Most bytes of journal segments.
+    pub journal_limit_bytes: u64,
+    /// Whether nothing was written since the newest point.
+    pub idle: bool,
+    /// The newest point.
+    pub newest_point: Option<PointRecord>,
+    /// Time of the oldest point.
+    pub oldest: Option<WallNanos>,
+    /// How many points there are.
+    pub points: u64,
+    /// Totals since the group was opened.
+    pub counters: Counters,
+    /// Write requests a second, lately.
+    pub writes_per_s: f64,
+    /// Bytes of write requests a second, lately.
+    pub bytes_per_s: f64,
+    /// Whether the images bypass the page cache.
+    pub direct: bool,
+}
+
+/// Rates over the last seconds.
+#[derive(Debug, Default)]
+pub struct RateMeter {
+    samples: std::collections::VecDeque<(MonotonicNanos, u64, u64)>,
+}
+
+impl RateMeter {
+    /// Notes the totals, at most once a second.
+    pub fn sample(&mut self, now: MonotonicNanos, counters: &Counters) {
+        if self.samples.back().is_some_and(|&(at, ..)| now.0 < at.0 + SAMPLE_NANOS) {
+            return;
+        }
+        self.samples.push_back((now, counters.writes, counters.written_bytes));
+        if self.samples.len() > SAMPLES {
+            self.samples.pop_front();
+        }
+    }
+
+    /// Writes and bytes a second since the oldest sample that is recent.
+    #[allow(clippy::cast_precision_loss)]
+    pub fn rates(&self, now: MonotonicNanos, counters: &Counters) -> (f64, f64) {
+        let horizon = now.0.saturating_sub(SAMPLE_NANOS * SAMPLES as u64);
+        let Some(&(at, writes, bytes)) = self.samples.iter().find(|(at, ..)| at.0 >= horizon) else {
+            return (0.0, 0.0);
+        };
+        let seconds = (now.0 - at.0) as f64 / 1e9;
+        if seconds <= 0.0 {
+            return (0.0, 0.0);
+        }
+        ((counters.writes - writes) as f64 / seconds, (counters.written_bytes - bytes) as f64 / seconds)
+    }
+}
+
+impl Group {
+    /// What the group is doing now.
+    pub fn condition(&self) -> Condition {
+        if self.writer.failure().is_some() {
+            Condition::JournalFailed
+        } else if self.stopping {
+            Condition::Stopping
+        } else if !self.serving {
+            Condition::Opening
+        } else if self.disks.values().any(|disk| disk.latched.is_some()) {
+            Condition::ImageFailed
+        } else if self.vault_failed.is_some() {
+            Condition::VaultFailed
+        } else if self.retry_at.is_some() {
+            Condition::NoSpace
+        } else if self.writer.is_stalled() {
+            Condition::JournalFull
+        } else {
+            Condition::Protected
+        }
+    }
+
+    /// Why the vault refused a point for good, if it did.
+    pub fn vault_failure(&self) -> Option<ErrorKind> {
+        self.vault_failed
+    }
+
+    /// How far the group's records are.
+    pub fn ladder(&self) -> Ladder {
+        Ladder {
+            submitted: self.writer.submitted(),
+            visible: self.writer.visible(),
+            durable: self.writer.durable(),
+            destaged: self.destaged,
+            vaulted: self.vaulted,
+        }
+    }
+
+    /// The group as it stands.
+    pub fn snapshot(&self) -> GroupSnapshot {
+        let latched = self.disks.values().filter(|disk| disk.latched.is_some());
+        let (writes_per_s, bytes_per_s) = self.rates.rates(self.runtime.now(), &self.counters);
+        GroupSnapshot {
+            id: self.identity.group,
+            name: self.name.clone(),
+            created: self.settings.vault.manifest().state().record().created,
+            interval_ms: u64::try_from(self.schedule.interval().as_millis()).unwrap_or(u64::MAX),
+            disks: self.disks.values().map(|disk| disk.record.clone()).collect(),
+            latched_disks: latched.map(|disk| disk.record.name.clone()).collect(),
+            condition: self.condition.0,
+            since: self.condition.1,
+            ladder: self.ladder(),
+            journal_used_bytes: self.segments.used_bytes(),
+            journal_limit_bytes: self.segments.limit_bytes(),
+            idle: self.vaulted_all(),
+            newest_point: self.points.last().cloned(),
+            oldest: self.points.first().map(|point| point.wall),
+            points: self.points.len() as u64,
+            counters: self.counters,
+            writes_per_s,
+            bytes_per_s,
+            direct: self.segments.live().all(|segment| segment.file.is_direct())
+                && self.disks.values().all(|disk| disk.image.file.is_direct()),
+        }
+    }
+
+    /// Notes what the group does, and since when, and how fast.
+    pub(super) fn observe(&mut self) {
+        let condition = self.condition();
+        if condition != self.condition.0 {
+            self.condition = (condition, self.runtime.wall());
+            tracing::info!(group = %self.name, ?condition, "the group's state changed");
+        }
+        self.rates.sample(self.runtime.now(), &self.counters);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_averaged_over_the_last_seconds_only() {
+        let mut meter = RateMeter::default();
+        let at = |seconds: u64| MonotonicNanos(seconds * SAMPLE_NANOS);
+        for second in 0..10 {
+            let counters =
+                Counters { writes: second * 100, written_bytes: second * 4096, ..Counters::default() };
+            meter.sample(at(second), &counters);
+        }
+        let counters = Counters { writes: 1000, written_bytes: 40960, ..Counters::default() };
+        assert_eq!(meter.rates(at(10), &counters), (100.0, 4096.0));
+        assert_eq!(meter.rates(at(100), &counters), (0.0, 0.0));
+    }
+}

@@ -1,0 +1,251 @@
+//! The sessions of a data thread: from accepted or attached, over the choice of an export, to their end.
+
+use std::cmp::Reverse;
+use std::time::Duration;
+
+use mio::Token;
+use tokio::sync::oneshot;
+
+use super::{DataThread, Drain};
+use crate::block::{Export, Request, Ticket, Volume};
+use crate::site::message::Message;
+use crate::site::session::Session;
+use crate::units::to_usize;
+
+fn token(session: u64) -> Token {
+    Token(to_usize(session))
+}
+
+impl<V: Volume + 'static> DataThread<V> {
+    /// Notes that a session may go on, in whichever ways it may.
+    pub(super) fn mark(session: &mut Session, turns: &mut Vec<u64>, sends: &mut Vec<u64>) {
+        if !session.has_turn && (session.wants_turn() || session.is_blocked()) {
+            session.has_turn = true;
+            turns.push(session.id);
+        }
+        if !session.has_send {
+            session.has_send = true;
+            sends.push(session.id);
+        }
+    }
+
+    /// Takes a session in.
+    pub(super) fn adopt(&mut self, mut session: Session) {
+        let id = session.id;
+        if let Err(error) = session.register(self.poll.registry(), token(id)) {
+            tracing::error!(session = id, %error, "cannot watch a client's socket");
+            self.forget(session);
+            return;
+        }
+        if let Some(deadline) = session.deadline {
+            self.deadlines.push(Reverse((deadline, id)));
+        }
+        if let Some(deadline) = self.draining {
+            session.begin_closing(deadline);
+            self.deadlines.push(Reverse((deadline, id)));
+        }
+        session.has_turn = false;
+        session.has_send = false;
+        Self::mark(&mut session, &mut self.turns, &mut self.sends);
+        self.sessions.insert(id, session);
+        self.shared.set_sessions(self.index, self.sessions.len());
+    }
+
+    /// Takes over a session that another thread accepted.
+    pub(super) fn attach(&mut self, mut session: Session, requests: Vec<(Ticket, Export, Request)>) {
+        let home = session.home;
+        if session.connection.export().is_none_or(|export| !self.shared.exports.serves(export)) {
+            // Its export was removed while it crossed, and those told to close its sessions did not meet it.
+            session.begin_closing(self.after(self.shared.limits.closing));
+        }
+        self.adopt(session);
+        self.requests.extend(requests);
+        self.route(home);
+    }
+
+    /// Each session whose turn it is receives, and its requests go to their volume.
+    pub(super) fn receive(&mut self) {
+        let mut turns = std::mem::take(&mut self.turns);
+        for id in turns.drain(..) {
+            self.receive_from(id);
+        }
+        // Those that have more to do are in `self.turns` by now: the old vector only keeps its memory if unused.
+        if self.turns.is_empty() {
+            self.turns = turns;
+        }
+        self.cross_requests();
+    }
+
+    fn receive_from(&mut self, id: u64) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        session.has_turn = false;
+        session.receive(&*self.shared.exports, &mut self.requests);
+        if session.home.is_none() && !session.connection.in_handshake() {
+            self.place(id);
+            return;
+        }
+        if session.wants_turn() {
+            session.has_turn = true;
+            self.turns.push(id);
+        }
+        if !session.has_send
+            && (session.connection.wants_output() || session.is_over() || session.is_draining())
+        {
+            session.has_send = true;
+            self.sends.push(id);
+        }
+        let home = session.home;
+        self.route(home);
+    }
+
+    /// A session has chosen its export: it stays, or moves to the thread that should have it.
+    fn place(&mut self, id: u64) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let export = session.connection.export().expect("the handshake ends with an export");
+        session.deadline = None;
+        // A group that is not hosted any more is answered for by this host, which refuses.
+        let placement = self.shared.exports.begin_session(export, self.shared.threads());
+        session.home = Some(placement.map_or(self.index, |placement| placement.home));
+        let thread = placement.map_or(self.index, |placement| placement.thread);
+        if thread == self.index || self.draining.is_some() {
+            Self::mark(session, &mut self.turns, &mut self.sends);
+            let home = session.home;
+            self.route(home);
+            return;
+        }
+        let Some(mut session) = self.take_out(id) else { return };
+        if let Err(error) = session.deregister(self.poll.registry()) {
+            tracing::error!(session = id, %error, "cannot hand a client's socket over");
+            self.requests.clear();
+            self.forget(session);
+            return;
+        }
+        let requests = std::mem::take(&mut self.requests);
+        let message = Message::Attach { session: Box::new(session), requests };
+        if let Err(Message::Attach { session, .. }) = self.shared.publish(thread, message) {
+            self.forget(*session);
+        }
+    }
+
+    /// Each session with output sends; those that are over end.
+    pub(super) fn send(&mut self) {
+        let mut sends = std::mem::take(&mut self.sends);
+        for id in sends.drain(..) {
+            let Some(session) = self.sessions.get_mut(&id) else { continue };
+            session.has_send = false;
+            let sent = session.send(self.poll.registry(), token(id));
+            if session.is_over() {
+                self.end(id);
+                continue;
+            }
+            if !session.has_turn && (session.wants_turn() || (sent && session.is_blocked())) {
+                session.has_turn = true;
+                self.turns.push(id);
+            }
+            if session.is_draining() && session.deadline.is_none() {
+                self.give_deadline(id);
+            }
+        }
+        self.sends = sends;
+        self.finish_drains();
+    }
+
+    /// A client that ended its session and takes no replies is not waited for without end.
+    fn give_deadline(&mut self, id: u64) {
+        let deadline = self.after(self.shared.limits.closing);
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.deadline = Some(deadline);
+            self.deadlines.push(Reverse((deadline, id)));
+        }
+    }
+
+    /// Takes a session out of the list.
+    fn take_out(&mut self, id: u64) -> Option<Session> {
+        let session = self.sessions.remove(&id);
+        self.shared.set_sessions(self.index, self.sessions.len());
+        session
+    }
+
+    fn end(&mut self, id: u64) {
+        let Some(session) = self.take_out(id) else { return };
+        match session.connection.close_reason() {
+            Some(reason) if !reason.is_orderly() => tracing::info!(session = id, %reason, "a session ended"),
+            _ => tracing::debug!(session = id, "a session ended"),
+        }
+        self.forget(session);
+    }
+
+    /// Undoes what others know of a session that is in no list any more; the socket closes.
+    fn forget(&mut self, session: Session) {
+        self.shared.dismiss();
+        let (Some(home), Some(export)) = (session.home, session.connection.export()) else { return };
+        self.shared.exports.end_session(export);
+        if home == self.index {
+            self.host.session_ended(export.group(), session.id);
+        } else {
+            self.tell_ended(home, export.group(), session.id);
+        }
+    }
+
+    /// Sessions of an export, or all, are to end: no new requests, what is in flight is answered.
+    pub(super) fn drain(
+        &mut self,
+        export: Option<Export>,
+        within: Duration,
+        drained: oneshot::Sender<usize>,
+    ) {
+        let deadline = self.after(within);
+        let drain = Drain { export, deadline, cut_off: 0, drained: Some(drained) };
+        if export.is_none() {
+            self.draining = Some(deadline);
+            self.listening.close();
+        }
+        for session in self.sessions.values_mut().filter(|session| drain.concerns(session)) {
+            session.begin_closing(deadline);
+            Self::mark(session, &mut self.turns, &mut self.sends);
+        }
+        self.drains.push(drain);
+    }
+
+    fn finish_drains(&mut self) {
+        let sessions = &self.sessions;
+        self.drains.retain_mut(|drain| {
+            let lives = sessions.values().any(|session| drain.concerns(session));
+            if !lives && let Some(drained) = drain.drained.take() {
+                // Whoever asked may have lost interest.
+                let _ = drained.send(drain.cut_off);
+            }
+            lives
+        });
+    }
+
+    /// Cuts off whoever is past a deadline.
+    pub(super) fn expire(&mut self) {
+        if self.deadlines.is_empty() && self.drains.is_empty() {
+            return;
+        }
+        let now = self.now();
+        for drain in self.drains.iter_mut().filter(|drain| drain.deadline <= now) {
+            let concerned = self.sessions.values().filter(|session| drain.concerns(session));
+            let ids: Vec<u64> = concerned.map(|session| session.id).collect();
+            drain.cut_off += ids.len();
+            self.sends.extend(&ids);
+            for id in ids {
+                if let Some(session) = self.sessions.get_mut(&id) {
+                    session.cut_off();
+                }
+            }
+        }
+        while self.deadlines.peek().is_some_and(|Reverse((deadline, _))| *deadline <= now) {
+            let Some(Reverse((_, id))) = self.deadlines.pop() else { break };
+            let session = self.sessions.get(&id);
+            if session.is_some_and(|session| session.deadline.is_some_and(|deadline| deadline <= now)) {
+                tracing::info!(session = id, "a client is cut off: its deadline has passed");
+                self.end(id);
+            }
+        }
+        if !self.sends.is_empty() {
+            self.send();
+        }
+    }
+}

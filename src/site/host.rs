@@ -1,0 +1,182 @@
+//! What a data thread hosts: the volumes of its groups, and the runtime that they and their tasks run on.
+//!
+//! Everything that happens to a group happens through its host, on its thread: requests, completions, commands of the
+//! control plane, and what tasks leave for [`Later`]. Nothing here waits.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt;
+use std::rc::Rc;
+
+use crate::block::{Export, Refusal, Reply, Request, Ticket, Volume};
+use crate::runtime::{Event, Runtime};
+use crate::units::{GroupId, MonotonicNanos};
+
+/// The volumes of one data thread.
+pub struct Host<V> {
+    runtime: Rc<Runtime>,
+    thread: usize,
+    volumes: HashMap<GroupId, V>,
+    /// Which volume owns a tag's owner, as found by asking them.
+    owners: HashMap<u32, GroupId>,
+    later: Later<V>,
+    events: Vec<Event>,
+    replies: Vec<(Ticket, Reply)>,
+}
+
+type LocalCommand<V> = Box<dyn FnOnce(&mut Host<V>)>;
+
+/// How a task on the runtime reaches the host: what it leaves here runs as soon as the tasks have run.
+pub struct Later<V>(Rc<RefCell<Vec<LocalCommand<V>>>>);
+
+impl<V> Later<V> {
+    /// Runs `command` on the host soon.
+    pub fn run(&self, command: impl FnOnce(&mut Host<V>) + 'static) {
+        self.0.borrow_mut().push(Box::new(command));
+    }
+}
+
+impl<V> Clone for Later<V> {
+    fn clone(&self) -> Later<V> {
+        Later(Rc::clone(&self.0))
+    }
+}
+
+impl<V> fmt::Debug for Later<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Later({})", self.0.borrow().len())
+    }
+}
+
+impl<V: Volume> Host<V> {
+    pub(super) fn new(runtime: Rc<Runtime>, thread: usize) -> Host<V> {
+        Host {
+            runtime,
+            thread,
+            volumes: HashMap::new(),
+            owners: HashMap::new(),
+            later: Later(Rc::default()),
+            events: Vec::new(),
+            replies: Vec::new(),
+        }
+    }
+
+    /// The runtime of this thread.
+    pub fn runtime(&self) -> &Rc<Runtime> {
+        &self.runtime
+    }
+
+    /// The number of this data thread.
+    pub fn thread(&self) -> usize {
+        self.thread
+    }
+
+    /// A way back to this host for a task.
+    pub fn later(&self) -> Later<V> {
+        self.later.clone()
+    }
+
+    /// Hosts a group's volume; from now on it gets the group's requests.
+    ///
+    /// # Panics
+    /// If the group is hosted already.
+    pub fn insert(&mut self, group: GroupId, volume: V) {
+        let before = self.volumes.insert(group, volume);
+        assert!(before.is_none(), "group {group} is hosted twice");
+    }
+
+    /// Stops hosting a group. Replies that are due still leave; whatever else it holds it must have answered before.
+    pub fn remove(&mut self, group: GroupId) -> Option<V> {
+        let mut volume = self.volumes.remove(&group)?;
+        volume.take_replies(&mut self.replies);
+        self.owners.retain(|_, owner| *owner != group);
+        Some(volume)
+    }
+
+    /// A hosted group.
+    pub fn volume(&mut self, group: GroupId) -> Option<&mut V> {
+        self.volumes.get_mut(&group)
+    }
+
+    /// All hosted groups.
+    pub fn volumes(&mut self) -> impl Iterator<Item = (GroupId, &mut V)> {
+        self.volumes.iter_mut().map(|(group, volume)| (*group, volume))
+    }
+
+    pub(super) fn submit(&mut self, ticket: Ticket, export: Export, request: Request) {
+        match self.volumes.get_mut(&export.group()) {
+            Some(volume) => volume.submit(ticket, export, request),
+            None => self.replies.push((ticket, Err(Refusal::Shutdown))),
+        }
+    }
+
+    pub(super) fn session_ended(&mut self, group: GroupId, session: u64) {
+        if let Some(volume) = self.volumes.get_mut(&group) {
+            volume.session_ended(session);
+        }
+    }
+
+    /// Completions to volumes, tasks as far as they go, volumes as far as they go, and what they submitted to the
+    /// device. Whether another step is likely to find more: there were completions or commands, or tasks became ready.
+    pub(super) fn step(&mut self) -> bool {
+        let mut events = std::mem::take(&mut self.events);
+        self.runtime.step(&mut events);
+        let had_events = !events.is_empty();
+        let had_commands = self.run_later();
+        for event in events.drain(..) {
+            self.handle(event);
+        }
+        self.events = events;
+        for volume in self.volumes.values_mut() {
+            volume.advance();
+            volume.take_replies(&mut self.replies);
+        }
+        self.runtime.storage().start();
+        had_events || had_commands || self.runtime.has_ready_tasks()
+    }
+
+    fn run_later(&mut self) -> bool {
+        let commands = self.later.0.take();
+        let any = !commands.is_empty();
+        for command in commands {
+            command(self);
+        }
+        any
+    }
+
+    fn handle(&mut self, event: Event) {
+        let owner = event.tag.owner;
+        let group = self.owners.get(&owner).copied().or_else(|| {
+            let (group, _) = self.volumes.iter().find(|(_, volume)| volume.owns(owner))?;
+            self.owners.insert(owner, *group);
+            Some(*group)
+        });
+        // A volume that was removed left its last completions to nobody.
+        if let Some(volume) = group.and_then(|group| self.volumes.get_mut(&group)) {
+            volume.handle(event);
+        }
+    }
+
+    /// Moves the replies that are due.
+    pub(super) fn take_replies(&mut self, replies: &mut Vec<(Ticket, Reply)>) {
+        replies.append(&mut self.replies);
+    }
+
+    /// Whether a step has something to do although nothing happened.
+    pub(super) fn has_work(&self) -> bool {
+        self.runtime.has_ready_tasks() || !self.later.0.borrow().is_empty() || !self.replies.is_empty()
+    }
+
+    /// When a step is due although nothing happens.
+    pub(super) fn next_deadline(&self) -> Option<MonotonicNanos> {
+        let volumes = self.volumes.values().filter_map(V::next_deadline);
+        volumes.chain(self.runtime.next_timer()).min()
+    }
+}
+
+impl<V> fmt::Debug for Host<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let groups: Vec<_> = self.volumes.keys().collect();
+        f.debug_struct("Host").field("thread", &self.thread).field("groups", &groups).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,31 @@
+//! The process: data threads, and what is shared between them.
+//!
+//! ```text
+//!   clients ─▶ Listener ─▶ Session ─┐ same thread: a call
+//!                                   ├──────────────────────▶ Host ─▶ Volume (a group)
+//!   clients ─▶ Listener ─▶ Session ─┘ other thread: its intake
+//!                                                       DataThread = Host + sessions + one loop
+//!   control plane ─▶ DataThreads ─▶ intake of each thread
+//! ```
+
+mod convert;
+mod data_thread;
+mod data_threads;
+mod export_registry;
+mod gateway;
+mod host;
+mod listener;
+mod member;
+mod message;
+mod removal;
+mod serve;
+mod session;
+mod verbs;
+
+pub use data_threads::{DataThreads, DataThreadsOptions, Draining, SessionLimits};
+pub use export_registry::ExportRegistry;
+pub use gateway::{Gateway, StorageFound};
+pub use host::{Host, Later};
+pub use listener::{Endpoint, check_unix_socket_is_free};
+pub use member::Member;
+pub use serve::serve;

@@ -1,0 +1,114 @@
+//! `serve`: starts the data threads, opens the groups, listens, and stops in good order.
+
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::data_threads::{DataThreads, DataThreadsOptions, SessionLimits};
+use super::gateway::{Gateway, StorageFound};
+use super::listener::Endpoint;
+use super::member::Member;
+use crate::config::{Configuration, StorageChoice};
+use crate::control::api;
+use crate::control::catalogue::Catalogue;
+use crate::data_directory::DataDirectory;
+use crate::env::{Environment, OsEnvironment};
+use crate::error::{Error, Result};
+use crate::listen::{ListenAddress, bind_unix};
+use crate::storage::{BackendOptions, Preference, Storage, open_best};
+
+/// How long a clean stop may take; what is not sealed by then is recovered at the next start.
+const STOP_WITHIN: Duration = Duration::from_secs(60);
+
+/// Serves until SIGTERM or SIGINT; the configuration was checked and the data directory is ours.
+pub fn serve(configuration: Configuration, directory: DataDirectory) -> Result<()> {
+    let control = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .map_err(|error| Error::io("starting the control plane's threads", error))?;
+    control.block_on(run(configuration, directory))
+}
+
+async fn run(configuration: Configuration, directory: DataDirectory) -> Result<()> {
+    let mut terminate =
+        signal(SignalKind::terminate()).map_err(|error| Error::io("watching for SIGTERM", error))?;
+    let mut interrupt =
+        signal(SignalKind::interrupt()).map_err(|error| Error::io("watching for SIGINT", error))?;
+    let environment: Arc<dyn Environment + Send + Sync> = Arc::new(OsEnvironment::new());
+    let found = Arc::new(OnceLock::new());
+    let threads = start_threads(&configuration, Arc::clone(&found))?;
+    let (catalogue, _) = Catalogue::open(&directory.catalogue()).await?;
+    let storage = found.get().cloned().expect("every data thread opened its storage");
+    tracing::info!(backend = %storage.backend, reason = %storage.reason, "the storage back end");
+    let listen = configuration.nbd.listen.clone();
+    let socket = configuration.api.socket.clone();
+    let gateway =
+        Gateway::new(configuration, directory, threads, Arc::clone(&environment), catalogue, storage);
+    gateway.open_groups().await?;
+    for address in &listen {
+        let bound = gateway.listen(&endpoint(address))?;
+        tracing::info!(address = %bound, "block clients may connect");
+    }
+    let listener = bind_unix(&socket)
+        .map_err(|error| Error::io("listening on the API's socket", error).at_path(&socket))?;
+    let router = api::router(Arc::new(gateway.clone()), environment);
+    tracing::info!(socket = %socket.display(), "ready");
+    let stop = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping: sessions drain, journals are sealed");
+    };
+    let served = api::serve(listener, router, stop).await;
+    gateway.stop(STOP_WITHIN).await;
+    // The socket's name goes with the gateway that answered on it.
+    let _ = std::fs::remove_file(&socket);
+    gateway.end()?;
+    tracing::info!("stopped");
+    served.map_err(|error| Error::io("serving the API", error))
+}
+
+fn start_threads(
+    configuration: &Configuration,
+    found: Arc<OnceLock<StorageFound>>,
+) -> Result<DataThreads<Member>> {
+    let connections_max = configuration.nbd.connections_max.get();
+    let options = DataThreadsOptions {
+        threads: configuration.site.data_threads.get(),
+        limits: SessionLimits { connections_max, ..SessionLimits::default() },
+    };
+    let preference = match configuration.storage.backend {
+        StorageChoice::Auto => Preference::Best,
+        StorageChoice::Uring => Preference::Uring,
+        StorageChoice::Blocking => Preference::Blocking,
+    };
+    DataThreads::start(options, move |_| open_storage(preference, &found))
+}
+
+/// Opens a data thread's storage and notes what it really is.
+fn open_storage(preference: Preference, found: &OnceLock<StorageFound>) -> Result<Box<dyn Storage>> {
+    let chosen = open_best(&BackendOptions { preference, ..BackendOptions::default() })?;
+    let reason = match (&chosen.fallback, preference) {
+        (Some(reason), _) => {
+            tracing::warn!(%reason, "io_uring cannot be used here; blocking threads take over");
+            format!("io_uring cannot be used here: {reason}")
+        }
+        (None, Preference::Best) => "the best that works here".to_owned(),
+        (None, Preference::Uring | Preference::Blocking) => "chosen in the configuration".to_owned(),
+    };
+    let backend = chosen.storage.backend().to_string();
+    found.get_or_init(|| StorageFound { backend, reason });
+    Ok(chosen.storage)
+}
+
+fn endpoint(address: &ListenAddress) -> Endpoint {
+    match address {
+        ListenAddress::Unix(path) => Endpoint::Unix(path.clone()),
+        ListenAddress::Tcp(address) => Endpoint::Tcp(*address),
+    }
+}

@@ -1,0 +1,161 @@
+//! The command line as a process, against the API of a site in memory: what it prints, and its exit status.
+#![cfg(feature = "server")]
+
+mod fake_site;
+
+use std::io::Read;
+use std::process::{Command, Output, Stdio};
+
+use fake_site::Gateway;
+use serde_json::Value;
+
+fn command(gateway: &Gateway, line: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_afterimage"));
+    command.args(line.split(' ')).env("AFTERIMAGE_SOCKET", &gateway.socket).stdin(Stdio::null());
+    command
+}
+
+fn run(gateway: &Gateway, line: &str) -> Output {
+    command(gateway, line).output().unwrap()
+}
+
+#[track_caller]
+fn says(gateway: &Gateway, line: &str, fragment: &str) -> String {
+    let output = run(gateway, line);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{line}: {errors}");
+    assert!(text.contains(fragment), "{line}: `{fragment}` in: {text}");
+    assert!(!text.contains('\u{1b}'), "no escape codes in a pipe: {text:?}");
+    text
+}
+
+#[track_caller]
+fn json(gateway: &Gateway, line: &str) -> Value {
+    serde_json::from_str(&says(gateway, &format!("{line} --json"), "")).unwrap()
+}
+
+#[track_caller]
+fn fails(gateway: &Gateway, line: &str, status: i32, fragment: &str) {
+    let output = run(gateway, line);
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(status), "{line}: {errors}");
+    assert_eq!(errors.lines().count(), 1, "one line: {errors}");
+    assert!(errors.starts_with("error: ") && errors.contains(fragment), "{line}: `{fragment}` in: {errors}");
+}
+
+fn with_a_point(label: &str) -> Gateway {
+    let gateway = Gateway::start();
+    says(&gateway, "group create erp", "group erp created");
+    says(&gateway, "disk create erp/db --size 20G", "erp/db");
+    says(&gateway, &format!("point create erp --label {label}"), "created");
+    gateway
+}
+
+#[test]
+fn every_listing_is_text_or_json() {
+    let gateway = with_a_point("before");
+    says(&gateway, "group list", "GROUP  DISKS");
+    says(&gateway, "group show erp", "interval  1s");
+    says(&gateway, "disk list", "20.0 GiB");
+    says(&gateway, "point list erp", "before");
+    says(&gateway, "policy set erp --interval 5s", "every 5s");
+    assert_eq!(json(&gateway, "group list")[0]["policy"]["interval_ms"], 5000);
+    assert_eq!(json(&gateway, "group show erp")["name"], "erp");
+    assert_eq!(json(&gateway, "disk list erp")[0]["size_bytes"], 20_u64 << 30);
+    assert_eq!(json(&gateway, "point list erp")[0]["label"], "before");
+    assert_eq!(json(&gateway, "failover list"), Value::Array(Vec::new()));
+    assert_eq!(json(&gateway, "status")["storage"]["backend"], "blocking");
+    assert_eq!(json(&gateway, "vault verify")["blobs"], 3);
+}
+
+#[test]
+fn status_says_what_runs_and_why() {
+    let gateway = with_a_point("before");
+    let text = says(&gateway, "status", "blocking (io_uring_setup: EPERM), through the page cache (tmpfs");
+    for fragment in ["LATCHED", "EIO on segment-3", "1s 500ms", "1.0 GiB of 4.0 GiB", "visible 0:00000007"] {
+        assert!(text.contains(fragment), "`{fragment}` in: {text}");
+    }
+}
+
+#[test]
+fn a_test_failover_from_start_to_cleanup() {
+    let gateway = with_a_point("before");
+    says(&gateway, "failover test erp --point before", "erp/db@test-1");
+    fails(&gateway, "failover cleanup erp", 2, "512 bytes written to test-1 of erp");
+    says(&gateway, "failover cleanup erp --yes", "test-1 of erp ended");
+    says(&gateway, "failover cleanup erp", "no test failover");
+    says(&gateway, "point create erp", "created");
+    assert_eq!(json(&gateway, "failover test erp --point latest")["number"], 2);
+    assert_eq!(json(&gateway, "failover test erp --point 2026-11-21T12:01:30Z")["point"]["label"], "before");
+    fails(&gateway, "failover cleanup erp", 2, "test-2, test-3: write --test N or --all");
+    fails(&gateway, "failover cleanup erp --test 9", 1, "no test-9");
+    // Nothing was written to test-2: there is nothing to ask.
+    says(&gateway, "failover cleanup erp --test 2", "test-2 of erp ended");
+    assert_eq!(json(&gateway, "failover cleanup erp --all --yes"), serde_json::json!([3]));
+}
+
+#[test]
+fn what_destroys_data_wants_yes() {
+    let gateway = with_a_point("before");
+    fails(&gateway, "disk remove erp/db", 2, "--yes");
+    fails(&gateway, "group remove erp", 2, "--yes");
+    let directory = gateway.directory.path().display().to_string();
+    says(&gateway, &format!("restore erp --point before --to {directory}"), "db.raw");
+    fails(&gateway, &format!("restore erp --point before --to {directory}"), 2, "--yes");
+    says(&gateway, &format!("restore erp --point before --to {directory} --yes"), "db.raw");
+    says(&gateway, "disk remove erp/db --yes", "disk erp/db removed");
+    says(&gateway, "group remove erp --yes", "group erp removed");
+    assert_eq!(json(&gateway, "group list"), Value::Array(Vec::new()));
+}
+
+#[test]
+fn an_import_is_followed_to_its_end() {
+    let gateway = with_a_point("before");
+    std::fs::write(gateway.directory.path().join("log.raw"), [0; 4096]).unwrap();
+    let mut import = command(&gateway, "disk create erp/log --import log.raw");
+    let output = import.current_dir(gateway.directory.path()).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && text.contains("erp/log created: 4KiB"), "{text}");
+    assert!(output.stderr.is_empty(), "no progress bar in a pipe");
+    fails(&gateway, "disk create erp/x --import /none", 1, "/none");
+}
+
+#[test]
+fn failures_are_one_line_and_have_statuses() {
+    let gateway = with_a_point("before");
+    fails(&gateway, "group create erp", 1, "group erp exists");
+    fails(&gateway, "group show none", 1, "no group none");
+    fails(&gateway, "group create a/b", 2, "letters");
+    fails(&gateway, "disk create erp/x", 2, "--size");
+    fails(&gateway, "vault verify broken", 1, "the vault has 1 faults");
+    fails(&gateway, "--socket /none/api.sock group list", 1, "no gateway answers on /none/api.sock");
+    fails(&gateway, "--socket /none/api.sock status --watch", 1, "afterimage serve --config");
+}
+
+#[test]
+fn a_reader_that_leaves_ends_a_command_quietly() {
+    let gateway = with_a_point("before");
+    let mut watch = command(&gateway, "status --watch --json")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut byte = [0];
+    watch.stdout.take().unwrap().read_exact(&mut byte).unwrap();
+    // The pipe is closed now; the next status finds nobody.
+    let output = watch.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn help_is_an_answer_and_its_absence_is_not() {
+    let gateway = Gateway::start();
+    says(&gateway, "--help", "Example:");
+    says(&gateway, "disk create --help", "Example:");
+    says(&gateway, "--version", env!("CARGO_PKG_VERSION"));
+    let output = Command::new(env!("CARGO_BIN_EXE_afterimage")).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("Usage:"));
+}

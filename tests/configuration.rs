@@ -1,0 +1,312 @@
+//! What a person is told about a configuration that can't be served: one line with key, value and mend, exit status 2,
+//! and nothing touched. Each case runs the real program.
+#![cfg(feature = "server")]
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
+
+use afterimage::byte_size::ByteSize;
+use afterimage::config::{Configuration, LogFormat, LogLevel, StorageChoice};
+use afterimage::data_directory::DataDirectory;
+use afterimage::listen::ListenAddress;
+use tempfile::TempDir;
+
+/// A directory with a configuration and an empty data directory.
+struct Place {
+    directory: TempDir,
+}
+
+impl Place {
+    fn new() -> Place {
+        let directory = tempfile::tempdir().unwrap();
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::create_dir(directory.path().join("data")).unwrap();
+        Place { directory }
+    }
+
+    fn data(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    /// Writes a configuration in which DATA stands for the data directory and ROOT for the one around it.
+    fn configure(&self, text: &str) -> PathBuf {
+        let file = self.directory.path().join("afterimage.toml");
+        let text = text
+            .replace("DATA", &self.data().to_string_lossy())
+            .replace("ROOT", &self.directory.path().to_string_lossy());
+        fs::write(&file, text).unwrap();
+        file
+    }
+
+    fn files(&self) -> Vec<(PathBuf, u64)> {
+        let mut files = Vec::new();
+        collect(self.directory.path(), &mut files);
+        files.sort();
+        files
+    }
+}
+
+fn collect(directory: &Path, files: &mut Vec<(PathBuf, u64)>) {
+    for entry in fs::read_dir(directory).unwrap() {
+        let entry = entry.unwrap();
+        files.push((entry.path(), entry.metadata().unwrap().len()));
+        if entry.file_type().unwrap().is_dir() {
+            collect(&entry.path(), files);
+        }
+    }
+}
+
+fn serve(file: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_afterimage"));
+    command.arg("serve").arg("--config").arg(file).env_remove("AFTERIMAGE_LOG");
+    command
+}
+
+/// Held while a process is forked: until its exec, a child holds every descriptor of every test of this program, and
+/// with them locks, and files being written, that a test believes closed.
+static FORKS: Mutex<()> = Mutex::new(());
+
+fn without_forks<T>(work: impl FnOnce() -> T) -> T {
+    let _forks = FORKS.lock().unwrap_or_else(PoisonError::into_inner);
+    work()
+}
+
+fn run(command: &mut Command) -> Output {
+    let command = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    without_forks(|| command.spawn()).unwrap().wait_with_output().unwrap()
+}
+
+/// The one line that it says, after the checks that hold for every refusal.
+#[track_caller]
+fn refusal(output: &Output) -> String {
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(output.stdout.is_empty());
+    assert_eq!(text.lines().count(), 1, "one line: {text}");
+    assert!(text.starts_with("error: ") && text.ends_with('\n'), "{text}");
+    text
+}
+
+#[track_caller]
+fn refused(place: &Place, toml: &str, fragments: &[&str]) {
+    let file = place.configure(toml);
+    let before = place.files();
+    let text = refusal(&run(&mut serve(&file)));
+    for fragment in fragments {
+        let fragment = fragment
+            .replace("DATA", &place.data().to_string_lossy())
+            .replace("ROOT", &place.directory.path().to_string_lossy());
+        assert!(text.contains(&fragment), "`{fragment}` in: {text}");
+    }
+    assert_eq!(place.files(), before, "nothing was touched");
+}
+
+const SITE: &str = "[site]\nname = \"a\"\ndata_dir = \"DATA\"\n";
+
+#[test]
+fn what_the_text_can_not_say_is_refused() {
+    let place = Place::new();
+    let cases: &[(&str, &[&str])] = &[
+        ("x = [", &["afterimage.toml: line 1: x = ["]),
+        ("", &["site.name: missing", "add `name = "]),
+        ("[site]\nname = \"a\"\n", &["site.data_dir: missing", "add `data_dir = "]),
+        (
+            "[site]\nname = \"a b\"\ndata_dir = \"DATA\"\n",
+            &["site.name = \"a b\": not a name: write 1 to 63"],
+        ),
+        (
+            "[site]\nnme = \"a\"\n",
+            &["line 2: [site] nme = \"a\": unknown field `nme`", "remove or rename it"],
+        ),
+        ("[sitee]\n", &["line 1: [sitee]: unknown field `sitee`", "expected one of `site`"]),
+        ("[site]\nname = 1\n", &["line 2: [site] name = 1: invalid type: integer `1`, expected a string"]),
+    ];
+    for (toml, fragments) in cases {
+        refused(&place, toml, fragments);
+    }
+    let after_site: &[(&str, &[&str])] = &[
+        ("data_threads = 0\n", &["site.data_threads = 0: out of range: write a number from 1 to 64"]),
+        ("[nbd]\nlisten = []\n", &["nbd.listen = []", "name an address"]),
+        ("[nbd]\nlisten = [\"/x\"]\n", &["nbd.listen = \"/x\"", "write \"unix:/PATH\""]),
+        ("[nbd]\nlisten = [\"127.0.0.1:port\"]\n", &["nbd.listen = \"127.0.0.1:port\"", "write HOST:PORT"]),
+        (
+            "[nbd]\nlisten = [\"127.0.0.1:1\", \"127.0.0.1:1\"]\n",
+            &["nbd.listen = \"127.0.0.1:1\": named twice"],
+        ),
+        (
+            "[nbd]\nlisten = [\"0.0.0.0:10809\"]\n",
+            &["nbd.listen = \"0.0.0.0:10809\": not a loopback address", "allow_insecure = true"],
+        ),
+        ("[nbd]\nlisten = [\"[::]:10809\"]\n", &["nbd.listen = \"[::]:10809\"", "allow_insecure = true"]),
+        ("[nbd]\nallow_insecure = \"yes\"\n", &["[nbd] allow_insecure = \"yes\"", "expected a boolean"]),
+        ("[nbd]\nconnections_max = -1\n", &["nbd.connections_max = -1: out of range: write a number from 1"]),
+        ("[api]\nsocket = \"DATA/nbd.sock\"\n", &["api.socket = \"DATA/nbd.sock\"", "each its own path"]),
+        ("[log]\nformat = \"xml\"\n", &["log.format = \"xml\"", "write one of \"text\", \"json\""]),
+        ("[log]\nlevel = \"loud\"\n", &["log.level = \"loud\"", "\"debug\""]),
+        ("[storage]\nbackend = \"aio\"\n", &["storage.backend = \"aio\"", "\"io_uring\""]),
+        ("[journal]\nsize = \"4GB\"\n", &["journal.size = \"4GB\": not a size", "\"4GiB\""]),
+        ("[journal]\nsize = -5\n", &["journal.size = -5: not a size"]),
+        ("[journal]\nsize = 1.5\n", &["[journal] size = 1.5", "expected a size such as"]),
+        (
+            "[journal]\nsegment_size = 1000\n",
+            &["journal.segment_size = 1000", "multiple of 1MiB", "\"64MiB\""],
+        ),
+        (
+            "[journal]\nsize = \"128M\"\n",
+            &["journal.size = \"128M\"", "at least 4 segments", "at least \"256MiB\""],
+        ),
+    ];
+    for (toml, fragments) in after_site {
+        refused(&place, &format!("{SITE}{toml}"), fragments);
+    }
+}
+
+#[test]
+fn a_socket_path_that_the_kernel_can_not_bind_is_refused() {
+    let place = Place::new();
+    let long = "x".repeat(120);
+    refused(
+        &place,
+        &format!("{SITE}[api]\nsocket = \"/tmp/{long}\"\n"),
+        &["api.socket = \"/tmp/xxx", "at most 107 bytes, this one has 125", "choose a shorter path"],
+    );
+    let deep = place.data().join(&long);
+    fs::create_dir(&deep).unwrap();
+    let toml = format!("[site]\nname = \"a\"\ndata_dir = \"{}\"\n", deep.display());
+    refused(&place, &toml, &["at most 107 bytes", "choose a shorter path"]);
+}
+
+#[test]
+fn no_such_file_is_told() {
+    let text = refusal(&run(&mut serve(Path::new("/nonexistent/afterimage.toml"))));
+    assert!(
+        text.contains("/nonexistent/afterimage.toml: cannot read") && text.contains("--config"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_missing_directory_is_not_created() {
+    let place = Place::new();
+    let toml = "[site]\nname = \"a\"\ndata_dir = \"ROOT/none\"\n";
+    refused(&place, toml, &["site.data_dir = \"ROOT/none\"", "does not exist", "mkdir -p ROOT/none"]);
+    let toml = "[site]\nname = \"a\"\ndata_dir = \"ROOT/afterimage.toml\"\n";
+    refused(&place, toml, &["site.data_dir = \"ROOT/afterimage.toml\"", "is not a directory"]);
+    let toml = format!("{SITE}[nbd]\nlisten = [\"unix:ROOT/none/nbd.sock\"]\n");
+    refused(
+        &place,
+        &toml,
+        &["nbd.listen = \"unix:ROOT/none/nbd.sock\"", "ROOT/none does not exist", "mkdir"],
+    );
+    let toml = format!("{SITE}[api]\nsocket = \"ROOT/none/api.sock\"\n");
+    refused(&place, &toml, &["api.socket = \"ROOT/none/api.sock\"", "does not exist"]);
+}
+
+#[test]
+fn an_unwritable_directory_is_told() {
+    const NOBODY: u32 = 65534;
+    let place = Place::new();
+    let file = place.configure(SITE);
+    fs::set_permissions(place.data(), fs::Permissions::from_mode(0o555)).unwrap();
+    let mut command = serve(&file);
+    if fs::metadata("/proc/self").map(|own| std::os::unix::fs::MetadataExt::uid(&own)).unwrap() == 0 {
+        // Root may write anywhere; somebody else runs the program, from where they can reach it.
+        let program = place.directory.path().join("afterimage");
+        without_forks(|| fs::copy(env!("CARGO_BIN_EXE_afterimage"), &program)).unwrap();
+        command = Command::new(program);
+        command.arg("serve").arg("--config").arg(&file).uid(NOBODY).gid(NOBODY);
+    }
+    let text = refusal(&run(&mut command));
+    assert!(text.contains("site.data_dir = ") && text.contains("is not writable"), "{text}");
+    assert!(text.contains("give this user write permission"), "{text}");
+    assert_eq!(fs::read_dir(place.data()).unwrap().count(), 0);
+}
+
+#[test]
+fn sockets_in_use_are_told() {
+    let place = Place::new();
+    let _nbd = UnixListener::bind(place.data().join("nbd.sock")).unwrap();
+    refused(&place, SITE, &["nbd.listen = \"unix:DATA/nbd.sock\": socket in use", "choose another path"]);
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = tcp.local_addr().unwrap();
+    let toml = format!("{SITE}[nbd]\nlisten = [\"{address}\"]\n");
+    refused(&place, &toml, &[&format!("nbd.listen = \"{address}\": socket in use"), "another port"]);
+    let _api = UnixListener::bind(place.data().join("api.sock")).unwrap();
+    let toml = format!("{SITE}[nbd]\nlisten = [\"unix:DATA/other.sock\"]\n");
+    refused(&place, &toml, &["api.socket = \"DATA/api.sock\": socket in use"]);
+    fs::write(place.data().join("file.sock"), "precious").unwrap();
+    let toml = format!("{SITE}[nbd]\nlisten = [\"unix:DATA/file.sock\"]\n");
+    refused(&place, &toml, &["nbd.listen = \"unix:DATA/file.sock\"", "not a socket", "remove it"]);
+}
+
+#[test]
+fn a_data_directory_in_use_is_told() {
+    let place = Place::new();
+    let owner = DataDirectory::acquire(&place.data()).unwrap();
+    refused(&place, SITE, &["site.data_dir = \"DATA\": data directory in use", "stop that one"]);
+    let configuration = Configuration::load(&place.configure(SITE)).unwrap();
+    without_forks(|| {
+        drop(owner);
+        configuration.check().expect("a lock file that nobody holds is no obstacle");
+    });
+}
+
+#[test]
+fn a_wrong_log_filter_is_told() {
+    let place = Place::new();
+    let file = place.configure(SITE);
+    let text = refusal(&run(serve(&file).env("AFTERIMAGE_LOG", "afterimage=loud")));
+    assert!(
+        text.contains("AFTERIMAGE_LOG = \"afterimage=loud\"") && text.contains("for example info"),
+        "{text}"
+    );
+}
+
+#[test]
+fn the_documented_example_is_true() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/afterimage.example.toml");
+    let example = Configuration::load(&file).unwrap();
+    assert_eq!(example.site.name.as_str(), "site-a");
+    assert_eq!(example.site.data_dir, Path::new("/var/lib/afterimage"));
+    assert_eq!(
+        example.nbd.listen,
+        [
+            ListenAddress::Unix("/run/afterimage/nbd.sock".into()),
+            ListenAddress::Tcp("127.0.0.1:10809".parse().unwrap())
+        ]
+    );
+    // What the comments call defaults are the defaults.
+    let place = Place::new();
+    let mut plain = Configuration::load(&place.configure(SITE)).unwrap();
+    assert_eq!(plain.nbd.listen, [ListenAddress::Unix(place.data().join("nbd.sock"))]);
+    assert_eq!(plain.api.socket, place.data().join("api.sock"));
+    plain.file.clone_from(&example.file);
+    plain.site = example.site.clone();
+    plain.nbd.listen.clone_from(&example.nbd.listen);
+    plain.api = example.api.clone();
+    assert_eq!(plain, example);
+}
+
+#[test]
+fn the_values_arrive_typed() {
+    let place = Place::new();
+    let file = place.configure(&format!(
+        "{SITE}data_threads = 3\n[nbd]\nlisten = [\"0.0.0.0:10809\"]\nallow_insecure = true\nconnections_max = 7\n\
+         [log]\nformat = \"json\"\nlevel = \"debug\"\n[storage]\nbackend = \"io_uring\"\n\
+         [journal]\nsize = 67108864\nsegment_size = \"4M\"\n"
+    ));
+    let configuration = Configuration::load(&file).unwrap();
+    assert_eq!(configuration.site.data_threads.get(), 3);
+    assert_eq!(configuration.nbd.listen, [ListenAddress::Tcp("0.0.0.0:10809".parse().unwrap())]);
+    assert_eq!(configuration.nbd.connections_max.get(), 7);
+    assert_eq!((configuration.log.format, configuration.log.level), (LogFormat::Json, LogLevel::Debug));
+    assert_eq!(configuration.storage.backend, StorageChoice::Uring);
+    assert_eq!(configuration.journal.size, ByteSize(64 << 20));
+    assert_eq!(configuration.journal.segment_size, ByteSize(4 << 20));
+}

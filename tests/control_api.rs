@@ -1,0 +1,166 @@
+//! The HTTP API over a real unix socket, with a site in memory behind it.
+#![cfg(feature = "server")]
+
+mod fake_site;
+
+use fake_site::Gateway;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde_json::{Value, json};
+
+/// Sends one request; gives the status and the JSON of the answer.
+async fn ask(gateway: &Gateway, method: &str, path: &str, body: &str) -> (StatusCode, Value) {
+    let stream = tokio::net::UnixStream::connect(&gateway.socket).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::builder().method(method).uri(path).header("host", "x");
+    let request = request.body(Full::new(Bytes::from(body.to_owned()))).unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    let status = response.status();
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    let value = if bytes.is_empty() { Value::Null } else { serde_json::from_slice(&bytes).unwrap() };
+    (status, value)
+}
+
+async fn done(gateway: &Gateway, job: &Value) -> Value {
+    let id = job["id"].as_str().unwrap();
+    let (status, job) = ask(gateway, "GET", &format!("/v1/jobs/{id}?wait_ms=30000"), "").await;
+    assert_eq!(status, StatusCode::OK);
+    job
+}
+
+#[tokio::test]
+async fn a_group_lives_from_creation_to_removal() {
+    let gateway = Gateway::start();
+    let (status, group) = ask(&gateway, "POST", "/v1/groups", r#"{"name": "erp"}"#).await;
+    assert_eq!((status, &group["name"]), (StatusCode::CREATED, &json!("erp")));
+    assert_eq!(group["id"], json!("00000000000000000000000000000001"));
+    let disk = r#"{"name": "db", "source": {"size_bytes": 1048576}}"#;
+    let (status, disk) = ask(&gateway, "POST", "/v1/groups/erp/disks", disk).await;
+    assert_eq!((status, &disk["export"]), (StatusCode::CREATED, &json!("erp/db")));
+    let (status, group) = ask(&gateway, "PUT", "/v1/groups/erp/policy", r#"{"interval_ms": 5000}"#).await;
+    assert_eq!((status, &group["policy"]["interval_ms"]), (StatusCode::OK, &json!(5000)));
+    let (_, disks) = ask(&gateway, "GET", "/v1/disks?group=erp", "").await;
+    assert_eq!(disks.as_array().unwrap().len(), 1);
+    let (status, _) = ask(&gateway, "DELETE", "/v1/groups/erp/disks/db", "").await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+    let (_, disks) = ask(&gateway, "GET", "/v1/disks", "").await;
+    assert_eq!(disks, json!([]));
+    assert_eq!(ask(&gateway, "DELETE", "/v1/groups/erp", "").await.0, StatusCode::NO_CONTENT);
+    assert_eq!(ask(&gateway, "GET", "/v1/groups", "").await.1, json!([]));
+}
+
+#[tokio::test]
+async fn points_are_chosen_by_selectors_and_tests_end() {
+    let gateway = Gateway::start();
+    ask(&gateway, "POST", "/v1/groups", r#"{"name": "erp"}"#).await;
+    ask(&gateway, "POST", "/v1/groups/erp/disks", r#"{"name": "db", "source": {"size_bytes": 512}}"#).await;
+    let (status, point) = ask(&gateway, "POST", "/v1/groups/erp/points", r#"{"label": "before"}"#).await;
+    assert_eq!((status, &point["time"]), (StatusCode::CREATED, &json!("2026-11-21T12:01:00.000000000Z")));
+    ask(&gateway, "POST", "/v1/groups/erp/points", "").await;
+    let (_, points) = ask(&gateway, "GET", "/v1/groups/erp/points", "").await;
+    assert_eq!(points[1]["label"], Value::Null);
+    for (selector, lsn) in [
+        ("latest", 2),
+        ("before", 1),
+        ("id:abcd0002", 2),
+        ("2026-11-21 12:01:59", 1),
+        ("2026-11-21T13:02:00+01:00", 2),
+    ] {
+        let body = json!({"point": selector}).to_string();
+        let (status, test) = ask(&gateway, "POST", "/v1/groups/erp/tests", &body).await;
+        assert_eq!((status, &test["point"]["lsn"]), (StatusCode::CREATED, &json!(lsn)), "{selector}");
+    }
+    let (_, tests) = ask(&gateway, "GET", "/v1/tests?group=erp", "").await;
+    assert_eq!(tests[0]["exports"][0]["export"], json!("erp/db@test-1"));
+    assert_eq!(ask(&gateway, "DELETE", "/v1/groups/erp/tests/2", "").await.1, json!([2]));
+    assert_eq!(ask(&gateway, "DELETE", "/v1/groups/erp/tests", "").await.1, json!([1, 3, 4, 5]));
+}
+
+#[tokio::test]
+async fn long_work_is_a_job() {
+    let gateway = Gateway::start();
+    ask(&gateway, "POST", "/v1/groups", r#"{"name": "erp"}"#).await;
+    let file = gateway.directory.path().join("disk.raw");
+    std::fs::write(&file, [0; 1024]).unwrap();
+    let import = |file: &std::path::Path| json!({"name": "db", "source": {"import": file}}).to_string();
+    let (status, job) = ask(&gateway, "POST", "/v1/groups/erp/disks", &import(&file)).await;
+    assert_eq!((status, &job["kind"]), (StatusCode::ACCEPTED, &json!("import")));
+    let job = done(&gateway, &job).await;
+    assert_eq!((&job["bytes_done"], &job["bytes_total"]), (&json!(1024), &json!(1024)));
+    assert_eq!(job["state"]["done"]["disk"]["size_bytes"], json!(1024));
+    let (status, job) = ask(&gateway, "POST", "/v1/groups/erp/disks", &import("/none".as_ref())).await;
+    assert_eq!(status, StatusCode::ACCEPTED);
+    assert_eq!(done(&gateway, &job).await["state"]["failed"]["kind"], json!("not_found"));
+    ask(&gateway, "POST", "/v1/groups/erp/points", "").await;
+    let restore = json!({"point": "latest", "directory": gateway.directory.path()}).to_string();
+    let (_, job) = ask(&gateway, "POST", "/v1/groups/erp/restore", &restore).await;
+    assert_eq!(done(&gateway, &job).await["state"]["done"]["restored"]["bytes"], json!(8));
+    let (_, job) = ask(&gateway, "POST", "/v1/vault/verify", "").await;
+    assert_eq!(done(&gateway, &job).await["state"]["done"]["verified"]["faults"], json!([]));
+    assert_eq!(ask(&gateway, "GET", "/v1/jobs", "").await.1.as_array().unwrap().len(), 4);
+}
+
+#[tokio::test]
+async fn what_can_not_be_has_a_kind_a_status_and_one_line() {
+    let gateway = Gateway::start();
+    ask(&gateway, "POST", "/v1/groups", r#"{"name": "erp"}"#).await;
+    let relative = r#"{"name": "db", "source": {"import": "disk.raw"}}"#;
+    for (method, path, body, status, kind, says) in [
+        ("POST", "/v1/groups", r#"{"name": "erp"}"#, 409, "already_exists", "erp"),
+        ("POST", "/v1/groups", r#"{"name": "a/b"}"#, 400, "invalid", "letters"),
+        ("POST", "/v1/groups", r#"{"name": "x", "colour": 1}"#, 400, "invalid", "colour"),
+        ("POST", "/v1/groups", "{", 400, "invalid", "EOF"),
+        ("POST", "/v1/groups", "", 400, "invalid", "missing field `name`"),
+        ("GET", "/v1/groups/none", "", 404, "not_found", "none"),
+        ("GET", "/v1/groups/a%20b", "", 400, "invalid", "letters"),
+        ("GET", "/v1/disks?grup=erp", "", 400, "invalid", "grup"),
+        ("PUT", "/v1/groups/erp/policy", r#"{"interval_ms": 1}"#, 400, "invalid", "100ms"),
+        (
+            "POST",
+            "/v1/groups/erp/disks",
+            r#"{"name": "db", "source": {"size_bytes": 100}}"#,
+            400,
+            "invalid",
+            "512",
+        ),
+        (
+            "POST",
+            "/v1/groups/erp/disks",
+            r#"{"name": "db", "source": {"size_bytes": 0}}"#,
+            400,
+            "invalid",
+            "512",
+        ),
+        ("POST", "/v1/groups/erp/disks", relative, 400, "invalid", "absolute"),
+        ("POST", "/v1/groups/erp/points", r#"{"label": "a\nb"}"#, 400, "invalid", "one line"),
+        ("POST", "/v1/groups/erp/tests", r#"{"point": "latest"}"#, 404, "not_found", "no recovery point yet"),
+        ("POST", "/v1/groups/erp/tests", r#"{"point": "10m ago"}"#, 400, "invalid", "RFC 3339"),
+        ("DELETE", "/v1/groups/erp/tests/x", "", 400, "invalid", "x"),
+        ("GET", "/v1/jobs/7", "", 404, "not_found", "restarted"),
+        ("GET", "/v2/groups", "", 404, "not_found", "/v2/groups"),
+        ("PATCH", "/v1/groups", "", 405, "unsupported", "PATCH"),
+    ] {
+        let (answered, error) = ask(&gateway, method, path, body).await;
+        assert_eq!(answered.as_u16(), status, "{method} {path} {body}: {error}");
+        assert_eq!(error["kind"], json!(kind), "{method} {path} {body}: {error}");
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains(says) && !message.contains('\n'), "{method} {path} {body}: {message}");
+    }
+}
+
+/// A client that sends half a request holds up neither others nor the end.
+#[tokio::test]
+async fn a_stalled_client_holds_up_nobody() {
+    use tokio::io::AsyncWriteExt;
+    let gateway = Gateway::start();
+    let mut stalled = tokio::net::UnixStream::connect(&gateway.socket).await.unwrap();
+    stalled.write_all(b"POST /v1/groups HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{").await.unwrap();
+    let (status, _) = ask(&gateway, "POST", "/v1/groups", r#"{"name": "erp"}"#).await;
+    assert_eq!(status, StatusCode::CREATED);
+    tokio::task::spawn_blocking(move || drop(gateway))
+        .await
+        .expect("the API stops though a request is unfinished");
+}

@@ -1,0 +1,375 @@
+//! Data threads over real sockets, with a volume in memory: what is served, who waits for whom, and how it ends.
+
+#![cfg(feature = "server")]
+
+#[allow(dead_code)]
+mod ram_volume;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use afterimage::block::Export;
+use afterimage::capture::nbd::ExportInfo;
+use afterimage::capture::nbd::client::{Answer, Client, Command, Wishes, encode_request};
+use afterimage::capture::nbd::codec::NBD_ESHUTDOWN;
+use afterimage::site::{DataThreads, DataThreadsOptions, Endpoint, SessionLimits};
+use afterimage::storage::{BackendOptions, OpenOptions, open_best};
+use afterimage::units::{DiskId, GroupId};
+use ram_volume::RamVolume;
+use tempfile::TempDir;
+
+const SIZE_BYTES: u64 = 64 << 20;
+const BLOCK_BYTES: usize = 4096;
+/// Nothing in these tests takes that long unless it hangs.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Data threads with one group of two disks, listening at a Unix socket.
+struct Gateway {
+    threads: DataThreads<RamVolume>,
+    home: usize,
+    socket: PathBuf,
+    directory: TempDir,
+}
+
+const GROUP: GroupId = GroupId(7);
+
+fn disk(number: u128) -> Export {
+    Export::Disk(GROUP, DiskId(number))
+}
+
+impl Gateway {
+    fn start(threads: usize) -> Gateway {
+        Gateway::with_limits(threads, SessionLimits::default())
+    }
+
+    fn with_limits(threads: usize, limits: SessionLimits) -> Gateway {
+        let directory = tempfile::tempdir().unwrap();
+        let open_storage = |_| open_best(&BackendOptions::default()).map(|chosen| chosen.storage);
+        let threads = DataThreads::start(DataThreadsOptions { threads, limits }, open_storage).unwrap();
+        let home = threads.exports().place_group(GROUP, threads.count());
+        let synced = directory.path().join("synced");
+        let (hosted, is_hosted) = std::sync::mpsc::channel();
+        let open = move |host: &mut afterimage::site::Host<RamVolume>| {
+            let (runtime, later) = (host.runtime().clone(), host.later());
+            let tasks = runtime.clone();
+            tasks.spawn(async move {
+                let file = runtime.open(synced, OpenOptions::CREATE).await.unwrap();
+                later.run(move |host| {
+                    host.insert(GROUP, RamVolume::new(runtime, file));
+                    hosted.send(()).unwrap();
+                });
+            });
+        };
+        threads.command(home, open).unwrap();
+        is_hosted.recv_timeout(PATIENCE).unwrap();
+        for number in 0..2 {
+            let description = "memory".to_owned();
+            let info = ExportInfo { export: disk(number), size: SIZE_BYTES, read_only: false, description };
+            threads.exports().add(&name(number), info).unwrap();
+        }
+        let socket = directory.path().join("nbd.sock");
+        threads.listen(&Endpoint::Unix(socket.clone())).unwrap();
+        Gateway { threads, home, socket, directory }
+    }
+
+    fn socket(&self) -> UnixStream {
+        let socket = UnixStream::connect(&self.socket).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_write_timeout(Some(PATIENCE)).unwrap();
+        socket
+    }
+
+    /// A client, and a second handle on its socket.
+    fn connect(&self, number: u128) -> (Client<UnixStream>, UnixStream) {
+        let socket = self.socket();
+        let handle = socket.try_clone().unwrap();
+        (Client::connect(socket, Wishes::all(name(number))).unwrap(), handle)
+    }
+
+    /// What `ask` says of the volume, on its thread.
+    fn ask<R: Send + 'static>(&self, ask: impl Fn(&mut RamVolume) -> R + Send + 'static) -> R {
+        let answer = self.threads.call(self.home, move |host| ask(host.volume(GROUP).unwrap()));
+        answer.unwrap().blocking_recv().unwrap()
+    }
+
+    /// Asks again until it is so: each question is a turn of the loop, so nothing is waited for by the clock.
+    fn until(&self, is_so: impl Fn(&mut RamVolume) -> bool + Clone + Send + 'static) {
+        for _ in 0..1_000_000 {
+            if self.ask(is_so.clone()) {
+                return;
+            }
+        }
+        panic!("it never came to be so");
+    }
+
+    fn stop(self) {
+        assert_eq!(self.threads.drain(PATIENCE).wait(), 0, "no session had to be cut off");
+        self.threads.stop().unwrap();
+        assert!(!self.socket.exists());
+    }
+}
+
+fn name(number: u128) -> String {
+    format!("group/disk{number}")
+}
+
+/// A block that says whose it is.
+fn block(client: u64, index: u64, version: u64) -> Vec<u8> {
+    let words = [client, index, version].map(u64::to_le_bytes).concat();
+    words.iter().copied().cycle().take(BLOCK_BYTES).collect()
+}
+
+/// Writes blocks twice and reads them back, many in flight; then flushes.
+fn write_and_verify(mut client: Client<UnixStream>, id: u64) {
+    const BLOCKS: u64 = 128;
+    const DEPTH: usize = 32;
+    let offset = |index: u64| (id * BLOCKS + index) * BLOCK_BYTES as u64;
+    for version in 0..2 {
+        for index in 0..BLOCKS {
+            let data = block(id, index, version);
+            let write = Command::Write { offset: offset(index), data: &data, durable: index % 16 == 0 };
+            client.queue(index, &write).unwrap();
+            if client.in_flight() == DEPTH {
+                assert_eq!(client.receive().unwrap().result, Ok(Answer::Done));
+            }
+        }
+        while client.in_flight() > 0 {
+            assert_eq!(client.receive().unwrap().result, Ok(Answer::Done));
+        }
+    }
+    assert_eq!(client.call(&Command::Flush).unwrap(), Ok(Answer::Done));
+    let length = u32::try_from(BLOCK_BYTES).unwrap();
+    for index in 0..BLOCKS {
+        client.queue(index, &Command::Read { offset: offset(index), length, unfragmented: false }).unwrap();
+    }
+    for _ in 0..BLOCKS {
+        let answered = client.receive().unwrap();
+        assert_eq!(
+            answered.result,
+            Ok(Answer::Data(block(id, answered.cookie, 1))),
+            "block {}",
+            answered.cookie
+        );
+    }
+    client.disconnect().unwrap();
+}
+
+fn four_clients_share_a_group(threads: usize) {
+    let gateway = Gateway::start(threads);
+    let clients: Vec<_> = (0..4).map(|id| (id, gateway.connect(u128::from(id % 2)).0)).collect();
+    // Each has had an answer from its session's thread only; ask for one of the group's.
+    let clients: Vec<_> = clients
+        .into_iter()
+        .map(|(id, mut client)| {
+            assert_eq!(client.call(&Command::Flush).unwrap(), Ok(Answer::Done));
+            (id, client)
+        })
+        .collect();
+    let mut sessions = vec![0; threads];
+    for id in 0..4 {
+        sessions[(gateway.home + id) % threads] += 1;
+    }
+    assert_eq!(gateway.threads.sessions(), sessions, "the first is at home, the others are spread");
+    let running =
+        clients.into_iter().map(|(id, client)| std::thread::spawn(move || write_and_verify(client, id)));
+    let running: Vec<_> = running.collect();
+    for client in running {
+        client.join().unwrap();
+    }
+    gateway.until(|volume| volume.sessions_ended() == 4);
+    gateway.stop();
+}
+
+#[test]
+fn four_pipelining_clients_on_one_thread() {
+    four_clients_share_a_group(1);
+}
+
+#[test]
+fn four_pipelining_clients_on_three_threads() {
+    four_clients_share_a_group(3);
+}
+
+#[test]
+fn large_requests_cross_whole() {
+    let gateway = Gateway::start(2);
+    // Both stay connected, so that the second is the group's second, on the other thread.
+    let mut clients = [gateway.connect(0).0, gateway.connect(1).0];
+    for client in &mut clients {
+        let data: Vec<u8> = (0..9 << 20).map(|index: u32| (index % 251).try_into().unwrap()).collect();
+        let write = Command::Write { offset: 512, data: &data, durable: true };
+        assert_eq!(client.call(&write).unwrap(), Ok(Answer::Done));
+        let read = Command::Read { offset: 512, length: 9 << 20, unfragmented: false };
+        assert!(client.call(&read).unwrap() == Ok(Answer::Data(data)));
+    }
+    drop(clients);
+    gateway.stop();
+}
+
+#[test]
+fn stalled_clients_hold_up_nobody() {
+    let gateway = Gateway::start(1);
+    // One stops in the middle of a payload, one in the middle of the handshake, one takes no replies at all.
+    let (_half_a_write, mut socket) = gateway.connect(0);
+    let mut encoded = Vec::new();
+    encode_request(1, &Command::Write { offset: 0, data: &block(0, 0, 0), durable: false }, &mut encoded);
+    socket.write_all(&encoded[..2000]).unwrap();
+    let mut half_a_handshake = gateway.socket();
+    half_a_handshake.write_all(&[0, 0]).unwrap();
+    let (_no_reader, mut socket) = gateway.connect(1);
+    socket.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+    let mut encoded = Vec::new();
+    for cookie in 0..4096 {
+        encode_request(
+            cookie,
+            &Command::Read { offset: 0, length: 1 << 20, unfragmented: false },
+            &mut encoded,
+        );
+    }
+    // 4 GiB of replies are asked for: at the limit its socket is not read any more, and this stops for lack of room.
+    let _ = socket.write_all(&encoded.repeat(4)).unwrap_err();
+    write_and_verify(gateway.connect(0).0, 3);
+    assert_eq!(
+        gateway.threads.drain(Duration::from_millis(100)).wait(),
+        1,
+        "who takes no replies is cut off"
+    );
+    gateway.threads.stop().unwrap();
+}
+
+#[test]
+fn a_drain_answers_what_is_in_flight_and_refuses_the_rest() {
+    let gateway = Gateway::start(2);
+    let (mut at_home, _) = gateway.connect(0);
+    let (mut elsewhere, _) = gateway.connect(0);
+    gateway.ask(RamVolume::hold);
+    for client in [&mut at_home, &mut elsewhere] {
+        client.queue(1, &Command::Write { offset: 0, data: &block(0, 0, 0), durable: false }).unwrap();
+        client.send_queued().unwrap();
+    }
+    gateway.until(|volume| volume.held() == 2);
+    let draining = gateway.threads.drain(PATIENCE);
+    for client in [&mut at_home, &mut elsewhere] {
+        client.queue(2, &Command::Write { offset: 0, data: &block(0, 0, 1), durable: false }).unwrap();
+        let answered = client.receive().unwrap();
+        assert_eq!((answered.cookie, answered.result.unwrap_err().code), (2, NBD_ESHUTDOWN));
+    }
+    assert!(UnixStream::connect(&gateway.socket).is_err(), "no new clients");
+    gateway.ask(RamVolume::release);
+    for client in [&mut at_home, &mut elsewhere] {
+        let answered = client.receive().unwrap();
+        assert_eq!((answered.cookie, answered.result), (1, Ok(Answer::Done)));
+    }
+    assert_eq!(draining.wait(), 0);
+    gateway.threads.stop().unwrap();
+}
+
+#[test]
+fn a_drain_does_not_wait_beyond_its_deadline() {
+    let gateway = Gateway::start(1);
+    let (mut client, _) = gateway.connect(0);
+    gateway.ask(RamVolume::hold);
+    client.queue(1, &Command::Write { offset: 0, data: &block(0, 0, 0), durable: false }).unwrap();
+    client.send_queued().unwrap();
+    gateway.until(|volume| volume.held() == 1);
+    assert_eq!(gateway.threads.drain(Duration::from_millis(50)).wait(), 1);
+    assert!(client.receive().is_err(), "cut off");
+    gateway.threads.stop().unwrap();
+}
+
+#[test]
+fn a_removed_export_loses_its_sessions_and_no_other_does() {
+    let gateway = Gateway::start(2);
+    let (mut removed, mut socket) = gateway.connect(0);
+    let (mut kept, _) = gateway.connect(1);
+    assert_eq!(removed.call(&Command::Flush).unwrap(), Ok(Answer::Done));
+    gateway.threads.exports().remove(&name(0)).unwrap();
+    assert_eq!(gateway.threads.close_sessions(disk(0), PATIENCE).wait(), 0);
+    assert_eq!(socket.read(&mut [0]).unwrap(), 0, "its connection is closed");
+    assert_eq!(kept.call(&Command::Flush).unwrap(), Ok(Answer::Done));
+    assert!(Client::connect(gateway.socket(), Wishes::all(name(0))).is_err());
+    drop(kept);
+    gateway.stop();
+}
+
+#[test]
+fn a_group_that_is_not_hosted_refuses() {
+    let gateway = Gateway::start(1);
+    let (mut client, _) = gateway.connect(0);
+    let removed = gateway.threads.call(gateway.home, |host| host.remove(GROUP).is_some());
+    assert!(removed.unwrap().blocking_recv().unwrap());
+    assert_eq!(client.call(&Command::Flush).unwrap().unwrap_err().code, NBD_ESHUTDOWN);
+    drop(client);
+    gateway.stop();
+}
+
+#[test]
+fn clients_above_the_limit_are_turned_away() {
+    let gateway = Gateway::with_limits(1, SessionLimits { connections_max: 2, ..SessionLimits::default() });
+    let first = gateway.connect(0);
+    let _second = gateway.connect(0);
+    assert_eq!(gateway.socket().read(&mut [0; 64]).unwrap(), 0, "the third is closed unheard");
+    assert_eq!(gateway.threads.connections(), 2);
+    first.0.disconnect().unwrap();
+    drop(first.1);
+    gateway.until(|volume| volume.sessions_ended() == 1);
+    write_and_verify(gateway.connect(0).0, 1);
+}
+
+#[test]
+fn a_handshake_has_a_deadline() {
+    let handshake = Duration::from_millis(50);
+    let gateway = Gateway::with_limits(1, SessionLimits { handshake, ..SessionLimits::default() });
+    let (mut served, _) = gateway.connect(0);
+    let mut silent = gateway.socket();
+    let mut greeting = Vec::new();
+    silent.read_to_end(&mut greeting).unwrap();
+    assert!(greeting.starts_with(b"NBDMAGIC"), "greeted, and cut off");
+    assert_eq!(served.call(&Command::Flush).unwrap(), Ok(Answer::Done), "who is past it has no deadline");
+    drop(served);
+    gateway.stop();
+}
+
+#[test]
+fn tcp_clients_are_served_beside_unix_ones() {
+    let gateway = Gateway::start(1);
+    let bound = gateway.threads.listen(&Endpoint::Tcp("127.0.0.1:0".parse().unwrap())).unwrap();
+    let Endpoint::Tcp(address) = bound else { panic!("{bound} is not a TCP address") };
+    let socket = TcpStream::connect(address).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut tcp = Client::connect(socket, Wishes::all(name(0))).unwrap();
+    let data = block(9, 9, 9);
+    let write = Command::Write { offset: 0, data: &data, durable: false };
+    assert_eq!(tcp.call(&write).unwrap(), Ok(Answer::Done));
+    let length = u32::try_from(BLOCK_BYTES).unwrap();
+    let read = Command::Read { offset: 0, length, unfragmented: false };
+    assert_eq!(gateway.connect(0).0.call(&read).unwrap(), Ok(Answer::Data(data)));
+    drop(tcp);
+    gateway.stop();
+}
+
+#[test]
+fn a_socket_that_answers_is_refused() {
+    let gateway = Gateway::start(1);
+    let error = gateway.threads.listen(&Endpoint::Unix(gateway.socket.clone())).unwrap_err();
+    assert!(error.to_string().contains("in use"), "{error}");
+    let other = gateway.directory.path().join("other.sock");
+    drop(std::os::unix::net::UnixListener::bind(&other).unwrap());
+    gateway.threads.listen(&Endpoint::Unix(other.clone())).unwrap();
+    let socket = UnixStream::connect(other).unwrap();
+    assert!(Client::connect(socket, Wishes::all(name(1))).is_ok());
+    gateway.stop();
+}
+
+#[test]
+fn an_error_at_the_start_is_the_starters() {
+    let options = DataThreadsOptions { threads: 2, limits: SessionLimits::default() };
+    let error = DataThreads::<RamVolume>::start(options, |thread| match thread {
+        0 => open_best(&BackendOptions::default()).map(|chosen| chosen.storage),
+        _ => Err(afterimage::error::Error::invalid("no storage for this thread")),
+    });
+    assert!(error.unwrap_err().to_string().contains("no storage"));
+}

@@ -1,0 +1,307 @@
+//! A site in memory, so that API and command line can be tested without a data path: it keeps names and numbers,
+//! and real selectors choose real points, but no bytes.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use afterimage::block::TestId;
+use afterimage::control::api;
+use afterimage::control::backend::{Answer, Backend};
+use afterimage::control::jobs::Progress;
+use afterimage::control::model::*;
+use afterimage::control::name::{DiskPath, Label, Name};
+use afterimage::control::selector::{self, PointSelector};
+use afterimage::env::OsEnvironment;
+use afterimage::error::{Error, ErrorKind, Result};
+use afterimage::listen::bind_unix;
+use afterimage::units::{DiskId, GroupId, Lsn, PointId, SectorCount, WallNanos};
+use futures::FutureExt;
+use tempfile::TempDir;
+use tokio::sync::oneshot;
+
+pub const NOON: WallNanos = WallNanos(1_795_262_400_000_000_000);
+
+#[derive(Default)]
+pub struct FakeSite {
+    groups: Mutex<BTreeMap<Name, FakeGroup>>,
+}
+
+struct FakeGroup {
+    group: Group,
+    points: Vec<Point>,
+    tests: BTreeMap<u64, Test>,
+    tests_started: u64,
+}
+
+fn missing(what: impl std::fmt::Display) -> Error {
+    Error::new(ErrorKind::NotFound, format!("no {what}"))
+}
+
+impl FakeSite {
+    fn with<T>(&self, name: &Name, work: impl FnOnce(&mut FakeGroup) -> Result<T>) -> Answer<'static, T>
+    where
+        T: Send + 'static,
+    {
+        let mut groups = self.groups.lock().unwrap();
+        let answer = groups.get_mut(name).ok_or_else(|| missing(format!("group {name}"))).and_then(work);
+        futures::future::ready(answer).boxed()
+    }
+
+    fn add_disk(&self, path: DiskPath, size: SectorCount) -> Answer<'static, Disk> {
+        self.with(&path.group.clone(), |group| {
+            if group.group.disks.iter().any(|disk| disk.name == path.disk) {
+                return Err(Error::new(ErrorKind::AlreadyExists, format!("disk {path} exists")));
+            }
+            let disk = Disk {
+                id: DiskId(group.group.disks.len() as u128 + 1),
+                export: path.to_string(),
+                uri: format!("nbd+unix:///{path}?socket=/x"),
+                group: path.group,
+                name: path.disk,
+                size_bytes: size.bytes(),
+            };
+            group.group.disks.push(disk.clone());
+            Ok(disk)
+        })
+    }
+}
+
+impl Backend for FakeSite {
+    fn group_create(&self, name: Name) -> Answer<'_, Group> {
+        let mut groups = self.groups.lock().unwrap();
+        if groups.contains_key(&name) {
+            let error = Error::new(ErrorKind::AlreadyExists, format!("group {name} exists"));
+            return futures::future::ready(Err(error)).boxed();
+        }
+        let group = Group {
+            id: GroupId(groups.len() as u128 + 1),
+            name: name.clone(),
+            created: NOON,
+            policy: Policy { interval_ms: 1000 },
+            disks: Vec::new(),
+        };
+        let fake =
+            FakeGroup { group: group.clone(), points: Vec::new(), tests: BTreeMap::new(), tests_started: 0 };
+        groups.insert(name, fake);
+        futures::future::ready(Ok(group)).boxed()
+    }
+
+    fn groups(&self) -> Answer<'_, Vec<Group>> {
+        let groups = self.groups.lock().unwrap().values().map(|fake| fake.group.clone()).collect();
+        futures::future::ready(Ok(groups)).boxed()
+    }
+
+    fn group(&self, name: Name) -> Answer<'_, Group> {
+        self.with(&name, |fake| Ok(fake.group.clone()))
+    }
+
+    fn group_remove(&self, name: Name) -> Answer<'_, ()> {
+        let removed = self.groups.lock().unwrap().remove(&name);
+        futures::future::ready(removed.map(drop).ok_or_else(|| missing(format!("group {name}")))).boxed()
+    }
+
+    fn disk_create(&self, path: DiskPath, size: SectorCount) -> Answer<'_, Disk> {
+        self.add_disk(path, size)
+    }
+
+    fn disk_import(&self, path: DiskPath, file: PathBuf, progress: Progress) -> Answer<'_, Disk> {
+        let length = match std::fs::metadata(&file) {
+            Ok(metadata) => metadata.len(),
+            Err(error) => {
+                let error = Error::io("opening the file to import", error).at_path(&file);
+                return futures::future::ready(Err(error)).boxed();
+            }
+        };
+        progress.set_total(length);
+        progress.advance(length);
+        self.add_disk(path, SectorCount::from_bytes(length).unwrap())
+    }
+
+    fn disk_remove(&self, path: DiskPath) -> Answer<'_, ()> {
+        self.with(&path.group, |fake| {
+            let before = fake.group.disks.len();
+            fake.group.disks.retain(|disk| disk.name != path.disk);
+            if fake.group.disks.len() < before { Ok(()) } else { Err(missing(format!("disk {path}"))) }
+        })
+    }
+
+    fn policy_set(&self, group: Name, policy: Policy) -> Answer<'_, Group> {
+        self.with(&group, |fake| {
+            fake.group.policy = policy;
+            Ok(fake.group.clone())
+        })
+    }
+
+    fn point_create(&self, group: Name, label: Option<Label>) -> Answer<'_, Point> {
+        self.with(&group, |fake| {
+            let number = u64::try_from(fake.points.len()).unwrap() + 1;
+            let point = Point {
+                id: PointId((0xabcd_0000 + u128::from(number)) << 96),
+                lsn: Lsn(number),
+                time: WallNanos(NOON.0 + i64::try_from(number).unwrap() * 60_000_000_000),
+                kind: PointKind::Crash,
+                label: label.map(String::from),
+                delta_bytes: 4096,
+            };
+            fake.points.push(point.clone());
+            Ok(point)
+        })
+    }
+
+    fn points(&self, group: Name) -> Answer<'_, Vec<Point>> {
+        self.with(&group, |fake| Ok(fake.points.clone()))
+    }
+
+    fn test_start(&self, group: Name, point: PointSelector) -> Answer<'_, Test> {
+        self.with(&group, |fake| {
+            let point = selector::resolve(&point, &fake.points)?.clone();
+            fake.tests_started += 1;
+            let number = TestId(fake.tests_started);
+            let exports = fake.group.disks.iter().map(|disk| {
+                let path = DiskPath { group: disk.group.clone(), disk: disk.name.clone() };
+                TestExport {
+                    disk: disk.name.clone(),
+                    export: path.test_export(number),
+                    uri: format!("nbd+unix:///{}?socket=/x", path.test_export(number)),
+                    size_bytes: disk.size_bytes,
+                }
+            });
+            let test = Test {
+                number,
+                group: fake.group.name.clone(),
+                exports: exports.collect(),
+                // Somebody wrote to tests of labelled points.
+                overlay_bytes: if point.label.is_some() { 512 } else { 0 },
+                point,
+                started: NOON,
+                connections: 0,
+            };
+            fake.tests.insert(number.0, test.clone());
+            Ok(test)
+        })
+    }
+
+    fn test_cleanup(&self, group: Name, test: Option<TestId>) -> Answer<'_, Vec<TestId>> {
+        self.with(&group, |fake| match test {
+            None => Ok(std::mem::take(&mut fake.tests).into_keys().map(TestId).collect()),
+            Some(number) if fake.tests.remove(&number.0).is_some() => Ok(vec![number]),
+            Some(number) => Err(missing(format!("test-{}", number.0))),
+        })
+    }
+
+    fn tests(&self, group: Option<Name>) -> Answer<'_, Vec<Test>> {
+        let groups = self.groups.lock().unwrap();
+        let wanted = groups.iter().filter(|(name, _)| group.as_ref().is_none_or(|group| group == *name));
+        let tests = wanted.flat_map(|(_, fake)| fake.tests.values().cloned()).collect();
+        futures::future::ready(Ok(tests)).boxed()
+    }
+
+    fn restore(&self, group: Name, request: RestoreRequest, progress: Progress) -> Answer<'_, Restored> {
+        self.with(&group, |fake| {
+            let point = selector::resolve(&request.point, &fake.points)?.clone();
+            let files: Vec<PathBuf> = fake
+                .group
+                .disks
+                .iter()
+                .map(|disk| request.directory.join(format!("{}.raw", disk.name)))
+                .collect();
+            if let Some(file) = files.iter().find(|file| file.exists() && !request.overwrite) {
+                return Err(Error::new(ErrorKind::AlreadyExists, "a file is there already").at_path(file));
+            }
+            for file in &files {
+                std::fs::write(file, "restored")
+                    .map_err(|error| Error::io("writing", error).at_path(file))?;
+            }
+            progress.set_total(8);
+            progress.advance(8);
+            Ok(Restored { point, files, bytes: 8 })
+        })
+    }
+
+    fn status(&self) -> Answer<'_, Status> {
+        let groups = self.groups.lock().unwrap();
+        let status = Status {
+            site: "fake".parse().unwrap(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started: NOON,
+            listen: vec!["unix:/x".to_owned()],
+            connections: 3,
+            storage: StorageStatus {
+                backend: "blocking".to_owned(),
+                backend_reason: "io_uring_setup: EPERM".to_owned(),
+                direct: false,
+                direct_reason: Some("tmpfs has no O_DIRECT".to_owned()),
+            },
+            groups: groups.values().map(group_status).collect(),
+        };
+        futures::future::ready(Ok(status)).boxed()
+    }
+
+    fn vault_verify(&self, group: Option<Name>, progress: Progress) -> Answer<'_, VerifyReport> {
+        progress.advance(1);
+        let faults = match group {
+            Some(group) if group.as_str() == "broken" => {
+                vec!["blob 12 does not match its checksum".to_owned()]
+            }
+            _ => Vec::new(),
+        };
+        let report = VerifyReport { groups: 1, steps: 2, blobs: 3, bytes: 4096, faults };
+        futures::future::ready(Ok(report)).boxed()
+    }
+}
+
+fn group_status(fake: &FakeGroup) -> GroupStatus {
+    let newest = fake.points.last();
+    GroupStatus {
+        group: fake.group.clone(),
+        state: GroupState {
+            condition: Condition::Latched,
+            reason: Some(Reason { code: ReasonCode::JournalFailed, detail: "EIO on segment-3".to_owned() }),
+            since: NOON,
+        },
+        lsn: LsnLadder { submitted: Lsn(9), written: Lsn(8), visible: Lsn(7), ..LsnLadder::default() },
+        journal: JournalStatus { used_bytes: 1 << 30, limit_bytes: 4 << 30 },
+        newest_point: newest.map(|point| NewestPoint { id: point.id, time: point.time, age_ms: 1500 }),
+        idle: false,
+        history: History {
+            points: u64::try_from(fake.points.len()).unwrap(),
+            oldest: fake.points.first().map(|point| point.time),
+            newest: newest.map(|point| point.time),
+        },
+        writes: WriteRate { writes_per_s: 1000.0, bytes_per_s: 4e6 },
+        connections: 3,
+    }
+}
+
+/// The API of a fake site on a real socket, in a thread of its own, until it is dropped.
+pub struct Gateway {
+    pub directory: TempDir,
+    pub socket: PathBuf,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Gateway {
+    pub fn start() -> Gateway {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("api.sock");
+        let listener = bind_unix(&socket).unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            let router = api::router(Arc::<FakeSite>::default(), Arc::new(OsEnvironment::new()));
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(api::serve(listener, router, stopped.map(drop))).unwrap();
+        });
+        Gateway { directory, socket, stop: Some(stop), thread: Some(thread) }
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("the API stops when it is told to");
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! The fuzzers' seed inputs for a vault's formats: taken from a real vault, checked in under `fuzz/corpus/`, replayed
+//! here. After a change: `AFTERIMAGE_WRITE_CORPUS=1 cargo test --test vault corpus`.
+
+use std::fs;
+use std::path::Path;
+
+use afterimage::block::TestId;
+use afterimage::format::manifest::StepNumber;
+use afterimage::format::manifest::{self, Snapshot};
+use afterimage::format::record::{Change, PinKind, PinRecord};
+use afterimage::units::{DiskSlot, PinId, SectorRange, WallNanos, WriterId};
+
+use crate::support::{Group, block_on};
+use crate::vault_fuzz;
+
+type Seeds = Vec<(String, Vec<u8>)>;
+
+/// A vault with every kind of step and extent.
+fn group() -> Group {
+    let mut group = Group::new(&[4096, 64]);
+    group.write(0, SectorRange::new(7, 300), 1);
+    group.zero(0, SectorRange::new(1000, 2000), false);
+    group.zero(1, SectorRange::new(0, 8), true);
+    group.write(1, SectorRange::new(60, 64), 2);
+    let point = group.publish();
+    let changes = [
+        Change::PolicySet { interval_ms: 250 },
+        Change::PinAdded(PinRecord {
+            id: PinId(1),
+            point,
+            kind: PinKind::Test(TestId(1)),
+            created: WallNanos(7),
+        }),
+        Change::PinAdded(PinRecord { id: PinId(2), point, kind: PinKind::Restore, created: WallNanos(8) }),
+        Change::PinRemoved(PinId(1)),
+        Change::DiskRemoved(DiskSlot(1)),
+    ];
+    for change in changes {
+        block_on(&group.runtime, group.vault.manifest().append(change)).expect("it fits");
+    }
+    group.publish();
+    group
+}
+
+/// Writers are drawn at random; seeds must not change each time that they are made.
+fn steady(bytes: &[u8], previous: u128) -> manifest::Encoded {
+    let (mut step, _) = manifest::Step::decode(bytes).expect("as written");
+    step.header.writer = WriterId(7);
+    step.header.previous = previous;
+    step.encode()
+}
+
+fn manifest_seeds(group: &Group) -> Seeds {
+    let state = group.vault.manifest().state();
+    let mut seeds = Seeds::new();
+    let mut previous = 0;
+    for number in 1..=state.newest().0 {
+        let bytes = fs::read(group.vault.layout().step(StepNumber(number))).expect("the step is there");
+        let encoded = steady(&bytes, previous);
+        previous = encoded.checksum;
+        seeds.push((format!("step-{number:02}"), encoded.bytes));
+    }
+    let header = manifest::Header {
+        number: state.newest(),
+        group: state.group(),
+        writer: WriterId(7),
+        timeline: state.timeline(),
+        previous,
+    };
+    seeds.push(("snapshot".to_owned(), Snapshot::encode_parts(&header, state.contents()).bytes));
+    seeds
+}
+
+fn delta_seeds(group: &Group) -> Seeds {
+    let state = group.vault.manifest().state();
+    let blobs = state.points().iter().filter_map(|point| point.delta).map(|delta| {
+        let bytes = fs::read(group.vault.layout().blob(delta.blob)).expect("the blob is there");
+        ("interval".to_owned(), bytes)
+    });
+    blobs.collect()
+}
+
+fn check_in(target: &str, seeds: &Seeds) {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+    if std::env::var_os("AFTERIMAGE_WRITE_CORPUS").is_some() {
+        fs::create_dir_all(&directory).expect("the work tree can be written");
+        for (name, input) in seeds {
+            fs::write(directory.join(name), input).expect("the work tree can be written");
+        }
+    }
+    for (name, input) in seeds {
+        let stored = fs::read(directory.join(name)).unwrap_or_default();
+        assert!(stored == *input, "{target}/{name} is stale: run with AFTERIMAGE_WRITE_CORPUS=1");
+    }
+}
+
+#[test]
+fn manifest_seeds_are_valid_and_checked_in() {
+    let seeds = manifest_seeds(&group());
+    check_in("manifest", &seeds);
+    for (name, input) in &seeds {
+        assert!(vault_fuzz::manifest(input), "{name}");
+    }
+}
+
+#[test]
+fn delta_seeds_are_valid_and_checked_in() {
+    let seeds = delta_seeds(&group());
+    assert_eq!(seeds.len(), 1);
+    check_in("delta", &seeds);
+    for (name, input) in &seeds {
+        assert!(vault_fuzz::delta(input), "{name}");
+    }
+}

@@ -1,0 +1,14 @@
+//! Formats, vault, deltas, views and overlays: on the blocking back end, and what power cuts leave on the simulated one.
+
+mod corpus;
+mod delta;
+mod format;
+mod manifest;
+mod overlay;
+#[cfg(feature = "sim")]
+mod power;
+mod support;
+#[path = "../support/vault_fuzz.rs"]
+mod vault_fuzz;
+mod verify;
+mod view;

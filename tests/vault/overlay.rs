@@ -1,0 +1,162 @@
+//! An overlay is a model over a view, whatever is written beside what, and after every reopening.
+
+use std::path::Path;
+use std::rc::Rc;
+
+use afterimage::error::ErrorKind;
+use afterimage::units::{SectorRange, to_usize};
+use afterimage::view::{Overlay, View};
+use proptest::prelude::*;
+
+use crate::support::{Group, block_on, directory, flatten, pattern};
+
+/// Not a whole number of blocks.
+const SECTORS: u64 = 1003;
+
+fn view(group: &mut Group) -> Rc<View> {
+    group.write(0, SectorRange::new(5, 300), 1);
+    group.publish();
+    group.zero(0, SectorRange::new(100, 110), true);
+    group.write(0, SectorRange::new(990, SECTORS), 2);
+    let point = group.publish();
+    block_on(&group.runtime, View::open(&group.vault, point)).expect("sound")
+}
+
+fn create(group: &Group, view: &Rc<View>, path: &Path) -> Overlay {
+    block_on(&group.runtime, Overlay::create(path, view, view.disks()[0].id())).expect("a new overlay")
+}
+
+fn open(group: &Group, view: &Rc<View>, path: &Path) -> Overlay {
+    block_on(&group.runtime, Overlay::open(path, view, view.disks()[0].id())).expect("it was created")
+}
+
+fn assert_is(group: &Group, overlay: &Overlay, model: &[u8]) {
+    let whole = SectorRange::new(0, SECTORS);
+    let pieces = block_on(&group.runtime, overlay.read(whole)).expect("sound");
+    assert!(flatten(&pieces) == model);
+    let mut position = 0;
+    for run in block_on(&group.runtime, overlay.allocation(whole)).expect("sound") {
+        let end = position + to_usize(run.bytes);
+        assert!(run.allocated || model[position..end].iter().all(|&byte| byte == 0));
+        position = end;
+    }
+    assert_eq!(position, model.len());
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write { range: SectorRange, seed: u8, durable: bool },
+    Zero { range: SectorRange, keep_allocated: bool },
+    Reopen,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let range = (0..SECTORS, 1..60_u64)
+        .prop_map(|(start, sectors)| SectorRange::new(start, (start + sectors).min(SECTORS)));
+    let step = prop_oneof![
+        5 => (range.clone(), any::<u8>(), any::<bool>())
+            .prop_map(|(range, seed, durable)| Step::Write { range, seed, durable }),
+        3 => (range, any::<bool>()).prop_map(|(range, keep_allocated)| Step::Zero { range, keep_allocated }),
+        1 => Just(Step::Reopen),
+    ];
+    proptest::collection::vec(step, 1..40)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn an_overlay_is_a_model(steps in steps()) {
+        let mut group = Group::new(&[SECTORS]);
+        let view = view(&mut group);
+        let directory = directory();
+        let path = directory.path().join("overlay");
+        let mut overlay = create(&group, &view, &path);
+        let mut model = group.model[0].clone();
+        for step in steps {
+            match step {
+                Step::Write { range, seed, durable } => {
+                    let bytes = pattern(range.bytes(), seed);
+                    block_on(&group.runtime, overlay.write(range, &bytes, durable)).expect("written");
+                    model[to_usize(range.byte_offset())..to_usize(range.byte_range().end)].copy_from_slice(&bytes);
+                }
+                Step::Zero { range, keep_allocated } => {
+                    block_on(&group.runtime, overlay.zero(range, false, keep_allocated)).expect("zeroed");
+                    model[to_usize(range.byte_offset())..to_usize(range.byte_range().end)].fill(0);
+                }
+                Step::Reopen => {
+                    drop(overlay);
+                    overlay = open(&group, &view, &path);
+                }
+            }
+            assert_is(&group, &overlay, &model);
+        }
+        drop(overlay);
+        assert_is(&group, &open(&group, &view, &path), &model);
+        let viewed = block_on(&group.runtime, view.read(view.disks()[0].id(), SectorRange::new(0, SECTORS)));
+        prop_assert!(flatten(&viewed.expect("sound")) == group.model[0], "the view is untouched");
+    }
+}
+
+/// Two requests in the same block, each of which reads the block and writes it back whole: neither may undo the other.
+#[test]
+fn concurrent_writes_in_one_block_both_stay() {
+    let mut group = Group::new(&[SECTORS]);
+    let view = view(&mut group);
+    let directory = directory();
+    let path = directory.path().join("overlay");
+    let overlay = create(&group, &view, &path);
+    let mut model = group.model[0].clone();
+    let writes = (0..64_u64).map(|sector| (SectorRange::new(sector, sector + 1), pattern(512, 7)));
+    let writes: Vec<_> = writes.collect();
+    for (range, bytes) in &writes {
+        model[to_usize(range.byte_offset())..to_usize(range.byte_range().end)].copy_from_slice(bytes);
+    }
+    let all = writes.iter().map(|(range, bytes)| overlay.write(*range, bytes, false));
+    block_on(&group.runtime, futures::future::try_join_all(all)).expect("written");
+    assert_is(&group, &overlay, &model);
+}
+
+#[test]
+fn trimming_an_untouched_hole_takes_no_space_and_gives_back_what_was_written_there() {
+    use std::os::unix::fs::MetadataExt;
+
+    let sectors = 1 << 22;
+    let mut group = Group::new(&[16]);
+    group.disks[0].sectors.0 = sectors;
+    group.model[0] = Vec::new();
+    group.write_unmodelled(0, SectorRange::new(80, 88), 3);
+    let point = group.publish();
+    let view = block_on(&group.runtime, View::open(&group.vault, point)).expect("sound");
+    let directory = directory();
+    let path = directory.path().join("overlay");
+    let overlay = create(&group, &view, &path);
+    let blocks = || std::fs::metadata(&path).expect("there").blocks() * 512;
+    let work = async {
+        overlay.write(SectorRange::new(1 << 20, (1 << 20) + 4096), &pattern(2 << 20, 1), true).await?;
+        assert!(blocks() >= 2 << 20);
+        overlay.zero(SectorRange::new(0, sectors), true, false).await
+    };
+    block_on(&group.runtime, work).expect("done");
+    assert!(blocks() <= 64 << 10, "2 GiB of zeros take {} bytes", blocks());
+    drop(overlay);
+    let overlay = open(&group, &view, &path);
+    let pieces = block_on(&group.runtime, overlay.read(SectorRange::new(0, 4096))).expect("sound");
+    assert!(flatten(&pieces).iter().all(|&byte| byte == 0), "what the view holds stays trimmed");
+}
+
+#[test]
+fn an_overlay_of_another_size_and_a_range_outside_are_refused() {
+    let mut group = Group::new(&[SECTORS]);
+    let view = view(&mut group);
+    let directory = directory();
+    let path = directory.path().join("overlay");
+    let overlay = create(&group, &view, &path);
+    let outside = block_on(&group.runtime, overlay.read(SectorRange::new(SECTORS - 1, SECTORS + 1)));
+    assert_eq!(outside.expect_err("outside").kind(), ErrorKind::Invalid);
+    drop(overlay);
+    let again = block_on(&group.runtime, Overlay::create(&path, &view, view.disks()[0].id()));
+    assert_eq!(again.err().expect("never over another").kind(), ErrorKind::AlreadyExists);
+    std::fs::OpenOptions::new().write(true).open(&path).expect("there").set_len(512).expect("cut");
+    let cut = block_on(&group.runtime, Overlay::open(&path, &view, view.disks()[0].id()));
+    assert_eq!(cut.err().expect("cut off").kind(), ErrorKind::Corrupt);
+}

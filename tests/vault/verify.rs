@@ -1,0 +1,98 @@
+//! A verification finds what is wrong, and where, and finds nothing where nothing is.
+
+use std::path::{Path, PathBuf};
+
+use afterimage::format::manifest::StepNumber;
+use afterimage::units::{BlobId, SectorRange};
+use afterimage::vault::{Severity, VerifyReport, verify};
+
+use crate::support::{Group, block_on};
+
+fn group() -> (Group, PathBuf) {
+    let mut group = Group::new(&[4096, 64]);
+    group.write(0, SectorRange::new(7, 1000), 1);
+    let point = group.publish();
+    group.write(1, SectorRange::new(0, 64), 2);
+    group.publish();
+    let delta = group.vault.manifest().state().point(point).expect("published").delta.expect("written");
+    let blob = group.vault.layout().blob(delta.blob);
+    (group, blob)
+}
+
+fn report(group: &Group) -> VerifyReport {
+    block_on(&group.runtime, verify(&group.vault, |_, _| ())).expect("read")
+}
+
+fn flip(path: &Path, offset: usize) {
+    let mut bytes = std::fs::read(path).expect("there");
+    bytes[offset] ^= 4;
+    std::fs::write(path, bytes).expect("tests may write it");
+}
+
+fn only_damage(report: &VerifyReport) -> (&Path, Option<u64>) {
+    assert!(!report.is_sound());
+    let [finding] = &report.findings[..] else { panic!("one finding, not {:?}", report.findings) };
+    assert_eq!(finding.severity, Severity::Damage);
+    (&finding.path, finding.offset)
+}
+
+#[test]
+fn a_sound_vault_has_no_findings() {
+    let (group, _) = group();
+    let report = report(&group);
+    assert_eq!(report.findings, []);
+    assert_eq!((report.blobs, report.bases, report.manifest_files), (2, 2, 5));
+    assert!(report.blob_bytes > 1000 * 512);
+}
+
+#[test]
+fn every_byte_of_a_blob_is_looked_at() {
+    let (group, blob) = group();
+    let length = std::fs::metadata(&blob).expect("there").len();
+    let length = usize::try_from(length).expect("small");
+    for offset in (0..256).step_by(16).chain((256..length).step_by(40_009)).chain(length - 400..length) {
+        flip(&blob, offset);
+        let report = report(&group);
+        let (path, found) = only_damage(&report);
+        assert_eq!(path, blob);
+        assert!(found.is_some(), "byte {offset}: {:?}", report.findings);
+        flip(&blob, offset);
+    }
+    assert!(report(&group).is_sound());
+}
+
+#[test]
+fn a_bad_manifest_step_is_named() {
+    let (group, _) = group();
+    let step = group.vault.layout().step(StepNumber(4));
+    flip(&step, 130);
+    assert_eq!(only_damage(&report(&group)), (step.as_path(), Some(128)));
+    std::fs::remove_file(&step).expect("there");
+    assert_eq!(only_damage(&report(&group)).0, step);
+}
+
+#[test]
+fn missing_and_short_files_are_named() {
+    let (group, blob) = group();
+    let base = group.vault.layout().base(group.disks[1].id);
+    let file = std::fs::OpenOptions::new().write(true).open(&base).expect("there");
+    file.set_len(512).expect("cut");
+    assert_eq!(only_damage(&report(&group)).0, base);
+    file.set_len(64 * 512).expect("mended");
+    let kept = std::fs::read(&blob).expect("there");
+    std::fs::write(&blob, &kept[..kept.len() - 1]).expect("cut");
+    assert_eq!(only_damage(&report(&group)).0, blob);
+    std::fs::remove_file(&blob).expect("there");
+    assert_eq!(only_damage(&report(&group)).0, blob);
+}
+
+#[test]
+fn an_orphan_is_reported_and_harms_nothing() {
+    let (group, blob) = group();
+    let orphan = group.vault.layout().blob(BlobId(0xdead));
+    std::fs::copy(&blob, &orphan).expect("copied");
+    let report = report(&group);
+    assert!(report.is_sound());
+    assert_eq!(report.findings.len(), 1);
+    assert_eq!(report.findings[0].path, orphan);
+}
