@@ -746,9 +746,14 @@ impl Group {
             None => self.destaged,
         };
         let needless = self.vaulted_or_clean(vaulted).min(destaged);
+        let (durable, next) = (self.writer.durable_frame(), self.writer.next_frame());
         let mut cache = self.cache.borrow_mut();
-        for segment in self.segments.recycle(needless) {
+        for segment in self.segments.recycle(needless, durable, next) {
             cache.forget(segment);
+        }
+        self.segments.release(durable);
+        if let Some(frame) = self.segments.wanted_statement() {
+            self.writer.want_durable_frame(frame);
         }
         if self.segments.live().count() <= 1 && self.layers.extents() == 0 && self.vaulted_all() {
             cache.clear();

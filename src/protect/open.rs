@@ -88,6 +88,7 @@ pub async fn open(runtime: Rc<Runtime>, plan: GroupPlan) -> Result<Group> {
 }
 
 async fn open_with(runtime: Rc<Runtime>, plan: GroupPlan, vault: Vault) -> Result<Group> {
+    let vault = vault.with_planted(plan.planted);
     for directory in [plan.journal(), plan.images(), plan.tests()] {
         runtime.create_directory(directory).await?;
     }
@@ -241,9 +242,9 @@ impl<'a> Rebuilt<'a> {
         Ok(())
     }
 
+    /// A disk that left has no image any more; but a point whose marker lies before that still holds it.
     fn take_data(&mut self, lsn: Lsn, slot: DiskSlot, range: crate::units::SectorRange, source: Source) {
-        let Some(disk) = self.disks.get(&slot) else { return };
-        if lsn > disk.image.destaged() {
+        if self.disks.get(&slot).is_some_and(|disk| lsn > disk.image.destaged()) {
             self.layers.insert(slot, range, source);
             if self.layers.is_full() {
                 self.layers.freeze(lsn);
