@@ -363,9 +363,9 @@ impl Group {
     }
 
     fn work(&mut self) {
+        self.apply_visible();
         self.apply_done();
         self.writer.advance(&mut self.segments);
-        self.apply_visible();
         self.serve_when_stated();
         self.answer_barriers();
         if let Some(kind) = self.writer.failure() {
@@ -455,7 +455,7 @@ impl Group {
         }
     }
 
-    fn freeze(&mut self, last: Lsn) {
+    pub(super) fn freeze(&mut self, last: Lsn) {
         if let Some(layer) = self.layers.freeze(last) {
             self.interval.add(layer);
         }
