@@ -13,12 +13,12 @@ use crate::error::{Error, Result};
 use crate::format::frame::{FrameFault, UntrustedHeader};
 use crate::format::marker::Opening;
 use crate::journal::recover::{Accepted, Decision, Known, claims, recover};
-use crate::journal::scan::{Checks, Scanned, SegmentScan, scan_segment};
+use crate::journal::scan::{Checks, Scanned, SegmentScan, is_needless, scan_segment};
 use crate::journal::segments::{Segment, SegmentIndex, Segments, create, open_all};
 use crate::journal::writer::Position;
 use crate::planted::{Bug, Planted};
 use crate::runtime::Runtime;
-use crate::units::{FrameNumber, Lsn, PAGE_BYTES, SegmentSequence, to_usize};
+use crate::units::{FrameNumber, Lsn, PAGE_BYTES, to_usize};
 
 /// Segments that are read at a time.
 const SEGMENTS_READ_AHEAD: usize = 2;
@@ -106,16 +106,14 @@ async fn scan_all(runtime: &Rc<Runtime>, files: &[Segment], checks: Checks) -> R
     let first_scans: Vec<_> =
         files.iter().zip(&heads).map(|(segment, page)| scan_segment(segment.index, page, checks)).collect();
     let tail = claims(&first_scans).tail;
-    let is_needless =
-        |head: &SegmentScan| head.claims.segment < tail && head.claims.segment > SegmentSequence(0);
-    let needed =
-        files.iter().zip(&first_scans).filter(|(_, head)| !is_needless(head)).map(|(segment, _)| segment);
+    let needed = files.iter().zip(&first_scans).filter(|(_, head)| !is_needless(head, tail));
+    let needed = needed.map(|(segment, _)| segment);
     let reads = needed.map(|segment| runtime.read(&segment.file, 0, to_usize(segment.bytes)));
     // The device reads the next segment while this thread sums the one before.
     let mut reads = stream::iter(reads.collect::<Vec<_>>()).buffered(SEGMENTS_READ_AHEAD);
     let mut scans = Vec::with_capacity(files.len());
     for (segment, head) in files.iter().zip(&first_scans) {
-        if is_needless(head) {
+        if is_needless(head, tail) {
             scans.push(head.clone());
             continue;
         }
