@@ -28,6 +28,8 @@ pub mod listen;
 pub mod planted;
 pub mod protect;
 pub mod runtime;
+#[cfg(feature = "sim")]
+pub mod sim;
 #[cfg(feature = "server")]
 pub mod site;
 pub mod storage;

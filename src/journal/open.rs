@@ -22,6 +22,8 @@ use crate::units::{FrameNumber, Lsn, PAGE_BYTES, to_usize};
 
 /// Segments that are read at a time.
 const SEGMENTS_READ_AHEAD: usize = 2;
+/// What an opening frame takes: a page of header, a page of payload.
+const OPENING_BYTES: u64 = 2 * PAGE_BYTES as u64;
 
 /// Where a journal is, and how large it may become.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,10 +75,14 @@ pub async fn open(
     let last = chain.last().map(|last| scans[last.scan].frames[last.frames - 1].clone());
     let opening = opening_after(last.as_ref(), &runtime);
     let newest = claims(&scans).last_lsn;
-    adopt(files, &scans, &chain, &mut segments);
-    if segments.live().next().is_none() && segments.take(false).is_none() {
-        let (index, path, bytes) = segments.begin_creation().expect("an empty journal may create a segment");
+    let number = last.as_ref().map_or(FrameNumber(1), |last| last.frame.number.next());
+    adopt(files, &scans, &chain, number, &mut segments);
+    let room = segments.live().last().map_or(0, |newest| newest.bytes - last.as_ref().map_or(0, Scanned::end_offset));
+    if room < OPENING_BYTES && !segments.has_free() {
+        let (index, path, bytes) = segments.begin_creation_beyond_limit();
         segments.created(create(Rc::clone(&runtime), index, path, bytes).await?);
+    }
+    if segments.live().next().is_none() {
         segments.take(false);
     }
     let position = position_after(last.as_ref(), newest, &segments);
@@ -138,16 +144,26 @@ fn opening_after(last: Option<&Scanned>, runtime: &Runtime) -> Opening {
     }
 }
 
-fn adopt(files: Vec<Segment>, scans: &[SegmentScan], chain: &[Accepted], segments: &mut Segments) {
+fn adopt(
+    files: Vec<Segment>,
+    scans: &[SegmentScan],
+    chain: &[Accepted],
+    opening: FrameNumber,
+    segments: &mut Segments,
+) {
     let mut files: Vec<Option<Segment>> = files.into_iter().map(Some).collect();
+    let accepted = chain.iter().flat_map(|accepted| &scans[accepted.scan].frames[..accepted.frames]);
+    // These are synced by now; what frames past the end of the chain state may be gone after a power cut.
+    let tail = accepted.map(|scanned| scanned.frame.tail).max().unwrap_or_default();
     for accepted in chain {
-        let last = &scans[accepted.scan].frames[accepted.frames - 1].frame;
+        let frames = &scans[accepted.scan].frames;
+        let (first, last) = (&frames[0].frame, &frames[accepted.frames - 1].frame);
         let file = files[accepted.scan].take().expect("a chain visits a segment once");
-        segments.adopt_live(file, last.segment, last.last_lsn());
+        segments.adopt_live(file, last.segment, first.number, last.last_lsn());
     }
     for (file, scan) in files.into_iter().zip(scans) {
         if let Some(file) = file {
-            segments.adopt_free(file, scan.claims.segment);
+            segments.adopt_needless(file, scan.claims.segment, tail, opening);
         }
     }
 }

@@ -87,6 +87,8 @@ impl Group {
             self.slots.insert(id, slot);
             return callback(Err(error));
         }
+        // The read path forgets the disk; the interval does not, for a marker that lists it may be under way.
+        self.freeze(self.writer.visible());
         self.layers.forget(slot);
         self.disks.remove(&slot);
         let (runtime, images) = (Rc::clone(&self.runtime), self.settings.plan.images());
