@@ -182,9 +182,17 @@ impl Journal {
         }
     }
 
-    /// Gives back the segments whose records are all at or below what is durable.
+    /// Gives back the segments whose records are all durable, once a durable frame says so.
     pub fn recycle(&mut self) {
-        self.segments.recycle(self.writer.durable());
+        let (needless, durable, next) =
+            (self.writer.durable(), self.writer.durable_frame(), self.writer.next_frame());
+        self.segments.recycle(needless, durable, next);
+        if let Some(frame) = self.segments.wanted_statement() {
+            self.writer.want_durable_frame(frame);
+            self.step();
+            self.settle();
+        }
+        self.segments.release(self.writer.durable_frame());
     }
 
     /// Closes it in good order.
