@@ -1,6 +1,7 @@
 //! Journals looked at from outside: what is said of sound ones, and of every kind of damage, against what opening
 //! makes of the very same bytes. The worst that an offline tool can do is to repair, or to reassure.
 
+#[allow(dead_code)]
 #[path = "support/journal_maker.rs"]
 mod journal_maker;
 
@@ -348,7 +349,8 @@ fn a_recycled_journal_is_sound_and_its_free_segments_are_told() {
             journal.sync();
             journal.recycle();
         }
-        journal.write(0, 1, 1);
+        // The first frame of a segment that was used before: the frames of that use stand behind it.
+        journal.write(0, 1, 128);
         journal.seal();
     });
     let survey = survey(&directory);
@@ -356,7 +358,7 @@ fn a_recycled_journal_is_sound_and_its_free_segments_are_told() {
     let chain = survey.chain();
     assert!(chain.len() < survey.segments.len());
     let left_overs = survey.segments.iter().map(|segment| segment.left_overs.len()).sum::<usize>();
-    assert!(left_overs > 0, "of earlier uses");
+    assert!(left_overs > 0);
     assert_eq!(survey.incarnations.len(), 1);
     assert_eq!(survey.incarnations[0].opening, None, "the frame that says so was recycled");
 }

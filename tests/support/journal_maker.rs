@@ -1,10 +1,11 @@
 //! Journals made by the real writer, for those who read journals from outside.
 
+use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use afterimage::env::OsEnvironment;
+use afterimage::env::{Environment, OsEnvironment};
 use afterimage::error::Result;
 use afterimage::format::marker::{Consistency, DiskEntry, Marker};
 use afterimage::journal::open::{self, JournalPlan, OpenedJournal};
@@ -15,8 +16,8 @@ use afterimage::planted::Planted;
 use afterimage::runtime::Runtime;
 use afterimage::storage::blocking::Blocking;
 use afterimage::units::{
-    DiskId, DiskSlot, GroupId, GroupNanos, IncarnationId, Lsn, PointId, SectorCount, SectorRange, TimelineId,
-    WallNanos,
+    DiskId, DiskSlot, GroupId, GroupNanos, IncarnationId, Lsn, MonotonicNanos, PointId, SectorCount,
+    SectorRange, TimelineId, WallNanos,
 };
 
 pub const GROUP: GroupId = GroupId(7);
@@ -29,9 +30,27 @@ pub struct Journal {
     pub writer: Writer,
 }
 
-fn runtime() -> Rc<Runtime> {
+/// Time stands still, and ids follow from a seed: two runs make the same bytes.
+struct Repeatable(Cell<u128>);
+
+impl Environment for Repeatable {
+    fn monotonic(&self) -> MonotonicNanos {
+        MonotonicNanos(0)
+    }
+
+    fn wall(&self) -> WallNanos {
+        WallNanos(1_000_000_000)
+    }
+
+    fn random_u128(&self) -> u128 {
+        self.0.update(|last| last + 1);
+        self.0.get()
+    }
+}
+
+fn runtime(environment: Rc<dyn Environment>) -> Rc<Runtime> {
     let storage = Blocking::new(2).expect("threads");
-    Runtime::new(Box::new(storage), Rc::new(OsEnvironment::new()))
+    Runtime::new(Box::new(storage), environment)
 }
 
 fn plan(directory: &Path) -> JournalPlan {
@@ -49,7 +68,7 @@ fn open_in(runtime: &Rc<Runtime>, directory: &Path, known: Known) -> Result<Open
 
 /// What the gateway's opening says to a journal, without keeping it open.
 pub fn opening_accepts(directory: &Path, group: GroupId, floor: Lsn) -> Result<usize> {
-    let runtime = runtime();
+    let runtime = runtime(Rc::new(OsEnvironment::new()));
     let known = Known { group, timeline: TimelineId(1), floor };
     open_in(&runtime, directory, known).map(|opened| opened.accepted.len())
 }
@@ -57,8 +76,17 @@ pub fn opening_accepts(directory: &Path, group: GroupId, floor: Lsn) -> Result<u
 impl Journal {
     /// Opens, or begins, the journal in a directory; its opening frame is durable.
     pub fn open(directory: &Path, group: GroupId) -> Journal {
+        Journal::open_in(directory, group, Rc::new(OsEnvironment::new()))
+    }
+
+    /// Like [`Journal::open`], with ids that follow from `seed`.
+    pub fn open_seeded(directory: &Path, group: GroupId, seed: u128) -> Journal {
+        Journal::open_in(directory, group, Rc::new(Repeatable(Cell::new(seed))))
+    }
+
+    fn open_in(directory: &Path, group: GroupId, environment: Rc<dyn Environment>) -> Journal {
         fs::create_dir_all(directory).expect("a directory");
-        let runtime = runtime();
+        let runtime = runtime(environment);
         let known = Known { group, timeline: TimelineId(1), floor: Lsn::ZERO };
         let opened = open_in(&runtime, directory, known).expect("opens");
         let incarnation = IncarnationId(runtime.random_u128());
@@ -111,6 +139,16 @@ impl Journal {
         self.settle();
     }
 
+    /// Writes several ranges, given as start and sectors, in one frame.
+    pub fn write_together(&mut self, ranges: &[(u64, usize)]) {
+        for &(start, sectors) in ranges {
+            let range = SectorRange::new(start, start + sectors as u64);
+            let payload = vec![5; sectors * 512].into();
+            self.writer.enqueue(Entry::Write { disk: DiskSlot(0), range, payload }, None);
+        }
+        self.settle();
+    }
+
     /// Writes zeros.
     pub fn zero(&mut self, start: u64, end: u64) {
         let range = SectorRange::new(start, end);
@@ -144,9 +182,17 @@ impl Journal {
         }
     }
 
-    /// Gives back the segments whose records are all at or below what is durable.
+    /// Gives back the segments whose records are all durable, once a durable frame says so.
     pub fn recycle(&mut self) {
-        self.segments.recycle(self.writer.durable());
+        let (needless, durable, next) =
+            (self.writer.durable(), self.writer.durable_frame(), self.writer.next_frame());
+        self.segments.recycle(needless, durable, next);
+        if let Some(frame) = self.segments.wanted_statement() {
+            self.writer.want_durable_frame(frame);
+            self.step();
+            self.settle();
+        }
+        self.segments.release(self.writer.durable_frame());
     }
 
     /// Closes it in good order.
