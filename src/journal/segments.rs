@@ -335,6 +335,8 @@ fn directory_of(path: &Path) -> &Path {
 /// Opens every segment file of a journal, locked; left-overs of a creation that a crash cut short are removed.
 pub async fn open_all(runtime: &Rc<Runtime>, directory: &Path) -> Result<Vec<Segment>> {
     let mut segments = Vec::new();
+    // A dead owner may have published a segment without living to sync its name: nobody may write to it before.
+    runtime.sync_directory(directory).await?;
     for name in runtime.list(directory).await? {
         let path = directory.join(&name);
         if name.ends_with(".new") {

@@ -98,6 +98,11 @@ impl Manifest {
         self.state.borrow()
     }
 
+    /// Whether an append failed in a way that leaves open whether its step is there.
+    pub fn is_in_doubt(&self) -> bool {
+        self.latched.borrow().is_some()
+    }
+
     /// Appends a change; durable when this returns.
     pub async fn append(&self, change: Change) -> Result<StepNumber> {
         self.append_with(|_| Ok(change.clone())).await
