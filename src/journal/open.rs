@@ -18,8 +18,9 @@ use crate::planted::{Bug, Planted};
 use crate::runtime::Runtime;
 use crate::units::{FrameNumber, Lsn, PAGE_BYTES, SegmentSequence, to_usize};
 
-/// What an opening frame takes: a page of header, a page of payload.
-const OPENING_BYTES: u64 = 2 * PAGE_BYTES as u64;
+/// What an opening frame takes, a page of header and a page of payload, and the empty frame that may have to follow
+/// before any segment is free.
+const OPENING_BYTES: u64 = 3 * PAGE_BYTES as u64;
 
 /// Where a journal is, and how large it may become.
 #[derive(Clone, Debug, PartialEq, Eq)]

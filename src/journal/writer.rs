@@ -404,13 +404,16 @@ impl Writer {
         if self.room() >= need && for_data && !segments.is_reserve_whole() {
             return None;
         }
-        if self.room() < need {
+        // Where nothing is free, room for the statement that frees retired segments stays.
+        let kept = if segments.has_free() { 0 } else { FramePlan::default().total_bytes() };
+        if self.room() < need + kept {
             let fresh = segments.take(for_data)?;
             assert!(fresh.bytes >= need as u64, "a segment takes the largest record");
             self.position.segment = Some(fresh);
             self.position.offset = 0;
+            return Some(self.room());
         }
-        Some(self.room())
+        Some(self.room() - kept)
     }
 
     fn room(&self) -> usize {
