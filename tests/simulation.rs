@@ -15,7 +15,7 @@ const SEEDS_MAX: u64 = 2000;
 const CLEAN_SEEDS: u64 = if cfg!(debug_assertions) { 40 } else { 600 };
 
 /// Seeds that found a real bug once, and what it was.
-const REGRESSIONS: [(u64, &str); 12] = [
+const REGRESSIONS: [(u64, &str); 14] = [
     (0, "the wall clock stepped back over a restart: a point was refused, and its content lost to all later ones"),
     (2, "a stop with writes in flight never came to its end"),
     (3, "as seed 0"),
@@ -27,6 +27,8 @@ const REGRESSIONS: [(u64, &str); 12] = [
     (189, "a disk left while a marker that lists it was under way: the point lacked the disk's last interval"),
     (514, "a failed manifest sync left a disk's joining in doubt, and its files were removed"),
     (1679, "a segment whose name a dead process had not synced was adopted, and lost with the power"),
+    (2140, "markers took the last page, and the statement that frees segments found no room"),
+    (4023, "a disk was destaged again below its checkpoint because another one's image was full, and torn by a power cut"),
     (16, "an opening created a segment although there were free ones"),
 ];
 

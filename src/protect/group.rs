@@ -670,9 +670,10 @@ impl Group {
         let mut disks: BTreeMap<DiskSlot, DiskWork> = BTreeMap::new();
         for layer in &ready {
             for (&slot, map) in &layer.maps {
-                let Some(disk) = self.disks.get(&slot).filter(|disk| disk.latched.is_none()) else {
-                    continue;
-                };
+                // What is below its checkpoint is never written again: torn by a power cut, nothing would mend it. (It
+                // is here where another disk of the batch failed.)
+                let takes = |disk: &&Disk| disk.latched.is_none() && disk.image.destaged() < layer.last;
+                let Some(disk) = self.disks.get(&slot).filter(takes) else { continue };
                 let work = disks.entry(slot).or_insert_with(|| DiskWork {
                     slot,
                     image: disk.image.clone(),
