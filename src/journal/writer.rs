@@ -453,8 +453,15 @@ impl Writer {
         self.position.offset += bytes.len() as u64;
         self.runtime.submit(tag, Op::Write { file: segment.file.clone(), offset, data: bytes.clone() });
         let last_lsn = frame.last_lsn();
-        let mut in_flight =
-            InFlight { number: frame.number, segment, sector: first_sector, bytes, written: false, last_lsn, visible };
+        let mut in_flight = InFlight {
+            number: frame.number,
+            segment,
+            sector: first_sector,
+            bytes,
+            written: false,
+            last_lsn,
+            visible,
+        };
         if self.planted.is(Bug::AcknowledgeBeforeWritten) {
             self.visible = self.visible.max(in_flight.last_lsn);
             self.became_visible.extend(in_flight.visible.drain(..));

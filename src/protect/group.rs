@@ -657,7 +657,7 @@ impl Group {
     /// The oldest layers whose records are durable; asks for durability where that is what is missing.
     fn next_batch(&mut self) -> Option<Batch> {
         let frozen = self.layers.frozen();
-        let newest_wanted = frozen.iter().take(BATCH_LAYERS_MAX).last()?.last;
+        let newest_wanted = frozen.iter().take(BATCH_LAYERS_MAX).next_back()?.last;
         let durable = if self.settings.plan.planted.is(Bug::DestageAheadOfDurable) {
             newest_wanted
         } else {
@@ -670,8 +670,6 @@ impl Group {
         let mut disks: BTreeMap<DiskSlot, DiskWork> = BTreeMap::new();
         for layer in &ready {
             for (&slot, map) in &layer.maps {
-                // What is below its checkpoint is never written again: torn by a power cut, nothing would mend it. (It
-                // is here where another disk of the batch failed.)
                 let takes = |disk: &&Disk| disk.latched.is_none() && disk.image.destaged() < layer.last;
                 let Some(disk) = self.disks.get(&slot).filter(takes) else { continue };
                 let work = disks.entry(slot).or_insert_with(|| DiskWork {
@@ -679,7 +677,10 @@ impl Group {
                     image: disk.image.clone(),
                     maps: vec![],
                 });
-                work.maps.push(Rc::clone(map));
+                // Another disk of the batch, or the checkpoint, failed: there is nothing left to write here.
+                if disk.image.synced() < layer.last {
+                    work.maps.push(Rc::clone(map));
+                }
             }
         }
         let pace = Rc::clone(&self.pace);

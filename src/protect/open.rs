@@ -109,7 +109,16 @@ async fn open_with(runtime: Rc<Runtime>, plan: GroupPlan, vault: Vault) -> Resul
         segment_bytes: plan.segment_bytes,
         journal_bytes: plan.journal_bytes,
     };
+    let began = runtime.now();
     let journal = journal::open::open(Rc::clone(&runtime), &journal_plan, known, plan.planted).await?;
+    tracing::info!(
+        %group,
+        scanned_mib = journal.scanned_bytes >> 20,
+        frames = journal.accepted.len(),
+        ms = (runtime.now().0 - began.0) / 1_000_000,
+        last = %journal.position.accepted,
+        "the journal was opened"
+    );
     let identity = Identity { group, timeline, incarnation: IncarnationId(runtime.random_u128()) };
     assemble(runtime, plan, vault, disks, journal, identity, vaulted).await
 }
