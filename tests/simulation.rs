@@ -15,18 +15,36 @@ const SEEDS_MAX: u64 = 2000;
 const CLEAN_SEEDS: u64 = if cfg!(debug_assertions) { 40 } else { 600 };
 
 /// Seeds that found a real bug once, and what it was.
-const REGRESSIONS: [(u64, &str); 12] = [
-    (0, "the wall clock stepped back over a restart: a point was refused, and its content lost to all later ones"),
+const REGRESSIONS: [(u64, &str); 15] = [
+    (
+        0,
+        "the wall clock stepped back over a restart: a point was refused, and its content lost to all later ones",
+    ),
     (2, "a stop with writes in flight never came to its end"),
     (3, "as seed 0"),
     (8, "as seed 0"),
     (19, "data had eaten the reserve: an opening found no room in a full journal"),
-    (29, "a marker that preceded a disk's removal was published after a restart without the disk's last interval"),
+    (
+        29,
+        "a marker that preceded a disk's removal was published after a restart without the disk's last interval",
+    ),
     (33, "a segment was overwritten before a durable frame said that it was no longer needed"),
     (38, "as seed 19"),
-    (189, "a disk left while a marker that lists it was under way: the point lacked the disk's last interval"),
+    (
+        189,
+        "a disk left while a marker that lists it was under way: the point lacked the disk's last interval",
+    ),
     (514, "a failed manifest sync left a disk's joining in doubt, and its files were removed"),
     (1679, "a segment whose name a dead process had not synced was adopted, and lost with the power"),
+    (2140, "markers took the last page, and the statement that frees segments found no room"),
+    (
+        4023,
+        "a disk was destaged again below its checkpoint because another one's image was full, and torn by a power cut",
+    ),
+    (
+        4995,
+        "the same when the sync of its checkpoint had failed, which leaves open whether the checkpoint is there",
+    ),
     (16, "an opening created a segment although there were free ones"),
 ];
 

@@ -22,8 +22,9 @@ use crate::units::{FrameNumber, Lsn, PAGE_BYTES, to_usize};
 
 /// Segments that are read at a time.
 const SEGMENTS_READ_AHEAD: usize = 2;
-/// What an opening frame takes: a page of header, a page of payload.
-const OPENING_BYTES: u64 = 2 * PAGE_BYTES as u64;
+/// What an opening frame takes, a page of header and a page of payload, and the empty frame that may have to follow
+/// before any segment is free.
+const OPENING_BYTES: u64 = 3 * PAGE_BYTES as u64;
 
 /// Where a journal is, and how large it may become.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,7 +78,10 @@ pub async fn open(
     let newest = claims(&scans).last_lsn;
     let number = last.as_ref().map_or(FrameNumber(1), |last| last.frame.number.next());
     adopt(files, &scans, &chain, number, &mut segments);
-    let room = segments.live().last().map_or(0, |newest| newest.bytes - last.as_ref().map_or(0, Scanned::end_offset));
+    let room = segments
+        .live()
+        .last()
+        .map_or(0, |newest| newest.bytes - last.as_ref().map_or(0, Scanned::end_offset));
     if room < OPENING_BYTES && !segments.has_free() {
         let (index, path, bytes) = segments.begin_creation_beyond_limit();
         segments.created(create(Rc::clone(&runtime), index, path, bytes).await?);

@@ -404,13 +404,16 @@ impl Writer {
         if self.room() >= need && for_data && !segments.is_reserve_whole() {
             return None;
         }
-        if self.room() < need {
+        // Where nothing is free, room for the statement that frees retired segments stays.
+        let kept = if segments.has_free() { 0 } else { FramePlan::default().total_bytes() };
+        if self.room() < need + kept {
             let fresh = segments.take(for_data)?;
             assert!(fresh.bytes >= need as u64, "a segment takes the largest record");
             self.position.segment = Some(fresh);
             self.position.offset = 0;
+            return Some(self.room());
         }
-        Some(self.room())
+        Some(self.room() - kept)
     }
 
     fn room(&self) -> usize {
@@ -450,8 +453,15 @@ impl Writer {
         self.position.offset += bytes.len() as u64;
         self.runtime.submit(tag, Op::Write { file: segment.file.clone(), offset, data: bytes.clone() });
         let last_lsn = frame.last_lsn();
-        let mut in_flight =
-            InFlight { number: frame.number, segment, sector: first_sector, bytes, written: false, last_lsn, visible };
+        let mut in_flight = InFlight {
+            number: frame.number,
+            segment,
+            sector: first_sector,
+            bytes,
+            written: false,
+            last_lsn,
+            visible,
+        };
         if self.planted.is(Bug::AcknowledgeBeforeWritten) {
             self.visible = self.visible.max(in_flight.last_lsn);
             self.became_visible.extend(in_flight.visible.drain(..));

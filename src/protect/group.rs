@@ -670,15 +670,17 @@ impl Group {
         let mut disks: BTreeMap<DiskSlot, DiskWork> = BTreeMap::new();
         for layer in &ready {
             for (&slot, map) in &layer.maps {
-                let Some(disk) = self.disks.get(&slot).filter(|disk| disk.latched.is_none()) else {
-                    continue;
-                };
+                let takes = |disk: &&Disk| disk.latched.is_none() && disk.image.destaged() < layer.last;
+                let Some(disk) = self.disks.get(&slot).filter(takes) else { continue };
                 let work = disks.entry(slot).or_insert_with(|| DiskWork {
                     slot,
                     image: disk.image.clone(),
                     maps: vec![],
                 });
-                work.maps.push(Rc::clone(map));
+                // Another disk of the batch, or the checkpoint, failed: there is nothing left to write here.
+                if disk.image.synced() < layer.last {
+                    work.maps.push(Rc::clone(map));
+                }
             }
         }
         let pace = Rc::clone(&self.pace);

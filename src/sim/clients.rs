@@ -158,8 +158,14 @@ impl Site {
     }
 
     fn remove_disk(&mut self) {
-        let staying: Vec<usize> = self.clients.members.iter().enumerate()
-            .filter(|(_, member)| !member.leaving).map(|(index, _)| index).collect();
+        let staying: Vec<usize> = self
+            .clients
+            .members
+            .iter()
+            .enumerate()
+            .filter(|(_, member)| !member.leaving)
+            .map(|(index, _)| index)
+            .collect();
         let member = &mut self.clients.members[*self.random.choose(&staying)];
         member.leaving = true;
         let (id, number) = (member.id, member.number);
@@ -200,8 +206,13 @@ impl Site {
             tests.start(point, callback);
             return;
         }
-        let idle: Vec<TestId> = self.clients.tests.iter()
-            .filter(|(_, test)| test.busy == 0 && !test.leaving).map(|(&id, _)| id).collect();
+        let idle: Vec<TestId> = self
+            .clients
+            .tests
+            .iter()
+            .filter(|(_, test)| test.busy == 0 && !test.leaving)
+            .map(|(&id, _)| id)
+            .collect();
         if !idle.is_empty() {
             let id = *self.random.choose(&idle);
             self.tracer.note(|| format!("clean up {id:?}"));
@@ -212,7 +223,10 @@ impl Site {
         }
     }
 
-    fn callback<T: 'static>(&self, news: impl FnOnce(Result<T>) -> News + 'static) -> crate::protect::group::Callback<T> {
+    fn callback<T: 'static>(
+        &self,
+        news: impl FnOnce(Result<T>) -> News + 'static,
+    ) -> crate::protect::group::Callback<T> {
         let mailbox = Rc::clone(&self.news);
         Box::new(move |result| mailbox.borrow_mut().push_back(news(result)))
     }
@@ -294,14 +308,19 @@ impl Site {
             }
         };
         let end = self.history.issued();
-        self.tracer.note(|| format!("change {first}..{end}: disk {disk} {range} {stamp:?} durable: {durable}"));
+        self.tracer
+            .note(|| format!("change {first}..{end}: disk {disk} {range} {stamp:?} durable: {durable}"));
         self.submit(Export::Disk(GROUP, member.id), request, Pending::Change { first, end, durable })
     }
 
     fn request_of_test(&mut self) {
-        let usable: Vec<TestId> = self.clients.tests.iter()
+        let usable: Vec<TestId> = self
+            .clients
+            .tests
+            .iter()
             .filter(|(_, test)| test.busy == 0 && !test.leaving && !test.in_doubt && !test.disks.is_empty())
-            .map(|(&id, _)| id).collect();
+            .map(|(&id, _)| id)
+            .collect();
         if usable.is_empty() {
             return;
         }
@@ -323,7 +342,13 @@ impl Site {
     }
 
     /// Reads a test failover's disk, or writes to it where there is a stamp.
-    fn ask_test(&mut self, test: TestId, (number, id): (usize, DiskId), range: SectorRange, stamp: Option<Stamp>) {
+    fn ask_test(
+        &mut self,
+        test: TestId,
+        (number, id): (usize, DiskId),
+        range: SectorRange,
+        stamp: Option<Stamp>,
+    ) {
         let known = self.clients.tests.get_mut(&test).expect("known");
         known.busy += 1;
         known.written |= stamp.is_some();
@@ -581,7 +606,11 @@ pub(super) fn joined(pieces: &[DataPiece], range: SectorRange) -> std::result::R
 }
 
 /// The stamps of a range as far as its allocation tells: zeros in holes, what was there before elsewhere.
-fn holes(runs: &[AllocationRun], range: SectorRange, before: &[Stamp]) -> std::result::Result<Vec<Stamp>, String> {
+fn holes(
+    runs: &[AllocationRun],
+    range: SectorRange,
+    before: &[Stamp],
+) -> std::result::Result<Vec<Stamp>, String> {
     let mut stamps = Vec::with_capacity(before.len());
     for run in runs {
         for _ in 0..run.bytes / SECTOR_BYTES {

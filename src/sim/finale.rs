@@ -4,11 +4,11 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::clients::joined;
 use super::history::Contents;
 use super::process::group_plan;
 use super::sector::stamps;
 use super::site::{Outcome, Site};
-use super::clients::joined;
 use crate::error::Result;
 use crate::image::image_path;
 use crate::units::{DiskId, PointId, SectorRange};
@@ -48,7 +48,9 @@ impl Site {
             self.add_disk();
         }
         self.drive("what the clients asked for", |site| {
-            site.clients.pending.is_empty() && site.clients.joining.is_empty() && site.clients.starting.is_empty()
+            site.clients.pending.is_empty()
+                && site.clients.joining.is_empty()
+                && site.clients.starting.is_empty()
         })?;
         let found = self.read_disks()?;
         let all = self.history.issued();

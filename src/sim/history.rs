@@ -63,7 +63,6 @@ impl History {
         self.acknowledged
     }
 
-
     /// Notes a change that the group took.
     pub fn issue(&mut self, change: Change) {
         self.changes.push(change);
@@ -133,8 +132,9 @@ impl History {
             return None;
         }
         let mut states: Contents = found.keys().map(|&disk| (disk, self.state(disk, low))).collect();
-        let differing =
-            |(disk, state): (&usize, &Vec<Stamp>)| state.iter().zip(&found[disk]).filter(|(a, b)| a != b).count();
+        let differing = |(disk, state): (&usize, &Vec<Stamp>)| {
+            state.iter().zip(&found[disk]).filter(|(a, b)| a != b).count()
+        };
         let mut wrong: usize = states.iter().map(differing).sum();
         let mut matching = (wrong == 0).then_some((low, low));
         for count in low + 1..=high {

@@ -45,7 +45,6 @@ impl Points {
         self.known[index].record.id
     }
 
-
     /// Notes that a point was asked for, when so many changes were acknowledged and the group had these disks.
     pub fn ask(&mut self, label: String, low: usize, members: Vec<DiskId>) {
         self.asked.push(Asked { label, low, members });

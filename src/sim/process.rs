@@ -51,7 +51,12 @@ pub struct Process {
 
 impl Process {
     /// Starts a process on `disk`, which opens the group there, or creates it where none is.
-    pub fn start(disk: &SimDisk, environment: &Rc<SimEnvironment>, plan: GroupPlan, interval: Duration) -> Process {
+    pub fn start(
+        disk: &SimDisk,
+        environment: &Rc<SimEnvironment>,
+        plan: GroupPlan,
+        interval: Duration,
+    ) -> Process {
         let storage = SimStorage::new(disk);
         let id = storage.process();
         let runtime = Runtime::new(Box::new(storage), Rc::clone(environment) as _);
@@ -151,7 +156,11 @@ impl Process {
     }
 }
 
-async fn open_all(runtime: Rc<Runtime>, plan: GroupPlan, interval: Duration) -> Result<(Group, TestFailovers)> {
+async fn open_all(
+    runtime: Rc<Runtime>,
+    plan: GroupPlan,
+    interval: Duration,
+) -> Result<(Group, TestFailovers)> {
     let tests = plan.tests();
     let group = match open::open(Rc::clone(&runtime), plan.clone()).await {
         Err(error) if is_nothing_there(&runtime, &plan, &error).await => {

@@ -6,8 +6,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::planted::Planted;
-use crate::units::DiskId;
 use crate::storage::sim::{FaultKind, Matcher, OpKind, Random, SimDisk, SimEnvironment};
+use crate::units::DiskId;
 
 use super::clients::{Clients, News};
 use super::history::History;
@@ -62,8 +62,7 @@ impl Site {
         let environment = SimEnvironment::new(random.next());
         let mut tracer = Tracer::new(options.sink.clone(), &disk);
         tracer.note(|| format!("seed {seed}: {plan:?}"));
-        let process =
-            Process::start(&disk, &environment, group_plan(&plan, options.planted), plan.interval);
+        let process = Process::start(&disk, &environment, group_plan(&plan, options.planted), plan.interval);
         Site {
             plan,
             planted: options.planted,
@@ -274,8 +273,14 @@ impl Site {
                 (OpKind::Sync, "/journal/", FaultKind::Io)
             }
             5 => (OpKind::Read, *self.random.choose(&["/journal/", "/images/", "/vault/"]), FaultKind::Io),
-            6 => (OpKind::Publish, *self.random.choose(&["/manifest/", "/blobs/", "/journal/"]), FaultKind::Io),
-            7 => (OpKind::SyncDirectory, *self.random.choose(&["/manifest", "/blobs", "/group"]), FaultKind::Io),
+            6 => {
+                (OpKind::Publish, *self.random.choose(&["/manifest/", "/blobs/", "/journal/"]), FaultKind::Io)
+            }
+            7 => (
+                OpKind::SyncDirectory,
+                *self.random.choose(&["/manifest", "/blobs", "/group"]),
+                FaultKind::Io,
+            ),
             8 => (OpKind::Write, "/vault/", *self.random.choose(&[FaultKind::NoSpace, FaultKind::Short])),
             9 => (OpKind::Sync, "/vault/", FaultKind::Io),
             10 => (OpKind::Write, "/images/", FaultKind::NoSpace),

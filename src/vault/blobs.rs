@@ -34,7 +34,12 @@ pub struct Blobs {
 
 impl Blobs {
     pub(super) fn new(runtime: &Rc<Runtime>, layout: &Layout) -> Blobs {
-        Blobs { runtime: Rc::clone(runtime), layout: layout.clone(), unsettled: RefCell::default(), planted: Planted::NONE }
+        Blobs {
+            runtime: Rc::clone(runtime),
+            layout: layout.clone(),
+            unsettled: RefCell::default(),
+            planted: Planted::NONE,
+        }
     }
 
     pub(super) fn plant(&mut self, planted: Planted) {
