@@ -40,7 +40,7 @@ fn greeted() -> Connection {
     let mut connection = Connection::new(1, Limits::default());
     let greeting = say(&mut connection, &[]);
     assert_eq!(greeting, [&b"NBDMAGICIHAVEOPT"[..], &[0, 3]].concat());
-    assert_eq!(say(&mut connection, &[0, 0, 0, 3]), []);
+    assert_eq!(say(&mut connection, &[0, 0, 0, 3]), [0_u8; 0]);
     connection
 }
 
@@ -180,9 +180,9 @@ fn a_long_option_is_skipped_not_kept() {
     assert_eq!(answer(&mut connection, 99, &data), NBD_REP_ERR_UNSUP);
     // The longest that there can be, of which little comes at a time: nothing is kept of it.
     let said = say(&mut connection, &[&b"IHAVEOPT\x00\x00\x00\x06"[..], &[0xff; 4]].concat());
-    assert_eq!(said, []);
+    assert_eq!(said, [0_u8; 0]);
     for _ in 0..64 {
-        assert_eq!(say(&mut connection, &data), []);
+        assert_eq!(say(&mut connection, &data), [0_u8; 0]);
         assert!(connection.input().is_empty());
     }
 }
