@@ -14,6 +14,7 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use crate::error::Result;
 use crate::extent::{Extent, ExtentMap, FrozenMap};
 use crate::image::Image;
+use crate::image::pace::Pace;
 use crate::journal::reader::Reader;
 use crate::journal::segments::Source;
 use crate::planted::{Bug, Planted};
@@ -43,6 +44,8 @@ pub struct Batch {
     pub through: Lsn,
     /// Where payloads are read.
     pub reader: Reader,
+    /// The gate that each extent passes.
+    pub pace: Rc<Pace>,
 }
 
 /// How a disk's part went.
@@ -61,39 +64,66 @@ pub async fn destage(runtime: Rc<Runtime>, batch: Batch, planted: Planted) -> Ve
     for work in batch.disks {
         let slot = work.slot;
         let mut written_bytes = 0;
-        let result =
-            destage_disk(&runtime, work, &batch.reader, batch.through, planted, &mut written_bytes).await;
+        let destager = Destager {
+            runtime: &runtime,
+            reader: &batch.reader,
+            pace: &batch.pace,
+            through: batch.through,
+            planted,
+        };
+        let result = destager.disk(work, &mut written_bytes).await;
         results.push(DiskResult { slot, result, written_bytes });
     }
     results
 }
 
-async fn destage_disk(
-    runtime: &Rc<Runtime>,
-    work: DiskWork,
-    reader: &Reader,
+/// What every disk of a batch needs.
+struct Destager<'a> {
+    runtime: &'a Rc<Runtime>,
+    reader: &'a Reader,
+    pace: &'a Pace,
     through: Lsn,
     planted: Planted,
-    written: &mut u64,
-) -> Result<Image> {
-    let merged = merge(runtime, &work.maps).await;
-    let mut image = work.image;
-    if planted.is(Bug::CheckpointBeforeImageSync) {
-        image.advance(runtime, through).await?;
+}
+
+impl Destager<'_> {
+    async fn disk(&self, work: DiskWork, written: &mut u64) -> Result<Image> {
+        let merged = merge(self.runtime, &work.maps).await;
+        let mut image = work.image;
+        if self.planted.is(Bug::CheckpointBeforeImageSync) {
+            image.advance(self.runtime, self.through).await?;
+        }
+        let target = &image;
+        stream::iter(merged.iter().map(|extent| self.apply(target, extent)))
+            .buffer_unordered(CONCURRENCY)
+            .try_for_each(|bytes| {
+                *written += bytes;
+                std::future::ready(Ok(()))
+            })
+            .await?;
+        self.runtime.sync(&image.file).await?;
+        if !self.planted.is(Bug::CheckpointBeforeImageSync) {
+            image.advance(self.runtime, self.through).await?;
+        }
+        Ok(image)
     }
-    let target = &image;
-    stream::iter(merged.iter().map(|extent| apply(runtime, target, reader, extent)))
-        .buffer_unordered(CONCURRENCY)
-        .try_for_each(|bytes| {
-            *written += bytes;
-            std::future::ready(Ok(()))
-        })
-        .await?;
-    runtime.sync(&image.file).await?;
-    if !planted.is(Bug::CheckpointBeforeImageSync) {
-        image.advance(runtime, through).await?;
+
+    /// Brings one extent into the image; returns its bytes.
+    async fn apply(&self, image: &Image, extent: Extent<Source>) -> Result<u64> {
+        self.pace.turn().await;
+        let range = extent.range;
+        match extent.location {
+            Source::Journal { segment, sector } => {
+                let data = self.reader.read(segment, sector, range.sectors()).await?;
+                self.runtime.write(&image.file, range.byte_offset(), data).await?;
+                Ok(range.bytes())
+            }
+            Source::Zero { allocated } => {
+                self.runtime.zero(&image.file, range.byte_range(), allocated).await?;
+                Ok(0)
+            }
+        }
     }
-    Ok(image)
 }
 
 /// The newest of all maps, which are given oldest first.
@@ -114,20 +144,4 @@ pub async fn merge(runtime: &Rc<Runtime>, maps: &[Rc<FrozenMap<Source>>]) -> Fro
         }
     }
     merged.freeze()
-}
-
-/// Brings one extent into the image; returns its bytes.
-async fn apply(runtime: &Rc<Runtime>, image: &Image, reader: &Reader, extent: Extent<Source>) -> Result<u64> {
-    let range = extent.range;
-    match extent.location {
-        Source::Journal { segment, sector } => {
-            let data = reader.read(segment, sector, range.sectors()).await?;
-            runtime.write(&image.file, range.byte_offset(), data).await?;
-            Ok(range.bytes())
-        }
-        Source::Zero { allocated } => {
-            runtime.zero(&image.file, range.byte_range(), allocated).await?;
-            Ok(0)
-        }
-    }
 }

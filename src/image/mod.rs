@@ -4,6 +4,7 @@
 //! durable in the journal. Only destage writes to it.
 
 pub mod destage;
+pub mod pace;
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;

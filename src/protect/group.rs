@@ -23,6 +23,7 @@ use crate::format::frame::RECORD_PAYLOAD_BYTES_MAX;
 use crate::format::marker::{Consistency, DiskEntry, Marker};
 use crate::format::record::{DiskRecord, PointRecord};
 use crate::image::destage::{Batch, DiskResult, DiskWork, destage};
+use crate::image::pace::Pace;
 use crate::journal::cache::FrameCache;
 use crate::journal::reader::Reader;
 use crate::journal::segments::{Segment, Segments, create};
@@ -54,8 +55,8 @@ const FAILURES_MAX: u32 = 2;
 const BATCH_LAYERS_MAX: usize = 16;
 /// Closed intervals that may wait for the vault before timed markers are left out.
 const INTERVALS_WAITING_MAX: usize = 2;
-/// A point is made for a full journal when this share of it is left.
-const JOURNAL_SHARE_DESTAGE: u64 = 4;
+/// Destage goes on beside the guests once less than one part in this many of the journal is free.
+const FREE_PART_PRESSED: u64 = 2;
 
 /// Called once with a result.
 pub type Callback<T> = Box<dyn FnOnce(Result<T>)>;
@@ -135,6 +136,7 @@ pub struct Group {
     pub(super) vaulted: Lsn,
     pub(super) destaged: Lsn,
     pub(super) destaging: bool,
+    pace: Rc<Pace>,
     pub(super) retry_at: Option<MonotonicNanos>,
     pub(super) last_activity: MonotonicNanos,
     pub(super) started: MonotonicNanos,
@@ -205,6 +207,7 @@ impl Group {
             vaulted: parts.vaulted,
             destaged: Lsn::ZERO,
             destaging: false,
+            pace: Rc::default(),
             retry_at: None,
             last_activity: now,
             started: now,
@@ -614,7 +617,8 @@ impl Group {
     }
 
     fn has_undestaged(&self) -> bool {
-        !self.destaging && (!self.layers.frozen().is_empty() || !self.layers.is_open_empty())
+        let resting = !self.destaging || self.pace.is_held();
+        resting && (!self.layers.frozen().is_empty() || !self.layers.is_open_empty())
     }
 
     fn idle_at(&self) -> MonotonicNanos {
@@ -624,13 +628,14 @@ impl Group {
     /// Starts a batch when the journal fills, or when there is nothing better to do.
     fn start_destage(&mut self) {
         let now = self.runtime.now();
+        let pressed = self.segments.room_bytes() < self.segments.limit_bytes() / FREE_PART_PRESSED;
+        let wanted = pressed || self.stopping || now >= self.idle_at();
+        self.pace.hold(!wanted);
         if self.destaging || self.retry_at.is_some_and(|at| at > now) {
             return;
         }
         self.retry_at = None;
-        let idle = now >= self.idle_at();
-        let pressed = self.segments.room_bytes() < self.segments.limit_bytes() / JOURNAL_SHARE_DESTAGE * 3;
-        if !(idle || pressed || self.stopping) {
+        if !wanted {
             return;
         }
         if self.layers.frozen().is_empty() {
@@ -675,7 +680,8 @@ impl Group {
                 work.maps.push(Rc::clone(map));
             }
         }
-        Some(Batch { disks: disks.into_values().collect(), through, reader: self.reader() })
+        let pace = Rc::clone(&self.pace);
+        Some(Batch { disks: disks.into_values().collect(), through, reader: self.reader(), pace })
     }
 
     fn finish_destage(&mut self, through: Lsn, results: Vec<DiskResult>) {

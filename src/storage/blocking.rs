@@ -118,7 +118,7 @@ impl Pool {
         jobs.send(Job { token, op }).unwrap_or_else(|_| panic!("workers live as long as their pool"));
     }
 
-    /// Moves what has completed; whoever calls has lowered the signal.
+    /// Moves what has completed. Whoever finds nothing lowers the signal and calls again.
     pub(super) fn reap(&self, completions: &mut Vec<Completion>) {
         if self.in_flight.get() == 0 {
             return;
@@ -200,8 +200,12 @@ impl Storage for Blocking {
     fn start(&self) {}
 
     fn reap(&self, completions: &mut Vec<Completion>) {
-        self.signal.lower();
+        let before = completions.len();
         self.pool.reap(completions);
+        if completions.len() == before {
+            self.signal.lower();
+            self.pool.reap(completions);
+        }
     }
 
     fn wait(&self) {

@@ -115,10 +115,16 @@ impl Storage for Uring {
 
     fn reap(&self, completions: &mut Vec<Completion>) {
         let mut ring = self.ring.borrow_mut();
-        ring.run_deferred();
-        self.signal.lower();
+        let before = completions.len();
+        ring.reap(completions);
         self.pool.reap(completions);
-        ring.take_completions(completions);
+        if completions.len() == before {
+            // Raised for nothing: lowered, and looked again, since something may have completed just before. What
+            // completes from here on raises it anew. The other order would lose a completion for ever.
+            self.signal.lower();
+            ring.reap(completions);
+            self.pool.reap(completions);
+        }
         if ring.owed && !ring.start() {
             self.signal.raise();
         }
@@ -237,6 +243,11 @@ impl Ring {
     fn has_completions(&mut self) -> bool {
         self.run_deferred();
         !self.ring.completion().is_empty()
+    }
+
+    fn reap(&mut self, completions: &mut Vec<Completion>) {
+        self.run_deferred();
+        self.take_completions(completions);
     }
 
     fn take_completions(&mut self, completions: &mut Vec<Completion>) {

@@ -1,0 +1,61 @@
+//! Lets destage work while nobody else needs the device, and holds it while somebody does.
+//!
+//! The owner opens and closes the gate; work waits at it before each piece, so that guests get the device back within
+//! one piece's time.
+
+use std::cell::{Cell, RefCell};
+
+use futures::channel::oneshot;
+
+/// A gate that work passes piece by piece.
+#[derive(Debug, Default)]
+pub struct Pace {
+    is_held: Cell<bool>,
+    waiting: RefCell<Vec<oneshot::Sender<()>>>,
+}
+
+impl Pace {
+    /// Opens or closes the gate.
+    pub fn hold(&self, held: bool) {
+        self.is_held.set(held);
+        if !held {
+            for waiting in self.waiting.take() {
+                // Whoever waited may have been dropped.
+                let _ = waiting.send(());
+            }
+        }
+    }
+
+    /// Whether the gate is closed.
+    pub fn is_held(&self) -> bool {
+        self.is_held.get()
+    }
+
+    /// Waits until the gate is open.
+    pub async fn turn(&self) {
+        while self.is_held() {
+            let (open, opened) = oneshot::channel();
+            self.waiting.borrow_mut().push(open);
+            // Cancelled only when the gate is gone, and with it the reason to wait.
+            let _ = opened.await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn work_passes_only_while_the_gate_is_open() {
+        let pace = Pace::default();
+        assert!(pace.turn().now_or_never().is_some());
+        pace.hold(true);
+        let mut waiting = Box::pin(pace.turn());
+        assert!(waiting.as_mut().now_or_never().is_none());
+        pace.hold(false);
+        assert!(waiting.as_mut().now_or_never().is_some());
+    }
+}
