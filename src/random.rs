@@ -1,5 +1,5 @@
 //! Seeded pseudo-random numbers: SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators",
-//! 2014). Not for ids or keys outside a simulation.
+//! 2014). For simulations and workloads; ids and keys come from [`crate::env`].
 
 /// A stream of numbers that its seed decides.
 #[derive(Clone, Debug)]
