@@ -32,6 +32,8 @@ pub mod protect;
 #[cfg(any(feature = "sim", feature = "server"))]
 pub mod random;
 pub mod runtime;
+#[cfg(feature = "sim")]
+pub mod sim;
 #[cfg(feature = "server")]
 pub mod site;
 pub mod storage;

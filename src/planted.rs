@@ -37,6 +37,26 @@ pub enum Bug {
     BlobNotSynced,
 }
 
+impl Bug {
+    /// All of them.
+    pub const ALL: [Bug; 14] = [
+        Bug::AcknowledgeBeforeWritten,
+        Bug::VisibleAfterAcknowledged,
+        Bug::SyncCoversInFlight,
+        Bug::SegmentSwitchBeforeSync,
+        Bug::NoChainCheck,
+        Bug::NoIncarnationCheck,
+        Bug::AcceptanceNotRecorded,
+        Bug::DestageAheadOfDurable,
+        Bug::CheckpointBeforeImageSync,
+        Bug::EarlyRecycling,
+        Bug::DeltaFromOpenMap,
+        Bug::PublishAheadOfDurable,
+        Bug::LostCreateReply,
+        Bug::BlobNotSynced,
+    ];
+}
+
 /// Which bug, if any, is planted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Planted {

@@ -244,6 +244,15 @@ impl Runtime {
         }
     }
 
+    /// Drops all tasks where they are, as the death of the process would: for the simulator, whose processes die in
+    /// memory. (Tasks hold the runtime, so it would never be freed.)
+    #[cfg(feature = "sim")]
+    pub fn abandon_tasks(&self) {
+        let (tasks, spawned) = (self.tasks.take(), self.spawned.take());
+        let timers = self.timers.take();
+        drop((tasks, spawned, timers));
+    }
+
     /// Runs `future` to its end on this thread, waiting for storage: for tools and tests, which have no other loop.
     pub fn block_on<T: 'static>(self: &Rc<Runtime>, future: impl Future<Output = T> + 'static) -> T {
         let (sender, mut receiver) = oneshot::channel();

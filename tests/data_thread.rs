@@ -15,7 +15,8 @@ use afterimage::block::Export;
 use afterimage::capture::nbd::ExportInfo;
 use afterimage::capture::nbd::client::{Answer, Client, Command, Wishes, encode_request};
 use afterimage::capture::nbd::codec::NBD_ESHUTDOWN;
-use afterimage::site::{DataThreads, DataThreadsOptions, Endpoint, SessionLimits};
+use afterimage::listen::ListenAddress;
+use afterimage::site::{DataThreads, DataThreadsOptions, SessionLimits};
 use afterimage::storage::{BackendOptions, OpenOptions, open_best};
 use afterimage::units::{DiskId, GroupId};
 use ram_volume::RamVolume;
@@ -71,7 +72,7 @@ impl Gateway {
             threads.exports().add(&name(number), info).unwrap();
         }
         let socket = directory.path().join("nbd.sock");
-        threads.listen(&Endpoint::Unix(socket.clone())).unwrap();
+        threads.listen(&ListenAddress::Unix(socket.clone())).unwrap();
         Gateway { threads, home, socket, directory }
     }
 
@@ -336,8 +337,8 @@ fn a_handshake_has_a_deadline() {
 #[test]
 fn tcp_clients_are_served_beside_unix_ones() {
     let gateway = Gateway::start(1);
-    let bound = gateway.threads.listen(&Endpoint::Tcp("127.0.0.1:0".parse().unwrap())).unwrap();
-    let Endpoint::Tcp(address) = bound else { panic!("{bound} is not a TCP address") };
+    let bound = gateway.threads.listen(&ListenAddress::Tcp("127.0.0.1:0".parse().unwrap())).unwrap();
+    let ListenAddress::Tcp(address) = bound else { panic!("{bound} is not a TCP address") };
     let socket = TcpStream::connect(address).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut tcp = Client::connect(socket, Wishes::all(name(0))).unwrap();
@@ -354,11 +355,11 @@ fn tcp_clients_are_served_beside_unix_ones() {
 #[test]
 fn a_socket_that_answers_is_refused() {
     let gateway = Gateway::start(1);
-    let error = gateway.threads.listen(&Endpoint::Unix(gateway.socket.clone())).unwrap_err();
+    let error = gateway.threads.listen(&ListenAddress::Unix(gateway.socket.clone())).unwrap_err();
     assert!(error.to_string().contains("in use"), "{error}");
     let other = gateway.directory.path().join("other.sock");
     drop(std::os::unix::net::UnixListener::bind(&other).unwrap());
-    gateway.threads.listen(&Endpoint::Unix(other.clone())).unwrap();
+    gateway.threads.listen(&ListenAddress::Unix(other.clone())).unwrap();
     let socket = UnixStream::connect(other).unwrap();
     assert!(Client::connect(socket, Wishes::all(name(1))).is_ok());
     gateway.stop();

@@ -62,20 +62,26 @@ pub enum Command {
 
 #[derive(Debug, Subcommand)]
 pub enum JournalCommand {
-    /// List segments, incarnations and frames of a journal, also of a damaged one
+    /// List segments, incarnations and what opening would take, also of a damaged journal
     #[command(
-        after_help = "Example:\n  afterimage journal inspect /var/lib/afterimage/groups/GROUP_ID/journal"
+        after_help = "Example:\n  afterimage journal inspect /var/lib/afterimage/groups/GROUP_ID/journal --frames"
     )]
     Inspect {
-        /// The journal's directory
+        /// A journal's directory, or one segment file
         path: PathBuf,
+        /// Each frame too
+        #[arg(long)]
+        frames: bool,
+        /// Each frame and each record too
+        #[arg(long)]
+        records: bool,
     },
-    /// Check every frame of a journal and say what opening it would keep
+    /// Check every checksum, the chain and what is stated durable; exit status 1 if it is damaged
     #[command(
         after_help = "Example:\n  afterimage journal verify /var/lib/afterimage/groups/GROUP_ID/journal"
     )]
     Verify {
-        /// The journal's directory
+        /// A journal's directory, or one segment file
         path: PathBuf,
     },
 }

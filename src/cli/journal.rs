@@ -1,17 +1,468 @@
-//! `journal inspect|verify`: the offline tools, read-only, also on a damaged journal.
+//! `journal inspect|verify`: the offline tools, read-only, also on a damaged journal. What they find is
+//! [`Survey`]'s; this makes text or JSON of it.
 
+use std::fmt::Write;
 use std::path::Path;
 
-use super::failure::Failure;
-use super::output::Output;
-use crate::error::{Error, ErrorKind};
+use serde::Serialize;
 
-/// Lists segments, incarnations and frames of the journal in a directory.
-pub fn inspect(path: &Path, _output: Output) -> Result<(), Failure> {
-    Err(Error::new(ErrorKind::Unsupported, "this build has no journal yet").at_path(path).into())
+use super::failure::Failure;
+use super::output::{Output, table};
+use crate::byte_size::ByteSize;
+use crate::control::wire::rfc3339;
+use crate::error::{Error, ErrorKind};
+use crate::format::frame::{Frame, Record, RecordKind};
+use crate::journal::inspect::{Fault, SegmentSurvey, Survey, Verdict, describe};
+use crate::journal::recover::Decision;
+use crate::journal::scan::End;
+use crate::units::Lsn;
+
+/// How much `inspect` tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Depth {
+    /// Segments and incarnations.
+    Segments,
+    /// Frames too.
+    Frames,
+    /// Records too.
+    Records,
 }
 
-/// Checks every frame of the journal in a directory, and says what opening it would keep.
-pub fn verify(path: &Path, _output: Output) -> Result<(), Failure> {
-    Err(Error::new(ErrorKind::Unsupported, "this build has no journal yet").at_path(path).into())
+impl Depth {
+    /// What the two switches ask for.
+    pub fn chosen(frames: bool, records: bool) -> Depth {
+        match (frames, records) {
+            (_, true) => Depth::Records,
+            (true, false) => Depth::Frames,
+            (false, false) => Depth::Segments,
+        }
+    }
+}
+
+/// Tells what stands in a journal, and what opening would take of it.
+pub fn inspect(path: &Path, depth: Depth, output: Output) -> Result<(), Failure> {
+    let report = Report::of(&Survey::of(path)?, depth);
+    output.show(&report, Report::text)
+}
+
+/// Says whether a journal is sound; fails if it is damaged.
+pub fn verify(path: &Path, output: Output) -> Result<(), Failure> {
+    let survey = Survey::of(path)?;
+    output.show(&Verification::of(&survey), Verification::text)?;
+    match &survey.verdict {
+        Verdict::Sound | Verdict::TornTail(_) => Ok(()),
+        Verdict::Damaged(faults) => {
+            let text = format!("the journal is damaged: {}", counted(faults.len(), "fault"));
+            Err(Error::new(ErrorKind::Corrupt, text).at_path(path).into())
+        }
+    }
+}
+
+fn counted(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
+}
+
+#[derive(Serialize)]
+struct FaultReport {
+    path: String,
+    offset: Option<u64>,
+    what: String,
+    #[serde(skip)]
+    line: String,
+}
+
+impl FaultReport {
+    fn of(fault: &Fault) -> FaultReport {
+        FaultReport {
+            path: fault.path.display().to_string(),
+            offset: fault.offset,
+            what: fault.what.clone(),
+            line: fault.to_string(),
+        }
+    }
+}
+
+/// The answer of `verify`.
+#[derive(Serialize)]
+struct Verification {
+    path: String,
+    /// Whether a gateway has it open: then this is a snapshot.
+    snapshot: bool,
+    /// `sound`, `torn_tail` or `damaged`.
+    verdict: &'static str,
+    sealed: bool,
+    segments: usize,
+    accepted_frames: usize,
+    end: Lsn,
+    durable_floor: Lsn,
+    torn_tail: Option<FaultReport>,
+    faults: Vec<FaultReport>,
+}
+
+impl Verification {
+    fn of(survey: &Survey) -> Verification {
+        let (verdict, torn_tail, faults) = match &survey.verdict {
+            Verdict::Sound => ("sound", None, Vec::new()),
+            Verdict::TornTail(tail) => ("torn_tail", Some(FaultReport::of(tail)), Vec::new()),
+            Verdict::Damaged(faults) => ("damaged", None, faults.iter().map(FaultReport::of).collect()),
+        };
+        Verification {
+            path: survey.path.display().to_string(),
+            snapshot: survey.in_use,
+            verdict,
+            sealed: survey.is_sealed(),
+            segments: survey.segments.len(),
+            accepted_frames: survey.chain().iter().map(|accepted| accepted.frames).sum(),
+            end: survey.end(),
+            durable_floor: survey.floor.lsn(),
+            torn_tail,
+            faults,
+        }
+    }
+
+    fn text(&self) -> String {
+        let mut text = String::new();
+        if self.snapshot {
+            text += "a gateway has this journal open: what follows is a snapshot of a journal at work\n";
+        }
+        let took = format!(
+            "{} of {} up to record {}; durable up to {} at least",
+            counted(self.accepted_frames, "frame"),
+            counted(self.segments, "segment"),
+            self.end,
+            self.durable_floor
+        );
+        let closed = if self.sealed { ", closed in good order" } else { "" };
+        match (&self.torn_tail, self.verdict) {
+            (Some(tail), _) => {
+                let _ = writeln!(text, "torn tail (normal after a crash): {took}\n  {}", tail.line);
+                text += "  what stands there was never acknowledged as durable; opening leaves it out\n";
+            }
+            (None, "sound") => {
+                let _ = writeln!(text, "sound{closed}: {took}");
+            }
+            (None, _) => {
+                let _ = writeln!(text, "damaged: {took}");
+                self.faults.iter().for_each(|fault| {
+                    let _ = writeln!(text, "  {}", fault.line);
+                });
+            }
+        }
+        text
+    }
+}
+
+/// The answer of `inspect`.
+#[derive(Serialize)]
+struct Report {
+    #[serde(flatten)]
+    verification: Verification,
+    group: Option<String>,
+    timeline: Option<String>,
+    /// What opening would do.
+    decision: String,
+    stated_durable: Lsn,
+    destaged: Option<Lsn>,
+    segment_files: Vec<SegmentReport>,
+    incarnations: Vec<IncarnationReport>,
+    unfinished: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct SegmentReport {
+    index: u32,
+    path: String,
+    sequence: Option<u64>,
+    /// `accepted`, or `free`: nothing in it is needed.
+    role: &'static str,
+    frame_count: usize,
+    first_lsn: Option<Lsn>,
+    last_lsn: Option<Lsn>,
+    incarnation: Option<String>,
+    bytes: u64,
+    used_bytes: u64,
+    end: String,
+    left_over_frames: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    frames: Option<Vec<FrameReport>>,
+}
+
+#[derive(Serialize)]
+struct IncarnationReport {
+    id: String,
+    predecessor: Option<String>,
+    opened: Option<String>,
+    first_frame: u64,
+    last_frame: u64,
+    first_lsn: Lsn,
+    last_lsn: Lsn,
+    sealed: bool,
+}
+
+#[derive(Serialize)]
+struct FrameReport {
+    number: u64,
+    offset: u64,
+    bytes: usize,
+    kind: &'static str,
+    first_lsn: Lsn,
+    last_lsn: Option<Lsn>,
+    record_count: usize,
+    durable_through: Lsn,
+    tail: u64,
+    incarnation: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    records: Option<Vec<RecordReport>>,
+}
+
+#[derive(Serialize)]
+struct RecordReport {
+    lsn: Lsn,
+    kind: &'static str,
+    disk_slot: Option<u32>,
+    sector: Option<u64>,
+    sectors: Option<u64>,
+    payload_bytes: u64,
+    text: String,
+}
+
+impl Report {
+    fn of(survey: &Survey, depth: Depth) -> Report {
+        let chain = survey.chain();
+        let segment_files = survey.segments.iter().enumerate().map(|(position, segment)| {
+            let accepted = chain.iter().any(|accepted| accepted.scan == position);
+            SegmentReport::of(segment, if accepted { "accepted" } else { "free" }, depth)
+        });
+        Report {
+            verification: Verification::of(survey),
+            group: survey.owner.map(|(group, _)| group.to_string()),
+            timeline: survey.owner.map(|(_, timeline)| timeline.to_string()),
+            decision: decision(survey),
+            stated_durable: survey.floor.stated,
+            destaged: survey.floor.destaged,
+            segment_files: segment_files.collect(),
+            incarnations: survey.incarnations.iter().map(IncarnationReport::of).collect(),
+            unfinished: survey.unfinished.iter().map(|path| path.display().to_string()).collect(),
+        }
+    }
+
+    fn text(&self) -> String {
+        let mut text = self.verification.text();
+        let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| "none".into());
+        let destaged = self.destaged.map_or("no images beside it".into(), |lsn| lsn.to_string());
+        let _ = writeln!(
+            text,
+            "\ngroup         {}\ntimeline      {}\nopening       {}\nstated durable  {}\ndestaged      {destaged}\n",
+            or_none(&self.group),
+            or_none(&self.timeline),
+            self.decision,
+            self.stated_durable,
+        );
+        text += &self.segments_table();
+        text += "\n";
+        text += &self.incarnations_table();
+        for path in &self.unfinished {
+            let _ = writeln!(text, "\nunfinished    {path}: opening removes it");
+        }
+        for segment in &self.segment_files {
+            text += &segment.frames_text();
+        }
+        text
+    }
+
+    fn segments_table(&self) -> String {
+        let shown = |lsn: Option<Lsn>| lsn.map_or("-".into(), |lsn| lsn.to_string());
+        let rows = self.segment_files.iter().map(|segment| {
+            [
+                segment.index.to_string(),
+                segment.sequence.map_or("-".into(), |sequence| sequence.to_string()),
+                segment.role.to_owned(),
+                segment.frame_count.to_string(),
+                shown(segment.first_lsn),
+                shown(segment.last_lsn),
+                format!("{} of {}", size(segment.used_bytes), size(segment.bytes)),
+                segment.left_over_frames.to_string(),
+                segment.end.clone(),
+            ]
+        });
+        table(["SEGMENT", "USE", "ROLE", "FRAMES", "FIRST", "LAST", "USED", "LEFT OVER", "ENDS"], rows)
+    }
+
+    fn incarnations_table(&self) -> String {
+        let rows = self.incarnations.iter().map(|incarnation| {
+            [
+                incarnation.id.clone(),
+                incarnation.predecessor.clone().unwrap_or_else(|| "-".into()),
+                incarnation.opened.clone().unwrap_or_else(|| "recycled".into()),
+                format!("{}-{}", incarnation.first_frame, incarnation.last_frame),
+                format!("{}-{}", incarnation.first_lsn, incarnation.last_lsn),
+                if incarnation.sealed { "sealed" } else { "open" }.to_owned(),
+            ]
+        });
+        table(["INCARNATION", "FOLLOWS", "OPENED", "FRAMES", "RECORDS", "END"], rows)
+    }
+}
+
+fn size(bytes: u64) -> String {
+    ByteSize(bytes).approximate().to_string()
+}
+
+fn decision(survey: &Survey) -> String {
+    match &survey.decision {
+        None => "one segment: what opening does depends on the others".into(),
+        Some(Decision::Fresh) => "begins a new journal".into(),
+        Some(Decision::Accept(chain)) => {
+            format!("accepts {} up to record {}", counted(chain.len(), "segment"), survey.end())
+        }
+        Some(Decision::Refuse(refusal)) => format!("refuses: {}", refusal.error()),
+    }
+}
+
+fn end(end: End) -> String {
+    match end {
+        End::Full => "full".into(),
+        End::Fault { offset, fault } => format!("at byte {offset}: {}", describe(fault)),
+        End::Unlinked { offset } => format!("at byte {offset}: a frame that does not follow"),
+    }
+}
+
+impl SegmentReport {
+    fn of(segment: &SegmentSurvey, role: &'static str, depth: Depth) -> SegmentReport {
+        let frames = &segment.scan.frames;
+        let with_frames = depth >= Depth::Frames;
+        SegmentReport {
+            index: segment.scan.index.0,
+            path: segment.path.display().to_string(),
+            sequence: segment.sequence().map(|sequence| sequence.0),
+            role,
+            frame_count: frames.len(),
+            first_lsn: frames.first().map(|first| first.frame.first_lsn),
+            last_lsn: frames.last().map(|last| last.frame.last_lsn()),
+            incarnation: frames.last().map(|last| last.frame.incarnation.to_string()),
+            bytes: segment.scan.bytes,
+            used_bytes: segment.used_bytes(),
+            end: end(segment.scan.end),
+            left_over_frames: segment.left_overs.len(),
+            frames: with_frames
+                .then(|| frames.iter().map(|found| FrameReport::of(&found.frame, segment, depth)).collect()),
+        }
+    }
+
+    fn frames_text(&self) -> String {
+        let Some(frames) = self.frames.as_ref().filter(|frames| !frames.is_empty()) else {
+            return String::new();
+        };
+        let mut text = format!("\nsegment {}\n", self.index);
+        for frame in frames {
+            let last = frame.last_lsn.map_or(String::new(), |last| format!("-{last}"));
+            let _ = writeln!(
+                text,
+                "  frame {} at byte {}: {}, {} bytes, {}, LSN {}{last}, durable through {}, needs use {} on",
+                frame.number,
+                frame.offset,
+                frame.kind,
+                frame.bytes,
+                counted(frame.record_count, "record"),
+                frame.first_lsn,
+                frame.durable_through,
+                frame.tail
+            );
+            for record in frame.records.iter().flatten() {
+                let _ = writeln!(text, "    {} {}", record.lsn, record.text);
+            }
+        }
+        text
+    }
+}
+
+impl IncarnationReport {
+    fn of(incarnation: &crate::journal::inspect::IncarnationSurvey) -> IncarnationReport {
+        IncarnationReport {
+            id: incarnation.id.to_string(),
+            predecessor: incarnation
+                .opening
+                .and_then(|(_, predecessor)| predecessor)
+                .map(|id| id.to_string()),
+            opened: incarnation.opening.map(|(wall, _)| rfc3339(wall)),
+            first_frame: incarnation.frames.0.0,
+            last_frame: incarnation.frames.1.0,
+            first_lsn: incarnation.records.0,
+            last_lsn: incarnation.records.1,
+            sealed: incarnation.sealed,
+        }
+    }
+}
+
+impl FrameReport {
+    fn of(frame: &Frame, segment: &SegmentSurvey, depth: Depth) -> FrameReport {
+        let records =
+            frame.records.iter().enumerate().map(|(index, record)| {
+                RecordReport::of(frame.first_lsn.advance(index as u64), record, segment)
+            });
+        FrameReport {
+            number: frame.number.0,
+            offset: frame.segment_offset(),
+            bytes: frame.total_bytes(),
+            kind: frame_kind(frame),
+            first_lsn: frame.first_lsn,
+            last_lsn: (!frame.records.is_empty()).then(|| frame.last_lsn()),
+            record_count: frame.records.len(),
+            durable_through: frame.durable_through,
+            tail: frame.tail.0,
+            incarnation: frame.incarnation.to_string(),
+            records: (depth == Depth::Records).then(|| records.collect()),
+        }
+    }
+}
+
+/// What a frame is for: its most telling record.
+fn frame_kind(frame: &Frame) -> &'static str {
+    let has = |kind: RecordKind| frame.records.iter().any(|record| record.kind == kind);
+    match () {
+        () if frame.records.is_empty() => "statement",
+        () if has(RecordKind::Opening) => "opening",
+        () if has(RecordKind::Seal) => "seal",
+        () if has(RecordKind::Marker) => "marker",
+        () => "data",
+    }
+}
+
+impl RecordReport {
+    fn of(lsn: Lsn, record: &Record, segment: &SegmentSurvey) -> RecordReport {
+        let payload_bytes = u64::from(record.payload.sectors) * crate::units::SECTOR_BYTES;
+        let (kind, place, text) = match record.kind {
+            RecordKind::Write { disk, range } => {
+                ("write", Some((disk, range)), format!("write, disk {}, sectors {range}", disk.0))
+            }
+            RecordKind::Zero { disk, range, allocated } => {
+                let space = if allocated { ", space kept" } else { "" };
+                ("zero", Some((disk, range)), format!("zeros, disk {}, sectors {range}{space}", disk.0))
+            }
+            RecordKind::Marker => ("marker", None, marker_text(lsn, segment)),
+            RecordKind::Opening => ("opening", None, "opening".into()),
+            RecordKind::Seal => ("seal", None, "seal".into()),
+        };
+        RecordReport {
+            lsn,
+            kind,
+            disk_slot: place.map(|(disk, _)| disk.0),
+            sector: place.map(|(_, range)| range.start),
+            sectors: place.map(|(_, range)| range.sectors()),
+            payload_bytes,
+            text,
+        }
+    }
+}
+
+fn marker_text(lsn: Lsn, segment: &SegmentSurvey) -> String {
+    let found = segment.markers.iter().find(|found| found.lsn == lsn).and_then(|found| found.marker.as_ref());
+    found.map_or("marker that cannot be read".into(), |marker| {
+        let disks = counted(marker.disks.len(), "disk");
+        format!(
+            "marker of point {}, {}, label {:?}, {disks}",
+            marker.point,
+            rfc3339(marker.wall),
+            marker.label
+        )
+    })
 }

@@ -60,7 +60,9 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Serve { config } => serve::run(&config),
         Command::Demo { keep } => demo::run(keep),
-        Command::Journal(JournalCommand::Inspect { path }) => journal::inspect(&path, output),
+        Command::Journal(JournalCommand::Inspect { path, frames, records }) => {
+            journal::inspect(&path, journal::Depth::chosen(frames, records), output)
+        }
         Command::Journal(JournalCommand::Verify { path }) => journal::verify(&path, output),
         Command::Client(command) => {
             let runtime = tokio::runtime::Builder::new_current_thread()

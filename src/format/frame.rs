@@ -364,12 +364,12 @@ impl UntrustedHeader {
         if self.fixed.sealing != SEALING_NONE {
             return Err(FrameFault::Field("sealing"));
         }
-        if self.fixed.first_lsn == 0 {
-            return Err(FrameFault::Field("first_lsn"));
-        }
+        self.check_numbers()?;
         let count = to_usize(u64::from(self.fixed.record_count.get()));
-        let descriptors = &header[FIXED_BYTES..FIXED_BYTES + count * DESCRIPTOR_BYTES];
-        let records = descriptors.chunks_exact(DESCRIPTOR_BYTES).map(|bytes| self.record(bytes));
+        let (descriptors, padding) = header[FIXED_BYTES..].split_at(count * DESCRIPTOR_BYTES);
+        if padding.iter().any(|&byte| byte != 0) {
+            return Err(FrameFault::Field("padding"));
+        }
         let segment = self.fixed.segment.get();
         let tail = segment.checked_sub(u64::from(self.fixed.tail_distance.get()));
         let frame = Frame {
@@ -383,10 +383,40 @@ impl UntrustedHeader {
             segment: SegmentSequence(segment),
             segment_page: self.fixed.segment_page.get(),
             tail: SegmentSequence(tail.ok_or(FrameFault::Field("tail_distance"))?),
-            records: records.collect::<Result<_, _>>()?,
+            records: self.records(descriptors)?,
             payload_pages: self.fixed.payload_pages.get(),
         };
         Ok((frame, sum))
+    }
+
+    /// Numbers that a valid sum does not make legal: whoever holds a [`Frame`] may count on from them.
+    fn check_numbers(&self) -> Result<(), FrameFault> {
+        let (first, count) = (self.fixed.first_lsn.get(), u64::from(self.fixed.record_count.get()));
+        if self.fixed.reserved_a != 0 {
+            return Err(FrameFault::Field("reserved"));
+        }
+        if first == 0 || first.checked_add(count).is_none() {
+            return Err(FrameFault::Field("first_lsn"));
+        }
+        if self.fixed.number == u64::MAX {
+            return Err(FrameFault::Field("number"));
+        }
+        Ok(())
+    }
+
+    /// The records, whose payloads stand one behind the other: no byte is summed, or counted, twice.
+    fn records(&self, descriptors: &[u8]) -> Result<Vec<Record>, FrameFault> {
+        let mut records = Vec::with_capacity(descriptors.len() / DESCRIPTOR_BYTES);
+        let mut end = 0;
+        for bytes in descriptors.chunks_exact(DESCRIPTOR_BYTES) {
+            let record = self.record(bytes)?;
+            if record.payload.sectors > 0 && record.payload.sector < end {
+                return Err(FrameFault::Field("payload"));
+            }
+            end = end.max(record.payload.sector + record.payload.sectors);
+            records.push(record);
+        }
+        Ok(records)
     }
 
     fn record(&self, bytes: &[u8]) -> Result<Record, FrameFault> {
@@ -411,7 +441,12 @@ impl UntrustedHeader {
         if payload_end > area || u64::from(sectors) * SECTOR_BYTES > RECORD_PAYLOAD_BYTES_MAX as u64 {
             return Err(FrameFault::Field("payload"));
         }
-        Ok(Record { kind, payload })
+        let record = Record { kind, payload };
+        // Whatever a kind does not use is zero: what is accepted is written back byte for byte.
+        if RawDescriptor::from(&record).as_bytes() != bytes {
+            return Err(FrameFault::Field("descriptor"));
+        }
+        Ok(record)
     }
 }
 
@@ -451,7 +486,7 @@ mod tests {
 
     fn any_record() -> impl Strategy<Value = Record> {
         let range =
-            (0..1_u64 << 40, 1..128_u64).prop_map(|(start, count)| SectorRange::new(start, start + count));
+            (0..1_u64 << 40, 1..24_u64).prop_map(|(start, count)| SectorRange::new(start, start + count));
         let payload = |sectors| Payload { sector: 0, sectors, sum: 77 };
         prop_oneof![
             (0..9_u32, range.clone()).prop_map(move |(disk, range)| Record {
@@ -468,10 +503,20 @@ mod tests {
         ]
     }
 
+    /// The frame of `records`, with their payloads one behind the other.
+    fn laid_out(mut records: Vec<Record>) -> Frame {
+        let mut end = 0;
+        for record in &mut records {
+            record.payload.sector = end;
+            end += record.payload.sectors;
+        }
+        frame(records, end.div_ceil(8))
+    }
+
     proptest! {
         #[test]
         fn a_header_survives_its_bytes(records in proptest::collection::vec(any_record(), 0..300)) {
-            let frame = frame(records, 16);
+            let frame = laid_out(records);
             let mut bytes = vec![0xff; frame.header_bytes()];
             let sum = frame.encode_header(&mut bytes);
             prop_assert_eq!(parse(&bytes), Ok((frame, sum)));
@@ -501,6 +546,54 @@ mod tests {
     fn a_payload_outside_the_frame_is_refused() {
         let payload = Payload { sector: 8, sectors: 1, sum: 0 };
         let frame = frame(vec![Record { kind: RecordKind::Marker, payload }], 1);
+        let mut bytes = vec![0; frame.header_bytes()];
+        frame.encode_header(&mut bytes);
+        assert_eq!(parse(&bytes), Err(FrameFault::Field("payload")));
+    }
+
+    /// Bytes of `frame`, changed, under a sum that matches again: what a stranger could write.
+    fn resummed(frame: &Frame, change: impl FnOnce(&mut [u8])) -> Vec<u8> {
+        let mut bytes = vec![0; frame.header_bytes()];
+        frame.encode_header(&mut bytes);
+        change(&mut bytes);
+        let sum = header_sum(&bytes);
+        bytes[HEADER_SUM_OFFSET..HEADER_SUM_OFFSET + 8].copy_from_slice(&sum.to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn a_matching_sum_does_not_make_a_field_legal() {
+        let seal = Record { kind: RecordKind::Seal, payload: Payload::default() };
+        let marker = Record { kind: RecordKind::Marker, payload: Payload { sector: 0, sectors: 8, sum: 1 } };
+        let sound = frame(vec![seal, marker], 1);
+        assert!(parse(&resummed(&sound, |_| ())).is_ok());
+        let set = |range: std::ops::Range<usize>, byte: u8| {
+            parse(&resummed(&sound, |bytes| bytes[range].fill(byte))).map(drop)
+        };
+        let seal_at = FIXED_BYTES;
+        let marker_at = FIXED_BYTES + DESCRIPTOR_BYTES;
+        for (range, byte, field) in [
+            (10..11, 1, "sealing"),
+            (11..12, 1, "reserved"),
+            (80..88, 0xff, "number"),
+            (88..96, 0, "first_lsn"),
+            (88..96, 0xff, "first_lsn"),
+            (124..128, 0xff, "tail_distance"),
+            (seal_at..seal_at + 1, 0, "kind"),
+            (seal_at..seal_at + 1, 6, "kind"),
+            (seal_at + 1..seal_at + 2, 1, "descriptor"),
+            (seal_at + 4..seal_at + 8, 1, "descriptor"),
+            (marker_at + 16..marker_at + 20, 0xff, "payload"),
+            (PAGE_BYTES - 1..PAGE_BYTES, 1, "padding"),
+        ] {
+            assert_eq!(set(range.clone(), byte), Err(FrameFault::Field(field)), "{range:?} = {byte}");
+        }
+    }
+
+    #[test]
+    fn payloads_that_overlap_are_refused() {
+        let marker = Record { kind: RecordKind::Marker, payload: Payload { sector: 0, sectors: 8, sum: 1 } };
+        let frame = frame(vec![marker, marker], 2);
         let mut bytes = vec![0; frame.header_bytes()];
         frame.encode_header(&mut bytes);
         assert_eq!(parse(&bytes), Err(FrameFault::Field("payload")));

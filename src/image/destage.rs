@@ -101,7 +101,7 @@ impl Destager<'_> {
                 std::future::ready(Ok(()))
             })
             .await?;
-        self.runtime.sync(&image.file).await?;
+        image.sync(self.runtime, self.through).await?;
         if !self.planted.is(Bug::CheckpointBeforeImageSync) {
             image.advance(self.runtime, self.through).await?;
         }

@@ -6,6 +6,7 @@
 pub mod destage;
 pub mod pace;
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -24,6 +25,8 @@ pub struct Image {
     pub file: File,
     checkpoint_file: File,
     checkpoint: Checkpoint,
+    /// Shared by the clones: what a failed attempt achieved counts for the next.
+    synced: Rc<Cell<Lsn>>,
 }
 
 /// Path of a disk's image.
@@ -53,7 +56,7 @@ impl Image {
         let checkpoint_file = runtime.open(checkpoint_path(directory, disk), options).await?;
         runtime.write(&checkpoint_file, 0, Buffer::zeroed(FILE_BYTES).freeze()).await?;
         let checkpoint = Checkpoint { sequence: 0, disk, timeline, destaged: Lsn::ZERO };
-        let mut image = Image { disk, file, checkpoint_file, checkpoint };
+        let mut image = Image { disk, file, checkpoint_file, checkpoint, synced: Rc::default() };
         image.advance(runtime, Lsn::ZERO).await?;
         runtime.sync_directory(directory).await?;
         Ok(image)
@@ -79,12 +82,26 @@ impl Image {
             let text = "the checkpoint has no valid slot for this disk: restore the file with its image";
             return Err(Error::corrupt(text).at_path(checkpoint_file.path()));
         };
-        Ok(Image { disk, file, checkpoint_file, checkpoint })
+        let synced = Rc::new(Cell::new(checkpoint.destaged));
+        Ok(Image { disk, file, checkpoint_file, checkpoint, synced })
     }
 
     /// Every record up to here is in the image, durably.
     pub fn destaged(&self) -> Lsn {
         self.checkpoint.destaged
+    }
+
+    /// Every record up to here is in the image, durably, whatever became of the checkpoint that says so: a failed sync
+    /// leaves open whether it is there. Nothing up to here may be written again, since nothing would mend a torn write.
+    pub fn synced(&self) -> Lsn {
+        self.synced.get()
+    }
+
+    /// Makes what was written survive a power cut: the records up to `through`.
+    pub async fn sync(&self, runtime: &Rc<Runtime>, through: Lsn) -> Result<()> {
+        runtime.sync(&self.file).await?;
+        self.synced.set(self.synced.get().max(through));
+        Ok(())
     }
 
     /// States durably that everything up to `destaged` is in the image; the caller has synced the image.

@@ -5,11 +5,12 @@
 //! ```
 //!
 //! `segments` keeps the files, `writer` is the only one who writes to them, `scan` reads them back, `recover`
-//! decides what that means, `open` applies the decision, `cache` keeps what was written last. The frame's bytes
-//! are `format::frame`'s.
+//! decides what that means, `open` applies the decision, `cache` keeps what was written last, `inspect` looks at all of
+//! it from outside. The frame's bytes are `format::frame`'s.
 
 pub mod cache;
 pub mod commit;
+pub mod inspect;
 pub mod intake;
 pub mod open;
 pub mod reader;

@@ -7,16 +7,24 @@
 use std::path::PathBuf;
 use std::rc::Rc;
 
+use futures::stream::{self, StreamExt};
+
 use crate::error::{Error, Result};
 use crate::format::frame::{FrameFault, UntrustedHeader};
 use crate::format::marker::Opening;
 use crate::journal::recover::{Accepted, Decision, Known, claims, recover};
-use crate::journal::scan::{Checks, Scanned, SegmentScan, scan_segment};
+use crate::journal::scan::{Checks, Scanned, SegmentScan, is_needless, scan_segment};
 use crate::journal::segments::{Segment, SegmentIndex, Segments, create, open_all};
 use crate::journal::writer::Position;
 use crate::planted::{Bug, Planted};
 use crate::runtime::Runtime;
-use crate::units::{FrameNumber, Lsn, PAGE_BYTES, SegmentSequence, to_usize};
+use crate::units::{FrameNumber, Lsn, PAGE_BYTES, to_usize};
+
+/// Segments that are read at a time.
+const SEGMENTS_READ_AHEAD: usize = 2;
+/// What an opening frame takes, a page of header and a page of payload, and the empty frame that may have to follow
+/// before any segment is free.
+const OPENING_BYTES: u64 = 3 * PAGE_BYTES as u64;
 
 /// Where a journal is, and how large it may become.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,10 +76,17 @@ pub async fn open(
     let last = chain.last().map(|last| scans[last.scan].frames[last.frames - 1].clone());
     let opening = opening_after(last.as_ref(), &runtime);
     let newest = claims(&scans).last_lsn;
-    adopt(files, &scans, &chain, &mut segments);
-    if segments.live().next().is_none() && segments.take(false).is_none() {
-        let (index, path, bytes) = segments.begin_creation().expect("an empty journal may create a segment");
+    let number = last.as_ref().map_or(FrameNumber(1), |last| last.frame.number.next());
+    adopt(files, &scans, &chain, number, &mut segments);
+    let room = segments
+        .live()
+        .last()
+        .map_or(0, |newest| newest.bytes - last.as_ref().map_or(0, Scanned::end_offset));
+    if room < OPENING_BYTES && !segments.has_free() {
+        let (index, path, bytes) = segments.begin_creation_beyond_limit();
         segments.created(create(Rc::clone(&runtime), index, path, bytes).await?);
+    }
+    if segments.live().next().is_none() {
         segments.take(false);
     }
     let position = position_after(last.as_ref(), newest, &segments);
@@ -95,17 +110,21 @@ async fn scan_all(runtime: &Rc<Runtime>, files: &[Segment], checks: Checks) -> R
     let first_scans: Vec<_> =
         files.iter().zip(&heads).map(|(segment, page)| scan_segment(segment.index, page, checks)).collect();
     let tail = claims(&first_scans).tail;
+    let needed = files.iter().zip(&first_scans).filter(|(_, head)| !is_needless(head, tail));
+    let needed = needed.map(|(segment, _)| segment);
+    let reads = needed.map(|segment| runtime.read(&segment.file, 0, to_usize(segment.bytes)));
+    // The device reads the next segment while this thread sums the one before.
+    let mut reads = stream::iter(reads.collect::<Vec<_>>()).buffered(SEGMENTS_READ_AHEAD);
     let mut scans = Vec::with_capacity(files.len());
-    for (segment, head) in files.iter().zip(first_scans) {
-        let needless = head.claims.segment < tail && head.claims.segment > SegmentSequence(0);
-        scans.push(if needless { head } else { scan_whole(runtime, segment, checks).await? });
+    for (segment, head) in files.iter().zip(&first_scans) {
+        if is_needless(head, tail) {
+            scans.push(head.clone());
+            continue;
+        }
+        let bytes = reads.next().await.expect("one read for each needed segment")?;
+        scans.push(scan_segment(segment.index, &bytes, checks));
     }
     Ok(scans)
-}
-
-async fn scan_whole(runtime: &Rc<Runtime>, segment: &Segment, checks: Checks) -> Result<SegmentScan> {
-    let bytes = runtime.read(&segment.file, 0, to_usize(segment.bytes)).await?;
-    Ok(scan_segment(segment.index, &bytes, checks))
 }
 
 fn refuse_newer_version(page: &[u8], segment: &Segment) -> Result<()> {
@@ -129,16 +148,26 @@ fn opening_after(last: Option<&Scanned>, runtime: &Runtime) -> Opening {
     }
 }
 
-fn adopt(files: Vec<Segment>, scans: &[SegmentScan], chain: &[Accepted], segments: &mut Segments) {
+fn adopt(
+    files: Vec<Segment>,
+    scans: &[SegmentScan],
+    chain: &[Accepted],
+    opening: FrameNumber,
+    segments: &mut Segments,
+) {
     let mut files: Vec<Option<Segment>> = files.into_iter().map(Some).collect();
+    let accepted = chain.iter().flat_map(|accepted| &scans[accepted.scan].frames[..accepted.frames]);
+    // These are synced by now; what frames past the end of the chain state may be gone after a power cut.
+    let tail = accepted.map(|scanned| scanned.frame.tail).max().unwrap_or_default();
     for accepted in chain {
-        let last = &scans[accepted.scan].frames[accepted.frames - 1].frame;
+        let frames = &scans[accepted.scan].frames;
+        let (first, last) = (&frames[0].frame, &frames[accepted.frames - 1].frame);
         let file = files[accepted.scan].take().expect("a chain visits a segment once");
-        segments.adopt_live(file, last.segment, last.last_lsn());
+        segments.adopt_live(file, last.segment, first.number, last.last_lsn());
     }
     for (file, scan) in files.into_iter().zip(scans) {
         if let Some(file) = file {
-            segments.adopt_free(file, scan.claims.segment);
+            segments.adopt_needless(file, scan.claims.segment, tail, opening);
         }
     }
 }

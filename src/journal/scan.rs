@@ -87,6 +87,11 @@ pub struct SegmentScan {
     pub claims: Claims,
 }
 
+/// Whether a segment is needed by nobody, going by the scan of its first page: it was used, and only before `tail`.
+pub fn is_needless(head: &SegmentScan, tail: SegmentSequence) -> bool {
+    head.claims.segment < tail && head.claims.segment > SegmentSequence(0)
+}
+
 /// Which checks the scan makes; all of them, but for a planted bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Checks {

@@ -1,10 +1,18 @@
 //! The journal's segment files: created zero-filled, used in turn, recycled.
 //!
-//! A segment is pinned by whoever holds its [`Rc`]: reads, frames in flight, syncs. It is reused only when this
-//! table alone still holds it, and its records are no longer needed. Its file keeps its space and its length for
-//! ever, so that a write to it changes no metadata.
+//! A segment is pinned by whoever holds its [`Rc`]: reads, frames in flight, syncs. Its file keeps its space and its
+//! length for ever, so that a write to it changes no metadata.
 //!
-//! The last [`RESERVED`] segments are not given to data: a full journal can still open, end an interval and close.
+//! ```text
+//!  free ──take──▶ live ──recycle──▶ retired ──release──▶ free
+//! ```
+//!
+//! A segment retires when its records are no longer needed, nobody pins it, and the segment after it begins with a
+//! durable frame: the oldest live segment is where a scan begins, so its beginning must be there. It is free only once
+//! a *durable* frame says that the journal begins after it: a scan that finds an older statement would look for it.
+//!
+//! The last [`RESERVED`] segments are not given to data: a full journal can still end an interval and close. An opening
+//! may go beyond the limit by a segment.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -16,7 +24,7 @@ use crate::error::{Error, Result};
 use crate::extent::Location;
 use crate::runtime::Runtime;
 use crate::storage::{Buffer, Create, File, OpenOptions};
-use crate::units::{Lsn, SECTOR_BYTES, SegmentSequence};
+use crate::units::{FrameNumber, Lsn, SECTOR_BYTES, SegmentSequence};
 
 /// Segments kept back for openings, markers and closing.
 pub const RESERVED: usize = 2;
@@ -68,13 +76,15 @@ pub struct Segment {
     /// Its length.
     pub bytes: u64,
     sequence: Cell<SegmentSequence>,
+    first_frame: Cell<Option<FrameNumber>>,
     last_lsn: Cell<Lsn>,
 }
 
 impl Segment {
     /// A segment over an open file.
     pub fn new(index: SegmentIndex, file: File, bytes: u64) -> Segment {
-        Segment { index, file, bytes, sequence: Cell::default(), last_lsn: Cell::default() }
+        let (sequence, first_frame, last_lsn) = (Cell::default(), Cell::default(), Cell::default());
+        Segment { index, file, bytes, sequence, first_frame, last_lsn }
     }
 
     /// The present use of the file.
@@ -87,9 +97,14 @@ impl Segment {
         self.last_lsn.get()
     }
 
-    /// Notes that records up to `lsn` were put into it.
-    pub fn holds_through(&self, lsn: Lsn) {
+    /// Notes that a frame with records up to `lsn` was put into it.
+    pub fn takes_frame(&self, frame: FrameNumber, lsn: Lsn) {
+        self.first_frame.set(self.first_frame.get().or(Some(frame)));
         self.last_lsn.set(self.last_lsn.get().max(lsn));
+    }
+
+    fn begins_durably(&self, durable: FrameNumber) -> bool {
+        self.first_frame.get().is_some_and(|first| first <= durable)
     }
 }
 
@@ -112,6 +127,8 @@ pub struct Segments {
     count_max: usize,
     /// In use, oldest first.
     live: VecDeque<Rc<Segment>>,
+    /// No longer needed, each once the frame that it comes with is durable.
+    retired: VecDeque<(Rc<Segment>, FrameNumber)>,
     /// Free, to be reused in this order.
     free: VecDeque<Rc<Segment>>,
     next_sequence: SegmentSequence,
@@ -128,6 +145,7 @@ impl Segments {
             segment_bytes,
             count_max: count.max(RESERVED + READY),
             live: VecDeque::new(),
+            retired: VecDeque::new(),
             free: VecDeque::new(),
             next_sequence: SegmentSequence(1),
             next_index: 0,
@@ -135,18 +153,31 @@ impl Segments {
         }
     }
 
-    /// Adds a segment that opening found in use as `sequence`, with records up to `last`; oldest first.
-    pub fn adopt_live(&mut self, segment: Segment, sequence: SegmentSequence, last: Lsn) {
+    /// Adds a segment that opening found in use as `sequence`, with durable frames from `first` on and records up to
+    /// `last`; oldest first.
+    pub fn adopt_live(&mut self, segment: Segment, sequence: SegmentSequence, first: FrameNumber, last: Lsn) {
         segment.sequence.set(sequence);
+        segment.first_frame.set(Some(first));
         segment.last_lsn.set(last);
         self.saw(segment.index, sequence);
         self.live.push_back(Rc::new(segment));
     }
 
-    /// Adds a segment that nobody needs; `seen` is the highest sequence that it was ever used as.
-    pub fn adopt_free(&mut self, segment: Segment, seen: SegmentSequence) {
+    /// Adds a segment that nobody needs; `seen` is the highest sequence that it was ever used as. It is free at once if
+    /// durable frames say that the journal begins at `tail`, after it, else once the frame `opening` is durable.
+    pub fn adopt_needless(
+        &mut self,
+        segment: Segment,
+        seen: SegmentSequence,
+        tail: SegmentSequence,
+        opening: FrameNumber,
+    ) {
         self.saw(segment.index, seen);
-        self.free.push_back(Rc::new(segment));
+        if seen < tail || seen == SegmentSequence(0) {
+            self.free.push_back(Rc::new(segment));
+        } else {
+            self.retired.push_back((Rc::new(segment), opening));
+        }
     }
 
     fn saw(&mut self, index: SegmentIndex, sequence: SegmentSequence) {
@@ -156,32 +187,64 @@ impl Segments {
 
     /// Takes a free segment into use as the newest. Data may not take the reserve. `None`: there is none now.
     pub fn take(&mut self, for_data: bool) -> Option<Rc<Segment>> {
-        let growth = self.count_max.saturating_sub(self.live.len() + self.free.len());
-        if for_data && self.free.len() + growth <= RESERVED {
+        if for_data && self.spare() <= RESERVED {
             return None;
         }
         let segment = self.free.pop_front()?;
         segment.sequence.set(self.next_sequence);
+        segment.first_frame.set(None);
         segment.last_lsn.set(Lsn::ZERO);
         self.next_sequence.0 += 1;
         self.live.push_back(Rc::clone(&segment));
         Some(segment)
     }
 
-    /// Gives back the oldest segments whose records are all at or below `needless`, and that nobody pins. The
-    /// newest stays. Returns which.
-    pub fn recycle(&mut self, needless: Lsn) -> Vec<SegmentIndex> {
+    /// Whether a segment can be taken into use at once.
+    pub fn has_free(&self) -> bool {
+        !self.free.is_empty()
+    }
+
+    /// Segments that can still be taken into use.
+    fn spare(&self) -> usize {
+        self.free.len() + self.count_max.saturating_sub(self.count())
+    }
+
+    fn count(&self) -> usize {
+        self.live.len() + self.retired.len() + self.free.len()
+    }
+
+    /// Whether data may go on in the newest segment: not where it was taken from the reserve.
+    pub fn is_reserve_whole(&self) -> bool {
+        self.spare() >= RESERVED
+    }
+
+    /// Retires the oldest segments whose records are all at or below `needless`, and that nobody pins; `durable` is the
+    /// newest durable frame, `next` the first one that will say so. Returns which.
+    pub fn recycle(&mut self, needless: Lsn, durable: FrameNumber, next: FrameNumber) -> Vec<SegmentIndex> {
         let mut recycled = Vec::new();
-        while self.live.len() > 1 {
-            let oldest = &self.live[0];
-            if oldest.last_lsn() > needless || Rc::strong_count(oldest) > 1 {
+        while let [oldest, second, ..] = &*self.live.make_contiguous() {
+            let is_needless = oldest.last_lsn() <= needless && second.begins_durably(durable);
+            if !is_needless || Rc::strong_count(oldest) > 1 {
                 break;
             }
             let Some(segment) = self.live.pop_front() else { break };
             recycled.push(segment.index);
-            self.free.push_back(segment);
+            self.retired.push_back((segment, next));
         }
         recycled
+    }
+
+    /// Frees the retired segments of which a durable frame says that they are no longer needed.
+    pub fn release(&mut self, durable: FrameNumber) {
+        while let Some((segment, _)) = self.retired.pop_front_if(|(_, stated)| *stated <= durable) {
+            self.free.push_back(segment);
+        }
+    }
+
+    /// The frame that has to become durable for the supply of free segments, if it is short.
+    pub fn wanted_statement(&self) -> Option<FrameNumber> {
+        let (_, stated) = self.retired.back().filter(|_| self.free.len() < READY)?;
+        Some(*stated)
     }
 
     /// The segment with this index, if it is in use: clone the `Rc` to pin it.
@@ -206,7 +269,7 @@ impl Segments {
 
     /// Whether no further segment may be created: data goes on only as segments are recycled.
     pub fn is_at_limit(&self) -> bool {
-        self.live.len() + self.free.len() >= self.count_max
+        self.count() >= self.count_max
     }
 
     /// Most bytes that segments may take.
@@ -223,14 +286,18 @@ impl Segments {
     /// The file to create next, if more are wanted and allowed; [`Segments::created`] or
     /// [`Segments::creation_failed`] ends it.
     pub fn begin_creation(&mut self) -> Option<(SegmentIndex, PathBuf, u64)> {
-        let total = self.live.len() + self.free.len();
-        if self.creating || self.free.len() >= READY || total >= self.count_max {
+        if self.creating || self.free.len() >= READY || self.count() >= self.count_max {
             return None;
         }
+        Some(self.begin_creation_beyond_limit())
+    }
+
+    /// The same, whatever the limit: for an opening that finds the journal full.
+    pub fn begin_creation_beyond_limit(&mut self) -> (SegmentIndex, PathBuf, u64) {
         self.creating = true;
         let index = SegmentIndex(self.next_index);
         self.next_index += 1;
-        Some((index, self.directory.join(file_name(index)), self.segment_bytes))
+        (index, self.directory.join(file_name(index)), self.segment_bytes)
     }
 
     /// Adds a created segment to the free ones.
@@ -268,6 +335,8 @@ fn directory_of(path: &Path) -> &Path {
 /// Opens every segment file of a journal, locked; left-overs of a creation that a crash cut short are removed.
 pub async fn open_all(runtime: &Rc<Runtime>, directory: &Path) -> Result<Vec<Segment>> {
     let mut segments = Vec::new();
+    // A dead owner may have published a segment without living to sync its name: nobody may write to it before.
+    runtime.sync_directory(directory).await?;
     for name in runtime.list(directory).await? {
         let path = directory.join(&name);
         if name.ends_with(".new") {

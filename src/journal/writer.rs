@@ -81,10 +81,6 @@ pub enum Entry {
 }
 
 impl Entry {
-    fn is_data(&self) -> bool {
-        matches!(self, Entry::Write { .. } | Entry::Zero { .. })
-    }
-
     fn payload_bytes(&self) -> usize {
         match self {
             Entry::Write { payload, .. } => payload.len(),
@@ -145,6 +141,7 @@ struct Pending {
 }
 
 struct InFlight {
+    number: FrameNumber,
     segment: Rc<Segment>,
     sector: u32,
     bytes: Slice,
@@ -156,6 +153,7 @@ struct InFlight {
 /// A sync in flight.
 struct SyncRound {
     covers: Lsn,
+    covers_frame: FrameNumber,
     remaining: usize,
 }
 
@@ -188,6 +186,10 @@ pub struct Writer {
     visible: Lsn,
     durable: Lsn,
     wanted: Lsn,
+    /// The newest frame that is written, as all before it are.
+    written_frame: FrameNumber,
+    durable_frame: FrameNumber,
+    wanted_frame: FrameNumber,
     /// Segments that hold written frames which no sync has covered yet.
     unsynced: Vec<Rc<Segment>>,
     sync: Option<SyncRound>,
@@ -210,6 +212,7 @@ impl Writer {
         planted: Planted,
     ) -> Writer {
         let last = position.accepted;
+        let last_frame = FrameNumber(position.next_frame.0 - 1);
         let next_lsn = last.max(position.newest).first_of_next_incarnation();
         Writer {
             runtime,
@@ -229,6 +232,9 @@ impl Writer {
             visible: last,
             durable: last,
             wanted: Lsn::ZERO,
+            written_frame: last_frame,
+            durable_frame: last_frame,
+            wanted_frame: FrameNumber(0),
             unsynced: Vec::new(),
             sync: None,
             stated: Lsn::ZERO,
@@ -256,6 +262,16 @@ impl Writer {
     /// The last record that survives a power cut.
     pub fn durable(&self) -> Lsn {
         self.durable
+    }
+
+    /// The last frame that survives a power cut, as all before it do.
+    pub fn durable_frame(&self) -> FrameNumber {
+        self.durable_frame
+    }
+
+    /// The frame that will be submitted next.
+    pub fn next_frame(&self) -> FrameNumber {
+        self.position.next_frame
     }
 
     /// Whether data waits for a segment to become free.
@@ -295,6 +311,11 @@ impl Writer {
         self.wanted = self.wanted.max(lsn);
     }
 
+    /// Asks that a frame, which may be the next one, becomes durable.
+    pub fn want_durable_frame(&mut self, frame: FrameNumber) {
+        self.wanted_frame = self.wanted_frame.max(frame);
+    }
+
     /// What became visible since the last call, in LSN order.
     pub fn take_visible(&mut self) -> VecDeque<Visible> {
         std::mem::take(&mut self.became_visible)
@@ -330,6 +351,7 @@ impl Writer {
             }
         }
         self.state_durability(segments);
+        self.submit_wanted_frame(segments);
         self.start_sync();
     }
 
@@ -354,7 +376,8 @@ impl Writer {
             plan.push(pending);
         }
         let limit = room.min(FRAME_BYTES_TARGET);
-        while let Some(pending) = self.data.front() {
+        let may_take_data = segments.is_reserve_whole();
+        while let Some(pending) = self.data.front().filter(|_| may_take_data) {
             if !plan.fits(&pending.entry, limit) {
                 break;
             }
@@ -372,21 +395,25 @@ impl Writer {
         for pending in &self.control {
             need.reserve(control_bytes(&pending.entry));
         }
-        let mut for_data = false;
-        if need.records == 0
-            && let Some(first) = self.data.front()
-        {
+        // What is neither data nor the group's own is a statement, for which the reserve is not meant either.
+        let for_data = need.records == 0;
+        if for_data && let Some(first) = self.data.front() {
             need.reserve(first.entry.payload_bytes());
-            for_data = first.entry.is_data();
         }
         let need = need.total_bytes();
-        if self.room() < need {
+        if self.room() >= need && for_data && !segments.is_reserve_whole() {
+            return None;
+        }
+        // Where nothing is free, room for the statement that frees retired segments stays.
+        let kept = if segments.has_free() { 0 } else { FramePlan::default().total_bytes() };
+        if self.room() < need + kept {
             let fresh = segments.take(for_data)?;
             assert!(fresh.bytes >= need as u64, "a segment takes the largest record");
             self.position.segment = Some(fresh);
             self.position.offset = 0;
+            return Some(self.room());
         }
-        Some(self.room())
+        Some(self.room() - kept)
     }
 
     fn room(&self) -> usize {
@@ -420,14 +447,21 @@ impl Writer {
         self.next_lsn = first_lsn.advance(frame.records.len() as u64);
         self.stated = self.stated.max(frame.durable_through);
         self.statement_due = None;
-        segment.holds_through(frame.last_lsn());
+        segment.takes_frame(frame.number, frame.last_lsn());
         let tag = Tag { owner: self.owner, operation: frame.number.0 };
         let offset = self.position.offset;
         self.position.offset += bytes.len() as u64;
         self.runtime.submit(tag, Op::Write { file: segment.file.clone(), offset, data: bytes.clone() });
         let last_lsn = frame.last_lsn();
-        let mut in_flight =
-            InFlight { segment, sector: first_sector, bytes, written: false, last_lsn, visible };
+        let mut in_flight = InFlight {
+            number: frame.number,
+            segment,
+            sector: first_sector,
+            bytes,
+            written: false,
+            last_lsn,
+            visible,
+        };
         if self.planted.is(Bug::AcknowledgeBeforeWritten) {
             self.visible = self.visible.max(in_flight.last_lsn);
             self.became_visible.extend(in_flight.visible.drain(..));
@@ -463,14 +497,35 @@ impl Writer {
         while self.failed.is_none() && self.in_flight.front().is_some_and(|frame| frame.written) {
             let Some(mut frame) = self.in_flight.pop_front() else { break };
             self.first_in_flight = self.first_in_flight.next();
+            self.written_frame = frame.number;
             self.visible = self.visible.max(frame.last_lsn);
             self.became_visible.extend(frame.visible.drain(..));
             self.written.push(Written { segment: frame.segment, sector: frame.sector, bytes: frame.bytes });
         }
     }
 
+    /// A wanted frame that nothing else brings about is submitted empty.
+    fn submit_wanted_frame(&mut self, segments: &mut Segments) {
+        let is_missing = self.wanted_frame >= self.position.next_frame && self.in_flight.is_empty();
+        if is_missing && self.room_for_statement(segments) {
+            self.submit_plan(FramePlan::default(), segments);
+        }
+    }
+
+    /// Room for an empty frame, if need be in the reserve: it is what frees segments.
+    fn room_for_statement(&mut self, segments: &mut Segments) -> bool {
+        if self.room() < FramePlan::default().total_bytes() {
+            let Some(fresh) = segments.take(false) else { return false };
+            self.position.segment = Some(fresh);
+            self.position.offset = 0;
+        }
+        true
+    }
+
     fn start_sync(&mut self) {
-        if self.sync.is_some() || self.wanted.min(self.visible) <= self.durable {
+        let wants_records = self.wanted.min(self.visible) > self.durable;
+        let wants_frame = self.wanted_frame.min(self.written_frame) > self.durable_frame;
+        if self.sync.is_some() || !(wants_records || wants_frame) {
             return;
         }
         let mut segments = std::mem::take(&mut self.unsynced);
@@ -484,11 +539,13 @@ impl Writer {
         {
             segments.retain(|segment| Rc::ptr_eq(segment, current));
         }
+        let covers_frame = self.written_frame;
         if segments.is_empty() {
             self.durable = covers;
+            self.durable_frame = covers_frame;
             return;
         }
-        self.sync = Some(SyncRound { covers, remaining: segments.len() });
+        self.sync = Some(SyncRound { covers, covers_frame, remaining: segments.len() });
         for segment in segments {
             let tag = Tag { owner: self.owner, operation: OPERATION_SYNC };
             self.runtime.submit(tag, Op::Sync { file: segment.file.clone() });
@@ -505,6 +562,7 @@ impl Writer {
         if round.remaining == 0 {
             assert!(round.covers <= self.visible, "a sync covers what was visible when it was submitted");
             self.durable = self.durable.max(round.covers);
+            self.durable_frame = self.durable_frame.max(round.covers_frame);
             self.sync = None;
             let delay = u64::try_from(STATEMENT_DELAY.as_nanos()).expect("milliseconds");
             self.statement_due = Some(MonotonicNanos(self.runtime.now().0 + delay));

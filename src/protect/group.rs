@@ -363,9 +363,9 @@ impl Group {
     }
 
     fn work(&mut self) {
+        self.apply_visible();
         self.apply_done();
         self.writer.advance(&mut self.segments);
-        self.apply_visible();
         self.serve_when_stated();
         self.answer_barriers();
         if let Some(kind) = self.writer.failure() {
@@ -455,7 +455,7 @@ impl Group {
         }
     }
 
-    fn freeze(&mut self, last: Lsn) {
+    pub(super) fn freeze(&mut self, last: Lsn) {
         if let Some(layer) = self.layers.freeze(last) {
             self.interval.add(layer);
         }
@@ -509,14 +509,15 @@ impl Group {
     fn wants_marker(&self) -> bool {
         let waiting = self.intervals_waiting.len() + self.intervals_publishing;
         let wanted = self.interval.is_dirty() && self.markers_pending == 0;
-        wanted && !self.stopping && waiting < INTERVALS_WAITING_MAX
+        wanted && self.vault_failed.is_none() && waiting < INTERVALS_WAITING_MAX
     }
 
-    /// Ends an interval when it is time, or when the journal has no room for more data.
+    /// Ends an interval when it is time, when the journal has no room for more data, or when nothing more comes.
     fn make_due_marker(&mut self) {
-        let now = self.runtime.now();
         let full = self.writer.is_stalled() && self.segments.is_at_limit();
-        if self.wants_marker() && (now >= self.schedule.due() || full) {
+        let is_last = self.stopping && self.writer.is_idle();
+        let is_due = self.runtime.now() >= self.schedule.due() || full || is_last;
+        if is_due && self.wants_marker() {
             self.mark(String::new());
         }
     }
@@ -569,7 +570,7 @@ impl Group {
             }
             let Some(interval) = self.intervals_waiting.pop_front() else { break };
             self.intervals_publishing += 1;
-            // The publisher ends only with the runtime, and this group with it.
+            // The publisher ends only with the runtime, or by a failure, which was noted.
             let _ = self.publisher.unbounded_send(Job::Publish(interval));
         }
     }
@@ -597,9 +598,9 @@ impl Group {
     }
 
     fn finish_publish(&mut self, result: Result<Published>) {
-        self.intervals_publishing -= 1;
         match result {
             Ok(published) => {
+                self.intervals_publishing -= 1;
                 self.vaulted = published.point.marker;
                 self.counters.vault_bytes += published.stored_bytes;
                 let callback = self.waiting_points.remove(&published.point.id);
@@ -656,7 +657,7 @@ impl Group {
     /// The oldest layers whose records are durable; asks for durability where that is what is missing.
     fn next_batch(&mut self) -> Option<Batch> {
         let frozen = self.layers.frozen();
-        let newest_wanted = frozen.iter().take(BATCH_LAYERS_MAX).last()?.last;
+        let newest_wanted = frozen.iter().take(BATCH_LAYERS_MAX).next_back()?.last;
         let durable = if self.settings.plan.planted.is(Bug::DestageAheadOfDurable) {
             newest_wanted
         } else {
@@ -669,15 +670,17 @@ impl Group {
         let mut disks: BTreeMap<DiskSlot, DiskWork> = BTreeMap::new();
         for layer in &ready {
             for (&slot, map) in &layer.maps {
-                let Some(disk) = self.disks.get(&slot).filter(|disk| disk.latched.is_none()) else {
-                    continue;
-                };
+                let takes = |disk: &&Disk| disk.latched.is_none() && disk.image.destaged() < layer.last;
+                let Some(disk) = self.disks.get(&slot).filter(takes) else { continue };
                 let work = disks.entry(slot).or_insert_with(|| DiskWork {
                     slot,
                     image: disk.image.clone(),
                     maps: vec![],
                 });
-                work.maps.push(Rc::clone(map));
+                // Another disk of the batch, or the checkpoint, failed: there is nothing left to write here.
+                if disk.image.synced() < layer.last {
+                    work.maps.push(Rc::clone(map));
+                }
             }
         }
         let pace = Rc::clone(&self.pace);
@@ -745,9 +748,14 @@ impl Group {
             None => self.destaged,
         };
         let needless = self.vaulted_or_clean(vaulted).min(destaged);
+        let (durable, next) = (self.writer.durable_frame(), self.writer.next_frame());
         let mut cache = self.cache.borrow_mut();
-        for segment in self.segments.recycle(needless) {
+        for segment in self.segments.recycle(needless, durable, next) {
             cache.forget(segment);
+        }
+        self.segments.release(durable);
+        if let Some(frame) = self.segments.wanted_statement() {
+            self.writer.want_durable_frame(frame);
         }
         if self.segments.live().count() <= 1 && self.layers.extents() == 0 && self.vaulted_all() {
             cache.clear();
@@ -765,12 +773,7 @@ impl Group {
 
     /// Begins a clean stop: refuses new requests, ends the interval, and seals the journal once all else is done.
     pub fn stop(&mut self) {
-        if !self.stopping {
-            if self.interval.is_dirty() && self.writer.failure().is_none() {
-                self.mark(String::new());
-            }
-            self.stopping = true;
-        }
+        self.stopping = true;
     }
 
     /// Whether the opening frame is durable, and requests are taken.

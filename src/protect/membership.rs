@@ -48,7 +48,8 @@ impl Group {
             let id = DiskId(runtime.random_u128());
             let files = Files { runtime: &runtime, vault: &vault, images: &images, id, timeline, size };
             let result = files.join(name, content).await;
-            if result.is_err() {
+            // Where the step may have been made, its files must stay: the next opening sees.
+            if result.is_err() && !vault.manifest().is_in_doubt() {
                 files.discard().await;
             }
             mailbox.borrow_mut().push_back(Done::Joined(result, callback));
@@ -87,6 +88,8 @@ impl Group {
             self.slots.insert(id, slot);
             return callback(Err(error));
         }
+        // The read path forgets the disk; the interval does not, for a marker that lists it may be under way.
+        self.freeze(self.writer.visible());
         self.layers.forget(slot);
         self.disks.remove(&slot);
         let (runtime, images) = (Rc::clone(&self.runtime), self.settings.plan.images());

@@ -88,6 +88,7 @@ pub async fn open(runtime: Rc<Runtime>, plan: GroupPlan) -> Result<Group> {
 }
 
 async fn open_with(runtime: Rc<Runtime>, plan: GroupPlan, vault: Vault) -> Result<Group> {
+    let vault = vault.with_planted(plan.planted);
     for directory in [plan.journal(), plan.images(), plan.tests()] {
         runtime.create_directory(directory).await?;
     }
@@ -108,7 +109,16 @@ async fn open_with(runtime: Rc<Runtime>, plan: GroupPlan, vault: Vault) -> Resul
         segment_bytes: plan.segment_bytes,
         journal_bytes: plan.journal_bytes,
     };
+    let began = runtime.now();
     let journal = journal::open::open(Rc::clone(&runtime), &journal_plan, known, plan.planted).await?;
+    tracing::info!(
+        %group,
+        scanned_mib = journal.scanned_bytes >> 20,
+        frames = journal.accepted.len(),
+        ms = (runtime.now().0 - began.0) / 1_000_000,
+        last = %journal.position.accepted,
+        "the journal was opened"
+    );
     let identity = Identity { group, timeline, incarnation: IncarnationId(runtime.random_u128()) };
     assemble(runtime, plan, vault, disks, journal, identity, vaulted).await
 }
@@ -154,8 +164,10 @@ async fn assemble(
     let (name, interval_ms, points, group_time) = {
         let state = vault.manifest().state();
         let record = state.record();
-        let time =
-            group_time_now(state.points().last().map(|point| (point.group_time, point.wall)), &runtime);
+        let published = state.points().last().map(|point| (point.group_time, point.wall));
+        let waiting = intervals_waiting.back().map(|interval: &ClosedInterval| &interval.marker);
+        let last = waiting.map(|marker| (marker.group_time, marker.wall)).or(published);
+        let time = group_time_now(last, &runtime);
         (record.name.clone(), record.interval_ms, state.points().to_vec(), time)
     };
     Ok(Group::from_parts(Parts {
@@ -180,7 +192,8 @@ async fn assemble(
     }))
 }
 
-/// Group time goes on where the newest point left it, by as much as the wall clock moved since, if it moved forward.
+/// Group time goes on where the newest marker left it, published or not, by as much as the wall clock moved since, if it
+/// moved forward.
 fn group_time_now(last: Option<(GroupNanos, crate::units::WallNanos)>, runtime: &Runtime) -> GroupNanos {
     let Some((group_time, wall)) = last else { return GroupNanos(0) };
     let passed = runtime.wall().0.saturating_sub(wall.0);
@@ -238,9 +251,9 @@ impl<'a> Rebuilt<'a> {
         Ok(())
     }
 
+    /// A disk that left has no image any more; but a point whose marker lies before that still holds it.
     fn take_data(&mut self, lsn: Lsn, slot: DiskSlot, range: crate::units::SectorRange, source: Source) {
-        let Some(disk) = self.disks.get(&slot) else { return };
-        if lsn > disk.image.destaged() {
+        if self.disks.get(&slot).is_some_and(|disk| lsn > disk.image.destaged()) {
             self.layers.insert(slot, range, source);
             if self.layers.is_full() {
                 self.layers.freeze(lsn);

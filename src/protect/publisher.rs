@@ -44,7 +44,8 @@ pub struct Published {
     pub stored_bytes: u64,
 }
 
-/// Carries jobs out until the sender is dropped.
+/// Carries jobs out until the sender is dropped or one fails for good. A point without the interval before it would lack
+/// what that one holds: so none comes after a failure.
 pub(super) async fn run(
     runtime: Rc<Runtime>,
     vault: Rc<Vault>,
@@ -53,7 +54,11 @@ pub(super) async fn run(
 ) {
     while let Some(Job::Publish(interval)) = jobs.next().await {
         let result = publish(&runtime, &vault, &interval).await;
+        let is_over = result.is_err();
         mailbox.borrow_mut().push_back(Done::Published(result));
+        if is_over {
+            return;
+        }
     }
 }
 

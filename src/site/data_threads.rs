@@ -14,13 +14,14 @@ use tokio::sync::oneshot;
 use super::data_thread::{DataThread, FIRST_SESSION, WAKE};
 use super::export_registry::ExportRegistry;
 use super::host::Host;
-use super::listener::{Endpoint, Listener};
+use super::listener::Listener;
 use super::message::Message;
 use crate::block::{Export, Volume};
 use crate::capture::nbd::Limits;
 use crate::env::OsEnvironment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal::intake::{Closed, Intake, Publisher, Wake, intake};
+use crate::listen::ListenAddress;
 use crate::runtime::Runtime;
 use crate::storage::Storage;
 use crate::units::GroupId;
@@ -225,11 +226,11 @@ impl<V: Volume + 'static> DataThreads<V> {
         self.shared.sessions.iter().map(|sessions| sessions.load(Ordering::Relaxed)).collect()
     }
 
-    /// Accepts clients at `endpoint`; returns it with the port that the system chose. A Unix socket that a dead
+    /// Accepts clients at `address`; returns it with the port that the system chose. A Unix socket that a dead
     /// process left is replaced.
-    pub fn listen(&self, endpoint: &Endpoint) -> Result<Endpoint> {
-        let listener = Listener::bind(endpoint)?;
-        let bound = listener.endpoint().clone();
+    pub fn listen(&self, address: &ListenAddress) -> Result<ListenAddress> {
+        let listener = Listener::bind(address)?;
+        let bound = listener.address().clone();
         self.publish(0, Message::Listen(listener))?;
         Ok(bound)
     }

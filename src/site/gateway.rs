@@ -32,7 +32,6 @@ use crate::protect::open::{self, GroupPlan};
 use crate::runtime::Runtime;
 use crate::site::convert;
 use crate::site::data_threads::DataThreads;
-use crate::site::listener::Endpoint;
 use crate::site::member::Member;
 use crate::site::removal;
 use crate::units::{GroupId, WallNanos};
@@ -125,8 +124,8 @@ impl Gateway {
     }
 
     /// Lets block clients connect.
-    pub fn listen(&self, endpoint: &Endpoint) -> Result<Endpoint> {
-        self.0.threads.listen(endpoint)
+    pub fn listen(&self, address: &ListenAddress) -> Result<ListenAddress> {
+        self.0.threads.listen(address)
     }
 
     /// Stops all groups in good order: sessions end, journals are sealed, checkpoints written.

@@ -26,6 +26,5 @@ pub use data_threads::{DataThreads, DataThreadsOptions, Draining, SessionLimits}
 pub use export_registry::ExportRegistry;
 pub use gateway::{Gateway, StorageFound};
 pub use host::{Host, Later};
-pub use listener::{Endpoint, check_unix_socket_is_free};
 pub use member::Member;
 pub use serve::serve;

@@ -8,7 +8,6 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::data_threads::{DataThreads, DataThreadsOptions, SessionLimits};
 use super::gateway::{Gateway, StorageFound};
-use super::listener::Endpoint;
 use super::member::Member;
 use crate::config::{Configuration, StorageChoice};
 use crate::control::api;
@@ -16,7 +15,7 @@ use crate::control::catalogue::Catalogue;
 use crate::data_directory::DataDirectory;
 use crate::env::{Environment, OsEnvironment};
 use crate::error::{Error, Result};
-use crate::listen::{ListenAddress, bind_unix};
+use crate::listen::bind_unix;
 use crate::storage::{BackendOptions, Preference, Storage, open_best};
 
 /// How long a clean stop may take; what is not sealed by then is recovered at the next start.
@@ -50,7 +49,7 @@ async fn run(configuration: Configuration, directory: DataDirectory) -> Result<(
         Gateway::new(configuration, directory, threads, Arc::clone(&environment), catalogue, storage);
     gateway.open_groups().await?;
     for address in &listen {
-        let bound = gateway.listen(&endpoint(address))?;
+        let bound = gateway.listen(address)?;
         tracing::info!(address = %bound, "block clients may connect");
     }
     let listener = bind_unix(&socket)
@@ -104,11 +103,4 @@ fn open_storage(preference: Preference, found: &OnceLock<StorageFound>) -> Resul
     let backend = chosen.storage.backend().to_string();
     found.get_or_init(|| StorageFound { backend, reason });
     Ok(chosen.storage)
-}
-
-fn endpoint(address: &ListenAddress) -> Endpoint {
-    match address {
-        ListenAddress::Unix(path) => Endpoint::Unix(path.clone()),
-        ListenAddress::Tcp(address) => Endpoint::Tcp(*address),
-    }
 }

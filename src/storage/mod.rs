@@ -21,6 +21,7 @@
 pub mod blocking;
 mod buffer;
 mod choose;
+pub mod map;
 mod receive;
 #[cfg(feature = "sim")]
 pub mod sim;

@@ -15,6 +15,7 @@ use super::files::remove_partials;
 use super::layout::{self, Layout, parse_blob_name};
 use crate::delta::Sink;
 use crate::error::{ErrorKind, Result};
+use crate::planted::{Bug, Planted};
 use crate::runtime::Runtime;
 use crate::storage::{File, Op, OpenOptions, Outcome, Slice};
 use crate::units::BlobId;
@@ -28,11 +29,21 @@ pub struct Blobs {
     layout: Layout,
     /// Put by this process, and not named by the manifest yet.
     unsettled: RefCell<BTreeSet<BlobId>>,
+    planted: Planted,
 }
 
 impl Blobs {
     pub(super) fn new(runtime: &Rc<Runtime>, layout: &Layout) -> Blobs {
-        Blobs { runtime: Rc::clone(runtime), layout: layout.clone(), unsettled: RefCell::default() }
+        Blobs {
+            runtime: Rc::clone(runtime),
+            layout: layout.clone(),
+            unsettled: RefCell::default(),
+            planted: Planted::NONE,
+        }
+    }
+
+    pub(super) fn plant(&mut self, planted: Planted) {
+        self.planted = planted;
     }
 
     /// Begins to put a blob.
@@ -114,7 +125,9 @@ impl BlobWriter<'_> {
     pub async fn finish(mut self) -> Result<()> {
         self.drain(0).await?;
         let runtime = &self.blobs.runtime;
-        runtime.sync(&self.file).await?;
+        if !self.blobs.planted.is(Bug::BlobNotSynced) {
+            runtime.sync(&self.file).await?;
+        }
         if let Err(error) = runtime.publish(&self.partial, &self.path).await
             && !self.was_published().await?
         {

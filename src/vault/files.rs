@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use super::layout;
 use crate::error::{Error, ErrorKind, Result};
+use crate::planted::{Bug, Planted};
 use crate::runtime::Runtime;
 use crate::storage::{Buffer, OpenOptions};
 use crate::units::to_usize;
@@ -49,6 +50,7 @@ pub(super) async fn put(
     runtime: &Rc<Runtime>,
     path: &Path,
     bytes: &[u8],
+    planted: Planted,
 ) -> std::result::Result<Put, PutError> {
     let directory = path.parent().expect("a vault's files are in directories");
     let partial = layout::partial(path, runtime.random_u128());
@@ -60,6 +62,7 @@ pub(super) async fn put(
     let put = loop {
         let Err(error) = runtime.publish(&partial, path).await else { break Put::Ours };
         match read_whole(runtime, path, bytes.len() as u64).await {
+            Ok(_) if planted.is(Bug::LostCreateReply) => break Put::Theirs,
             Ok(stored) if stored[..] == *bytes => break Put::Ours,
             Ok(_) => break Put::Theirs,
             // Longer than ours: somebody else's.

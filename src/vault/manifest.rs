@@ -21,6 +21,7 @@ use crate::format::manifest::{
     StepNumber,
 };
 use crate::format::record::{Change, GroupRecord};
+use crate::planted::Planted;
 use crate::runtime::Runtime;
 use crate::units::{GroupId, TimelineId, WriterId};
 
@@ -37,6 +38,7 @@ pub struct Manifest {
     /// One append at a time; what waits is decided on the state that the one before it leaves.
     turn: Mutex<()>,
     latched: RefCell<Option<String>>,
+    planted: Planted,
 }
 
 impl Manifest {
@@ -55,7 +57,7 @@ impl Manifest {
         let step = Step { header, change: Change::GroupCreated(record) };
         let encoded = step.encode();
         let path = layout.step(header.number);
-        match files::put(runtime, &path, &encoded.bytes).await {
+        match files::put(runtime, &path, &encoded.bytes, Planted::NONE).await {
             Ok(Put::Ours) => {}
             Ok(Put::Theirs) => {
                 let text = format!("group {group} has a manifest already");
@@ -83,12 +85,22 @@ impl Manifest {
             newest_snapshot: Cell::new(replayed.newest_snapshot),
             turn: Mutex::new(()),
             latched: RefCell::new(None),
+            planted: Planted::NONE,
         }
+    }
+
+    pub(super) fn plant(&mut self, planted: Planted) {
+        self.planted = planted;
     }
 
     /// The state after the newest step that this manifest knows of; not to be held across an await.
     pub fn state(&self) -> Ref<'_, State> {
         self.state.borrow()
+    }
+
+    /// Whether an append failed in a way that leaves open whether its step is there.
+    pub fn is_in_doubt(&self) -> bool {
+        self.latched.borrow().is_some()
     }
 
     /// Appends a change; durable when this returns.
@@ -142,7 +154,7 @@ impl Manifest {
     /// removed it counts as lost.
     async fn put(&self, number: StepNumber, encoded: &Encoded) -> Result<bool> {
         let path = self.layout.step(number);
-        match files::put(&self.runtime, &path, &encoded.bytes).await {
+        match files::put(&self.runtime, &path, &encoded.bytes, self.planted).await {
             Ok(Put::Theirs) => return Ok(false),
             Ok(Put::Ours) => {}
             Err(PutError::Absent(error)) => return Err(error.at_path(&path)),
@@ -186,7 +198,7 @@ impl Manifest {
             (header, Snapshot::encode_parts(&header, state.contents()))
         };
         let path = self.layout.snapshot(header.number);
-        match files::put(&self.runtime, &path, &encoded.bytes).await {
+        match files::put(&self.runtime, &path, &encoded.bytes, self.planted).await {
             // Somebody else's snapshot after the same step holds the same state.
             Ok(Put::Ours | Put::Theirs) => self.newest_snapshot.set(header.number),
             Err(PutError::Absent(error) | PutError::Unknown(error)) => return Err(error.at_path(&path)),

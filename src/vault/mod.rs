@@ -30,6 +30,7 @@ use crate::extent::Extent;
 use crate::format::delta::{DeltaRef, Header};
 use crate::format::manifest::StepNumber;
 use crate::format::record::{Change, GroupRecord, PointRecord};
+use crate::planted::Planted;
 use crate::runtime::Runtime;
 use crate::units::{GroupId, TimelineId};
 
@@ -86,6 +87,14 @@ impl Vault {
         let blobs = Blobs::new(runtime, &layout);
         let bases = Bases::new(runtime, &layout);
         Vault { runtime: Rc::clone(runtime), layout, manifest, blobs, bases }
+    }
+
+    /// The same vault with a bug: for the simulator.
+    #[must_use]
+    pub fn with_planted(mut self, planted: Planted) -> Vault {
+        self.manifest.plant(planted);
+        self.blobs.plant(planted);
+        self
     }
 
     /// What the vault's I/O runs on.
@@ -176,7 +185,7 @@ async fn is_removed(runtime: &Rc<Runtime>, layout: &Layout) -> Result<bool> {
 pub async fn destroy(runtime: &Rc<Runtime>, directory: &Path) -> Result<()> {
     let layout = Layout::new(directory);
     let tombstone = layout.tombstone();
-    match files::put(runtime, &tombstone, &[]).await {
+    match files::put(runtime, &tombstone, &[], Planted::NONE).await {
         Ok(_) => {}
         Err(files::PutError::Absent(error) | files::PutError::Unknown(error)) => return Err(error),
     }

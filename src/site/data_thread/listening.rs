@@ -74,7 +74,7 @@ impl<V: Volume + 'static> DataThread<V> {
         match listener.register(self.poll.registry(), token) {
             Ok(()) => self.listening.listeners.push((listener, true)),
             Err(error) => {
-                tracing::error!(endpoint = %listener.endpoint(), %error, "cannot watch for clients")
+                tracing::error!(address = %listener.address(), %error, "cannot watch for clients")
             }
         }
     }

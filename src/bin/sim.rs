@@ -1,0 +1,139 @@
+//! `sim SEED`: replays one seed of the simulator with a trace. `sim --seeds A..B`, `sim --minutes M`: many seeds.
+
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use std::{cell::RefCell, ops::Range, rc::Rc};
+
+use afterimage::planted::{Bug, Planted};
+use afterimage::sim::{Failure, Options, Report, run};
+
+const USAGE: &str = "sim SEED [--bug NAME] [--quiet]\n\
+                     sim --seeds A..B [--bug NAME]\n\
+                     sim --minutes M [--from SEED] [--bug NAME]\n\
+                     sim --bugs";
+
+struct Arguments {
+    seeds: Range<u64>,
+    limit: Option<Duration>,
+    bug: Option<Bug>,
+    trace: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = match parse(std::env::args().skip(1)) {
+        Ok(arguments) => arguments,
+        Err(text) => {
+            eprintln!("{text}\n\n{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    let planted = arguments.bug.map_or(Planted::NONE, Planted::with);
+    if arguments.seeds.end - arguments.seeds.start == 1 {
+        return replay(arguments.seeds.start, planted, arguments.trace);
+    }
+    sweep(&arguments, planted)
+}
+
+fn parse(words: impl Iterator<Item = String>) -> Result<Arguments, String> {
+    let mut arguments = Arguments { seeds: 0..0, limit: None, bug: None, trace: true };
+    let mut from = 0;
+    let mut words = words.peekable();
+    while let Some(word) = words.next() {
+        let mut value = |name: &str| words.next().ok_or_else(|| format!("{name} needs a value"));
+        match &*word {
+            "--quiet" => arguments.trace = false,
+            "--bug" => arguments.bug = Some(bug(&value("--bug")?)?),
+            "--from" => from = number(&value("--from")?)?,
+            "--minutes" => {
+                let minutes = number(&value("--minutes")?)?;
+                arguments.limit = Some(Duration::from_secs(minutes * 60));
+            }
+            "--seeds" => {
+                let text = value("--seeds")?;
+                let (start, end) = text.split_once("..").ok_or("--seeds takes a range such as 0..1000")?;
+                arguments.seeds = number(start)?..number(end)?;
+            }
+            seed => {
+                let seed = number(seed)?;
+                arguments.seeds = seed..seed + 1;
+            }
+        }
+    }
+    if arguments.limit.is_some() {
+        arguments.seeds = from..u64::MAX;
+    }
+    if arguments.seeds.is_empty() { Err("no seed was named".to_owned()) } else { Ok(arguments) }
+}
+
+fn number(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("{text:?} is not a number"))
+}
+
+fn bug(name: &str) -> Result<Bug, String> {
+    let found = Bug::ALL.into_iter().find(|bug| format!("{bug:?}") == name);
+    found.ok_or_else(|| format!("no bug is called {name:?}; there are {:?}", Bug::ALL))
+}
+
+fn replay(seed: u64, planted: Planted, trace: bool) -> ExitCode {
+    let mut options = Options { planted, ..Options::default() };
+    if trace {
+        options.sink = Some(Rc::new(RefCell::new(|line: &str| println!("{line}"))));
+    }
+    match run(seed, &options) {
+        Ok(report) => {
+            println!("{report:#?}");
+            ExitCode::SUCCESS
+        }
+        Err(failure) => {
+            println!("{failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs many seeds on two threads until one fails or the time is up.
+fn sweep(arguments: &Arguments, planted: Planted) -> ExitCode {
+    let start = started();
+    let (next, stop) = (AtomicU64::new(arguments.seeds.start), AtomicBool::new(false));
+    let total: Mutex<(u64, Report)> = Mutex::default();
+    let failures: Mutex<Vec<Failure>> = Mutex::default();
+    let work = || {
+        while !stop.load(Ordering::Relaxed) {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            let is_over = arguments.limit.is_some_and(|limit| start.elapsed() > limit);
+            if seed >= arguments.seeds.end || is_over {
+                return;
+            }
+            match run(seed, &Options { planted, sink: None }) {
+                Ok(report) => {
+                    let mut total = total.lock().expect("no thread panics with it");
+                    total.0 += 1;
+                    total.1.add(&report);
+                }
+                Err(failure) => {
+                    stop.store(true, Ordering::Relaxed);
+                    failures.lock().expect("no thread panics with it").push(failure);
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(work);
+        scope.spawn(work);
+    });
+    let (seeds, report) = total.into_inner().expect("no thread panics with it");
+    println!("{seeds} seeds clean in {:.1} s: {report:#?}", start.elapsed().as_secs_f64());
+    let failures = failures.into_inner().expect("no thread panics with it");
+    for failure in &failures {
+        let bug = arguments.bug.map_or_else(String::new, |bug| format!(" --bug {bug:?}"));
+        println!("{failure}\nreplay: sim {}{bug}", failure.seed);
+    }
+    if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+#[allow(clippy::disallowed_methods)]
+fn started() -> Instant {
+    Instant::now()
+}

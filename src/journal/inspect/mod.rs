@@ -1,0 +1,399 @@
+//! Looking into a journal from outside: what stands in its segments, what opening would take of it, and whether it
+//! is sound. For `afterimage journal inspect|verify`; read-only, also on a damaged journal.
+//!
+//! It knows no format of its own: `scan` reads, `recover` decides, just as for opening. It says more than opening
+//! needs, since it also looks behind the end of a segment's sequence and remembers where each fault is. What opening
+//! knows and this does not is the vault's newest point: a journal that lost records which only the vault knows of
+//! passes here and is refused there.
+//!
+//! A journal that a gateway has open is read as well, but as a *snapshot*: its segments are copied one after the
+//! other while frames land, so that they may contradict each other. A contradiction is looked at again before it
+//! is called damage.
+//!
+//! Invariant: nothing is created, changed or repaired.
+
+mod verdict;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::format::checkpoint::Checkpoint;
+use crate::format::frame::{FrameFault, RecordKind, UntrustedHeader};
+use crate::format::marker::Marker;
+use crate::journal::recover::{Accepted, Decision, Known, claims, recover};
+use crate::journal::scan::{Checks, Claims, Scanned, SegmentScan, is_needless, read_frame, scan_segment};
+use crate::journal::segments::{SegmentIndex, parse_file_name};
+use crate::storage::map::ReadOnlyFile;
+use crate::units::{
+    FrameNumber, GroupId, IncarnationId, Lsn, PAGE_BYTES, SegmentSequence, TimelineId, WallNanos, to_usize,
+};
+
+pub use verdict::{Fault, Verdict, describe};
+
+/// How often a journal in use is read again when what was read contradicts itself.
+const SNAPSHOT_ATTEMPTS: usize = 3;
+
+/// A frame that stands behind the end of its segment's sequence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftOver {
+    /// Byte offset in the file.
+    pub offset: u64,
+    /// The use of the segment that it belongs to.
+    pub segment: SegmentSequence,
+    /// Who wrote it.
+    pub incarnation: IncarnationId,
+    /// Its number.
+    pub number: FrameNumber,
+    /// Its last record.
+    pub last_lsn: Lsn,
+    /// What is wrong with its payload, if anything.
+    pub fault: Option<FrameFault>,
+}
+
+/// A marker's payload; `None` where it is not a marker's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundMarker {
+    /// The record.
+    pub lsn: Lsn,
+    /// Byte offset of its frame.
+    pub offset: u64,
+    /// What it says.
+    pub marker: Option<Marker>,
+}
+
+/// What stands in one segment file.
+#[derive(Clone, Debug)]
+pub struct SegmentSurvey {
+    /// The file.
+    pub path: PathBuf,
+    /// Its frames from the start on, and why there are no more.
+    pub scan: SegmentScan,
+    /// What opening would read of it.
+    head: SegmentScan,
+    /// Why its first bytes are no frame, if they are none.
+    first_fault: Option<FrameFault>,
+    /// Valid headers behind the end: of earlier uses, of dead incarnations, or behind a torn frame.
+    pub left_overs: Vec<LeftOver>,
+    /// The markers among its frames.
+    pub markers: Vec<FoundMarker>,
+}
+
+impl SegmentSurvey {
+    fn of(index: SegmentIndex, path: PathBuf, bytes: &[u8]) -> SegmentSurvey {
+        let scan = scan_segment(index, bytes, Checks::ALL);
+        let head = scan_segment(index, &bytes[..bytes.len().min(PAGE_BYTES)], Checks::ALL);
+        let first_fault = if bytes.is_empty() { None } else { read_frame(bytes, 0).err() };
+        let left_overs = left_overs(bytes, used_bytes(&scan));
+        let markers = scan.frames.iter().flat_map(|scanned| markers_of(scanned, bytes)).collect();
+        SegmentSurvey { path, scan, head, first_fault, left_overs, markers }
+    }
+
+    /// The use of the file that its frames belong to; `None` if it has none.
+    pub fn sequence(&self) -> Option<SegmentSequence> {
+        self.scan.frames.first().map(|first| first.frame.segment)
+    }
+
+    /// Bytes from the start that its frames take.
+    pub fn used_bytes(&self) -> u64 {
+        used_bytes(&self.scan)
+    }
+}
+
+fn used_bytes(scan: &SegmentScan) -> u64 {
+    scan.frames.last().map_or(0, Scanned::end_offset)
+}
+
+fn left_overs(bytes: &[u8], from: u64) -> Vec<LeftOver> {
+    let mut found = Vec::new();
+    let mut offset = to_usize(from);
+    while offset < bytes.len() {
+        let page = &bytes[offset..bytes.len().min(offset + PAGE_BYTES)];
+        let parsed = UntrustedHeader::read(page).and_then(|header| header.parse(&bytes[offset..]));
+        match parsed {
+            Ok((frame, _)) if frame.segment_offset() == offset as u64 => {
+                found.push(LeftOver {
+                    offset: offset as u64,
+                    segment: frame.segment,
+                    incarnation: frame.incarnation,
+                    number: frame.number,
+                    last_lsn: frame.last_lsn(),
+                    fault: read_frame(bytes, offset).err(),
+                });
+                offset += frame.header_bytes();
+            }
+            _ => offset += PAGE_BYTES,
+        }
+    }
+    found
+}
+
+fn markers_of(scanned: &Scanned, bytes: &[u8]) -> Vec<FoundMarker> {
+    let frame = &scanned.frame;
+    let whole = &bytes[to_usize(frame.segment_offset())..to_usize(scanned.end_offset())];
+    let markers = frame.records.iter().enumerate().filter(|(_, record)| record.kind == RecordKind::Marker);
+    let found = markers.map(|(index, record)| FoundMarker {
+        lsn: frame.first_lsn.advance(index as u64),
+        offset: frame.segment_offset(),
+        marker: Marker::decode(&whole[frame.payload_range(record.payload)]),
+    });
+    found.collect()
+}
+
+/// One opening of the journal, as far as its accepted frames tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IncarnationSurvey {
+    /// Its id.
+    pub id: IncarnationId,
+    /// When it began and what it followed; `None` if the frame that says so was recycled.
+    pub opening: Option<(WallNanos, Option<IncarnationId>)>,
+    /// Its first and last accepted frame.
+    pub frames: (FrameNumber, FrameNumber),
+    /// Its first and last accepted record.
+    pub records: (Lsn, Lsn),
+    /// Whether it ended in good order.
+    pub sealed: bool,
+}
+
+/// How far a journal must reach, and who says so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Floor {
+    /// By the headers of its own frames.
+    pub stated: Lsn,
+    /// By the checkpoints of the images beside it; `None` if there are none.
+    pub destaged: Option<Lsn>,
+}
+
+impl Floor {
+    /// The higher of the two.
+    pub fn lsn(self) -> Lsn {
+        self.stated.max(self.destaged.unwrap_or_default())
+    }
+}
+
+/// A journal, looked at.
+#[derive(Clone, Debug)]
+pub struct Survey {
+    /// What was named.
+    pub path: PathBuf,
+    /// Whether a gateway has it open, so that this is a snapshot.
+    pub in_use: bool,
+    /// Whose journal it is; `None` if it has no frame.
+    pub owner: Option<(GroupId, TimelineId)>,
+    /// Its segment files, by index.
+    pub segments: Vec<SegmentSurvey>,
+    /// Files that do not belong there: opening refuses them.
+    pub strangers: Vec<PathBuf>,
+    /// Segments whose creation a crash cut short: opening removes them.
+    pub unfinished: Vec<PathBuf>,
+    /// How far it must reach.
+    pub floor: Floor,
+    /// What opening would do; `None` for a single segment, which tells only about itself.
+    pub decision: Option<Decision>,
+    /// Who wrote the accepted frames, oldest first.
+    pub incarnations: Vec<IncarnationSurvey>,
+    /// Whether it is sound.
+    pub verdict: Verdict,
+}
+
+impl Survey {
+    /// Looks at a journal's directory, or at one segment file.
+    pub fn of(path: &Path) -> Result<Survey> {
+        let mut survey = Survey::attempt(path)?;
+        for _ in 1..SNAPSHOT_ATTEMPTS {
+            if !survey.in_use || !matches!(survey.verdict, Verdict::Damaged(_)) {
+                break;
+            }
+            survey = Survey::attempt(path)?;
+        }
+        Ok(survey)
+    }
+
+    fn attempt(path: &Path) -> Result<Survey> {
+        let mut listing = Listing::of(path)?;
+        // All are locked before the first is read, so that they belong together.
+        let files = listing.segments.iter().map(|(_, path)| ReadOnlyFile::open(path));
+        let files = files.collect::<Result<Vec<_>>>()?;
+        let in_use = files.iter().any(ReadOnlyFile::is_in_use);
+        let mut segments = Vec::with_capacity(files.len());
+        for ((index, path), file) in listing.segments.drain(..).zip(&files) {
+            segments.push(SegmentSurvey::of(index, path, &file.contents()?));
+        }
+        drop(files);
+        Ok(Survey::assemble(path, in_use, segments, listing))
+    }
+
+    fn assemble(path: &Path, in_use: bool, segments: Vec<SegmentSurvey>, listing: Listing) -> Survey {
+        let scans = as_opening_scans(&segments);
+        let claims = claims(&scans);
+        let owner = owner_of(&segments, listing.group);
+        let floor = Floor { stated: claims.durable_through, destaged: listing.destaged };
+        let (group, timeline) = owner.unwrap_or((GroupId(0), TimelineId(0)));
+        let known = Known { group, timeline, floor: floor.destaged.unwrap_or_default() };
+        let decision = listing.whole.then(|| recover(&scans, known, Checks::ALL));
+        let mut survey = Survey {
+            path: path.to_owned(),
+            in_use,
+            owner,
+            segments,
+            strangers: listing.strangers,
+            unfinished: listing.unfinished,
+            floor,
+            decision,
+            incarnations: Vec::new(),
+            verdict: Verdict::Sound,
+        };
+        survey.incarnations = incarnations(survey.accepted_frames());
+        survey.verdict = verdict::judge(&survey, claims);
+        survey
+    }
+
+    /// The accepted chain, oldest segment first; of a single segment, its frames.
+    pub fn chain(&self) -> Vec<Accepted> {
+        match &self.decision {
+            Some(Decision::Accept(chain)) => chain.clone(),
+            Some(_) => Vec::new(),
+            None => {
+                let whole = self
+                    .segments
+                    .iter()
+                    .enumerate()
+                    .map(|(scan, segment)| Accepted { scan, frames: segment.scan.frames.len() });
+                whole.filter(|accepted| accepted.frames > 0).collect()
+            }
+        }
+    }
+
+    fn accepted_frames(&self) -> impl Iterator<Item = &Scanned> {
+        let chain = self.chain().into_iter();
+        chain.flat_map(|accepted| &self.segments[accepted.scan].scan.frames[..accepted.frames])
+    }
+
+    /// The last accepted record.
+    pub fn end(&self) -> Lsn {
+        self.accepted_frames().last().map_or(Lsn::ZERO, |last| last.frame.last_lsn())
+    }
+
+    /// Whether the journal was closed in good order.
+    pub fn is_sealed(&self) -> bool {
+        self.incarnations.last().is_some_and(|last| last.sealed)
+    }
+}
+
+/// The scans as opening makes them: of a segment that nobody needs it reads the first page only.
+fn as_opening_scans(segments: &[SegmentSurvey]) -> Vec<SegmentScan> {
+    let mut heads = Claims::default();
+    segments.iter().for_each(|segment| heads.merge(segment.head.claims));
+    let scans = segments.iter().map(|segment| {
+        let scan = if is_needless(&segment.head, heads.tail) { &segment.head } else { &segment.scan };
+        scan.clone()
+    });
+    scans.collect()
+}
+
+/// Whose journal it is: the directory's group if any frame is its own, else who wrote most of it.
+fn owner_of(segments: &[SegmentSurvey], named: Option<GroupId>) -> Option<(GroupId, TimelineId)> {
+    let mut counts: Vec<((GroupId, TimelineId), bool, usize)> = Vec::new();
+    for scanned in segments.iter().flat_map(|segment| &segment.scan.frames) {
+        let owner = (scanned.frame.group, scanned.frame.timeline);
+        match counts.iter_mut().find(|(known, ..)| *known == owner) {
+            Some((.., count)) => *count += 1,
+            None => counts.push((owner, named == Some(owner.0), 1)),
+        }
+    }
+    counts.into_iter().max_by_key(|&(_, is_named, count)| (is_named, count)).map(|(owner, ..)| owner)
+}
+
+fn incarnations<'a>(frames: impl Iterator<Item = &'a Scanned>) -> Vec<IncarnationSurvey> {
+    let mut found: Vec<IncarnationSurvey> = Vec::new();
+    for scanned in frames {
+        let frame = &scanned.frame;
+        let sealed = frame.records.iter().any(|record| record.kind == RecordKind::Seal);
+        match found.last_mut() {
+            Some(last) if last.id == frame.incarnation => {
+                last.frames.1 = frame.number;
+                last.records.1 = frame.last_lsn();
+                last.sealed = sealed;
+            }
+            _ => found.push(IncarnationSurvey {
+                id: frame.incarnation,
+                opening: scanned.opening.map(|opening| (opening.wall, opening.predecessor)),
+                frames: (frame.number, frame.number),
+                records: (frame.first_lsn, frame.last_lsn()),
+                sealed,
+            }),
+        }
+    }
+    found
+}
+
+/// What a path names.
+struct Listing {
+    segments: Vec<(SegmentIndex, PathBuf)>,
+    strangers: Vec<PathBuf>,
+    unfinished: Vec<PathBuf>,
+    whole: bool,
+    /// The group in whose directory the journal stands.
+    group: Option<GroupId>,
+    /// How far the images beside it were brought.
+    destaged: Option<Lsn>,
+}
+
+impl Listing {
+    fn of(path: &Path) -> Result<Listing> {
+        let found = fs::canonicalize(path).map_err(|error| Error::io("looking", error).at_path(path))?;
+        let mut listing = Listing {
+            segments: Vec::new(),
+            strangers: Vec::new(),
+            unfinished: Vec::new(),
+            whole: found.is_dir(),
+            group: None,
+            destaged: None,
+        };
+        if !listing.whole {
+            let name = found.file_name().and_then(|name| name.to_str());
+            listing
+                .segments
+                .push((name.and_then(parse_file_name).unwrap_or(SegmentIndex(0)), path.to_owned()));
+            return Ok(listing);
+        }
+        for name in names(path)? {
+            listing.add(path.join(&name), &name);
+        }
+        if let Some(directory) = found.parent() {
+            let name = directory.file_name().and_then(|name| name.to_str());
+            listing.group = name.and_then(|name| name.parse().ok());
+            listing.destaged = destaged(&directory.join("images"));
+        }
+        Ok(listing)
+    }
+
+    fn add(&mut self, path: PathBuf, name: &str) {
+        match parse_file_name(name) {
+            Some(index) => self.segments.push((index, path)),
+            None if name.ends_with(".new") => self.unfinished.push(path),
+            None => self.strangers.push(path),
+        }
+    }
+}
+
+fn names(directory: &Path) -> Result<Vec<String>> {
+    let io = |error| Error::io("listing", error).at_path(directory);
+    let mut names = Vec::new();
+    for entry in fs::read_dir(directory).map_err(io)? {
+        names.push(entry.map_err(io)?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// The highest checkpoint among a group's images. What cannot be read says nothing here; opening judges it.
+fn destaged(images: &Path) -> Option<Lsn> {
+    let names = names(images).ok()?;
+    let checkpoints = names.iter().filter(|name| name.ends_with(".checkpoint"));
+    let newest = checkpoints.filter_map(|name| {
+        let file = ReadOnlyFile::open(&images.join(name)).ok()?;
+        Checkpoint::newest(&file.contents().ok()?).map(|checkpoint| checkpoint.destaged)
+    });
+    newest.max()
+}

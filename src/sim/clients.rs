@@ -1,0 +1,625 @@
+//! The clients: what they ask of the group and of test failovers, and what they make of the answers.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::history::{Change, Contents};
+use super::process::GROUP;
+use super::sector::{Stamp, content, stamps};
+use super::site::{Outcome, Site};
+use crate::block::{AllocationRun, DataPiece, Export, Refusal, Reply, Request, Response, TestId, Ticket};
+use crate::error::Result;
+use crate::failover::TestFailover;
+use crate::format::frame::RECORD_PAYLOAD_BYTES_MAX;
+use crate::format::record::{DiskRecord, PointRecord};
+use crate::protect::membership::Content;
+use crate::units::{DiskId, PointId, SECTOR_BYTES, SectorCount, SectorRange, to_usize};
+
+/// Disks that the clients keep at most.
+const DISKS_MAX: usize = 4;
+/// Test failovers that they keep at most.
+const TESTS_MAX: usize = 3;
+const RECORD_SECTORS_MAX: u64 = RECORD_PAYLOAD_BYTES_MAX as u64 / SECTOR_BYTES;
+
+/// What became of something that was asked with a callback.
+pub(super) enum News {
+    Point(String, Result<PointRecord>),
+    Joined(Result<DiskRecord>),
+    Left(DiskId, Result<()>),
+    Interval(Result<()>),
+    TestStarted(PointId, Result<TestFailover>),
+    TestCleaned(TestId, Result<()>),
+}
+
+/// A request without its answer.
+pub(super) enum Pending {
+    Read { disk: usize, range: SectorRange, low: usize, before: Vec<Stamp> },
+    Allocation { disk: usize, range: SectorRange, low: usize, before: Vec<Stamp> },
+    Change { first: usize, end: usize, durable: bool },
+    Flush { acknowledged: usize },
+    TestRead { test: TestId, disk: usize, range: SectorRange },
+    TestWrite { test: TestId, disk: usize, range: SectorRange, stamp: Stamp },
+}
+
+/// A disk that the clients know.
+#[derive(Clone, Debug)]
+pub(super) struct Member {
+    pub(super) number: usize,
+    pub(super) id: DiskId,
+    /// Somebody asked for it to leave: it may be gone.
+    pub(super) leaving: bool,
+}
+
+/// A test failover that the clients know.
+#[derive(Clone, Debug)]
+pub(super) struct Test {
+    pub(super) point: PointId,
+    pub(super) disks: BTreeMap<usize, DiskId>,
+    /// What its disks hold, as far as that was read or written.
+    pub(super) contents: Contents,
+    /// Whether its contents were compared with its point.
+    pub(super) compared: bool,
+    /// Somebody wrote to it.
+    pub(super) written: bool,
+    /// Nobody knows what it holds: a write failed, or it was written to and then the process died.
+    pub(super) in_doubt: bool,
+    /// Requests without answers.
+    pub(super) busy: usize,
+    /// Somebody asked for it to go.
+    pub(super) leaving: bool,
+}
+
+/// What the clients know and wait for.
+#[derive(Default)]
+pub(super) struct Clients {
+    pub(super) members: Vec<Member>,
+    pub(super) joining: Vec<String>,
+    pub(super) departed: Vec<DiskId>,
+    pub(super) tests: BTreeMap<TestId, Test>,
+    /// Points of which a test failover was asked for.
+    pub(super) starting: Vec<PointId>,
+    pub(super) pending: BTreeMap<u64, Pending>,
+    pub(super) asked: usize,
+    pub(super) grants: VecDeque<PointRecord>,
+    pub(super) is_disk_full: bool,
+    pub(super) is_stopping: bool,
+    next_request: u64,
+    next_stamp: u32,
+    next_name: u32,
+}
+
+impl Clients {
+    /// The process died: nothing is answered any more.
+    pub(super) fn forget_pending(&mut self) {
+        self.pending.clear();
+        self.grants.clear();
+        self.asked = 0;
+        self.is_stopping = false;
+        for test in self.tests.values_mut() {
+            test.busy = 0;
+            test.in_doubt |= test.written;
+            test.compared = false;
+            test.contents.clear();
+        }
+    }
+
+    fn next_stamp(&mut self) -> Stamp {
+        self.next_stamp += 1;
+        Stamp(self.next_stamp)
+    }
+
+    fn next_name(&mut self) -> u32 {
+        self.next_name += 1;
+        self.next_name
+    }
+}
+
+impl Site {
+    /// A client does something.
+    pub(super) fn client_acts(&mut self) -> Outcome {
+        if !self.is_verified || self.clients.is_stopping {
+            return Ok(());
+        }
+        let disks = self.clients.members.iter().filter(|member| !member.leaving).count();
+        let few = (disks as u64) < self.plan.disks && self.clients.joining.is_empty();
+        if (few && self.random.chance(1, 8)) || self.random.chance(1, self.plan.membership_every) {
+            self.change_membership(disks);
+        } else if self.random.chance(1, self.plan.test_every) {
+            self.change_tests();
+        } else if self.random.chance(1, 48) {
+            self.ask_point();
+        } else if self.clients.pending.len() < self.plan.depth {
+            return self.request();
+        }
+        Ok(())
+    }
+
+    fn change_membership(&mut self, disks: usize) {
+        let leaves = disks as u64 > self.plan.disks || (disks > 1 && self.random.chance(1, 4));
+        match self.random.below(4) {
+            0 => self.set_interval(),
+            _ if leaves => self.remove_disk(),
+            _ if disks < DISKS_MAX => self.add_disk(),
+            _ => {}
+        }
+    }
+
+    pub(super) fn add_disk(&mut self) {
+        let name = format!("disk-{}", self.clients.next_name());
+        let sectors = *self.random.choose(&[64, 100, 256, 512]);
+        self.tracer.note(|| format!("add {name} of {sectors} sectors"));
+        self.clients.joining.push(name.clone());
+        let callback = self.callback(News::Joined);
+        let Some(group) = self.process.group() else { return };
+        group.add_disk(name, SectorCount(sectors), Content::Empty, callback);
+    }
+
+    fn remove_disk(&mut self) {
+        let staying: Vec<usize> = self
+            .clients
+            .members
+            .iter()
+            .enumerate()
+            .filter(|(_, member)| !member.leaving)
+            .map(|(index, _)| index)
+            .collect();
+        let member = &mut self.clients.members[*self.random.choose(&staying)];
+        member.leaving = true;
+        let (id, number) = (member.id, member.number);
+        self.points.release(id);
+        self.tracer.note(|| format!("remove disk {number}"));
+        let callback = self.callback(move |result| News::Left(id, result));
+        let Some(group) = self.process.group() else { return };
+        group.remove_disk(id, callback);
+    }
+
+    fn set_interval(&mut self) {
+        let interval = Duration::from_millis(*self.random.choose(&[1, 5, 50, 1000]));
+        let callback = self.callback(News::Interval);
+        let Some(group) = self.process.group() else { return };
+        group.set_interval(interval, callback);
+    }
+
+    pub(super) fn ask_point(&mut self) {
+        let label = format!("point-{}", self.clients.next_name());
+        let members = self.clients.members.iter().filter(|member| !member.leaving).map(|member| member.id);
+        self.points.ask(label.clone(), self.history.acknowledged(), members.collect());
+        self.tracer.note(|| format!("ask for {label} after {}", self.history.acknowledged()));
+        self.clients.asked += 1;
+        let name = label.clone();
+        let callback = self.callback(move |result| News::Point(name, result));
+        let Some(group) = self.process.group() else { return };
+        group.create_point(label, callback);
+    }
+
+    fn change_tests(&mut self) {
+        let starts = self.clients.tests.len() < TESTS_MAX && !self.points.is_empty();
+        if starts && self.random.chance(2, 3) {
+            let point = self.points.id(self.random.index(self.points.len()));
+            self.tracer.note(|| format!("test failover of point {point}"));
+            self.clients.starting.push(point);
+            let callback = self.callback(move |result| News::TestStarted(point, result));
+            let Some(tests) = self.process.tests() else { return };
+            tests.start(point, callback);
+            return;
+        }
+        let idle: Vec<TestId> = self
+            .clients
+            .tests
+            .iter()
+            .filter(|(_, test)| test.busy == 0 && !test.leaving)
+            .map(|(&id, _)| id)
+            .collect();
+        if !idle.is_empty() {
+            let id = *self.random.choose(&idle);
+            self.tracer.note(|| format!("clean up {id:?}"));
+            self.clients.tests.get_mut(&id).expect("known").leaving = true;
+            let callback = self.callback(move |result| News::TestCleaned(id, result));
+            let Some(tests) = self.process.tests() else { return };
+            tests.cleanup(id, callback);
+        }
+    }
+
+    fn callback<T: 'static>(
+        &self,
+        news: impl FnOnce(Result<T>) -> News + 'static,
+    ) -> crate::protect::group::Callback<T> {
+        let mailbox = Rc::clone(&self.news);
+        Box::new(move |result| mailbox.borrow_mut().push_back(news(result)))
+    }
+
+    /// A client asks a disk for something.
+    fn request(&mut self) -> Outcome {
+        if !self.clients.tests.is_empty() && self.random.chance(1, 16) {
+            self.request_of_test();
+            return Ok(());
+        }
+        let staying: Vec<&Member> = self.clients.members.iter().filter(|member| !member.leaving).collect();
+        if staying.is_empty() {
+            return Ok(());
+        }
+        let member = (*self.random.choose(&staying)).clone();
+        let range = self.draw_range(self.history.sectors(member.number));
+        match self.random.below(64) {
+            below if below < self.plan.flushes => {
+                let pending = Pending::Flush { acknowledged: self.history.acknowledged() };
+                self.submit(Export::Disk(GROUP, member.id), Request::Flush, pending)
+            }
+            24..36 => self.read(&member, range, false),
+            36 => self.read(&member, range, true),
+            37..43 => self.change(&member, range, None),
+            _ => {
+                let stamp = self.clients.next_stamp();
+                self.change(&member, range, Some(stamp))
+            }
+        }
+    }
+
+    /// Small and unaligned mostly, now and then large; some places are hot.
+    fn draw_range(&mut self, sectors: u64) -> SectorRange {
+        let most = self.plan.write_sectors_max.min(sectors);
+        let length = match self.random.below(16) {
+            0..8 => 1 + self.random.below(8),
+            8..12 => 8 * (1 + self.random.below(4)),
+            12..15 => 1 + self.random.below(32),
+            _ => 1 + self.random.below(most),
+        };
+        let length = length.min(most);
+        let start = if self.random.chance(1, 2) {
+            (self.random.below(3) * 24 + self.random.below(8)).min(sectors - length)
+        } else {
+            self.random.below(sectors - length + 1)
+        };
+        SectorRange::new(start, start + length)
+    }
+
+    pub(super) fn read(&mut self, member: &Member, range: SectorRange, allocation: bool) -> Outcome {
+        let (disk, low) = (member.number, self.history.acknowledged());
+        let before = self.history.current(disk, range).to_vec();
+        let export = Export::Disk(GROUP, member.id);
+        if allocation {
+            let pending = Pending::Allocation { disk, range, low, before };
+            return self.submit(export, Request::Allocation { range }, pending);
+        }
+        self.submit(export, Request::Read { range }, Pending::Read { disk, range, low, before })
+    }
+
+    /// Writes, or zeroes where there is no stamp.
+    fn change(&mut self, member: &Member, range: SectorRange, stamp: Option<Stamp>) -> Outcome {
+        let (disk, first) = (member.number, self.history.issued());
+        let durable = self.random.chance(self.plan.durables, 64);
+        let request = match stamp {
+            Some(stamp) => {
+                let mut start = range.start;
+                while start < range.end {
+                    let end = range.end.min(start + RECORD_SECTORS_MAX);
+                    self.history.issue(Change { disk, range: SectorRange::new(start, end), stamp });
+                    start = end;
+                }
+                let payload = Bytes::from(content(disk, range.start, range.sectors(), stamp));
+                Request::Write { range, payload, durable }
+            }
+            None => {
+                self.history.issue(Change { disk, range, stamp: Stamp::ZEROS });
+                Request::Zero { range, durable, keep_allocated: self.random.chance(1, 2) }
+            }
+        };
+        let end = self.history.issued();
+        self.tracer
+            .note(|| format!("change {first}..{end}: disk {disk} {range} {stamp:?} durable: {durable}"));
+        self.submit(Export::Disk(GROUP, member.id), request, Pending::Change { first, end, durable })
+    }
+
+    fn request_of_test(&mut self) {
+        let usable: Vec<TestId> = self
+            .clients
+            .tests
+            .iter()
+            .filter(|(_, test)| test.busy == 0 && !test.leaving && !test.in_doubt && !test.disks.is_empty())
+            .map(|(&id, _)| id)
+            .collect();
+        if usable.is_empty() {
+            return;
+        }
+        let id = *self.random.choose(&usable);
+        let test = &self.clients.tests[&id];
+        if !test.compared {
+            let disks = test.disks.clone();
+            for (number, disk) in disks {
+                let range = SectorRange::new(0, self.history.sectors(number));
+                self.ask_test(id, (number, disk), range, None);
+            }
+            return;
+        }
+        let disks: Vec<(usize, DiskId)> = test.disks.iter().map(|(&number, &disk)| (number, disk)).collect();
+        let disk = *self.random.choose(&disks);
+        let range = self.draw_range(self.history.sectors(disk.0));
+        let stamp = self.random.chance(1, 2).then(|| self.clients.next_stamp());
+        self.ask_test(id, disk, range, stamp);
+    }
+
+    /// Reads a test failover's disk, or writes to it where there is a stamp.
+    fn ask_test(
+        &mut self,
+        test: TestId,
+        (number, id): (usize, DiskId),
+        range: SectorRange,
+        stamp: Option<Stamp>,
+    ) {
+        let known = self.clients.tests.get_mut(&test).expect("known");
+        known.busy += 1;
+        known.written |= stamp.is_some();
+        let (request, pending) = match stamp {
+            None => (Request::Read { range }, Pending::TestRead { test, disk: number, range }),
+            Some(stamp) => {
+                let payload = Bytes::from(content(number, range.start, range.sectors(), stamp));
+                let request = Request::Write { range, payload, durable: false };
+                (request, Pending::TestWrite { test, disk: number, range, stamp })
+            }
+        };
+        let ticket = self.next_ticket(pending);
+        self.process.submit(ticket, Export::Test(GROUP, id, test), request);
+    }
+
+    fn next_ticket(&mut self, pending: Pending) -> Ticket {
+        self.clients.next_request += 1;
+        let request = self.clients.next_request;
+        self.clients.pending.insert(request, pending);
+        Ticket { session: 1, request }
+    }
+
+    fn submit(&mut self, export: Export, request: Request, pending: Pending) -> Outcome {
+        let first = if let Pending::Change { first, .. } = pending { Some(first) } else { None };
+        let ticket = self.next_ticket(pending);
+        self.process.submit(ticket, export, request);
+        let replies = self.process.replies();
+        let is_refused = replies.iter().any(|(other, reply)| *other == ticket && reply.is_err());
+        if let Some(first) = first.filter(|_| is_refused) {
+            // Refused before it was taken: it can't turn up anywhere.
+            self.history.retract(first);
+        }
+        self.take(replies)
+    }
+
+    /// Compares the answers that came with what is allowed.
+    pub(super) fn take_replies(&mut self) -> Outcome {
+        let replies = self.process.replies();
+        self.take(replies)
+    }
+
+    pub(super) fn take(&mut self, replies: Vec<(Ticket, Reply)>) -> Outcome {
+        for (ticket, reply) in replies {
+            let Some(pending) = self.clients.pending.remove(&ticket.request) else {
+                return Err(format!("request {} was answered twice", ticket.request));
+            };
+            self.report.requests += 1;
+            self.take_reply(pending, reply)?;
+        }
+        Ok(())
+    }
+
+    fn take_reply(&mut self, pending: Pending, reply: Reply) -> Outcome {
+        match (pending, reply) {
+            (pending, Err(refusal)) => self.refused(pending, refusal),
+            (Pending::Read { disk, range, low, before }, Ok(Response::Data(pieces))) => {
+                let found = stamps(disk, range.start, &joined(&pieces, range)?)?;
+                self.history.explains_read(disk, range, (low, &before), &found)
+            }
+            (Pending::Allocation { disk, range, low, before }, Ok(Response::Allocation(runs))) => {
+                let sectors = holes(&runs, range, &before)?;
+                self.history.explains_read(disk, range, (low, &before), &sectors)
+            }
+            (Pending::Change { end, durable, .. }, Ok(Response::Done)) => {
+                self.tracer.note(|| format!("changes up to {end} are acknowledged"));
+                self.history.acknowledge(end);
+                if durable {
+                    self.history.make_durable(end);
+                }
+                Ok(())
+            }
+            (Pending::Flush { acknowledged }, Ok(Response::Done)) => {
+                self.tracer.note(|| format!("changes up to {acknowledged} are durable"));
+                self.history.make_durable(acknowledged);
+                Ok(())
+            }
+            (Pending::TestRead { test, disk, range }, Ok(Response::Data(pieces))) => {
+                let found = stamps(disk, range.start, &joined(&pieces, range)?)?;
+                self.take_test_read(test, disk, range, found)
+            }
+            (Pending::TestWrite { test, disk, range, stamp }, Ok(Response::Done)) => {
+                let test = self.clients.tests.get_mut(&test).expect("a busy test failover is not cleaned up");
+                test.busy -= 1;
+                if let Some(stamps) = test.contents.get_mut(&disk) {
+                    stamps[to_usize(range.start)..to_usize(range.end)].fill(stamp);
+                }
+                Ok(())
+            }
+            (_, Ok(response)) => Err(format!("an answer of another kind: {response:?}")),
+        }
+    }
+
+    fn refused(&mut self, pending: Pending, refusal: Refusal) -> Outcome {
+        self.tracer.note(|| format!("refused: {refusal:?}"));
+        match pending {
+            // Whether it was taken before it failed is not known.
+            Pending::TestRead { test, .. } | Pending::TestWrite { test, .. } => {
+                let test = self.clients.tests.get_mut(&test).expect("a busy test failover is not cleaned up");
+                test.busy -= 1;
+                test.in_doubt = true;
+            }
+            _ => {}
+        }
+        let is_expected = self.is_faulted || (self.clients.is_stopping && refusal == Refusal::Shutdown);
+        if is_expected { Ok(()) } else { Err(format!("a request was refused without a fault: {refusal:?}")) }
+    }
+
+    fn take_test_read(&mut self, id: TestId, disk: usize, range: SectorRange, found: Vec<Stamp>) -> Outcome {
+        let test = self.clients.tests.get_mut(&id).expect("a busy test failover is not cleaned up");
+        test.busy -= 1;
+        if test.compared {
+            let expected = &test.contents[&disk][to_usize(range.start)..to_usize(range.end)];
+            if expected != found {
+                return Err(format!("{id:?} disk {disk} {range} holds {found:?}, not {expected:?}"));
+            }
+            return Ok(());
+        }
+        test.contents.insert(disk, found);
+        if test.busy == 0 && test.contents.len() == test.disks.len() {
+            test.compared = true;
+            let (point, contents) = (test.point, test.contents.clone());
+            return self.check_point(point, &contents);
+        }
+        Ok(())
+    }
+
+    /// Compares what the disks of a point hold with the history.
+    pub(super) fn check_point(&mut self, point: PointId, contents: &Contents) -> Outcome {
+        let index = (0..self.points.len()).find(|&index| self.points.id(index) == point);
+        let index = index.ok_or_else(|| format!("point {point} is unknown"))?;
+        self.report.points_checked += 1;
+        self.points.check(index, contents, &self.history)
+    }
+
+    /// Takes the results of what was asked with a callback.
+    pub(super) fn take_news(&mut self) -> Outcome {
+        loop {
+            let news = self.news.borrow_mut().pop_front();
+            let Some(news) = news else { return Ok(()) };
+            self.take_one(news)?;
+        }
+    }
+
+    fn take_one(&mut self, news: News) -> Outcome {
+        let failed = match news {
+            News::Point(label, result) => {
+                self.clients.asked -= 1;
+                match result {
+                    Ok(record) => {
+                        self.tracer.note(|| format!("{label} is granted"));
+                        self.clients.grants.push_back(record);
+                        None
+                    }
+                    Err(error) => Some(error),
+                }
+            }
+            News::Joined(Ok(record)) => {
+                self.clients.joining.retain(|name| *name != record.name);
+                self.adopt(&record);
+                None
+            }
+            News::Left(id, Ok(())) => {
+                self.clients.members.retain(|member| member.id != id);
+                self.clients.departed.push(id);
+                None
+            }
+            News::TestStarted(point, Ok(failover)) => {
+                self.forget_starting(point);
+                self.adopt_test(&failover)?;
+                None
+            }
+            News::TestCleaned(test, Ok(())) => {
+                self.clients.tests.remove(&test);
+                None
+            }
+            News::Interval(Ok(())) => None,
+            // Whether it happened is seen at the next opening.
+            News::Interval(Err(error))
+            | News::Joined(Err(error))
+            | News::Left(_, Err(error))
+            | News::TestStarted(_, Err(error))
+            | News::TestCleaned(_, Err(error)) => Some(error),
+        };
+        match failed {
+            Some(error) if !self.is_faulted && !self.clients.is_stopping => {
+                Err(format!("something failed without a fault: {error}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn forget_starting(&mut self, point: PointId) {
+        if let Some(index) = self.clients.starting.iter().position(|other| *other == point) {
+            self.clients.starting.swap_remove(index);
+        }
+    }
+
+    /// Points that were granted in this round, now that the list was read.
+    pub(super) fn take_grants(&mut self) -> Outcome {
+        while let Some(record) = self.clients.grants.pop_front() {
+            self.points.granted(&record, &self.history)?;
+        }
+        Ok(())
+    }
+
+    /// A disk is there.
+    pub(super) fn adopt(&mut self, record: &DiskRecord) {
+        let number = self.history.add_disk(record.sectors.0);
+        self.tracer.note(|| format!("{} is disk {number}", record.name));
+        self.clients.members.push(Member { number, id: record.id, leaving: false });
+        self.numbers.push((number, record.id));
+    }
+
+    /// A test failover is there.
+    pub(super) fn adopt_test(&mut self, failover: &TestFailover) -> Outcome {
+        let mut disks = BTreeMap::new();
+        for disk in &failover.disks {
+            let number = self.number_of(disk.id)?;
+            disks.insert(number, disk.id);
+        }
+        let test = Test {
+            point: failover.point.id,
+            disks,
+            contents: Contents::new(),
+            compared: false,
+            written: false,
+            in_doubt: false,
+            busy: 0,
+            leaving: false,
+        };
+        self.clients.tests.insert(failover.test, test);
+        Ok(())
+    }
+
+    /// The number of a disk that ever was.
+    pub(super) fn number_of(&self, id: DiskId) -> std::result::Result<usize, String> {
+        let found = self.numbers.iter().find(|(_, other)| *other == id);
+        found.map(|(number, _)| *number).ok_or_else(|| format!("disk {id} came from nowhere"))
+    }
+}
+
+/// The bytes of a read, which must be as long as its range.
+pub(super) fn joined(pieces: &[DataPiece], range: SectorRange) -> std::result::Result<Vec<u8>, String> {
+    let mut bytes = Vec::with_capacity(to_usize(range.bytes()));
+    for piece in pieces {
+        match piece {
+            DataPiece::Bytes(slice) => bytes.extend_from_slice(slice),
+            DataPiece::Zeros(count) => bytes.resize(bytes.len() + to_usize(*count), 0),
+        }
+    }
+    if bytes.len() as u64 == range.bytes() {
+        return Ok(bytes);
+    }
+    Err(format!("a read of {} bytes gave {}", range.bytes(), bytes.len()))
+}
+
+/// The stamps of a range as far as its allocation tells: zeros in holes, what was there before elsewhere.
+fn holes(
+    runs: &[AllocationRun],
+    range: SectorRange,
+    before: &[Stamp],
+) -> std::result::Result<Vec<Stamp>, String> {
+    let mut stamps = Vec::with_capacity(before.len());
+    for run in runs {
+        for _ in 0..run.bytes / SECTOR_BYTES {
+            let place = before.get(stamps.len()).copied().unwrap_or_default();
+            stamps.push(if run.allocated { place } else { Stamp::ZEROS });
+        }
+    }
+    if stamps.len() as u64 == range.sectors() {
+        return Ok(stamps);
+    }
+    Err(format!("the allocation of {range} covers {} sectors", stamps.len()))
+}

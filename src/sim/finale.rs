@@ -1,0 +1,181 @@
+//! The end of a run, and clean stops on the way: faults end, everything comes to its end, and all of it is compared.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::clients::joined;
+use super::history::Contents;
+use super::process::group_plan;
+use super::sector::stamps;
+use super::site::{Outcome, Site};
+use crate::error::Result;
+use crate::image::image_path;
+use crate::units::{DiskId, PointId, SectorRange};
+use crate::view::View;
+
+/// Points that are compared at the end, at most.
+const POINTS_MAX: usize = 24;
+/// After so many rests nothing is waited for any more, whatever it was.
+const RESTS: u64 = 8;
+const REST: Duration = Duration::from_millis(400);
+
+impl Site {
+    /// Ends the run.
+    pub(super) fn finish(&mut self) -> Outcome {
+        self.tracer.note(|| "the end begins: no more faults".to_owned());
+        self.clear_faults();
+        if self.is_faulted {
+            let power_cut = self.needs_power_cut;
+            self.die(power_cut);
+        }
+        self.settle()?;
+        self.check_bounds()?;
+        self.check_all_points()?;
+        self.damage()?;
+        self.settle()?;
+        self.stop()?;
+        self.settle()
+    }
+
+    /// Everything under way comes to its end; a point is made of it, and all is compared.
+    pub(super) fn settle(&mut self) -> Outcome {
+        self.drive("opening", |site| site.process.is_serving())?;
+        if !self.is_verified {
+            self.verify_recovery()?;
+        }
+        if self.clients.members.is_empty() {
+            self.add_disk();
+        }
+        self.drive("what the clients asked for", |site| {
+            site.clients.pending.is_empty()
+                && site.clients.joining.is_empty()
+                && site.clients.starting.is_empty()
+        })?;
+        let found = self.read_disks()?;
+        let all = self.history.issued();
+        if self.history.find(all, all, &found).is_none() {
+            return Err(format!("at rest: {}", self.history.explain(all, all, &found)));
+        }
+        self.ask_point();
+        self.drive("a point", |site| site.clients.asked == 0)?;
+        let newest = self.points.len() - 1;
+        let contents = self.view_point(newest)?;
+        let id = self.points.id(newest);
+        self.check_point(id, &contents)
+    }
+
+    /// A clean stop: afterwards the images alone hold everything, durably.
+    pub(super) fn stop(&mut self) -> Outcome {
+        self.tracer.note(|| "clean stop".to_owned());
+        self.clients.is_stopping = true;
+        let Some(group) = self.process.group() else { return Ok(()) };
+        group.stop();
+        if self.random.chance(1, 4) {
+            for _ in 0..self.random.below(60) {
+                self.step_process()?;
+                self.disk.step();
+            }
+            self.die(false);
+            return Ok(());
+        }
+        self.drive("a clean stop", |site| site.process.group().is_some_and(|group| group.is_stopped()))?;
+        self.report.stops += 1;
+        let issued = self.history.issued();
+        if self.history.acknowledged() != issued {
+            let acknowledged = self.history.acknowledged();
+            return Err(format!("stopped after {acknowledged} of {issued} changes"));
+        }
+        self.history.make_durable(issued);
+        let found = self.images()?;
+        if self.history.find(issued, issued, &found).is_none() {
+            return Err(format!("images after a stop: {}", self.history.explain(issued, issued, &found)));
+        }
+        let power_cut = self.random.chance(1, 2);
+        self.die(power_cut);
+        Ok(())
+    }
+
+    /// What the image files hold.
+    fn images(&self) -> std::result::Result<Contents, String> {
+        let directory = group_plan(&self.plan, self.planted).images();
+        let staying = self.clients.members.iter().filter(|member| !member.leaving);
+        let image = |number, id: DiskId| {
+            let path = image_path(&directory, id);
+            let bytes = self.disk.read_file(&path).ok_or_else(|| format!("{} is gone", path.display()))?;
+            Ok((number, stamps(number, 0, &bytes)?))
+        };
+        staying.map(|member| image(member.number, member.id)).collect()
+    }
+
+    /// The journal keeps to its limit.
+    pub(super) fn check_bounds(&self) -> Outcome {
+        let journal = group_plan(&self.plan, self.planted).journal();
+        let segments = self.disk.files().into_iter().filter(|path| path.starts_with(&journal)).count();
+        // An opening that finds the journal full takes one more.
+        let limit = self.plan.segments + 1;
+        if segments as u64 <= limit + self.report.faults {
+            return Ok(());
+        }
+        Err(format!("the journal has {segments} segments, its limit is {limit}"))
+    }
+
+    /// Compares points, old ones as well as new ones.
+    pub(super) fn check_all_points(&mut self) -> Outcome {
+        let count = self.points.len();
+        let mut order: Vec<usize> = (0..count).collect();
+        self.random.shuffle(&mut order);
+        for index in order.into_iter().take(POINTS_MAX) {
+            let contents = self.view_point(index)?;
+            let id = self.points.id(index);
+            self.check_point(id, &contents)?;
+        }
+        Ok(())
+    }
+
+    fn view_point(&mut self, index: usize) -> std::result::Result<Contents, String> {
+        let point = self.points.id(index);
+        self.try_view(point)?.map_err(|error| format!("point {point} can't be read: {error}"))
+    }
+
+    /// What the disks of a point hold, or why that can't be read.
+    pub(super) fn try_view(&mut self, point: PointId) -> std::result::Result<Result<Contents>, String> {
+        let Some(group) = self.process.group() else { return Err("the group is not open".to_owned()) };
+        let vault = Rc::clone(group.vault());
+        let slot = Rc::new(RefCell::new(None));
+        let filled = Rc::clone(&slot);
+        self.process.runtime().spawn(async move {
+            let read = async {
+                let view = View::open(&vault, point).await?;
+                let mut disks = Vec::new();
+                for disk in view.disks() {
+                    let range = SectorRange::new(0, disk.sectors().0);
+                    disks.push((disk.id(), range, view.read(disk.id(), range).await?));
+                }
+                Ok(disks)
+            };
+            let read = read.await;
+            filled.replace(Some(read));
+        });
+        self.drive("reading a point", |_| slot.borrow().is_some())?;
+        let disks = match slot.take().expect("filled") {
+            Ok(disks) => disks,
+            Err(error) => return Ok(Err(error)),
+        };
+        let mut contents = Contents::new();
+        for (id, range, pieces) in disks {
+            let number = self.number_of(id)?;
+            contents.insert(number, stamps(number, 0, &joined(&pieces, range)?)?);
+        }
+        Ok(Ok(contents))
+    }
+
+    /// Time passes until nothing is left to do.
+    pub(super) fn rest(&mut self) -> Outcome {
+        for _ in 0..RESTS {
+            self.environment.advance(REST);
+            self.drive("rest", |site| site.disk.in_flight() == 0)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,256 @@
+//! The oracle: every change that the clients asked for, in the order in which the group took them, and how far they
+//! were acknowledged and made durable. It knows nothing of journals, segments or LSNs.
+//!
+//! ```text
+//!  changes:  0 ─────────────── durable ─────── acknowledged ─────── issued
+//!            survives everything │ survives kill -9  │ may survive, as a prefix
+//! ```
+//!
+//! A group must keep the order in which it took changes: so a state of its disks is right only if it is the one
+//! after some *prefix* of the changes, on all disks at once. After a death the history is cut where the disks show
+//! that it was cut; what lies past that is gone for ever.
+
+use std::collections::BTreeMap;
+
+use super::sector::Stamp;
+use crate::units::{SectorRange, to_usize};
+
+/// One change of one disk: what becomes one record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Number of the disk.
+    pub disk: usize,
+    /// Which sectors.
+    pub range: SectorRange,
+    /// What they hold afterwards.
+    pub stamp: Stamp,
+}
+
+/// What disks hold, by their number, sector by sector.
+pub type Contents = BTreeMap<usize, Vec<Stamp>>;
+
+/// All changes, and how far they came.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    sizes: Vec<u64>,
+    changes: Vec<Change>,
+    acknowledged: usize,
+    durable: usize,
+    /// The disks after the acknowledged changes.
+    current: Vec<Vec<Stamp>>,
+}
+
+impl History {
+    /// Adds a disk of zeros; returns its number, which is never given again.
+    pub fn add_disk(&mut self, sectors: u64) -> usize {
+        self.sizes.push(sectors);
+        self.current.push(vec![Stamp::ZEROS; to_usize(sectors)]);
+        self.sizes.len() - 1
+    }
+
+    /// Sectors of a disk.
+    pub fn sectors(&self, disk: usize) -> u64 {
+        self.sizes[disk]
+    }
+
+    /// How many changes were issued.
+    pub fn issued(&self) -> usize {
+        self.changes.len()
+    }
+
+    /// How many changes were acknowledged, themselves or by way of a later one.
+    pub fn acknowledged(&self) -> usize {
+        self.acknowledged
+    }
+
+    /// Notes a change that the group took.
+    pub fn issue(&mut self, change: Change) {
+        self.changes.push(change);
+    }
+
+    /// Takes back the changes from `first` on, which the group refused at once.
+    pub fn retract(&mut self, first: usize) {
+        self.changes.truncate(first);
+    }
+
+    /// Notes that the first `count` changes can be seen.
+    pub fn acknowledge(&mut self, count: usize) {
+        for change in &self.changes[self.acknowledged.min(count)..count] {
+            apply(&mut self.current[change.disk], change);
+        }
+        self.acknowledged = self.acknowledged.max(count);
+    }
+
+    /// Notes that the first `count` changes survive a power cut.
+    pub fn make_durable(&mut self, count: usize) {
+        self.durable = self.durable.max(count);
+    }
+
+    /// What a range holds after the acknowledged changes.
+    pub fn current(&self, disk: usize, range: SectorRange) -> &[Stamp] {
+        &self.current[disk][to_usize(range.start)..to_usize(range.end)]
+    }
+
+    /// Whether a read that began when `before` held, and the first `low` changes were acknowledged, may show `found`:
+    /// each sector is as then, or as a later change leaves it.
+    pub fn explains_read(
+        &self,
+        disk: usize,
+        range: SectorRange,
+        (low, before): (usize, &[Stamp]),
+        found: &[Stamp],
+    ) -> Result<(), String> {
+        for (index, (&found, &before)) in found.iter().zip(before).enumerate() {
+            let sector = range.start + index as u64;
+            let later = self.changes[low..].iter().any(|change| {
+                let inside = (change.range.start..change.range.end).contains(&sector);
+                change.disk == disk && inside && change.stamp == found
+            });
+            if found != before && !later {
+                return Err(format!(
+                    "a read of disk {disk} shows write {} in sector {sector}; write {} was acknowledged before it \
+                     began, and nothing since explains it",
+                    found.0, before.0
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// A disk after the first `count` changes.
+    fn state(&self, disk: usize, count: usize) -> Vec<Stamp> {
+        let mut state = vec![Stamp::ZEROS; to_usize(self.sizes[disk])];
+        for change in self.changes[..count].iter().filter(|change| change.disk == disk) {
+            apply(&mut state, change);
+        }
+        state
+    }
+
+    /// The least and the most changes, from `low` to `high`, after which the disks are as `found`.
+    pub fn find(&self, low: usize, high: usize, found: &Contents) -> Option<(usize, usize)> {
+        if low > high || high > self.changes.len() {
+            return None;
+        }
+        let mut states: Contents = found.keys().map(|&disk| (disk, self.state(disk, low))).collect();
+        let differing = |(disk, state): (&usize, &Vec<Stamp>)| {
+            state.iter().zip(&found[disk]).filter(|(a, b)| a != b).count()
+        };
+        let mut wrong: usize = states.iter().map(differing).sum();
+        let mut matching = (wrong == 0).then_some((low, low));
+        for count in low + 1..=high {
+            let change = &self.changes[count - 1];
+            if let Some(state) = states.get_mut(&change.disk) {
+                let range = to_usize(change.range.start)..to_usize(change.range.end);
+                for (was, &should) in state[range.clone()].iter_mut().zip(&found[&change.disk][range]) {
+                    wrong = wrong + usize::from(change.stamp != should) - usize::from(*was != should);
+                    *was = change.stamp;
+                }
+            }
+            if wrong == 0 {
+                matching = Some((matching.map_or(count, |(least, _)| least), count));
+            }
+        }
+        matching
+    }
+
+    /// Says how `found` differs from the nearest prefix from `low` to `high`.
+    pub fn explain(&self, low: usize, high: usize, found: &Contents) -> String {
+        let mut best: Option<(usize, usize, String)> = None;
+        for count in low..=high.min(self.changes.len()) {
+            let mut wrong = 0;
+            let mut first = String::new();
+            for (&disk, stamps) in found {
+                for (sector, (should, is)) in self.state(disk, count).iter().zip(stamps).enumerate() {
+                    if should != is {
+                        if wrong == 0 {
+                            first = format!("disk {disk} sector {sector} holds {}, not {}", is.0, should.0);
+                        }
+                        wrong += 1;
+                    }
+                }
+            }
+            if best.as_ref().is_none_or(|(least, ..)| wrong < *least) {
+                best = Some((wrong, count, first));
+            }
+        }
+        let about = format!(
+            "changes {low} to {high} ({} durable, {} acknowledged, {} issued)",
+            self.durable,
+            self.acknowledged,
+            self.issued()
+        );
+        match best {
+            None => format!("no prefix is allowed: {about}"),
+            Some((wrong, count, first)) => {
+                let next = self.changes.get(count).map(|change| format!("; the next is {change:?}"));
+                format!(
+                    "no prefix fits of {about}; the nearest, of {count}, differs in {wrong} sectors: {first}{}",
+                    next.unwrap_or_default()
+                )
+            }
+        }
+    }
+
+    /// A death left the first `count` changes: the others never happened, and these stay for ever.
+    pub fn cut(&mut self, count: usize) {
+        self.changes.truncate(count);
+        self.acknowledged = count;
+        self.durable = count;
+        for disk in 0..self.sizes.len() {
+            self.current[disk] = self.state(disk, count);
+        }
+    }
+
+    /// The power went: what was acknowledged and not durable may be gone.
+    pub fn lose_power(&mut self) {
+        self.acknowledged = self.durable;
+    }
+}
+
+fn apply(state: &mut [Stamp], change: &Change) {
+    state[to_usize(change.range.start)..to_usize(change.range.end)].fill(change.stamp);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn history() -> History {
+        let mut history = History::default();
+        for _ in 0..2 {
+            history.add_disk(4);
+        }
+        for (disk, start, end, stamp) in [(0, 0, 4, 1), (1, 0, 2, 2), (0, 1, 2, 3)] {
+            history.issue(Change { disk, range: SectorRange::new(start, end), stamp: Stamp(stamp) });
+        }
+        history
+    }
+
+    fn contents(first: [u32; 4], second: [u32; 4]) -> Contents {
+        Contents::from([(0, first.map(Stamp).to_vec()), (1, second.map(Stamp).to_vec())])
+    }
+
+    #[test]
+    fn only_prefixes_over_all_disks_at_once_are_found() {
+        let history = history();
+        assert_eq!(history.find(0, 3, &contents([0; 4], [0; 4])), Some((0, 0)));
+        assert_eq!(history.find(0, 3, &contents([1; 4], [2, 2, 0, 0])), Some((2, 2)));
+        assert_eq!(history.find(0, 3, &contents([1, 3, 1, 1], [2, 2, 0, 0])), Some((3, 3)));
+        assert_eq!(history.find(0, 2, &contents([1, 3, 1, 1], [2, 2, 0, 0])), None, "beyond what is allowed");
+        assert_eq!(history.find(0, 3, &contents([1, 3, 1, 1], [0; 4])), None, "the second change is missing");
+        assert_eq!(history.find(0, 3, &contents([0; 4], [2, 2, 0, 0])), None, "the first change is missing");
+    }
+
+    #[test]
+    fn a_read_shows_what_was_acknowledged_or_something_later() {
+        let mut history = history();
+        history.acknowledge(1);
+        let range = SectorRange::new(1, 3);
+        let before = history.current(0, range).to_vec();
+        let read = |found: [u32; 2]| history.explains_read(0, range, (1, &before), &found.map(Stamp));
+        assert!(read([1, 1]).is_ok());
+        assert!(read([3, 1]).is_ok());
+        assert!(read([0, 1]).is_err(), "older than what was acknowledged");
+        assert!(read([1, 3]).is_err(), "nobody wrote this there");
+    }
+}

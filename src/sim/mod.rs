@@ -1,0 +1,129 @@
+//! The seeded simulator of one site: the real group, journal, images, vault and test failovers on a simulated disk,
+//! with simulated clients, and checkers outside the system that know only what the clients asked and were told.
+//!
+//! One seed decides everything: sizes, requests, the order in which the disk completes operations, time, kill -9,
+//! power cuts (also while opening), late writes of dead processes, I/O errors, full disks, bit rot.
+//!
+//! | checker | where |
+//! |---|---|
+//! | a read shows the latest acknowledged write of each sector, or one in flight | `history` |
+//! | after kill -9, what was acknowledged is there; after a power cut, what was flushed; both are prefixes over all disks | `history`, `recovery` |
+//! | what was served after an opening never vanishes again | `recovery` |
+//! | a point holds a prefix: all that was acknowledged before it was asked for, nothing issued after it was granted; it never changes or goes | `points` |
+//! | after a clean stop the images alone hold everything | `finale` |
+//! | the journal stays within its limit; when faults end, everything comes to its end | `finale` |
+//! | bit rot is refused or harmless | `rot` |
+//!
+//! It proves itself by [planted bugs](crate::planted), which `tests/simulation.rs` has it find.
+
+mod clients;
+mod finale;
+mod history;
+mod plan;
+mod points;
+mod process;
+mod recovery;
+mod rot;
+mod sector;
+mod site;
+mod trace;
+
+use std::cell::RefCell;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+
+use crate::planted::Planted;
+use site::Site;
+
+pub use plan::Plan;
+pub use trace::Sink;
+
+/// What a run is to do besides what its seed says.
+#[derive(Clone, Default)]
+pub struct Options {
+    /// The bug to plant.
+    pub planted: Planted,
+    /// Who reads along.
+    pub sink: Option<Sink>,
+}
+
+/// What a clean run did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// A hash of everything that happened: equal for equal seeds.
+    pub fingerprint: u64,
+    /// Steps.
+    pub steps: u64,
+    /// Requests answered.
+    pub requests: u64,
+    /// Processes killed.
+    pub kills: u64,
+    /// Power cuts.
+    pub power_cuts: u64,
+    /// Deaths while opening.
+    pub opening_deaths: u64,
+    /// Clean stops.
+    pub stops: u64,
+    /// Recovery points whose every sector was compared.
+    pub points_checked: u64,
+    /// Faults injected.
+    pub faults: u64,
+    /// Bits flipped.
+    pub rots: u64,
+    /// Of these, how many were refused.
+    pub rots_refused: u64,
+}
+
+impl Report {
+    /// Adds the numbers of another run.
+    pub fn add(&mut self, other: &Report) {
+        self.fingerprint ^= other.fingerprint;
+        self.steps += other.steps;
+        self.requests += other.requests;
+        self.kills += other.kills;
+        self.power_cuts += other.power_cuts;
+        self.opening_deaths += other.opening_deaths;
+        self.stops += other.stops;
+        self.points_checked += other.points_checked;
+        self.faults += other.faults;
+        self.rots += other.rots;
+        self.rots_refused += other.rots_refused;
+    }
+}
+
+/// A rule that was broken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The seed that shows it.
+    pub seed: u64,
+    /// When.
+    pub step: u64,
+    /// What.
+    pub text: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "seed {} step {}: {}", self.seed, self.step, self.text)
+    }
+}
+
+/// Runs one seed.
+///
+/// # Errors
+/// The first rule that was broken; an assertion of the code under test counts as one.
+pub fn run(seed: u64, options: &Options) -> Result<Report, Failure> {
+    let step = Rc::new(RefCell::new(0));
+    let counted = Rc::clone(&step);
+    let outcome = catch_unwind(AssertUnwindSafe(|| Site::new(seed, options, counted).run()));
+    let fail = |text| Failure { seed, step: *step.borrow(), text };
+    match outcome {
+        Ok(outcome) => outcome.map_err(fail),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            Err(fail(format!("panic: {}", text.unwrap_or_default())))
+        }
+    }
+}

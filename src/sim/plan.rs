@@ -1,0 +1,68 @@
+//! What a seed decides before anything happens: sizes, limits, and how rough the run is.
+
+use std::time::Duration;
+
+use crate::storage::sim::Random;
+
+/// The parameters of one run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Disks at the start.
+    pub disks: u64,
+    /// Size of a journal segment.
+    pub segment_bytes: u64,
+    /// Journal segments at most.
+    pub segments: u64,
+    /// Frame cache.
+    pub cache_bytes: usize,
+    /// Time between points.
+    pub interval: Duration,
+    /// Requests in flight at most.
+    pub depth: usize,
+    /// Sectors of a write at most.
+    pub write_sectors_max: u64,
+    /// Steps before the end begins.
+    pub steps: u64,
+    /// One death in so many steps, about.
+    pub death_every: u64,
+    /// Power cuts among deaths, in 8.
+    pub power_cuts: u64,
+    /// One fault in so many steps, about; never, if zero.
+    pub fault_every: u64,
+    /// One test failover in so many steps, about.
+    pub test_every: u64,
+    /// One change of disks or policy in so many steps, about.
+    pub membership_every: u64,
+    /// Microseconds that a tick of the clock lasts at most.
+    pub tick_micros: u64,
+    /// Flushes in 64 requests.
+    pub flushes: u64,
+    /// Durable (FUA) writes in 64 writes.
+    pub durables: u64,
+}
+
+impl Plan {
+    /// Draws a plan.
+    pub fn draw(random: &mut Random) -> Plan {
+        let segment_bytes = *random.choose(&[32 << 10, 64 << 10, 128 << 10, 128 << 10]);
+        Plan {
+            disks: 1 + random.below(3),
+            segment_bytes,
+            segments: 6 + random.below(11),
+            cache_bytes: *random.choose(&[0, 16 << 10, 128 << 10]),
+            interval: Duration::from_millis(*random.choose(&[5, 20, 100, 500])),
+            depth: *random.choose(&[1, 2, 4, 8, 16]),
+            // The largest record and its header must fit in a segment.
+            write_sectors_max: if segment_bytes < 128 << 10 { segment_bytes / 1024 } else { 200 },
+            steps: *random.choose(&[500, 1000, 2000, 4000]),
+            death_every: *random.choose(&[150, 300, 600, 2000]),
+            power_cuts: *random.choose(&[0, 2, 5, 8]),
+            fault_every: *random.choose(&[0, 0, 150, 400]),
+            test_every: *random.choose(&[100, 400]),
+            membership_every: *random.choose(&[100, 400, 2000]),
+            tick_micros: *random.choose(&[50, 500, 5000]),
+            flushes: *random.choose(&[1, 8, 24]),
+            durables: *random.choose(&[0, 4, 32]),
+        }
+    }
+}

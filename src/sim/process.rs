@@ -1,0 +1,182 @@
+//! One process of the site: it opens the group and its test failovers, and serves until it is stopped or killed. The
+//! real code, stepped by hand.
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::block::{Export, Reply, Request, Ticket};
+use crate::error::{Error, ErrorKind, Result};
+use crate::failover::TestFailovers;
+use crate::format::record::GroupRecord;
+use crate::planted::Planted;
+use crate::protect::group::Group;
+use crate::protect::open::{self, GroupPlan};
+use crate::runtime::Runtime;
+use crate::sim::plan::Plan;
+use crate::storage::sim::{ProcessId, SimDisk, SimEnvironment, SimStorage};
+use crate::units::{GroupId, MonotonicNanos, WallNanos};
+
+/// The one group of the site.
+pub const GROUP: GroupId = GroupId(7);
+
+/// Where the group's files are, and its limits.
+pub fn group_plan(plan: &Plan, planted: Planted) -> GroupPlan {
+    GroupPlan {
+        directory: PathBuf::from("/group"),
+        vault: PathBuf::from("/vault"),
+        segment_bytes: plan.segment_bytes,
+        journal_bytes: plan.segment_bytes * plan.segments,
+        cache_bytes_max: plan.cache_bytes,
+        planted,
+    }
+}
+
+type Opened = Rc<RefCell<Option<Result<(Group, TestFailovers)>>>>;
+
+/// How far a process is.
+enum Life {
+    Opening(Opened),
+    Open(Box<(Group, TestFailovers)>),
+}
+
+/// A living process.
+pub struct Process {
+    id: ProcessId,
+    runtime: Rc<Runtime>,
+    life: Life,
+    replies: Vec<(Ticket, Reply)>,
+}
+
+impl Process {
+    /// Starts a process on `disk`, which opens the group there, or creates it where none is.
+    pub fn start(
+        disk: &SimDisk,
+        environment: &Rc<SimEnvironment>,
+        plan: GroupPlan,
+        interval: Duration,
+    ) -> Process {
+        let storage = SimStorage::new(disk);
+        let id = storage.process();
+        let runtime = Runtime::new(Box::new(storage), Rc::clone(environment) as _);
+        let opened = Opened::default();
+        let (filled, opening) = (Rc::clone(&opened), open_all(Rc::clone(&runtime), plan, interval));
+        runtime.spawn(async move { drop(filled.replace(Some(opening.await))) });
+        Process { id, runtime, life: Life::Opening(opened), replies: Vec::new() }
+    }
+
+    /// Its name on the disk.
+    pub fn id(&self) -> ProcessId {
+        self.id
+    }
+
+    /// What it runs on.
+    pub fn runtime(&self) -> &Rc<Runtime> {
+        &self.runtime
+    }
+
+    /// The group, once it is open.
+    pub fn group(&mut self) -> Option<&mut Group> {
+        match &mut self.life {
+            Life::Opening(_) => None,
+            Life::Open(open) => Some(&mut open.0),
+        }
+    }
+
+    /// The test failovers, once they are open.
+    pub fn tests(&mut self) -> Option<&mut TestFailovers> {
+        match &mut self.life {
+            Life::Opening(_) => None,
+            Life::Open(open) => Some(&mut open.1),
+        }
+    }
+
+    /// Whether requests are taken.
+    pub fn is_serving(&mut self) -> bool {
+        self.group().is_some_and(|group| group.is_serving())
+    }
+
+    /// One round of the owner's loop. An error: it could not open.
+    pub fn step(&mut self) -> Result<()> {
+        let mut events = Vec::new();
+        self.runtime.step(&mut events);
+        match &mut self.life {
+            Life::Opening(opened) => {
+                let done = opened.take();
+                if let Some(opened) = done {
+                    self.life = Life::Open(Box::new(opened?));
+                }
+            }
+            Life::Open(open) => {
+                let (group, tests) = &mut **open;
+                for event in events {
+                    group.handle(event);
+                }
+                group.advance();
+                tests.advance();
+                self.take_replies();
+            }
+        }
+        self.runtime.storage().start();
+        Ok(())
+    }
+
+    /// Hands a request over.
+    pub fn submit(&mut self, ticket: Ticket, export: Export, request: Request) {
+        let Life::Open(open) = &mut self.life else { unreachable!("requests come to an open group") };
+        match export {
+            Export::Disk(..) => open.0.submit(ticket, export, request),
+            Export::Test(..) => open.1.submit(ticket, export, request),
+        }
+        self.take_replies();
+    }
+
+    fn take_replies(&mut self) {
+        if let Life::Open(open) = &mut self.life {
+            open.0.take_replies(&mut self.replies);
+            open.1.take_replies(&mut self.replies);
+        }
+    }
+
+    /// The replies since the last call, in order.
+    pub fn replies(&mut self) -> Vec<(Ticket, Reply)> {
+        std::mem::take(&mut self.replies)
+    }
+
+    /// When something is due even if nothing happens.
+    pub fn next_deadline(&mut self) -> Option<MonotonicNanos> {
+        let group = self.group().and_then(|group| group.next_deadline());
+        [group, self.runtime.next_timer()].into_iter().flatten().min()
+    }
+
+    /// Frees what the dead process held in memory.
+    pub fn bury(self) {
+        self.runtime.abandon_tasks();
+    }
+}
+
+async fn open_all(
+    runtime: Rc<Runtime>,
+    plan: GroupPlan,
+    interval: Duration,
+) -> Result<(Group, TestFailovers)> {
+    let tests = plan.tests();
+    let group = match open::open(Rc::clone(&runtime), plan.clone()).await {
+        Err(error) if is_nothing_there(&runtime, &plan, &error).await => {
+            let interval_ms = u32::try_from(interval.as_millis()).expect("plans are below seconds");
+            let record = GroupRecord { name: "group".into(), created: WallNanos(0), interval_ms };
+            open::create(Rc::clone(&runtime), plan, GROUP, record).await?
+        }
+        opened => opened?,
+    };
+    let vault = Rc::clone(group.vault());
+    let tests = TestFailovers::open(runtime, vault, tests).await?;
+    Ok((group, tests))
+}
+
+/// Whether no group was created yet: neither a manifest nor a journal is there.
+async fn is_nothing_there(runtime: &Rc<Runtime>, plan: &GroupPlan, error: &Error) -> bool {
+    let has_files = |names: Result<Vec<String>>| names.is_ok_and(|names| !names.is_empty());
+    error.kind() == ErrorKind::NotFound && !has_files(runtime.list(plan.journal()).await)
+}

@@ -1,0 +1,306 @@
+//! One run: the machine, its process, the clients, the oracle, and the dice that decide what happens next.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::planted::Planted;
+use crate::storage::sim::{FaultKind, Matcher, OpKind, Random, SimDisk, SimEnvironment};
+use crate::units::DiskId;
+
+use super::clients::{Clients, News};
+use super::history::History;
+use super::plan::Plan;
+use super::points::Points;
+use super::process::{Process, group_plan};
+use super::trace::Tracer;
+use super::{Options, Report};
+
+/// Rounds after which what was to come to its end has failed to.
+const ROUNDS_MAX: u64 = 40_000;
+/// What passes while nothing is to be done.
+const IDLE_TICK: Duration = Duration::from_micros(500);
+/// What a full disk has left.
+const SPARE_BYTES_MAX: u64 = 256 << 10;
+
+/// Whether the rules were kept; if not, which was broken, and how.
+pub(super) type Outcome = Result<(), String>;
+
+/// Everything that one seed makes.
+pub(super) struct Site {
+    pub(super) plan: Plan,
+    pub(super) planted: Planted,
+    pub(super) random: Random,
+    pub(super) disk: SimDisk,
+    pub(super) environment: Rc<SimEnvironment>,
+    pub(super) process: Process,
+    pub(super) history: History,
+    pub(super) points: Points,
+    pub(super) clients: Clients,
+    /// The numbers of all disks that ever were.
+    pub(super) numbers: Vec<(usize, DiskId)>,
+    /// Results of what was asked with a callback.
+    pub(super) news: Rc<RefCell<VecDeque<News>>>,
+    pub(super) tracer: Tracer,
+    pub(super) report: Report,
+    /// Whether what the last opening recovered was compared with the history.
+    pub(super) is_verified: bool,
+    /// Whether this process met a fault, and may refuse or give up.
+    pub(super) is_faulted: bool,
+    /// Whether a sync of the journal may have failed: the page cache may then hold what the disk will never get, so
+    /// that only a power cut shows what is there.
+    pub(super) needs_power_cut: bool,
+    step: Rc<RefCell<u64>>,
+}
+
+impl Site {
+    pub(super) fn new(seed: u64, options: &Options, step: Rc<RefCell<u64>>) -> Site {
+        let mut random = Random::new(seed);
+        let plan = Plan::draw(&mut random);
+        let disk = SimDisk::new(random.next());
+        let environment = SimEnvironment::new(random.next());
+        let mut tracer = Tracer::new(options.sink.clone(), &disk);
+        tracer.note(|| format!("seed {seed}: {plan:?}"));
+        let process = Process::start(&disk, &environment, group_plan(&plan, options.planted), plan.interval);
+        Site {
+            plan,
+            planted: options.planted,
+            random,
+            disk,
+            environment,
+            process,
+            history: History::default(),
+            points: Points::default(),
+            clients: Clients::default(),
+            numbers: Vec::new(),
+            news: Rc::default(),
+            tracer,
+            report: Report::default(),
+            is_verified: false,
+            is_faulted: false,
+            needs_power_cut: false,
+            step,
+        }
+    }
+
+    /// Plays the seed to its end.
+    pub(super) fn run(mut self) -> Result<Report, String> {
+        for _ in 0..self.plan.steps {
+            self.turn()?;
+        }
+        self.finish()?;
+        self.report.steps = *self.step.borrow();
+        self.report.fingerprint = self.disk.fingerprint() ^ self.tracer.hash();
+        self.process.bury();
+        Ok(self.report)
+    }
+
+    /// One step: something happens.
+    fn turn(&mut self) -> Outcome {
+        *self.step.borrow_mut() += 1;
+        match self.random.below(64) {
+            0..8 => self.burst(),
+            8..16 => self.step_process()?,
+            16..32 => self.work()?,
+            32..58 => self.client_acts()?,
+            58..63 => self.tick(),
+            _ => self.pass_time(),
+        }
+        if self.process.is_serving() && !self.is_verified {
+            self.verify_recovery()?;
+        }
+        let (deaths, faults) = (self.plan.death_every, self.plan.fault_every);
+        // An opening is short, and so many of its moments must be met on purpose.
+        let deaths = if self.is_verified { deaths } else { deaths.min(200) };
+        if self.random.chance(1, deaths) {
+            self.end_process()?;
+        }
+        if faults > 0 && self.random.chance(1, faults) {
+            self.inject_fault();
+        }
+        Ok(())
+    }
+
+    /// Disk and process go on in turns for a while.
+    fn work(&mut self) -> Outcome {
+        for _ in 0..1 + self.random.below(12) {
+            self.burst();
+            self.step_process()?;
+        }
+        Ok(())
+    }
+
+    /// The disk completes a few operations, or one.
+    fn burst(&mut self) {
+        let steps = if self.random.chance(1, 2) { 1 } else { 1 + self.random.below(8) };
+        for _ in 0..steps {
+            self.disk.step();
+        }
+    }
+
+    /// A round of the process, and what came of it.
+    pub(super) fn step_process(&mut self) -> Outcome {
+        if let Err(error) = self.process.step() {
+            return self.opening_failed(&error);
+        }
+        self.take_replies()?;
+        self.take_news()?;
+        if self.is_verified
+            && let Some(group) = self.process.group()
+        {
+            self.points.observe(group.points(), &self.history)?;
+        }
+        self.take_grants()
+    }
+
+    fn opening_failed(&mut self, error: &crate::error::Error) -> Outcome {
+        if !self.is_faulted {
+            return Err(format!("the group can't be opened: {error}"));
+        }
+        self.tracer.note(|| format!("opening failed: {error}"));
+        self.clear_faults();
+        let power_cut = self.needs_power_cut;
+        self.die(power_cut);
+        Ok(())
+    }
+
+    fn tick(&mut self) {
+        let micros = 1 + self.random.below(self.plan.tick_micros);
+        self.environment.advance(Duration::from_micros(micros));
+    }
+
+    /// The next deadline comes, or a long time passes, or somebody sets the clock.
+    fn pass_time(&mut self) {
+        match self.random.below(8) {
+            0 => self.environment.advance(Duration::from_millis(1 + self.random.below(3000))),
+            1 => {
+                let millis = i64::try_from(self.random.below(20_000)).expect("small") - 10_000;
+                self.environment.step_wall(millis * 1_000_000);
+                self.tracer.note(|| format!("the wall clock steps by {millis} ms"));
+            }
+            _ => self.advance_to_deadline(),
+        }
+    }
+
+    fn advance_to_deadline(&mut self) {
+        match self.process.next_deadline() {
+            Some(due) => self.environment.advance_to(due),
+            None => self.tick(),
+        }
+    }
+
+    /// Steps everything, with neither deaths nor faults nor new requests, until `done`.
+    pub(super) fn drive(&mut self, what: &str, mut done: impl FnMut(&mut Site) -> bool) -> Outcome {
+        for _ in 0..ROUNDS_MAX {
+            self.step_process()?;
+            if done(self) {
+                return Ok(());
+            }
+            self.step_disk();
+        }
+        Err(format!("{what} never comes to its end"))
+    }
+
+    /// The disk does something; if it has nothing to do, time passes.
+    pub(super) fn step_disk(&mut self) {
+        let steps = 1 + self.random.below(8);
+        let stepped = (0..steps).take_while(|_| self.disk.step()).count();
+        if stepped == 0 {
+            self.advance_to_deadline();
+            self.environment.advance(IDLE_TICK);
+        }
+    }
+
+    /// The process ends: by a clean stop, by kill -9, or with the machine.
+    fn end_process(&mut self) -> Outcome {
+        if self.is_verified && !self.is_faulted && self.random.chance(1, 5) {
+            return self.stop();
+        }
+        let power_cut = self.needs_power_cut || self.random.chance(self.plan.power_cuts, 8);
+        if self.random.chance(1, 2) {
+            self.clear_faults();
+        }
+        self.die(power_cut);
+        Ok(())
+    }
+
+    /// The process dies, and another one starts.
+    pub(super) fn die(&mut self, power_cut: bool) {
+        if !self.is_verified {
+            self.report.opening_deaths += 1;
+        }
+        if power_cut {
+            self.tracer.note(|| "power cut".to_owned());
+            self.report.power_cuts += 1;
+            self.disk.power_cut();
+            self.history.lose_power();
+            self.needs_power_cut = false;
+        } else {
+            self.tracer.note(|| "kill -9".to_owned());
+            self.report.kills += 1;
+            self.disk.kill_process(self.process.id());
+        }
+        self.start_process();
+    }
+
+    /// Starts a process in the place of one that died.
+    pub(super) fn start_process(&mut self) {
+        let plan = group_plan(&self.plan, self.planted);
+        let next = Process::start(&self.disk, &self.environment, plan, self.plan.interval);
+        std::mem::replace(&mut self.process, next).bury();
+        self.clients.forget_pending();
+        self.news.borrow_mut().clear();
+        self.is_verified = false;
+        self.is_faulted = self.disk.planned_faults() > 0 || self.clients.is_disk_full;
+    }
+
+    pub(super) fn clear_faults(&mut self) {
+        self.disk.clear_faults();
+        self.disk.set_capacity(None);
+        self.clients.is_disk_full = false;
+    }
+
+    fn inject_fault(&mut self) {
+        let (kind, path, fault) = match self.random.below(12) {
+            0 if self.clients.is_disk_full => return self.clear_faults(),
+            0 => return self.fill_disk(),
+            1 => (OpKind::Write, "/images/", FaultKind::Io),
+            2 => (OpKind::Sync, "/images/", FaultKind::Io),
+            3 => (OpKind::Write, "/journal/", *self.random.choose(&[FaultKind::Io, FaultKind::Short])),
+            4 => {
+                self.needs_power_cut = true;
+                (OpKind::Sync, "/journal/", FaultKind::Io)
+            }
+            5 => (OpKind::Read, *self.random.choose(&["/journal/", "/images/", "/vault/"]), FaultKind::Io),
+            6 => {
+                (OpKind::Publish, *self.random.choose(&["/manifest/", "/blobs/", "/journal/"]), FaultKind::Io)
+            }
+            7 => (
+                OpKind::SyncDirectory,
+                *self.random.choose(&["/manifest", "/blobs", "/group"]),
+                FaultKind::Io,
+            ),
+            8 => (OpKind::Write, "/vault/", *self.random.choose(&[FaultKind::NoSpace, FaultKind::Short])),
+            9 => (OpKind::Sync, "/vault/", FaultKind::Io),
+            10 => (OpKind::Write, "/images/", FaultKind::NoSpace),
+            _ => (OpKind::Open, "/", FaultKind::Io),
+        };
+        self.tracer.note(|| format!("the next {kind:?} of {path} fails: {fault:?}"));
+        self.disk.fail_next(Matcher::kind(kind).path(path).after(self.random.below(4)), fault);
+        self.note_fault();
+    }
+
+    fn fill_disk(&mut self) {
+        let left = self.random.below(SPARE_BYTES_MAX);
+        self.tracer.note(|| format!("the disk has {left} bytes left"));
+        self.disk.set_capacity(Some(self.disk.allocated_bytes() + left));
+        self.clients.is_disk_full = true;
+        self.note_fault();
+    }
+
+    fn note_fault(&mut self) {
+        self.report.faults += 1;
+        self.is_faulted = true;
+    }
+}

@@ -1,0 +1,103 @@
+//! `afterimage journal inspect|verify` as a process: what it prints of a real journal, and its exit status.
+#![cfg(feature = "server")]
+
+#[allow(dead_code)]
+#[path = "support/journal_maker.rs"]
+mod journal_maker;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use journal_maker::{GROUP, Journal, files};
+use serde_json::Value;
+
+fn journal(arguments: &[&str], path: &Path) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_afterimage"));
+    command.arg("journal").args(arguments).arg(path).output().expect("runs")
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("text")
+}
+
+fn json(arguments: &[&str], path: &Path, status: i32) -> Value {
+    let output = journal(&[arguments, &["--json"]].concat(), path);
+    assert_eq!(output.status.code(), Some(status));
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+fn made(directory: &Path) {
+    let mut journal = Journal::open(directory, GROUP);
+    journal.write(0, 1, 8);
+    journal.zero(64, 128);
+    journal.mark("before the upgrade");
+    journal.sync();
+    journal.write(8, 2, 8);
+    journal.seal();
+}
+
+#[test]
+fn a_sound_journal_is_told_as_text_and_json() {
+    let root = tempfile::tempdir().expect("a directory");
+    made(root.path());
+    let before = files(root.path());
+    let output = journal(&["verify"], root.path());
+    assert_eq!(output.status.code(), Some(0));
+    assert!(text(&output).starts_with("sound, closed in good order: "), "{}", text(&output));
+    let told = text(&journal(&["inspect", "--records"], root.path()));
+    for fragment in [
+        "before the upgrade",
+        "zeros, disk 0, sectors 64..128",
+        "write, disk 0, sectors 0..8",
+        "seal",
+        "accepts 1 segment",
+    ] {
+        assert!(told.contains(fragment), "`{fragment}` in: {told}");
+    }
+    let report = json(&["inspect"], root.path(), 0);
+    assert_eq!(report["verdict"], "sound");
+    assert_eq!(report["group"], GROUP.to_string());
+    assert_eq!(report["incarnations"][0]["sealed"], true);
+    assert!(report["segment_files"][0].get("frames").is_none());
+    let report = json(&["inspect", "--records"], root.path(), 0);
+    let frames = report["segment_files"][0]["frames"].as_array().expect("frames");
+    assert_eq!(frames[0]["kind"], "opening");
+    assert!(frames.iter().any(|frame| frame["records"][0]["sectors"] == 64), "{report}");
+    assert!(files(root.path()) == before, "looking changes nothing");
+}
+
+#[test]
+fn a_damaged_journal_is_exit_status_one_with_file_and_offset() {
+    let root = tempfile::tempdir().expect("a directory");
+    made(root.path());
+    let segment = root.path().join("segment-00000000");
+    let mut bytes = fs::read(&segment).expect("reads");
+    bytes[3 * 4096 + 9] ^= 1;
+    fs::write(&segment, bytes).expect("writes");
+    let output = journal(&["verify"], root.path());
+    assert_eq!(output.status.code(), Some(1));
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        errors.starts_with("error: the journal is damaged: 1 fault") && errors.lines().count() == 1,
+        "{errors}"
+    );
+    assert!(
+        text(&output).contains("segment-00000000 at byte 8192: a frame whose payload"),
+        "{}",
+        text(&output)
+    );
+    let report = json(&["verify"], root.path(), 1);
+    assert_eq!(report["verdict"], "damaged");
+    assert_eq!(report["faults"][0]["offset"], 8192);
+    assert_eq!(journal(&["inspect"], root.path()).status.code(), Some(0), "looking at damage is no failure");
+}
+
+#[test]
+fn what_is_not_there_or_in_use_is_said() {
+    let root = tempfile::tempdir().expect("a directory");
+    assert_eq!(journal(&["verify"], &root.path().join("none")).status.code(), Some(1));
+    let open = Journal::open(root.path(), GROUP);
+    assert!(text(&journal(&["verify"], root.path())).contains("snapshot"));
+    drop(open);
+}

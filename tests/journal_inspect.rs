@@ -1,0 +1,379 @@
+//! Journals looked at from outside: what is said of sound ones, and of every kind of damage, against what opening
+//! makes of the very same bytes. The worst that an offline tool can do is to repair, or to reassure.
+
+#[allow(dead_code)]
+#[path = "support/journal_maker.rs"]
+mod journal_maker;
+
+use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use afterimage::journal::inspect::{Fault, Survey, Verdict};
+use afterimage::journal::recover::{Decision, Refusal};
+use afterimage::units::{GroupId, Lsn};
+use journal_maker::{GROUP, Journal, SEGMENT_BYTES, copy, files, opening_accepts};
+use tempfile::TempDir;
+
+/// Two incarnations; the second is sealed. Everything but the seal is stated durable.
+fn sealed(directory: &Path) {
+    let mut journal = Journal::open(directory, GROUP);
+    journal.write(0, 1, 8);
+    journal.write(8, 2, 3);
+    journal.zero(16, 4000);
+    journal.mark("before");
+    journal.sync();
+    drop(journal);
+    let mut journal = Journal::open(directory, GROUP);
+    journal.write(0, 3, 128);
+    journal.write(1, 4, 1);
+    journal.sync();
+    journal.seal();
+}
+
+/// Two frames that a sync covered and nothing states, behind two that are stated.
+fn crashed(directory: &Path) {
+    let mut journal = Journal::open(directory, GROUP);
+    journal.write(0, 1, 8);
+    journal.write(8, 2, 8);
+    journal.sync();
+    journal.write(16, 3, 8);
+    journal.write(24, 4, 8);
+}
+
+/// Four segments' worth, none recycled.
+fn long(directory: &Path) {
+    let mut journal = Journal::open(directory, GROUP);
+    for piece in 0..56 {
+        journal.write(piece * 128, 1 + u8::try_from(piece).expect("small"), 128);
+    }
+    journal.sync();
+    journal.write(0, 99, 8);
+}
+
+fn journal(make: impl FnOnce(&Path)) -> (TempDir, PathBuf) {
+    let root = tempfile::tempdir().expect("a directory");
+    let directory = root.path().join(format!("{GROUP}/journal"));
+    make(&directory);
+    (root, directory)
+}
+
+fn survey(path: &Path) -> Survey {
+    Survey::of(path).expect("the path is readable")
+}
+
+fn faults(survey: &Survey) -> &[Fault] {
+    match &survey.verdict {
+        Verdict::Damaged(faults) => faults,
+        other => panic!("damaged, not {other:?}"),
+    }
+}
+
+fn segment(directory: &Path, index: u32) -> PathBuf {
+    directory.join(format!("segment-{index:08}"))
+}
+
+fn flip(path: &Path, offset: u64) {
+    let file = fs::OpenOptions::new().read(true).write(true).open(path).expect("opens");
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).expect("reads");
+    file.write_all_at(&[byte[0] ^ 0x10], offset).expect("writes");
+}
+
+/// Damages a copy of `directory`; gives its survey after checking that opening agrees with the verdict.
+fn damaged(directory: &Path, damage: impl FnOnce(&Path)) -> (Survey, TempDir) {
+    let root = tempfile::tempdir().expect("a directory");
+    let copied = root.path().join("journal");
+    copy(directory, &copied);
+    damage(&copied);
+    let survey = survey(&copied);
+    let refused = opening_accepts(&copied, GROUP, Lsn::ZERO);
+    let is_damaged = matches!(survey.verdict, Verdict::Damaged(_));
+    assert_eq!(refused.is_err(), is_damaged, "opening says {refused:?}, the survey {:?}", survey.verdict);
+    if let Ok(accepted) = refused {
+        let chain: usize = survey.chain().iter().map(|accepted| accepted.frames).sum();
+        assert_eq!(accepted, chain, "opening takes what the survey says");
+    }
+    (survey, root)
+}
+
+#[test]
+fn a_sound_journal_is_told_whole() {
+    let (_root, directory) = journal(sealed);
+    let survey = survey(&directory);
+    assert_eq!(survey.verdict, Verdict::Sound);
+    assert!(survey.is_sealed() && !survey.in_use);
+    assert_eq!(survey.owner.map(|(group, _)| group), Some(GROUP));
+    let [first, second] = &survey.incarnations[..] else { panic!("{:?}", survey.incarnations) };
+    assert_eq!(first.opening.map(|(_, predecessor)| predecessor), Some(None));
+    assert_eq!(second.opening.map(|(_, predecessor)| predecessor), Some(Some(first.id)));
+    assert!(!first.sealed && second.sealed);
+    assert_eq!(second.frames.0, first.frames.1.next());
+    let markers: Vec<_> = survey.segments.iter().flat_map(|segment| &segment.markers).collect();
+    let [found] = markers[..] else { panic!("{markers:?}") };
+    assert_eq!(found.marker.as_ref().map(|marker| marker.label.as_str()), Some("before"));
+    assert!(survey.floor.stated > first.records.1);
+}
+
+#[test]
+fn nothing_is_modified() {
+    for make in [sealed, crashed, long] {
+        let (_root, directory) = journal(make);
+        fs::write(directory.join("segment-00000099.new"), b"unfinished").expect("written");
+        flip(&segment(&directory, 0), 4096 + 20);
+        let state = || {
+            let times = fs::read_dir(&directory).expect("a directory").map(|entry| {
+                let entry = entry.expect("an entry");
+                let metadata = entry.metadata().expect("metadata");
+                (
+                    entry.file_name(),
+                    metadata.mtime_nsec(),
+                    metadata.ctime_nsec(),
+                    metadata.ctime(),
+                    metadata.ino(),
+                )
+            });
+            let mut times: Vec<_> = times.collect();
+            times.sort();
+            let directory_changed = fs::metadata(&directory).expect("metadata").ctime_nsec();
+            (times, directory_changed, files(&directory))
+        };
+        let before = state();
+        survey(&directory);
+        survey(&segment(&directory, 0));
+        assert!(before == state(), "looking changes nothing");
+    }
+}
+
+/// Every kind of place in every frame: what the sums cover is found at the right frame, what they do not is no fault.
+#[test]
+fn a_flipped_bit_is_found_where_it_is() {
+    let (_root, directory) = journal(sealed);
+    let sound = survey(&directory);
+    let frames: Vec<_> = sound.segments[0].scan.frames.iter().map(|found| found.frame.clone()).collect();
+    assert!(frames.len() > 7, "{}", frames.len());
+    let mut kinds = [0; 3];
+    for frame in &frames {
+        let start = frame.segment_offset();
+        let header = frame.header_bytes() as u64;
+        // Each field of the fixed header and of the first descriptor, then zeros of the header's last page.
+        let fields = [0, 7, 8, 10, 11, 12, 16, 24, 32, 48, 64, 80, 88, 96, 104, 112, 116, 120, 124];
+        let descriptor = [128, 129, 130, 132, 136, 144, 148, 152];
+        let mut places: Vec<u64> = fields.into_iter().chain(descriptor).chain([header - 1]).collect();
+        let covered = frame.records.iter().filter(|record| record.payload.sectors > 0).flat_map(|record| {
+            let range = frame.payload_range(record.payload);
+            [range.start as u64, range.end as u64 - 1]
+        });
+        places.extend(covered);
+        for place in places {
+            let offset = start + place;
+            let (survey, _copy) = damaged(&directory, |copy| flip(&segment(copy, 0), offset));
+            let durable = frame.last_lsn() <= survey.floor.lsn();
+            match &survey.verdict {
+                Verdict::Damaged(faults) => {
+                    assert!(faults.iter().any(|fault| fault.offset == Some(start)), "{offset}: {faults:?}");
+                    kinds[0] += 1;
+                }
+                Verdict::TornTail(fault) => {
+                    assert_eq!(fault.offset, Some(start));
+                    assert!(!durable, "byte {offset} of a durable frame was called a torn tail");
+                    kinds[1] += 1;
+                }
+                Verdict::Sound => {
+                    // The magic of the very last frame: no trace of it is left.
+                    assert!(place < 8 && start == frames[frames.len() - 1].segment_offset(), "{offset}");
+                    kinds[2] += 1;
+                }
+            }
+        }
+        // Behind the last payload the area is padding that no sum covers.
+        let end = frame.records.iter().map(|record| frame.payload_range(record.payload).end as u64).max();
+        let padding = end.unwrap_or(header)..frame.total_bytes() as u64;
+        if !padding.is_empty() {
+            let (survey, _copy) = damaged(&directory, |copy| flip(&segment(copy, 0), start + padding.start));
+            assert_eq!(survey.verdict, Verdict::Sound);
+        }
+    }
+    assert!(kinds[0] > 100 && kinds[1] > 10, "{kinds:?}");
+}
+
+#[test]
+fn a_torn_tail_is_no_damage_but_a_lost_durable_frame_is() {
+    let (_root, directory) = journal(crashed);
+    let frames: Vec<u64> = {
+        let sound = survey(&directory);
+        assert_eq!(sound.verdict, Verdict::Sound);
+        sound.segments[0].scan.frames.iter().map(|found| found.frame.segment_offset()).collect()
+    };
+    let [.., durable, third, fourth] = frames[..] else { panic!("{frames:?}") };
+    for torn in [third, fourth] {
+        for place in [100, 4096 + 17] {
+            let (survey, _copy) = damaged(&directory, |copy| flip(&segment(copy, 0), torn + place));
+            let Verdict::TornTail(fault) = &survey.verdict else { panic!("{:?}", survey.verdict) };
+            assert_eq!(fault.offset, Some(torn));
+        }
+    }
+    let (survey, _copy) = damaged(&directory, |copy| flip(&segment(copy, 0), durable + 4096));
+    let [fault] = faults(&survey) else { panic!("{:?}", survey.verdict) };
+    assert_eq!(fault.offset, Some(durable));
+    assert!(fault.what.contains("payload of record 0"), "{fault}");
+}
+
+#[test]
+fn every_fault_of_a_segment_is_named() {
+    let (_root, directory) = journal(sealed);
+    let offsets: Vec<u64> =
+        survey(&directory).segments[0].scan.frames.iter().map(|found| found.frame.segment_offset()).collect();
+    let (survey, _copy) = damaged(&directory, |copy| {
+        flip(&segment(copy, 0), offsets[1] + 4096);
+        flip(&segment(copy, 0), offsets[2] + 4096);
+    });
+    let named: Vec<_> = faults(&survey).iter().filter_map(|fault| fault.offset).collect();
+    assert_eq!(named, offsets[1..3]);
+}
+
+#[test]
+fn a_missing_or_foreign_or_mixed_up_segment_is_found() {
+    let (_root, directory) = journal(long);
+    let sound = survey(&directory);
+    assert_eq!(sound.verdict, Verdict::Sound);
+    let chain: Vec<PathBuf> =
+        sound.chain().iter().map(|accepted| sound.segments[accepted.scan].path.clone()).collect();
+    assert!(chain.len() >= 4, "{chain:?}");
+    for path in &chain[..chain.len() - 1] {
+        let name = path.file_name().expect("a name");
+        let (survey, _copy) = damaged(&directory, |copy| fs::remove_file(copy.join(name)).expect("removed"));
+        assert!(faults(&survey)[0].what.contains("missing"), "{:?}", survey.verdict);
+    }
+    let (_other_root, other) = journal(|directory| drop(Journal::open(directory, GroupId(8))));
+    let (survey, _copy) = damaged(&directory, |copy| {
+        fs::copy(segment(&other, 0), segment(copy, 77)).expect("copied");
+    });
+    assert!(matches!(survey.decision, Some(Decision::Refuse(Refusal::Foreign { .. }))));
+    let [fault] = faults(&survey) else { panic!("{:?}", survey.verdict) };
+    assert!(fault.path.ends_with("segment-00000077") && fault.what.contains("another"), "{fault}");
+    let (survey, _copy) = damaged(&directory, |copy| {
+        fs::copy(&chain[0], copy.join(chain[1].file_name().expect("a name"))).expect("copied");
+    });
+    assert!(!faults(&survey).is_empty());
+}
+
+#[test]
+fn cut_files_and_garbage_are_found() {
+    let (_root, directory) = journal(long);
+    let second = survey(&directory).chain()[1].scan;
+    let second = survey(&directory).segments[second].path.clone();
+    let second = Path::new(second.file_name().expect("a name"));
+    for length in [0, 100, 4096, 4097, 40_960, SEGMENT_BYTES / 2, SEGMENT_BYTES - 4096] {
+        let cut = |copy: &Path| {
+            let file = fs::OpenOptions::new().write(true).open(copy.join(second)).expect("opens");
+            file.set_len(length).expect("cut");
+        };
+        let root = tempfile::tempdir().expect("a directory");
+        copy(&directory, root.path());
+        cut(root.path());
+        let survey = survey(root.path());
+        // The last pages of a segment may be unused: without them nothing is lost.
+        let lost = length < SEGMENT_BYTES - 65_536;
+        assert_eq!(matches!(survey.verdict, Verdict::Damaged(_)), lost, "{length}: {:?}", survey.verdict);
+    }
+    let (survey, _copy) = damaged(&directory, |copy| {
+        let garbage: Vec<u8> =
+            (0..SEGMENT_BYTES).map(|at| (at.wrapping_mul(2_654_435_761) >> 7).to_le_bytes()[0]).collect();
+        fs::write(copy.join(second), garbage).expect("written");
+    });
+    assert!(faults(&survey).iter().any(|fault| fault.path.ends_with(second) && fault.offset == Some(0)));
+    let (survey, _copy) = damaged(&directory, |copy| {
+        let file = fs::OpenOptions::new().write(true).open(copy.join(second)).expect("opens");
+        file.write_all_at(&[0; 4096], 0).expect("zeroed");
+    });
+    assert!(faults(&survey).iter().any(|fault| fault.path.ends_with(second) && fault.offset == Some(0)));
+    let (survey, _copy) =
+        damaged(&directory, |copy| fs::write(copy.join("notes.txt"), "x").expect("written"));
+    assert!(faults(&survey)[0].path.ends_with("notes.txt"));
+}
+
+#[test]
+fn a_single_segment_tells_about_itself() {
+    let (_root, directory) = journal(long);
+    let chain = survey(&directory).chain();
+    for accepted in &chain {
+        let path = segment(&directory, survey(&directory).segments[accepted.scan].scan.index.0);
+        let one = survey(&path);
+        assert_eq!(one.decision, None);
+        assert_eq!(one.verdict, Verdict::Sound);
+        assert_eq!(one.chain()[0].frames, accepted.frames);
+    }
+    // Which records were durable is stated by later segments here, so that this one alone cannot be called damaged.
+    let first = segment(&directory, survey(&directory).segments[chain[0].scan].scan.index.0);
+    flip(&first, 2 * 69_632 + 50);
+    assert!(matches!(survey(&first).verdict, Verdict::TornTail(_)));
+    assert!(!faults(&survey(&directory)).is_empty());
+    let (_other_root, other) = journal(sealed);
+    flip(&segment(&other, 0), 4096);
+    let one = survey(&segment(&other, 0));
+    assert!(faults(&one).iter().any(|fault| fault.offset == Some(0)), "{:?}", one.verdict);
+    let garbage = directory.join("garbage");
+    fs::write(&garbage, [7; 8192]).expect("written");
+    assert!(!faults(&survey(&garbage)).is_empty());
+    assert!(Survey::of(&directory.join("none")).is_err());
+}
+
+#[test]
+fn an_empty_journal_is_sound_unless_an_image_is_ahead_of_it() {
+    use afterimage::format::checkpoint::{Checkpoint, FILE_BYTES};
+    use afterimage::units::{DiskId, TimelineId};
+    let (root, directory) = journal(|directory| fs::create_dir_all(directory).expect("a directory"));
+    assert_eq!(survey(&directory).verdict, Verdict::Sound);
+    let images = root.path().join(format!("{GROUP}/images"));
+    fs::create_dir_all(&images).expect("a directory");
+    let checkpoint =
+        Checkpoint { sequence: 2, disk: DiskId(9), timeline: TimelineId(1), destaged: Lsn(1 << 32) };
+    let mut bytes = vec![0; FILE_BYTES];
+    checkpoint.encode(&mut bytes[..4096]);
+    fs::write(images.join(format!("{}.checkpoint", DiskId(9))), bytes).expect("written");
+    let survey = survey(&directory);
+    assert_eq!(survey.floor.destaged, Some(Lsn(1 << 32)));
+    assert_eq!(survey.decision, Some(Decision::Refuse(Refusal::Gone { floor: Lsn(1 << 32) })));
+    assert_eq!(faults(&survey).len(), 1);
+}
+
+#[test]
+fn a_recycled_journal_is_sound_and_its_free_segments_are_told() {
+    let (_root, directory) = journal(|directory| {
+        let mut journal = Journal::open(directory, GROUP);
+        for round in 0..12 {
+            for piece in 0..14 {
+                journal.write(piece * 128, round, 128);
+            }
+            journal.sync();
+            journal.recycle();
+        }
+        // The first frame of a segment that was used before: the frames of that use stand behind it.
+        journal.write(0, 1, 128);
+        journal.seal();
+    });
+    let survey = survey(&directory);
+    assert_eq!(survey.verdict, Verdict::Sound);
+    let chain = survey.chain();
+    assert!(chain.len() < survey.segments.len());
+    let left_overs = survey.segments.iter().map(|segment| segment.left_overs.len()).sum::<usize>();
+    assert!(left_overs > 0);
+    assert_eq!(survey.incarnations.len(), 1);
+    assert_eq!(survey.incarnations[0].opening, None, "the frame that says so was recycled");
+}
+
+#[test]
+fn a_journal_in_use_is_read_as_a_snapshot() {
+    let root = tempfile::tempdir().expect("a directory");
+    let mut journal = Journal::open(root.path(), GROUP);
+    journal.write(0, 1, 8);
+    let found = survey(root.path());
+    assert!(found.in_use && !found.is_sealed());
+    assert_eq!(found.verdict, Verdict::Sound);
+    assert_eq!(found.end(), journal.writer.visible());
+    journal.write(8, 2, 8);
+    assert_eq!(survey(root.path()).end(), journal.writer.visible());
+    journal.seal();
+    assert!(!survey(root.path()).in_use);
+}

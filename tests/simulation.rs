@@ -1,0 +1,125 @@
+//! The seeded simulator of one site: seeds that must stay clean, and proof that it finds what is planted.
+//!
+//! A seed that once showed a bug stays in [`REGRESSIONS`], with its story. `cargo run --release --no-default-features
+//! --features sim --bin sim -- SEED` replays one with a trace.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use afterimage::planted::{Bug, Planted};
+use afterimage::sim::{Failure, Options, Report, run};
+
+/// Seeds that each planted bug must be found within.
+const SEEDS_MAX: u64 = 2000;
+/// Seeds of the clean sweep: a taste where nothing is optimised.
+const CLEAN_SEEDS: u64 = if cfg!(debug_assertions) { 40 } else { 600 };
+
+/// Seeds that found a real bug once, and what it was.
+const REGRESSIONS: [(u64, &str); 15] = [
+    (
+        0,
+        "the wall clock stepped back over a restart: a point was refused, and its content lost to all later ones",
+    ),
+    (2, "a stop with writes in flight never came to its end"),
+    (3, "as seed 0"),
+    (8, "as seed 0"),
+    (19, "data had eaten the reserve: an opening found no room in a full journal"),
+    (
+        29,
+        "a marker that preceded a disk's removal was published after a restart without the disk's last interval",
+    ),
+    (33, "a segment was overwritten before a durable frame said that it was no longer needed"),
+    (38, "as seed 19"),
+    (
+        189,
+        "a disk left while a marker that lists it was under way: the point lacked the disk's last interval",
+    ),
+    (514, "a failed manifest sync left a disk's joining in doubt, and its files were removed"),
+    (1679, "a segment whose name a dead process had not synced was adopted, and lost with the power"),
+    (2140, "markers took the last page, and the statement that frees segments found no room"),
+    (
+        4023,
+        "a disk was destaged again below its checkpoint because another one's image was full, and torn by a power cut",
+    ),
+    (
+        4995,
+        "the same when the sync of its checkpoint had failed, which leaves open whether the checkpoint is there",
+    ),
+    (16, "an opening created a segment although there were free ones"),
+];
+
+/// Runs seeds on two threads until one fails.
+fn first_failure(seeds: std::ops::Range<u64>, planted: Planted) -> (Report, Option<Failure>) {
+    let (next, stop) = (AtomicU64::new(seeds.start), AtomicBool::new(false));
+    let outcome: Mutex<(Report, Option<Failure>)> = Mutex::default();
+    let work = || {
+        while !stop.load(Ordering::Relaxed) {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds.end {
+                return;
+            }
+            let result = run(seed, &Options { planted, sink: None });
+            let mut outcome = outcome.lock().expect("no thread panics with it");
+            match result {
+                Ok(report) => outcome.0.add(&report),
+                Err(failure) => {
+                    stop.store(true, Ordering::Relaxed);
+                    outcome.1.get_or_insert(failure);
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(work);
+        scope.spawn(work);
+    });
+    outcome.into_inner().expect("no thread panics with it")
+}
+
+#[test]
+fn seeds_that_found_bugs_stay_clean() {
+    for (seed, story) in REGRESSIONS {
+        if let Err(failure) = run(seed, &Options::default()) {
+            panic!("{failure}\nonce it was: {story}");
+        }
+    }
+}
+
+#[test]
+fn a_clean_sweep_meets_everything_and_breaks_no_rule() {
+    let (report, failure) = first_failure(10_000..10_000 + CLEAN_SEEDS, Planted::NONE);
+    if let Some(failure) = failure {
+        panic!("{failure}");
+    }
+    // A sweep that meets none of these proves nothing.
+    for (what, count) in [
+        ("requests", report.requests),
+        ("kills", report.kills),
+        ("power cuts", report.power_cuts),
+        ("deaths while opening", report.opening_deaths),
+        ("clean stops", report.stops),
+        ("points", report.points_checked),
+        ("faults", report.faults),
+        ("refused rot", report.rots_refused),
+    ] {
+        assert!(count > CLEAN_SEEDS / 10, "only {count} {what} in {CLEAN_SEEDS} seeds");
+    }
+}
+
+#[test]
+fn a_seed_decides_everything() {
+    for seed in 0..6 {
+        let (first, second) = (run(seed, &Options::default()), run(seed, &Options::default()));
+        assert!(first.is_ok(), "{first:?}");
+        assert_eq!(first, second, "seed {seed}");
+    }
+}
+
+#[test]
+fn every_planted_bug_is_found() {
+    for bug in Bug::ALL {
+        let (_, failure) = first_failure(0..SEEDS_MAX, Planted::with(bug));
+        let failure = failure.unwrap_or_else(|| panic!("{bug:?} was not found within {SEEDS_MAX} seeds"));
+        println!("{bug:?}: {failure}");
+    }
+}
