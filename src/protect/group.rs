@@ -20,13 +20,13 @@ use slab::Slab;
 use crate::block::{Export, Refusal, Reply, Request, Response, Ticket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::frame::RECORD_PAYLOAD_BYTES_MAX;
-use crate::format::marker::{Consistency, DiskEntry, Marker};
+
 use crate::format::record::{DiskRecord, PointRecord};
-use crate::image::destage::{Batch, DiskResult, DiskWork, destage};
+use crate::image::destage::DiskResult;
 use crate::image::pace::Pace;
 use crate::journal::cache::FrameCache;
 use crate::journal::reader::Reader;
-use crate::journal::segments::{Segment, Segments, create};
+use crate::journal::segments::{Segment, Segments};
 use crate::journal::writer::{Entry, Identity, Visible, VisibleEvent, Writer};
 use crate::planted::Bug;
 use crate::protect::allocation;
@@ -45,18 +45,8 @@ use crate::units::{
 };
 use crate::vault::Vault;
 
-/// An idle group destages what it has after this long.
-const IDLE_DELAY: Duration = Duration::from_secs(1);
 /// How long a task that found no space waits before it tries again.
-const RETRY_DELAY: Duration = Duration::from_secs(1);
-/// A disk is latched when destaging to it failed this often in a row.
-const FAILURES_MAX: u32 = 2;
-/// Layers that one destage batch takes at most.
-const BATCH_LAYERS_MAX: usize = 16;
-/// Closed intervals that may wait for the vault before timed markers are left out.
-const INTERVALS_WAITING_MAX: usize = 2;
-/// Destage goes on beside the guests once less than one part in this many of the journal is free.
-const FREE_PART_PRESSED: u64 = 2;
+pub(super) const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// Called once with a result.
 pub type Callback<T> = Box<dyn FnOnce(Result<T>)>;
@@ -136,7 +126,7 @@ pub struct Group {
     pub(super) vaulted: Lsn,
     pub(super) destaged: Lsn,
     pub(super) destaging: bool,
-    pace: Rc<Pace>,
+    pub(super) pace: Rc<Pace>,
     pub(super) retry_at: Option<MonotonicNanos>,
     pub(super) last_activity: MonotonicNanos,
     pub(super) started: MonotonicNanos,
@@ -150,11 +140,11 @@ pub struct Group {
     pub(super) stopping: bool,
     pub(super) sealed: bool,
     /// Markers on their way into the journal.
-    markers_pending: usize,
+    pub(super) markers_pending: usize,
     writes: Slab<WriteInFlight>,
     barriers: Vec<(Lsn, Ticket)>,
     reads: Reads,
-    replies: Vec<(Ticket, Reply)>,
+    pub(super) replies: Vec<(Ticket, Reply)>,
     delayed: Vec<(DiskSlot, SectorRange, crate::journal::segments::Source)>,
 }
 
@@ -461,17 +451,7 @@ impl Group {
         }
     }
 
-    fn end_interval(&mut self, lsn: Lsn, marker: Marker) {
-        if !self.settings.plan.planted.is(Bug::DeltaFromOpenMap) {
-            self.freeze(lsn);
-        }
-        self.markers_pending -= 1;
-        let reader = self.reader();
-        self.intervals_waiting.push_back(self.interval.close(lsn, marker, reader));
-        self.writer.want_durable(lsn);
-    }
-
-    fn reader(&self) -> Reader {
+    pub(super) fn reader(&self) -> Reader {
         Reader::new(Rc::clone(&self.runtime), Rc::clone(&self.cache), &self.segments)
     }
 
@@ -500,81 +480,6 @@ impl Group {
         self.fail_waiting_points(kind);
     }
 
-    fn fail_waiting_points(&mut self, kind: ErrorKind) {
-        for (_, callback) in self.waiting_points.drain() {
-            callback(Err(latched_error(kind)));
-        }
-    }
-
-    fn wants_marker(&self) -> bool {
-        let waiting = self.intervals_waiting.len() + self.intervals_publishing;
-        let wanted = self.interval.is_dirty() && self.markers_pending == 0;
-        wanted && self.vault_failed.is_none() && waiting < INTERVALS_WAITING_MAX
-    }
-
-    /// Ends an interval when it is time, when the journal has no room for more data, or when nothing more comes.
-    fn make_due_marker(&mut self) {
-        let full = self.writer.is_stalled() && self.segments.is_at_limit();
-        let is_last = self.stopping && self.writer.is_idle();
-        let is_due = self.runtime.now() >= self.schedule.due() || full || is_last;
-        if is_due && self.wants_marker() {
-            self.mark(String::new());
-        }
-    }
-
-    fn mark(&mut self, label: String) -> PointId {
-        self.schedule.made(self.runtime.now());
-        self.markers_pending += 1;
-        let point = PointId(self.runtime.random_u128());
-        let disks = self.disks.values().map(|disk| DiskEntry {
-            slot: disk.record.slot,
-            disk: disk.record.id,
-            sectors: disk.record.sectors,
-        });
-        let marker = Marker {
-            point,
-            wall: self.runtime.wall(),
-            group_time: self.group_time(),
-            consistency: Consistency::Crash,
-            label,
-            disks: disks.collect(),
-        };
-        self.writer.enqueue_control(Entry::Marker(marker), None);
-        point
-    }
-
-    /// The group's own time: what it was at opening, plus what passed since.
-    pub fn group_time(&self) -> GroupNanos {
-        GroupNanos(self.group_time.0 + (self.runtime.now().0 - self.started.0))
-    }
-
-    /// Makes a recovery point now; `callback` gets it when it is restorable.
-    pub fn create_point(&mut self, label: String, callback: Callback<PointRecord>) {
-        if let Some(kind) = self.writer.failure().or(self.vault_failed) {
-            return callback(Err(latched_error(kind)));
-        }
-        if self.stopping {
-            return callback(Err(Error::new(ErrorKind::Shutdown, "the group is stopping")));
-        }
-        let point = self.mark(label);
-        self.waiting_points.insert(point, callback);
-        self.writer.advance(&mut self.segments);
-    }
-
-    /// Hands intervals on whose marker is durable: the vault never knows more than the journal keeps.
-    fn publish_waiting(&mut self) {
-        let ahead = self.settings.plan.planted.is(Bug::PublishAheadOfDurable);
-        while let Some(interval) = self.intervals_waiting.front() {
-            if interval.marker_lsn > self.writer.durable() && !ahead {
-                break;
-            }
-            let Some(interval) = self.intervals_waiting.pop_front() else { break };
-            self.intervals_publishing += 1;
-            // The publisher ends only with the runtime, or by a failure, which was noted.
-            let _ = self.publisher.unbounded_send(Job::Publish(interval));
-        }
-    }
-
     fn apply_done(&mut self) {
         loop {
             let done = self.mailbox.borrow_mut().pop_front();
@@ -597,228 +502,27 @@ impl Group {
         }
     }
 
-    fn finish_publish(&mut self, result: Result<Published>) {
-        match result {
-            Ok(published) => {
-                self.intervals_publishing -= 1;
-                self.vaulted = published.point.marker;
-                self.counters.vault_bytes += published.stored_bytes;
-                let callback = self.waiting_points.remove(&published.point.id);
-                self.points.push(published.point.clone());
-                if let Some(callback) = callback {
-                    callback(Ok(published.point));
-                }
-            }
-            Err(error) => {
-                tracing::error!(group = %self.name, %error, "a recovery point could not be published");
-                self.vault_failed = Some(error.kind());
-                self.fail_waiting_points(error.kind());
-            }
-        }
-    }
-
-    fn has_undestaged(&self) -> bool {
-        let resting = !self.destaging || self.pace.is_held();
-        resting && (!self.layers.frozen().is_empty() || !self.layers.is_open_empty())
-    }
-
-    fn idle_at(&self) -> MonotonicNanos {
-        MonotonicNanos(self.last_activity.0 + nanos(IDLE_DELAY))
-    }
-
-    /// Starts a batch when the journal fills, or when there is nothing better to do.
-    fn start_destage(&mut self) {
-        let now = self.runtime.now();
-        let pressed = self.segments.room_bytes() < self.segments.limit_bytes() / FREE_PART_PRESSED;
-        let wanted = pressed || self.stopping || now >= self.idle_at();
-        self.pace.hold(!wanted);
-        if self.destaging || self.retry_at.is_some_and(|at| at > now) {
-            return;
-        }
-        self.retry_at = None;
-        if !wanted {
-            return;
-        }
-        if self.layers.frozen().is_empty() {
-            self.freeze(self.writer.visible());
-        }
-        if let Some(batch) = self.next_batch() {
-            self.destaging = true;
-            let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
-            let planted = self.settings.plan.planted;
-            self.runtime.spawn(async move {
-                let through = batch.through;
-                let disks = destage(runtime, batch, planted).await;
-                mailbox.borrow_mut().push_back(Done::Destaged { through, disks });
-            });
-        }
-    }
-
-    /// The oldest layers whose records are durable; asks for durability where that is what is missing.
-    fn next_batch(&mut self) -> Option<Batch> {
-        let frozen = self.layers.frozen();
-        let newest_wanted = frozen.iter().take(BATCH_LAYERS_MAX).next_back()?.last;
-        let durable = if self.settings.plan.planted.is(Bug::DestageAheadOfDurable) {
-            newest_wanted
-        } else {
-            self.writer.durable()
-        };
-        let ready: Vec<_> =
-            frozen.iter().take(BATCH_LAYERS_MAX).take_while(|layer| layer.last <= durable).cloned().collect();
-        self.writer.want_durable(newest_wanted);
-        let through = ready.last()?.last;
-        let mut disks: BTreeMap<DiskSlot, DiskWork> = BTreeMap::new();
-        for layer in &ready {
-            for (&slot, map) in &layer.maps {
-                let takes = |disk: &&Disk| disk.latched.is_none() && disk.image.destaged() < layer.last;
-                let Some(disk) = self.disks.get(&slot).filter(takes) else { continue };
-                let work = disks.entry(slot).or_insert_with(|| DiskWork {
-                    slot,
-                    image: disk.image.clone(),
-                    maps: vec![],
-                });
-                // Another disk of the batch, or the checkpoint, failed: there is nothing left to write here.
-                if disk.image.synced() < layer.last {
-                    work.maps.push(Rc::clone(map));
-                }
-            }
-        }
-        let pace = Rc::clone(&self.pace);
-        Some(Batch { disks: disks.into_values().collect(), through, reader: self.reader(), pace })
-    }
-
-    fn finish_destage(&mut self, through: Lsn, results: Vec<DiskResult>) {
-        self.destaging = false;
-        let mut again = false;
-        for DiskResult { slot, result, written_bytes } in results {
-            self.counters.destaged_bytes += written_bytes;
-            let Some(disk) = self.disks.get_mut(&slot) else { continue };
-            match result {
-                Ok(image) => {
-                    disk.image = image;
-                    disk.failures = 0;
-                }
-                Err(error) if error.kind() == ErrorKind::NoSpace => {
-                    tracing::warn!(group = %self.name, disk = %disk.record.name, %error, "no space for the image");
-                    again = true;
-                }
-                Err(error) => {
-                    disk.failures += 1;
-                    tracing::error!(group = %self.name, disk = %disk.record.name, %error, "destaging failed");
-                    if disk.failures >= FAILURES_MAX {
-                        disk.latched = Some(error.kind());
-                    }
-                    again |= disk.latched.is_none();
-                }
-            }
-        }
-        if again {
-            self.retry_at = Some(MonotonicNanos(self.runtime.now().0 + nanos(RETRY_DELAY)));
-            return;
-        }
-        let latched = |slot: &DiskSlot| self.disks.get(slot).is_some_and(|disk| disk.latched.is_some());
-        self.layers.retire(through, latched);
-        self.destaged = self.destaged.max(through);
-    }
-
-    fn supply_segments(&mut self) {
-        if self.retry_at.is_some_and(|at| at > self.runtime.now()) {
-            return;
-        }
-        let Some((index, path, bytes)) = self.segments.begin_creation() else { return };
-        let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
-        self.runtime.spawn(async move {
-            let result = create(runtime, index, path, bytes).await;
-            mailbox.borrow_mut().push_back(Done::Segment(result));
-        });
-    }
-
-    fn segment_failed(&mut self, error: &Error) {
-        tracing::warn!(group = %self.name, %error, "no new journal segment: writes wait for space");
-        self.segments.creation_failed();
-        self.retry_at = Some(MonotonicNanos(self.runtime.now().0 + nanos(RETRY_DELAY)));
-    }
-
-    fn recycle(&mut self) {
-        let vaulted =
-            if self.settings.plan.planted.is(Bug::EarlyRecycling) { Lsn(u64::MAX) } else { self.vaulted };
-        let destaged = match self.layers.first_held() {
-            Some(held) => self.destaged.min(Lsn(held.0 - 1)),
-            None if self.layers.frozen().is_empty() && self.layers.is_open_empty() => self.writer.visible(),
-            None => self.destaged,
-        };
-        let needless = self.vaulted_or_clean(vaulted).min(destaged);
-        let (durable, next) = (self.writer.durable_frame(), self.writer.next_frame());
-        let mut cache = self.cache.borrow_mut();
-        for segment in self.segments.recycle(needless, durable, next) {
-            cache.forget(segment);
-        }
-        self.segments.release(durable);
-        if let Some(frame) = self.segments.wanted_statement() {
-            self.writer.want_durable_frame(frame);
-        }
-        if self.segments.live().count() <= 1 && self.layers.extents() == 0 && self.vaulted_all() {
-            cache.clear();
-        }
-    }
-
-    /// Everything up to here needs no delta any more: what the vault has, or all if nothing came since.
-    fn vaulted_or_clean(&self, vaulted: Lsn) -> Lsn {
-        if self.vaulted_all() { self.writer.visible() } else { vaulted }
-    }
-
-    pub(super) fn vaulted_all(&self) -> bool {
-        !self.interval.is_dirty() && self.intervals_waiting.is_empty() && self.intervals_publishing == 0
-    }
-
-    /// Begins a clean stop: refuses new requests, ends the interval, and seals the journal once all else is done.
-    pub fn stop(&mut self) {
-        self.stopping = true;
-    }
-
     /// Whether the opening frame is durable, and requests are taken.
     pub fn is_serving(&self) -> bool {
         self.serving
+    }
+
+    /// Whether somebody still waits for an answer.
+    pub(super) fn owes_replies(&self) -> bool {
+        !(self.writes.is_empty() && self.reads.is_empty() && self.barriers.is_empty())
     }
 
     /// Whether the journal failed, so that it never takes writes again.
     pub fn has_failed(&self) -> bool {
         self.writer.failure().is_some()
     }
-
-    /// Whether a stop has come to its end: drained, destaged, sealed and durable. To be polled after
-    /// [`Group::advance`].
-    pub fn is_stopped(&mut self) -> bool {
-        if self.writer.failure().is_some() {
-            return true;
-        }
-        let drained = self.writes.is_empty() && self.reads.is_empty() && self.barriers.is_empty();
-        let vaulted = self.vaulted_all() || self.vault_failed.is_some();
-        let quiet = drained && self.writer.is_idle() && vaulted && !self.destaging;
-        if !self.stopping || !quiet || self.has_unlatched_layers() {
-            return false;
-        }
-        if !self.sealed {
-            self.sealed = true;
-            self.writer.enqueue_control(Entry::Seal, None);
-            self.writer.advance(&mut self.segments);
-            return false;
-        }
-        self.writer.want_durable(self.writer.visible());
-        self.writer.advance(&mut self.segments);
-        self.writer.is_idle() && self.writer.durable() >= self.writer.visible()
-    }
-
-    fn has_unlatched_layers(&self) -> bool {
-        !self.layers.frozen().is_empty() || !self.layers.is_open_empty()
-    }
 }
 
-fn nanos(duration: Duration) -> u64 {
+pub(super) fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn latched_error(kind: ErrorKind) -> Error {
+pub(super) fn latched_error(kind: ErrorKind) -> Error {
     let why = format!(
         "the group is latched after a journal or vault error ({kind:?}): mend the device and restart the gateway"
     );

@@ -7,12 +7,16 @@
 //! ```
 
 pub mod allocation;
+mod destaging;
 pub mod disk;
 pub mod group;
 pub mod interval;
 pub mod layers;
 pub mod membership;
 pub mod open;
+mod points;
 pub mod publisher;
 pub mod reads;
+mod recycling;
 pub mod status;
+mod stopping;

@@ -36,9 +36,9 @@ fn place(turn: u64) -> (usize, u64) {
 fn block(turn: u64) -> Vec<u8> {
     let (disk, block) = place(turn);
     let header = [disk as u64, block, turn];
-    let words = (0..BLOCK_BYTES as u64 / 8).map(|word| match header.get(word as usize) {
+    let words = (0..BLOCK_BYTES / 8).map(|word| match header.get(word) {
         Some(&told) => told,
-        None => xxh3_64(&(turn << 10 | word).to_le_bytes()),
+        None => xxh3_64(&(turn << 10 | word as u64).to_le_bytes()),
     });
     words.flat_map(u64::to_le_bytes).collect()
 }

@@ -4,7 +4,7 @@
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::cli::failure::Failure;
 use crate::cli::output::print;
@@ -14,7 +14,9 @@ use crate::units::MonotonicNanos;
 const LINES_APART: Duration = Duration::from_secs(1);
 
 pub struct Screen {
-    live: Option<ProgressBar>,
+    terminal: bool,
+    /// The live line, while there is one.
+    bar: Option<ProgressBar>,
     clock: OsEnvironment,
     last_line: Option<MonotonicNanos>,
     steps: u32,
@@ -22,15 +24,8 @@ pub struct Screen {
 
 impl Screen {
     pub fn new() -> Screen {
-        let live = std::io::stdout().is_terminal().then(|| {
-            let bar = ProgressBar::new_spinner();
-            bar.set_draw_target(indicatif::ProgressDrawTarget::stdout());
-            bar.set_style(
-                ProgressStyle::with_template("   {spinner} {wide_msg}").expect("a constant template"),
-            );
-            bar
-        });
-        Screen { live, clock: OsEnvironment::new(), last_line: None, steps: 0 }
+        let terminal = std::io::stdout().is_terminal();
+        Screen { terminal, bar: None, clock: OsEnvironment::new(), last_line: None, steps: 0 }
     }
 
     /// A numbered step.
@@ -39,18 +34,19 @@ impl Screen {
         self.say(&format!("{}  {text}", self.steps))
     }
 
-    /// Something that stays.
+    /// Something that stays, in the live line's place.
     pub fn say(&mut self, text: &str) -> Result<(), Failure> {
         self.last_line = None;
-        match &self.live {
-            Some(bar) => bar.suspend(|| print(&format!("{text}\n"))),
-            None => print(&format!("{text}\n")),
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
         }
+        print(&format!("{text}\n"))
     }
 
     /// Something that the next one replaces.
     pub fn live(&mut self, text: &str) -> Result<(), Failure> {
-        if let Some(bar) = &self.live {
+        if self.terminal {
+            let bar = self.bar.get_or_insert_with(live_line);
             bar.set_message(text.to_owned());
             bar.tick();
             return Ok(());
@@ -63,12 +59,9 @@ impl Screen {
         self.last_line = Some(now);
         print(&format!("     {text}\n"))
     }
+}
 
-    /// Takes the live line away.
-    pub fn clear(&mut self) {
-        if let Some(bar) = &self.live {
-            bar.finish_and_clear();
-            bar.reset();
-        }
-    }
+fn live_line() -> ProgressBar {
+    let style = ProgressStyle::with_template("   {spinner} {wide_msg}").expect("a constant template");
+    ProgressBar::with_draw_target(None, ProgressDrawTarget::stdout()).with_style(style)
 }

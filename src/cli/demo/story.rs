@@ -140,7 +140,6 @@ impl Demo {
         let latest = self.api.create_point(Some(label)).await?;
         let points = self.api.points().await?;
         let chosen = self.choose(&points, &latest, crash);
-        self.screen.clear();
         self.screen.step(&format!(
             "the load has ended: of {} recovery points the latest and two random older ones are opened by test failover, \
              and every block of both disks is compared with what the clients know",
@@ -154,7 +153,6 @@ impl Demo {
             compared.push(self.compare_point(point, bounds, Duration::from_nanos(age)).await?);
         }
         compared.push(self.compare_disks(latest_bounds).await?);
-        self.screen.clear();
         self.screen.say(&format!("\n{}\n{}", report::load(&measured), report::compared(&compared)))?;
         self.tell_result(&compared, &problems)
     }
@@ -355,18 +353,19 @@ impl Demo {
     fn leave_running(self, directory: &Path) -> Result<(), Failure> {
         let Demo { gateway, mut screen, disks, .. } = self;
         let uri = |disk: usize| disks[disk].uri.as_str();
+        let binary = std::env::current_exe().map_err(|error| Error::io("finding our own binary", error))?;
         let text = format!(
-            "The gateway runs on (pid {pid}), and so does its protection: a recovery point every {INTERVAL_MS} ms \
-             while somebody writes.\n\n\
+            "The gateway runs on (pid {pid}): a recovery point every {INTERVAL_MS} ms while somebody writes.\n\n\
              attach QEMU:  qemu-system-x86_64 … -drive 'file={database},format=raw,if=virtio'\n\
              or fio:       fio --name=demo --ioengine=nbd --uri='{log}' --rw=randwrite --bs=4k --iodepth=32 \
              --time_based --runtime=10\n\
              look at it:   export AFTERIMAGE_SOCKET={socket}\n              \
-             afterimage status --watch\n              \
-             afterimage point list {GROUP}\n              \
-             afterimage failover test {GROUP} --point latest\n\
+             {binary} status --watch\n              \
+             {binary} point list {GROUP}\n              \
+             {binary} failover test {GROUP} --point latest\n\
              end it:       kill {pid} && rm -r {directory}",
             pid = gateway.id().unwrap_or_default(),
+            binary = binary.display(),
             database = uri(0),
             log = uri(1),
             socket = gateway.api_socket().display(),

@@ -1,0 +1,127 @@
+//! When a group destages, and what: batches of frozen layers, oldest first, while guests leave room.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::error::ErrorKind;
+use crate::image::destage::{Batch, DiskResult, DiskWork, destage};
+use crate::planted::Bug;
+use crate::protect::disk::Disk;
+use crate::protect::group::{Done, Group, RETRY_DELAY, nanos};
+use crate::units::{DiskSlot, Lsn, MonotonicNanos};
+
+/// An idle group destages what it has after this long.
+const IDLE_DELAY: Duration = Duration::from_secs(1);
+/// A disk is latched when destaging to it failed this often in a row.
+const FAILURES_MAX: u32 = 2;
+/// Layers that one destage batch takes at most.
+const BATCH_LAYERS_MAX: usize = 16;
+/// Destage goes on beside the guests once less than one part in this many of the journal is free.
+const FREE_PART_PRESSED: u64 = 2;
+
+impl Group {
+    pub(super) fn has_undestaged(&self) -> bool {
+        let resting = !self.destaging || self.pace.is_held();
+        resting && (!self.layers.frozen().is_empty() || !self.layers.is_open_empty())
+    }
+
+    pub(super) fn idle_at(&self) -> MonotonicNanos {
+        MonotonicNanos(self.last_activity.0 + nanos(IDLE_DELAY))
+    }
+
+    /// Starts a batch when the journal fills, or when there is nothing better to do.
+    pub(super) fn start_destage(&mut self) {
+        let now = self.runtime.now();
+        let pressed = self.segments.room_bytes() < self.segments.limit_bytes() / FREE_PART_PRESSED;
+        let wanted = pressed || self.stopping || now >= self.idle_at();
+        self.pace.hold(!wanted);
+        if self.destaging || self.retry_at.is_some_and(|at| at > now) {
+            return;
+        }
+        self.retry_at = None;
+        if !wanted {
+            return;
+        }
+        if self.layers.frozen().is_empty() {
+            self.freeze(self.writer.visible());
+        }
+        if let Some(batch) = self.next_batch() {
+            self.destaging = true;
+            let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
+            let planted = self.settings.plan.planted;
+            self.runtime.spawn(async move {
+                let through = batch.through;
+                let disks = destage(runtime, batch, planted).await;
+                mailbox.borrow_mut().push_back(Done::Destaged { through, disks });
+            });
+        }
+    }
+
+    /// The oldest layers whose records are durable; asks for durability where that is what is missing.
+    pub(super) fn next_batch(&mut self) -> Option<Batch> {
+        let frozen = self.layers.frozen();
+        let newest_wanted = frozen.iter().take(BATCH_LAYERS_MAX).next_back()?.last;
+        let durable = if self.settings.plan.planted.is(Bug::DestageAheadOfDurable) {
+            newest_wanted
+        } else {
+            self.writer.durable()
+        };
+        let ready: Vec<_> =
+            frozen.iter().take(BATCH_LAYERS_MAX).take_while(|layer| layer.last <= durable).cloned().collect();
+        self.writer.want_durable(newest_wanted);
+        let through = ready.last()?.last;
+        let mut disks: BTreeMap<DiskSlot, DiskWork> = BTreeMap::new();
+        for layer in &ready {
+            for (&slot, map) in &layer.maps {
+                let takes = |disk: &&Disk| disk.latched.is_none() && disk.image.destaged() < layer.last;
+                let Some(disk) = self.disks.get(&slot).filter(takes) else { continue };
+                let work = disks.entry(slot).or_insert_with(|| DiskWork {
+                    slot,
+                    image: disk.image.clone(),
+                    maps: vec![],
+                });
+                // Another disk of the batch, or the checkpoint, failed: there is nothing left to write here.
+                if disk.image.synced() < layer.last {
+                    work.maps.push(Rc::clone(map));
+                }
+            }
+        }
+        let pace = Rc::clone(&self.pace);
+        Some(Batch { disks: disks.into_values().collect(), through, reader: self.reader(), pace })
+    }
+
+    pub(super) fn finish_destage(&mut self, through: Lsn, results: Vec<DiskResult>) {
+        self.destaging = false;
+        let mut again = false;
+        for DiskResult { slot, result, written_bytes } in results {
+            self.counters.destaged_bytes += written_bytes;
+            let Some(disk) = self.disks.get_mut(&slot) else { continue };
+            match result {
+                Ok(image) => {
+                    disk.image = image;
+                    disk.failures = 0;
+                }
+                Err(error) if error.kind() == ErrorKind::NoSpace => {
+                    tracing::warn!(group = %self.name, disk = %disk.record.name, %error, "no space for the image");
+                    again = true;
+                }
+                Err(error) => {
+                    disk.failures += 1;
+                    tracing::error!(group = %self.name, disk = %disk.record.name, %error, "destaging failed");
+                    if disk.failures >= FAILURES_MAX {
+                        disk.latched = Some(error.kind());
+                    }
+                    again |= disk.latched.is_none();
+                }
+            }
+        }
+        if again {
+            self.retry_at = Some(MonotonicNanos(self.runtime.now().0 + nanos(RETRY_DELAY)));
+            return;
+        }
+        let latched = |slot: &DiskSlot| self.disks.get(slot).is_some_and(|disk| disk.latched.is_some());
+        self.layers.retire(through, latched);
+        self.destaged = self.destaged.max(through);
+    }
+}

@@ -1,0 +1,127 @@
+//! Markers and recovery points of a group: when an interval ends, and what becomes of it.
+//!
+//! A marker is made when it is time, when somebody asks, and when the journal is full or about to be sealed. Its
+//! interval goes to the publisher once the marker is durable: the vault never knows more than the journal keeps.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::marker::{Consistency, DiskEntry, Marker};
+use crate::format::record::PointRecord;
+use crate::journal::writer::Entry;
+use crate::planted::Bug;
+use crate::protect::group::{Callback, Group, latched_error};
+use crate::protect::publisher::{Job, Published};
+use crate::units::{GroupNanos, Lsn, PointId};
+
+/// Closed intervals that may wait for the vault before timed markers are left out.
+const INTERVALS_WAITING_MAX: usize = 2;
+
+impl Group {
+    pub(super) fn wants_marker(&self) -> bool {
+        let waiting = self.intervals_waiting.len() + self.intervals_publishing;
+        let wanted = self.interval.is_dirty() && self.markers_pending == 0;
+        wanted && self.vault_failed.is_none() && waiting < INTERVALS_WAITING_MAX
+    }
+
+    /// Ends an interval when it is time, when the journal has no room for more data, or when nothing more comes.
+    pub(super) fn make_due_marker(&mut self) {
+        let full = self.writer.is_stalled() && self.segments.is_at_limit();
+        let is_last = self.stopping && self.writer.is_idle();
+        let is_due = self.runtime.now() >= self.schedule.due() || full || is_last;
+        if is_due && self.wants_marker() {
+            self.mark(String::new());
+        }
+    }
+
+    pub(super) fn mark(&mut self, label: String) -> PointId {
+        self.schedule.made(self.runtime.now());
+        self.markers_pending += 1;
+        let point = PointId(self.runtime.random_u128());
+        let disks = self.disks.values().map(|disk| DiskEntry {
+            slot: disk.record.slot,
+            disk: disk.record.id,
+            sectors: disk.record.sectors,
+        });
+        let marker = Marker {
+            point,
+            wall: self.runtime.wall(),
+            group_time: self.group_time(),
+            consistency: Consistency::Crash,
+            label,
+            disks: disks.collect(),
+        };
+        self.writer.enqueue_control(Entry::Marker(marker), None);
+        point
+    }
+
+    /// The group's own time: what it was at opening, plus what passed since.
+    pub fn group_time(&self) -> GroupNanos {
+        GroupNanos(self.group_time.0 + (self.runtime.now().0 - self.started.0))
+    }
+
+    /// Makes a recovery point now; `callback` gets it when it is restorable.
+    pub fn create_point(&mut self, label: String, callback: Callback<PointRecord>) {
+        if let Some(kind) = self.writer.failure().or(self.vault_failed) {
+            return callback(Err(latched_error(kind)));
+        }
+        if self.stopping {
+            return callback(Err(Error::new(ErrorKind::Shutdown, "the group is stopping")));
+        }
+        let point = self.mark(label);
+        self.waiting_points.insert(point, callback);
+        self.writer.advance(&mut self.segments);
+    }
+
+    /// Hands intervals on whose marker is durable: the vault never knows more than the journal keeps.
+    pub(super) fn publish_waiting(&mut self) {
+        let ahead = self.settings.plan.planted.is(Bug::PublishAheadOfDurable);
+        while let Some(interval) = self.intervals_waiting.front() {
+            if interval.marker_lsn > self.writer.durable() && !ahead {
+                break;
+            }
+            let Some(interval) = self.intervals_waiting.pop_front() else { break };
+            self.intervals_publishing += 1;
+            // The publisher ends only with the runtime, or by a failure, which was noted.
+            let _ = self.publisher.unbounded_send(Job::Publish(interval));
+        }
+    }
+
+    pub(super) fn finish_publish(&mut self, result: Result<Published>) {
+        match result {
+            Ok(published) => {
+                self.intervals_publishing -= 1;
+                self.vaulted = published.point.marker;
+                self.counters.vault_bytes += published.stored_bytes;
+                let callback = self.waiting_points.remove(&published.point.id);
+                self.points.push(published.point.clone());
+                if let Some(callback) = callback {
+                    callback(Ok(published.point));
+                }
+            }
+            Err(error) => {
+                tracing::error!(group = %self.name, %error, "a recovery point could not be published");
+                self.vault_failed = Some(error.kind());
+                self.fail_waiting_points(error.kind());
+            }
+        }
+    }
+
+    pub(super) fn end_interval(&mut self, lsn: Lsn, marker: Marker) {
+        if !self.settings.plan.planted.is(Bug::DeltaFromOpenMap) {
+            self.freeze(lsn);
+        }
+        self.markers_pending -= 1;
+        let reader = self.reader();
+        self.intervals_waiting.push_back(self.interval.close(lsn, marker, reader));
+        self.writer.want_durable(lsn);
+    }
+
+    pub(super) fn fail_waiting_points(&mut self, kind: ErrorKind) {
+        for (_, callback) in self.waiting_points.drain() {
+            callback(Err(latched_error(kind)));
+        }
+    }
+
+    pub(super) fn vaulted_all(&self) -> bool {
+        !self.interval.is_dirty() && self.intervals_waiting.is_empty() && self.intervals_publishing == 0
+    }
+}

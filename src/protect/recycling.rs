@@ -1,0 +1,60 @@
+//! How a group's journal gets segments: new ones while it may grow, used ones once nothing needs them.
+//!
+//! A segment is needed by the images until its records are destaged under a durable checkpoint, by the vault until they
+//! are in a published point, by a latched disk for ever, and by whoever reads it.
+
+use std::rc::Rc;
+
+use crate::error::Error;
+use crate::journal::segments::create;
+use crate::planted::Bug;
+use crate::protect::group::{Done, Group, RETRY_DELAY, nanos};
+use crate::units::{Lsn, MonotonicNanos};
+
+impl Group {
+    pub(super) fn supply_segments(&mut self) {
+        if self.retry_at.is_some_and(|at| at > self.runtime.now()) {
+            return;
+        }
+        let Some((index, path, bytes)) = self.segments.begin_creation() else { return };
+        let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
+        self.runtime.spawn(async move {
+            let result = create(runtime, index, path, bytes).await;
+            mailbox.borrow_mut().push_back(Done::Segment(result));
+        });
+    }
+
+    pub(super) fn segment_failed(&mut self, error: &Error) {
+        tracing::warn!(group = %self.name, %error, "no new journal segment: writes wait for space");
+        self.segments.creation_failed();
+        self.retry_at = Some(MonotonicNanos(self.runtime.now().0 + nanos(RETRY_DELAY)));
+    }
+
+    pub(super) fn recycle(&mut self) {
+        let vaulted =
+            if self.settings.plan.planted.is(Bug::EarlyRecycling) { Lsn(u64::MAX) } else { self.vaulted };
+        let destaged = match self.layers.first_held() {
+            Some(held) => self.destaged.min(Lsn(held.0 - 1)),
+            None if self.layers.frozen().is_empty() && self.layers.is_open_empty() => self.writer.visible(),
+            None => self.destaged,
+        };
+        let needless = self.vaulted_or_clean(vaulted).min(destaged);
+        let (durable, next) = (self.writer.durable_frame(), self.writer.next_frame());
+        let mut cache = self.cache.borrow_mut();
+        for segment in self.segments.recycle(needless, durable, next) {
+            cache.forget(segment);
+        }
+        self.segments.release(durable);
+        if let Some(frame) = self.segments.wanted_statement() {
+            self.writer.want_durable_frame(frame);
+        }
+        if self.segments.live().count() <= 1 && self.layers.extents() == 0 && self.vaulted_all() {
+            cache.clear();
+        }
+    }
+
+    /// Everything up to here needs no delta any more: what the vault has, or all if nothing came since.
+    pub(super) fn vaulted_or_clean(&self, vaulted: Lsn) -> Lsn {
+        if self.vaulted_all() { self.writer.visible() } else { vaulted }
+    }
+}
