@@ -14,7 +14,7 @@ use crate::content::{assert_same_bytes, content, files};
 use crate::gateway::{Gateway, Setup};
 use crate::tool;
 
-const BLOCK_BYTES: usize = 256 << 10;
+const BLOCK_BYTES: u32 = 256 << 10;
 /// 48 MiB: more than is free at first; three times that fits when the ballast is gone.
 const BLOCKS: u64 = 192;
 
@@ -76,8 +76,9 @@ fn write_all(gateway: &Gateway) -> JoinHandle<u64> {
     let mut client = connect(gateway);
     thread::spawn(move || {
         for block in 0..BLOCKS {
-            let data = content(block, BLOCK_BYTES);
-            let write = Command::Write { offset: block * BLOCK_BYTES as u64, data: &data, durable: false };
+            let data = content(block, BLOCK_BYTES as usize);
+            let write =
+                Command::Write { offset: block * u64::from(BLOCK_BYTES), data: &data, durable: false };
             match client.call(&write) {
                 Ok(answer) => drop(answer.expect("no space is no error: the write waits")),
                 Err(_) => return block,
@@ -91,10 +92,10 @@ fn write_all(gateway: &Gateway) -> JoinHandle<u64> {
 fn assert_reads(gateway: &Gateway, blocks: u64) {
     let mut client = connect(gateway);
     for block in 0..blocks {
-        let offset = block * BLOCK_BYTES as u64;
-        let read = Command::Read { offset, length: BLOCK_BYTES as u32, unfragmented: true };
+        let offset = block * u64::from(BLOCK_BYTES);
+        let read = Command::Read { offset, length: BLOCK_BYTES, unfragmented: true };
         match client.call(&read).expect("served").expect("readable") {
-            Answer::Data(bytes) => assert_same_bytes(&bytes, &content(block, BLOCK_BYTES)),
+            Answer::Data(bytes) => assert_same_bytes(&bytes, &content(block, BLOCK_BYTES as usize)),
             other => panic!("no data: {other:?}"),
         }
     }
