@@ -30,6 +30,9 @@ impl Presence {
     }
 
     pub(super) fn remove(&mut self, range: SectorRange) {
+        if range.is_empty() {
+            return;
+        }
         while let Some((&start, &end)) = self.ranges.range(..range.end).next_back() {
             if end <= range.start {
                 break;
