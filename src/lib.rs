@@ -25,8 +25,12 @@ pub mod image;
 pub mod journal;
 #[cfg(feature = "server")]
 pub mod listen;
+#[cfg(feature = "server")]
+pub mod oracle;
 pub mod planted;
 pub mod protect;
+#[cfg(any(feature = "sim", feature = "server"))]
+pub mod random;
 pub mod runtime;
 #[cfg(feature = "sim")]
 pub mod sim;

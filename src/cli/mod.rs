@@ -4,7 +4,7 @@
 //! with `error: `. Whoever stops reading our output (`| head`) ends us quietly.
 
 mod arguments;
-mod client;
+pub mod client;
 mod commands;
 pub mod demo;
 mod failure;

@@ -31,6 +31,7 @@ impl Presence {
 
     pub(super) fn remove(&mut self, range: SectorRange) {
         if range.is_empty() {
+            // Or a range around it would be cut in two that touch.
             return;
         }
         while let Some((&start, &end)) = self.ranges.range(..range.end).next_back() {

@@ -153,8 +153,8 @@ fn pieces(offset: u64, len: usize) -> impl Iterator<Item = (u64, Range<usize>, R
 
 #[cfg(test)]
 mod tests {
-    use super::super::random::Random;
     use super::*;
+    use crate::random::Random;
 
     /// Bytes, and which of them were ever given space.
     fn check(content: &Content, model: &[u8]) {

@@ -4,8 +4,8 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::random::Random;
 use crate::env::Environment;
+use crate::random::Random;
 use crate::units::{MonotonicNanos, WallNanos};
 
 /// Where the simulated wall clock starts: 2026-01-01T00:00:00Z.

@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use super::process::ProcessId;
-use super::random::Random;
+use crate::random::Random;
 use crate::storage::Op;
 
 /// The kinds of operation.

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::content::Content;
-use super::random::Random;
+use crate::random::Random;
 use crate::storage::Slice;
 use crate::units::{PAGE_BYTES, SECTOR_BYTES, to_usize};
 

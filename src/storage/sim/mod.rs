@@ -28,7 +28,6 @@ mod fault;
 mod file;
 mod names;
 mod process;
-mod random;
 #[cfg(test)]
 mod tests;
 mod world;
@@ -40,10 +39,10 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
+pub use crate::random::Random;
 pub use environment::SimEnvironment;
 pub use fault::{FaultKind, FaultRates, Matcher, OpKind};
 pub use process::{ProcessId, SimStorage};
-pub use random::Random;
 
 use content::Content;
 use file::SimFile;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 
 use super::file::{Moment, Severity};
-use super::random::Random;
+use crate::random::Random;
 
 /// Names a file's bytes, whatever names lead to them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
