@@ -315,17 +315,32 @@ impl Segments {
 /// Creates a segment file: zeros all through, durable under its final name before anyone may use it.
 pub async fn create(runtime: Rc<Runtime>, index: SegmentIndex, path: PathBuf, bytes: u64) -> Result<Segment> {
     let temporary = path.with_extension("new");
+    let filled = fill(&runtime, &temporary, bytes).await;
+    let file = match filled {
+        Ok(file) => file,
+        Err(error) => {
+            // What there is of it keeps space from the images, whose progress is what frees segments. The error that
+            // matters is the first.
+            let _ = runtime.remove(&temporary).await;
+            return Err(error);
+        }
+    };
+    runtime.publish(&temporary, &path).await?;
+    runtime.sync_directory(directory_of(&path)).await?;
+    Ok(Segment::new(index, file, bytes))
+}
+
+/// Makes a durable file of zeros, over what an earlier attempt may have left.
+async fn fill(runtime: &Runtime, path: &Path, bytes: u64) -> Result<File> {
     let options = OpenOptions { create: Create::IfMissing, ..OpenOptions::OWNED };
-    let file = runtime.open(&temporary, options).await?;
+    let file = runtime.open(path, options).await?;
     let zeros = Buffer::zeroed(FILL_BYTES).freeze();
     for offset in (0..bytes).step_by(FILL_BYTES) {
         let length = usize::try_from(bytes - offset).map_or(FILL_BYTES, |rest| rest.min(FILL_BYTES));
         runtime.write(&file, offset, zeros.slice(0..length)).await?;
     }
     runtime.sync(&file).await?;
-    runtime.publish(&temporary, &path).await?;
-    runtime.sync_directory(directory_of(&path)).await?;
-    Ok(Segment::new(index, file, bytes))
+    Ok(file)
 }
 
 fn directory_of(path: &Path) -> &Path {

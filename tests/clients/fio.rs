@@ -20,6 +20,8 @@ fn fio(options: &[&str]) -> std::process::Output {
         "--iodepth=16",
         "--verify=crc32c",
         "--verify_fatal=1",
+        // It would be a file in the working directory.
+        "--verify_state_save=0",
         "--randrepeat=1",
         "--output-format=json",
         "--thread=1",

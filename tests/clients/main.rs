@@ -1,7 +1,7 @@
 //! Real block clients against the real program: a file per client, each once on the storage back end that `auto`
 //! finds and once on the blocking one.
 //!
-//! A client that is not installed fails its tests; none is ever skipped. `tests/run clients` installs what is missing.
+//! A client that is not installed fails its tests; none is ever skipped. `tests/run` installs what is missing.
 #![cfg(feature = "server")]
 
 #[path = "../support/content.rs"]

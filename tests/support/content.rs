@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -36,6 +36,20 @@ pub fn sparse_file(path: &Path, seed: u64, length: u64, pieces: u64) {
 /// Bytes that a file takes on disk.
 pub fn allocated_bytes(path: &Path) -> u64 {
     fs::metadata(path).expect("the file").blocks() * 512
+}
+
+/// The files below a directory with this extension.
+pub fn files(directory: &Path, extension: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).expect("a directory that can be read") {
+        let path = entry.expect("a directory that can be read").path();
+        if path.is_dir() {
+            found.extend(files(&path, extension));
+        } else if path.extension().is_some_and(|found| found == extension) {
+            found.push(path);
+        }
+    }
+    found
 }
 
 /// Asserts that two files have the same bytes, and says where they differ if not.

@@ -1,0 +1,176 @@
+//! A file system that really fills up under the data directory: writes wait, nothing that was acknowledged is lost, and
+//! all goes on when there is space again. Needs root.
+
+use std::cell::Cell;
+use std::fs::{self, File};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
+
+use afterimage::capture::nbd::client::{Answer, Client, Command, Wishes};
+use serde_json::Value;
+
+use crate::content::{assert_same_bytes, content, files};
+use crate::gateway::{Gateway, Setup};
+use crate::tool;
+
+const BLOCK_BYTES: u32 = 256 << 10;
+/// 48 MiB: more than is free at first; three times that fits when the ballast is gone.
+const BLOCKS: u64 = 192;
+
+/// A small ext4 of its own, most of it taken by one file that can be deleted.
+struct SmallFileSystem {
+    root: PathBuf,
+    device: String,
+    /// Last: the image's file goes when it is unmounted.
+    _directory: tempfile::TempDir,
+}
+
+impl SmallFileSystem {
+    fn new() -> SmallFileSystem {
+        const SIZE_BYTES: u64 = 256 << 20;
+        const BALLAST_BYTES: u64 = 184 << 20;
+        let directory = tempfile::tempdir().unwrap();
+        let (image, root) = (directory.path().join("image"), directory.path().join("root"));
+        File::create(&image).unwrap().set_len(SIZE_BYTES).unwrap();
+        fs::create_dir(&root).unwrap();
+        tool::says("mkfs.ext4", ["-q", "-F", "-m", "0", text(&image)]);
+        let device = tool::says("losetup", ["--find", "--show", text(&image)]).trim().to_owned();
+        let small = SmallFileSystem { root, device, _directory: directory };
+        tool::says("mount", ["-t", "ext4", &small.device, text(&small.root)]);
+        tool::says("fallocate", ["--length", &BALLAST_BYTES.to_string(), text(&small.ballast())]);
+        small
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.root.join("ballast")
+    }
+
+    fn make_space(&self) {
+        fs::remove_file(self.ballast()).unwrap();
+    }
+
+    fn setup(&self) -> Setup {
+        Setup { data: Some(self.root.join("data")), journal: ("1GiB", "4MiB"), ..Setup::default() }
+    }
+}
+
+impl Drop for SmallFileSystem {
+    fn drop(&mut self) {
+        // The gateway was dropped before, so nobody uses it; a failure here must not become a second panic.
+        let _ = tool::command("umount").args(["--lazy", text(&self.root)]).status();
+        let _ = tool::command("losetup").args(["--detach", &self.device]).status();
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a path in UTF-8")
+}
+
+fn connect(gateway: &Gateway) -> Client<UnixStream> {
+    Client::connect(gateway.connect(), Wishes::all("erp/db".to_owned())).expect("it is served")
+}
+
+/// Writes all blocks, each once it is acknowledged the next, until the gateway is gone; gives back how many were.
+fn write_all(gateway: &Gateway) -> JoinHandle<u64> {
+    let mut client = connect(gateway);
+    thread::spawn(move || {
+        for block in 0..BLOCKS {
+            let data = content(block, BLOCK_BYTES as usize);
+            let write =
+                Command::Write { offset: block * u64::from(BLOCK_BYTES), data: &data, durable: false };
+            match client.call(&write) {
+                Ok(answer) => drop(answer.expect("no space is no error: the write waits")),
+                Err(_) => return block,
+            }
+        }
+        BLOCKS
+    })
+}
+
+#[track_caller]
+fn assert_reads(gateway: &Gateway, blocks: u64) {
+    let mut client = connect(gateway);
+    for block in 0..blocks {
+        let offset = block * u64::from(BLOCK_BYTES);
+        let read = Command::Read { offset, length: BLOCK_BYTES, unfragmented: true };
+        match client.call(&read).expect("served").expect("readable") {
+            Answer::Data(bytes) => assert_same_bytes(&bytes, &content(block, BLOCK_BYTES as usize)),
+            other => panic!("no data: {other:?}"),
+        }
+    }
+}
+
+/// Waits until the disk is full and the journal has used up what it had in hand: question after question, nothing
+/// further becomes visible.
+#[track_caller]
+fn until_writes_wait(gateway: &Gateway) -> Value {
+    const QUIET_QUESTIONS: u32 = 40;
+    let (visible, quiet) = (Cell::new(0), Cell::new(0));
+    gateway.until("a full disk", |status| {
+        let now = status["groups"][0]["lsn"]["visible"].as_u64().expect("a number");
+        let is_quiet = is_full(status) && visible.replace(now) == now;
+        quiet.set(if is_quiet { quiet.get() + 1 } else { 0 });
+        quiet.get() == QUIET_QUESTIONS
+    })
+}
+
+/// Whether `status` says that there is no space.
+fn is_full(status: &Value) -> bool {
+    status["groups"][0]["state"]["reason"]["code"] == "no_space"
+}
+
+fn is_protected(status: &Value) -> bool {
+    status["groups"][0]["state"]["condition"] == "protected"
+}
+
+fn protect(small: &SmallFileSystem) -> Gateway {
+    let gateway = Gateway::with(&small.setup());
+    gateway.protect([("db", "64M")]);
+    gateway.says("policy set erp --interval 24h");
+    gateway
+}
+
+#[test]
+fn writes_wait_for_space_and_go_on() {
+    let small = SmallFileSystem::new();
+    let mut gateway = protect(&small);
+    let writer = write_all(&gateway);
+    let status = until_writes_wait(&gateway);
+    assert_eq!(status["groups"][0]["state"]["condition"], "degraded", "{status:#}");
+    assert!(gateway.says("status").contains("free space"), "people are told");
+    // It is tried again every second; attempts that failed must not pile up and hold the last space.
+    gateway.until("a third attempt", |_| gateway.logged("no new journal segment").len() >= 3);
+    let unfinished = files(gateway.data(), "new");
+    assert!(unfinished.len() <= 1, "{unfinished:?}");
+    small.make_space();
+    assert_eq!(writer.join().unwrap(), BLOCKS, "every write was taken in the end");
+    gateway.until("protected again", is_protected);
+    assert_reads(&gateway, BLOCKS);
+    gateway.says("point create erp --label after");
+    gateway.terminate();
+    gateway.restart();
+    assert_reads(&gateway, BLOCKS);
+    assert_eq!(gateway.json("vault verify")["faults"], Value::Array(Vec::new()));
+}
+
+#[test]
+fn a_gateway_killed_on_a_full_disk_starts_on_it() {
+    let small = SmallFileSystem::new();
+    let mut gateway = protect(&small);
+    let writer = write_all(&gateway);
+    until_writes_wait(&gateway);
+    gateway.kill();
+    let acknowledged = writer.join().unwrap();
+    assert!((1..BLOCKS).contains(&acknowledged), "the disk was full after {acknowledged} blocks");
+    for _ in 0..4 {
+        gateway.restart();
+        assert_reads(&gateway, acknowledged);
+        gateway.kill();
+    }
+    gateway.restart();
+    small.make_space();
+    assert_eq!(write_all(&gateway).join().unwrap(), BLOCKS);
+    gateway.until("protected again", is_protected);
+    assert_reads(&gateway, BLOCKS);
+}

@@ -1,0 +1,159 @@
+//! Removing, listing and serving survive restarts, by SIGTERM and by kill -9 alike, also without the catalogue.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::content::{assert_same_bytes, content};
+use crate::gateway::Gateway;
+use crate::tool;
+
+/// How a gateway ends.
+#[derive(Clone, Copy)]
+enum End {
+    Terminate,
+    Kill,
+}
+
+const BOTH: [End; 2] = [End::Terminate, End::Kill];
+
+fn again(gateway: &mut Gateway, end: End) {
+    match end {
+        End::Terminate => gateway.terminate(),
+        End::Kill => gateway.kill(),
+    }
+    gateway.restart();
+}
+
+/// All that is listed, without what differs from moment to moment.
+fn listed(gateway: &Gateway) -> Value {
+    let points: Vec<Value> = gateway
+        .json("group list")
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|group| gateway.json(&format!("point list {}", group["name"].as_str().expect("text"))))
+        .collect();
+    serde_json::json!({
+        "groups": gateway.json("group list"),
+        "disks": gateway.json("disk list"),
+        "tests": gateway.json("failover list"),
+        "points": points,
+    })
+}
+
+#[track_caller]
+fn write(gateway: &Gateway, export: &str, bytes: &[u8]) {
+    let file = gateway.path("written");
+    fs::write(&file, bytes).unwrap();
+    let file = file.to_str().expect("UTF-8");
+    tool::says("nbdcopy", [file, &gateway.uri(export)]);
+}
+
+#[track_caller]
+fn assert_serves(gateway: &Gateway, export: &str, bytes: &[u8]) {
+    let file = gateway.path("served");
+    tool::says("nbdcopy", [&gateway.uri(export), file.to_str().expect("UTF-8")]);
+    assert_same_bytes(&fs::read(file).unwrap(), bytes);
+}
+
+/// Two groups, points, and a test failover that was written to.
+fn furnish(gateway: &Gateway) -> [Vec<u8>; 3] {
+    gateway.protect([("db", "4M"), ("log", "1M")]);
+    gateway.says("group create web");
+    gateway.says("disk create web/root --size 2M");
+    gateway.says("policy set web --interval 250ms");
+    gateway.says("policy set erp --interval 24h");
+    let [old, new, overlay] = [1, 2, 3].map(|seed| content(seed, 4 << 20));
+    write(gateway, "erp/db", &old);
+    gateway.says("point create erp --label old");
+    gateway.says("failover test erp --point old");
+    write(gateway, "erp/db@test-1", &overlay);
+    write(gateway, "erp/db", &new);
+    [old, new, overlay]
+}
+
+#[test]
+fn what_is_listed_and_served_survives() {
+    let mut gateway = Gateway::start();
+    let [old, new, overlay] = furnish(&gateway);
+    let before = listed(&gateway);
+    assert_eq!(before["disks"].as_array().map(Vec::len), Some(3));
+    for end in BOTH {
+        again(&mut gateway, end);
+        let now = listed(&gateway);
+        assert_eq!(now["groups"], before["groups"]);
+        assert_eq!(now["disks"], before["disks"]);
+        // A clean stop may have made another.
+        assert_eq!(now["points"][0][0], before["points"][0][0]);
+        assert_eq!(now["tests"][0]["exports"], before["tests"][0]["exports"]);
+        assert_serves(&gateway, "erp/db", &new);
+        assert_serves(&gateway, "erp/db@test-1", &overlay);
+        let test = gateway.json("failover test erp --point old");
+        assert_serves(&gateway, test["exports"][0]["export"].as_str().expect("text"), &old);
+        gateway.says(&format!("failover cleanup erp --test {} --yes", test["number"]));
+    }
+}
+
+#[test]
+fn what_was_removed_stays_removed() {
+    for end in BOTH {
+        let mut gateway = Gateway::start();
+        furnish(&gateway);
+        gateway.says("failover cleanup erp --test 1 --yes");
+        gateway.says("disk remove erp/log --yes");
+        gateway.says("group remove web --yes");
+        again(&mut gateway, end);
+        let now = listed(&gateway);
+        assert_eq!(now["groups"].as_array().map(Vec::len), Some(1));
+        assert_eq!(now["disks"][0]["export"], "erp/db");
+        assert_eq!(now["disks"].as_array().map(Vec::len), Some(1));
+        assert_eq!(now["tests"], Value::Array(Vec::new()));
+        tool::fails("nbdinfo", [gateway.uri("web/root")]);
+        tool::fails("nbdinfo", [gateway.uri("erp/log")]);
+        // The point was made when the disk was there, and keeps it.
+        let test = gateway.json("failover test erp --point old");
+        assert_eq!(test["exports"].as_array().map(Vec::len), Some(2), "{test}");
+        // Names are free again.
+        gateway.says("disk create erp/log --size 3M");
+        assert_serves(&gateway, "erp/log", &vec![0; 3 << 20]);
+        gateway.says("group create web");
+    }
+}
+
+#[test]
+fn a_lost_catalogue_is_rebuilt() {
+    let mut gateway = Gateway::start();
+    let [_, new, overlay] = furnish(&gateway);
+    let before = listed(&gateway);
+    gateway.kill();
+    for name in ["catalogue.sqlite", "catalogue.sqlite-wal", "catalogue.sqlite-shm"] {
+        let path = gateway.data().join(name);
+        assert!(path.exists() || name != "catalogue.sqlite", "there was one");
+        let _ = fs::remove_file(path);
+    }
+    gateway.restart();
+    let now = listed(&gateway);
+    assert_eq!(now["groups"], before["groups"]);
+    assert_eq!(now["disks"], before["disks"]);
+    assert_eq!(now["points"][0], before["points"][0]);
+    assert_serves(&gateway, "erp/db", &new);
+    assert_serves(&gateway, "erp/db@test-1", &overlay);
+    gateway.kill();
+    fs::write(gateway.data().join("catalogue.sqlite"), "not a database").unwrap();
+    gateway.restart();
+    assert_eq!(listed(&gateway)["disks"], before["disks"], "a damaged one is no more than a lost one");
+}
+
+#[test]
+fn sigterm_leaves_nothing_to_recover() {
+    let mut gateway = Gateway::start();
+    gateway.protect([("db", "4M")]);
+    write(&gateway, "erp/db", &content(1, 4 << 20));
+    let before = gateway.group_status();
+    again(&mut gateway, End::Terminate);
+    let after = gateway.group_status();
+    let lsn = |status: &Value, step: &str| status["lsn"][step].as_u64().expect("a number");
+    assert!(lsn(&after, "durable") >= lsn(&before, "visible"), "sealed: {after:#}");
+    assert_eq!(after["state"]["condition"], "protected", "{after:#}");
+}
