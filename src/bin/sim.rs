@@ -11,8 +11,7 @@ use afterimage::sim::{Failure, Options, Report, run};
 
 const USAGE: &str = "sim SEED [--bug NAME] [--quiet]\n\
                      sim --seeds A..B [--bug NAME]\n\
-                     sim --minutes M [--from SEED] [--bug NAME]\n\
-                     sim --bugs";
+                     sim --minutes M [--from SEED] [--bug NAME]";
 
 struct Arguments {
     seeds: Range<u64>,

@@ -14,8 +14,8 @@ use crate::units::{BlobId, DiskId, DiskSlot, GroupNanos, Lsn, PinId, PointId, Se
 
 /// Longest name of a group or disk.
 pub const NAME_BYTES_MAX: usize = 255;
-/// Disks that a group ever had, at most: keeps a point's disk table well within a step.
-pub const DISKS_MAX: usize = 4096;
+/// Disks that a group ever had, at most: keeps a marker within one record of 64 KiB, and a point within a step.
+pub const DISKS_MAX: usize = 2048;
 
 /// A group, apart from its disks.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::clients::joined;
+use super::answers::joined;
 use super::history::Contents;
 use super::process::group_plan;
 use super::sector::stamps;

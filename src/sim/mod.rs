@@ -6,7 +6,7 @@
 //!
 //! | checker | where |
 //! |---|---|
-//! | a read shows the latest acknowledged write of each sector, or one in flight | `history` |
+//! | a read shows the latest acknowledged write of each sector, or one in flight | `answers`, `history` |
 //! | after kill -9, what was acknowledged is there; after a power cut, what was flushed; both are prefixes over all disks | `history`, `recovery` |
 //! | what was served after an opening never vanishes again | `recovery` |
 //! | a point holds a prefix: all that was acknowledged before it was asked for, nothing issued after it was granted; it never changes or goes | `points` |
@@ -16,6 +16,7 @@
 //!
 //! It proves itself by [planted bugs](crate::planted), which `tests/simulation.rs` has it find.
 
+mod answers;
 mod clients;
 mod finale;
 mod history;

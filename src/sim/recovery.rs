@@ -12,7 +12,7 @@ use crate::failover::TestFailover;
 use crate::format::record::DiskRecord;
 use crate::units::{DiskId, SectorRange};
 
-use super::clients::joined;
+use super::answers::joined;
 
 /// The session that reads whole disks; the clients have another.
 const SESSION: u64 = 2;
