@@ -61,7 +61,8 @@ pub(super) struct Inner {
     pub(super) directory: DataDirectory,
     pub(super) threads: DataThreads<Member>,
     pub(super) environment: Arc<dyn Environment + Send + Sync>,
-    pub(super) catalogue: Catalogue,
+    /// A cache: whatever becomes of it, nothing fails. `None` where it could not even be opened.
+    pub(super) catalogue: Option<Catalogue>,
     pub(super) storage: StorageFound,
     pub(super) started: WallNanos,
     pub(super) groups: RwLock<BTreeMap<Name, GroupId>>,
@@ -90,7 +91,7 @@ impl Gateway {
         directory: DataDirectory,
         threads: DataThreads<Member>,
         environment: Arc<dyn Environment + Send + Sync>,
-        catalogue: Catalogue,
+        catalogue: Option<Catalogue>,
         storage: StorageFound,
     ) -> Gateway {
         let started = environment.wall();
@@ -120,7 +121,8 @@ impl Gateway {
                 }
             }
         }
-        inner.catalogue.rebuild(&snapshot).await
+        cached(inner.catalogue.as_ref().map(|catalogue| catalogue.rebuild(&snapshot))).await;
+        Ok(())
     }
 
     /// Lets block clients connect.
@@ -143,7 +145,9 @@ impl Gateway {
                 "not every group could be sealed in time; the next start recovers them from their journals"
             );
         }
-        inner.catalogue.close().await;
+        if let Some(catalogue) = &inner.catalogue {
+            catalogue.close().await;
+        }
     }
 
     /// Ends the data threads; call it last.
@@ -350,12 +354,20 @@ impl Inner {
             .await;
         let record =
             known.and_then(|(group, points, tests)| convert::catalogue_group(&group, &points, &tests));
-        let put = match record {
-            Ok(record) => self.catalogue.put_group(&record).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = put {
-            tracing::warn!(group = %id, %error, "the catalogue could not be brought up to date; it is rebuilt at the next start");
+        match record {
+            Ok(record) => {
+                cached(self.catalogue.as_ref().map(|catalogue| catalogue.put_group(&record))).await;
+            }
+            Err(error) => tracing::warn!(group = %id, %error, "the catalogue could not be told of a group"),
         }
+    }
+}
+
+/// Waits for an update of the catalogue; that one fails is no reason for anything else to.
+pub(super) async fn cached(update: Option<impl Future<Output = Result<()>>>) {
+    if let Some(update) = update
+        && let Err(error) = update.await
+    {
+        tracing::warn!(%error, "the catalogue could not be brought up to date; it is rebuilt at the next start");
     }
 }

@@ -40,7 +40,13 @@ async fn run(configuration: Configuration, directory: DataDirectory) -> Result<(
     let environment: Arc<dyn Environment + Send + Sync> = Arc::new(OsEnvironment::new());
     let found = Arc::new(OnceLock::new());
     let threads = start_threads(&configuration, Arc::clone(&found))?;
-    let (catalogue, _) = Catalogue::open(&directory.catalogue()).await?;
+    let catalogue = match Catalogue::open(&directory.catalogue()).await {
+        Ok((catalogue, _)) => Some(catalogue),
+        Err(error) => {
+            tracing::warn!(%error, "the catalogue cannot be opened; it is a cache, and nothing waits for it");
+            None
+        }
+    };
     let storage = found.get().cloned().expect("every data thread opened its storage");
     tracing::info!(backend = %storage.backend, reason = %storage.reason, "the storage back end");
     let listen = configuration.nbd.listen.clone();

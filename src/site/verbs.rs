@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::convert;
-use super::gateway::{Answering, Gateway, INTERVAL_MS_DEFAULT, Inner, SESSIONS_END};
+use super::gateway::{Answering, Gateway, INTERVAL_MS_DEFAULT, Inner, SESSIONS_END, cached};
 use super::member::Member;
 use super::removal;
 use crate::block::{Export, TestId};
@@ -142,7 +142,8 @@ impl Inner {
         self.ask(id, |member: &mut Member, answer: Answering<()>| member.stop(move || answer.send(Ok(()))))
             .await?;
         self.clear(id).await?;
-        self.catalogue.remove_group(id).await
+        cached(self.catalogue.as_ref().map(|catalogue| catalogue.remove_group(id))).await;
+        Ok(())
     }
 
     /// Takes a stopped group off its thread and deletes its files.
@@ -214,7 +215,8 @@ impl Inner {
             member.group.remove_disk(disk, answer.callback());
         })
         .await?;
-        self.catalogue.remove_disk(disk).await
+        cached(self.catalogue.as_ref().map(|catalogue| catalogue.remove_disk(disk))).await;
+        Ok(())
     }
 
     async fn disk_id(&self, group: GroupId, path: &DiskPath) -> Result<DiskId> {
@@ -233,7 +235,7 @@ impl Inner {
             member.group.set_interval(interval, answer.callback());
         })
         .await?;
-        self.catalogue.put_policy(id, policy).await?;
+        cached(self.catalogue.as_ref().map(|catalogue| catalogue.put_policy(id, policy))).await;
         self.group_model(id).await
     }
 
@@ -246,7 +248,8 @@ impl Inner {
             })
             .await?;
         let point = convert::point(&record);
-        self.catalogue.put_points(id, std::slice::from_ref(&point)).await?;
+        let points = std::slice::from_ref(&point);
+        cached(self.catalogue.as_ref().map(|catalogue| catalogue.put_points(id, points))).await;
         Ok(point)
     }
 
@@ -306,7 +309,8 @@ impl Inner {
             member.tests.cleanup(test, answer.callback());
         })
         .await?;
-        self.catalogue.remove_test(id, test).await
+        cached(self.catalogue.as_ref().map(|catalogue| catalogue.remove_test(id, test))).await;
+        Ok(())
     }
 
     async fn all_tests(&self, group: Option<Name>) -> Result<Vec<Test>> {
