@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
@@ -48,6 +49,15 @@ impl SmallFileSystem {
 
     fn make_space(&self) {
         fs::remove_file(self.ballast()).unwrap();
+        let _ = fs::remove_file(self.root.join("filler"));
+    }
+
+    /// Takes the last byte.
+    fn fill_up(&self) {
+        let mut filler = File::create(self.root.join("filler")).unwrap();
+        for bytes in [1 << 20, 4096, 1] {
+            while filler.write_all(&vec![1; bytes]).is_ok() {}
+        }
     }
 
     fn setup(&self) -> Setup {
@@ -164,7 +174,13 @@ fn a_gateway_killed_on_a_full_disk_starts_on_it() {
     let acknowledged = writer.join().unwrap();
     assert!((1..BLOCKS).contains(&acknowledged), "the disk was full after {acknowledged} blocks");
     for _ in 0..4 {
+        // Not even the catalogue finds room: it is a cache, and nobody needs it to be served.
+        for name in ["catalogue.sqlite", "catalogue.sqlite-wal", "catalogue.sqlite-shm"] {
+            let _ = fs::remove_file(gateway.data().join(name));
+        }
+        small.fill_up();
         gateway.restart();
+        assert_eq!(gateway.logged("the catalogue cannot be opened").len(), 1);
         assert_reads(&gateway, acknowledged);
         gateway.kill();
     }
