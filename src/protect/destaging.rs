@@ -36,11 +36,11 @@ impl Group {
         let pressed = self.segments.room_bytes() < self.segments.limit_bytes() / FREE_PART_PRESSED;
         let wanted = pressed || self.stopping || now >= self.idle_at();
         self.pace.hold(!wanted);
-        if self.destaging || self.retry_at.is_some_and(|at| at > now) {
+        if self.retry_at.is_some_and(|at| at > now) {
             return;
         }
         self.retry_at = None;
-        if !wanted {
+        if self.destaging || !wanted {
             return;
         }
         if self.layers.frozen().is_empty() {

@@ -381,8 +381,13 @@ impl Group {
 
     /// When [`Group::advance`] has something to do even if nothing happens.
     pub fn next_deadline(&self) -> Option<MonotonicNanos> {
+        if self.writer.failure().is_some() {
+            return None;
+        }
         let marker = self.wants_marker().then(|| self.schedule.due());
-        let idle = self.has_undestaged().then(|| self.idle_at());
+        // While a retry is due, idleness is no reason to come back before it.
+        let retry_at = self.retry_at.unwrap_or_default();
+        let idle = self.has_undestaged().then(|| self.idle_at().max(retry_at));
         [self.writer.next_deadline(), marker, idle, self.retry_at].into_iter().flatten().min()
     }
 
