@@ -5,7 +5,7 @@
 //! later frame cannot be accepted, but what it *claims* (how far the journal was durable, which segments were
 //! needed) was true when it was written, and tells a torn tail from lost data.
 
-use crate::format::frame::{Frame, FrameFault, RECORDS_MAX, RecordKind, UntrustedHeader};
+use crate::format::frame::{Frame, FrameFault, RecordKind, UntrustedHeader};
 use crate::format::marker::Opening;
 use crate::journal::segments::SegmentIndex;
 use crate::units::{FrameNumber, IncarnationId, Lsn, PAGE_BYTES, SegmentSequence, to_usize};
@@ -209,7 +209,6 @@ fn opening_of(frame: &Frame, whole: &[u8]) -> Result<Option<Opening>, FrameFault
 
 /// Adds what every valid header from `offset` on claims. Payloads may be torn; headers are enough.
 fn collect_claims(bytes: &[u8], offset: usize, claims: &mut Claims) {
-    const _: () = assert!(RECORDS_MAX > 0);
     let mut offset = offset;
     while offset < bytes.len() {
         let page = &bytes[offset..(offset + PAGE_BYTES).min(bytes.len())];

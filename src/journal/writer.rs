@@ -279,11 +279,6 @@ impl Writer {
         self.stalled
     }
 
-    /// Payload bytes that wait to be put into a frame.
-    pub fn queued_bytes(&self) -> usize {
-        self.data_bytes
-    }
-
     /// Whether nothing waits and nothing is in flight.
     pub fn is_idle(&self) -> bool {
         self.control.is_empty() && self.data.is_empty() && self.in_flight.is_empty() && self.sync.is_none()
@@ -441,8 +436,8 @@ impl Writer {
             payload_pages: 0,
         };
         let first_sector = page * u32::try_from(PAGE_BYTES as u64 / SECTOR_BYTES).expect("eight");
-        let (bytes, visible) = plan.assemble(&mut frame, &segment, first_sector);
-        self.position.chain = u64::from_le_bytes(bytes[16..24].try_into().expect("eight bytes"));
+        let (bytes, sum, visible) = plan.assemble(&mut frame, &segment, first_sector);
+        self.position.chain = sum;
         self.position.next_frame = frame.number.next();
         self.next_lsn = first_lsn.advance(frame.records.len() as u64);
         self.stated = self.stated.max(frame.durable_through);
@@ -631,8 +626,8 @@ impl FramePlan {
         with.records <= RECORDS_MAX && with.total_bytes() <= limit
     }
 
-    /// Fills in the frame's records and lays header and payloads out in one aligned buffer.
-    fn assemble(self, frame: &mut Frame, segment: &Segment, first_sector: u32) -> (Slice, Vec<Visible>) {
+    /// Fills in the frame's records and lays header and payloads out in one aligned buffer; with the header's sum.
+    fn assemble(self, frame: &mut Frame, segment: &Segment, first_sector: u32) -> (Slice, u64, Vec<Visible>) {
         let header = header_bytes(self.pending.len());
         let total = self.total_bytes();
         let mut buffer = Buffer::recycled(total);
@@ -658,8 +653,8 @@ impl FramePlan {
         }
         buffer[header + end..].fill(0);
         frame.payload_pages = u32::try_from((total - header) / PAGE_BYTES).expect("frames are small");
-        frame.encode_header(&mut buffer[..header]);
-        (buffer.freeze(), visible)
+        let sum = frame.encode_header(&mut buffer[..header]);
+        (buffer.freeze(), sum, visible)
     }
 }
 
