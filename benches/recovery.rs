@@ -10,6 +10,7 @@ use afterimage::format::frame::{Frame, Payload, Record, RecordKind};
 use afterimage::format::marker::Opening;
 use afterimage::journal::open::{self, JournalPlan};
 use afterimage::journal::recover::Known;
+use afterimage::journal::scan::Owner;
 use afterimage::planted::Planted;
 use afterimage::runtime::Runtime;
 use afterimage::storage::{BackendOptions, open_best};
@@ -116,7 +117,7 @@ fn scan(criterion: &mut Criterion) {
         segment_bytes: SEGMENT_BYTES as u64,
         journal_bytes: (SEGMENTS + 8) * SEGMENT_BYTES as u64,
     };
-    let known = Known { group: GroupId(1), timeline: TimelineId(2), floor: Lsn(0) };
+    let known = Known { owner: Owner { group: GroupId(1), timeline: TimelineId(2) }, floor: Lsn(0) };
     let mut group = criterion.benchmark_group("recovery");
     group.throughput(Throughput::Bytes(SEGMENTS * SEGMENT_BYTES as u64)).sample_size(10);
     group.bench_function("scan of 1 GiB", |bencher| {

@@ -21,6 +21,10 @@ pub enum Bug {
     NoIncarnationCheck,
     /// What was accepted at opening is served without having been synced and stated.
     AcceptanceNotRecorded,
+    /// An opening believes what the page cache shows, also after a failed sync.
+    PageCacheTrusted,
+    /// Pages that a guest wrote pass for headers of the journal.
+    GuestPagesBelieved,
     /// Records are destaged before they are durable.
     DestageAheadOfDurable,
     /// The checkpoint advances before the image is synced.
@@ -39,7 +43,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 14] = [
+    pub const ALL: [Bug; 16] = [
         Bug::AcknowledgeBeforeWritten,
         Bug::VisibleAfterAcknowledged,
         Bug::SyncCoversInFlight,
@@ -47,6 +51,8 @@ impl Bug {
         Bug::NoChainCheck,
         Bug::NoIncarnationCheck,
         Bug::AcceptanceNotRecorded,
+        Bug::PageCacheTrusted,
+        Bug::GuestPagesBelieved,
         Bug::DestageAheadOfDurable,
         Bug::CheckpointBeforeImageSync,
         Bug::EarlyRecycling,

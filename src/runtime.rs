@@ -294,6 +294,13 @@ impl Runtime {
         self.call(Op::Sync { file: file.clone() }).await.map(drop)
     }
 
+    /// Makes sure that what is read of `file` from now on survives a power cut, for whoever takes over from a dead
+    /// process, whose last sync may have failed. Nobody else may be writing to it.
+    pub async fn settle(&self, file: &File) -> Result<()> {
+        self.sync(file).await?;
+        self.call(Op::Evict { file: file.clone() }).await.map(drop)
+    }
+
     /// Makes a byte range read as zeros.
     pub async fn zero(&self, file: &File, range: Range<u64>, keep_allocated: bool) -> Result<()> {
         self.call(Op::Zero { file: file.clone(), range, keep_allocated }).await.map(drop)

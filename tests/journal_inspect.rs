@@ -103,7 +103,7 @@ fn a_sound_journal_is_told_whole() {
     let survey = survey(&directory);
     assert_eq!(survey.verdict, Verdict::Sound);
     assert!(survey.is_sealed() && !survey.in_use);
-    assert_eq!(survey.owner.map(|(group, _)| group), Some(GROUP));
+    assert_eq!(survey.owner.map(|owner| owner.group), Some(GROUP));
     let [first, second] = &survey.incarnations[..] else { panic!("{:?}", survey.incarnations) };
     assert_eq!(first.opening.map(|(_, predecessor)| predecessor), Some(None));
     assert_eq!(second.opening.map(|(_, predecessor)| predecessor), Some(Some(first.id)));

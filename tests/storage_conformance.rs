@@ -470,6 +470,21 @@ fn a_longer_file_is_sparse_and_reads_as_zeros(machine: &Machine) {
     assert!(tail[32 << 10..].iter().all(|&byte| byte == 0), "what was cut off does not come back");
 }
 
+fn evicting_loses_nothing_that_was_written(machine: &Machine) {
+    for direct in [false, true] {
+        let process = machine.process();
+        let options = OpenOptions { direct, ..DIRECT };
+        let file = process.open(&machine.path(&format!("evict-{direct}")), options);
+        process.write(&file, 0, pattern(12, MIB));
+        process.done(Op::Sync { file: file.clone() });
+        process.write(&file, 64 * KIB, pattern(13, 64 * KIB));
+        process.done(Op::Evict { file: file.clone() });
+        let mut expected = pattern(12, MIB).to_vec();
+        expected[64 << 10..128 << 10].copy_from_slice(&pattern(13, 64 * KIB));
+        assert!(process.read(&file, 0, 1 << 20)[..] == expected[..]);
+    }
+}
+
 fn zeroing_zeroes_what_was_asked(machine: &Machine) {
     let process = machine.process();
     for keep_allocated in [false, true] {
@@ -700,6 +715,7 @@ macro_rules! common_suite {
             direct_wants_alignment,
             a_longer_file_is_sparse_and_reads_as_zeros,
             zeroing_zeroes_what_was_asked,
+            evicting_loses_nothing_that_was_written,
             many_operations_complete_once_each,
             large_transfers_are_whole,
             readiness_tells_of_completions,

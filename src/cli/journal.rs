@@ -235,8 +235,8 @@ impl Report {
         });
         Report {
             verification: Verification::of(survey),
-            group: survey.owner.map(|(group, _)| group.to_string()),
-            timeline: survey.owner.map(|(_, timeline)| timeline.to_string()),
+            group: survey.owner.map(|owner| owner.group.to_string()),
+            timeline: survey.owner.map(|owner| owner.timeline.to_string()),
             decision: decision(survey),
             stated_durable: survey.floor.stated,
             destaged: survey.floor.destaged,

@@ -76,6 +76,7 @@ impl Image {
             return Err(Error::corrupt(text).at_path(file.path()));
         }
         let checkpoint_file = runtime.open(checkpoint_path(directory, disk), OpenOptions::OWNED).await?;
+        runtime.settle(&checkpoint_file).await?;
         let bytes = runtime.read(&checkpoint_file, 0, FILE_BYTES).await?;
         let checkpoint = Checkpoint::newest(&bytes).filter(|checkpoint| checkpoint.disk == disk);
         let Some(checkpoint) = checkpoint else {

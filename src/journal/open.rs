@@ -1,7 +1,8 @@
 //! Opening a journal: lock and scan its segments, decide, apply.
 //!
-//! Only segments that may still be needed are read whole. What is accepted is synced here, before anyone may be told
-//! of it; the opening frame that names the predecessor is the writer's first, and is synced before the group
+//! Segments are synced before they are read, and read from the device: what is accepted is durable before anyone may be
+//! told of it, also where the last sync of a dead owner failed. Only segments that may still be needed are read whole.
+//! The opening frame that names the predecessor is the writer's first, and is synced before the group
 //! serves.
 
 use std::path::PathBuf;
@@ -13,12 +14,12 @@ use crate::error::{Error, Result};
 use crate::format::frame::{FrameFault, UntrustedHeader};
 use crate::format::marker::Opening;
 use crate::journal::recover::{Accepted, Decision, Known, claims, recover};
-use crate::journal::scan::{Checks, Scanned, SegmentScan, is_needless, scan_segment};
+use crate::journal::scan::{Checks, Owner, Scanned, SegmentScan, is_needless, scan_segment};
 use crate::journal::segments::{Segment, SegmentIndex, Segments, create, open_all};
 use crate::journal::writer::Position;
 use crate::planted::{Bug, Planted};
 use crate::runtime::Runtime;
-use crate::units::{FrameNumber, Lsn, PAGE_BYTES, to_usize};
+use crate::units::{FrameNumber, Lsn, PAGE_BYTES, SegmentSequence, to_usize};
 
 /// Segments that are read at a time.
 const SEGMENTS_READ_AHEAD: usize = 2;
@@ -58,26 +59,26 @@ pub async fn open(
     known: Known,
     planted: Planted,
 ) -> Result<OpenedJournal> {
-    let checks =
-        Checks { chain: !planted.is(Bug::NoChainCheck), incarnation: !planted.is(Bug::NoIncarnationCheck) };
+    let checks = Checks {
+        chain: !planted.is(Bug::NoChainCheck),
+        incarnation: !planted.is(Bug::NoIncarnationCheck),
+        owner: !planted.is(Bug::GuestPagesBelieved),
+    };
     let files = open_all(&runtime, &plan.directory).await?;
-    let scans = scan_all(&runtime, &files, checks).await?;
+    settle(&runtime, &files, planted).await?;
+    let scans = scan_all(&runtime, &files, known.owner, checks).await?;
     let chain = match recover(&scans, known, checks) {
         Decision::Fresh => Vec::new(),
         Decision::Accept(chain) => chain,
         Decision::Refuse(refusal) => return Err(refusal.error().at_path(&plan.directory)),
     };
-    if !planted.is(Bug::AcceptanceNotRecorded) {
-        for accepted in &chain {
-            runtime.sync(&files[accepted.scan].file).await?;
-        }
-    }
     let mut segments = Segments::new(plan.directory.clone(), plan.segment_bytes, plan.journal_bytes);
     let last = chain.last().map(|last| scans[last.scan].frames[last.frames - 1].clone());
     let opening = opening_after(last.as_ref(), &runtime);
-    let newest = claims(&scans).last_lsn;
+    let newest = claims(&scans, known.owner, checks).last_lsn;
     let number = last.as_ref().map_or(FrameNumber(1), |last| last.frame.number.next());
-    adopt(files, &scans, &chain, number, &mut segments);
+    let uses = scans.iter().map(|scan| scan.claims(known.owner, checks).segment).collect::<Vec<_>>();
+    adopt(files, &scans, &uses, &chain, number, &mut segments);
     let room = segments
         .live()
         .last()
@@ -99,8 +100,25 @@ pub async fn open(
     Ok(OpenedJournal { segments, position, opening, accepted, scanned_bytes })
 }
 
+/// Makes what is read from now on durable.
+async fn settle(runtime: &Runtime, files: &[Segment], planted: Planted) -> Result<()> {
+    for segment in files {
+        if planted.is(Bug::PageCacheTrusted) {
+            runtime.sync(&segment.file).await?;
+        } else if !planted.is(Bug::AcceptanceNotRecorded) {
+            runtime.settle(&segment.file).await?;
+        }
+    }
+    Ok(())
+}
+
 /// Scans the segments that may be needed; the others are known by their first page only.
-async fn scan_all(runtime: &Rc<Runtime>, files: &[Segment], checks: Checks) -> Result<Vec<SegmentScan>> {
+async fn scan_all(
+    runtime: &Rc<Runtime>,
+    files: &[Segment],
+    owner: Owner,
+    checks: Checks,
+) -> Result<Vec<SegmentScan>> {
     let mut heads = Vec::with_capacity(files.len());
     for segment in files {
         let page = runtime.read(&segment.file, 0, PAGE_BYTES.min(to_usize(segment.bytes))).await?;
@@ -109,15 +127,16 @@ async fn scan_all(runtime: &Rc<Runtime>, files: &[Segment], checks: Checks) -> R
     }
     let first_scans: Vec<_> =
         files.iter().zip(&heads).map(|(segment, page)| scan_segment(segment.index, page, checks)).collect();
-    let tail = claims(&first_scans).tail;
-    let needed = files.iter().zip(&first_scans).filter(|(_, head)| !is_needless(head, tail));
+    let tail = claims(&first_scans, owner, checks).tail;
+    let is_needless = |head: &SegmentScan| is_needless(head.claims(owner, checks), tail);
+    let needed = files.iter().zip(&first_scans).filter(|(_, head)| !is_needless(head));
     let needed = needed.map(|(segment, _)| segment);
     let reads = needed.map(|segment| runtime.read(&segment.file, 0, to_usize(segment.bytes)));
     // The device reads the next segment while this thread sums the one before.
     let mut reads = stream::iter(reads.collect::<Vec<_>>()).buffered(SEGMENTS_READ_AHEAD);
     let mut scans = Vec::with_capacity(files.len());
     for (segment, head) in files.iter().zip(&first_scans) {
-        if is_needless(head, tail) {
+        if is_needless(head) {
             scans.push(head.clone());
             continue;
         }
@@ -151,6 +170,7 @@ fn opening_after(last: Option<&Scanned>, runtime: &Runtime) -> Opening {
 fn adopt(
     files: Vec<Segment>,
     scans: &[SegmentScan],
+    uses: &[SegmentSequence],
     chain: &[Accepted],
     opening: FrameNumber,
     segments: &mut Segments,
@@ -165,9 +185,9 @@ fn adopt(
         let file = files[accepted.scan].take().expect("a chain visits a segment once");
         segments.adopt_live(file, last.segment, first.number, last.last_lsn());
     }
-    for (file, scan) in files.into_iter().zip(scans) {
+    for (file, &seen) in files.into_iter().zip(uses) {
         if let Some(file) = file {
-            segments.adopt_needless(file, scan.claims.segment, tail, opening);
+            segments.adopt_needless(file, seen, tail, opening);
         }
     }
 }

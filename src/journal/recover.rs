@@ -18,7 +18,7 @@
 //! **Another group's journal.** Serving it would mix two histories.
 //!
 //! **A segment is missing.** Some frame states that the records from segment T on are needed, and no segment begins
-//! with a frame of T.
+//! with a frame of T. Only headers of this group and timeline are heard.
 //!
 //! **Durable records are lost.** The unbroken chain from T ends below the *durable floor*: what headers anywhere
 //! claim, what checkpoints say is destaged, what the vault holds. It is corruption or a rollback, never a torn
@@ -28,17 +28,15 @@
 //! tail is no fault.
 
 use crate::error::{Error, ErrorKind};
-use crate::journal::scan::{Checks, Claims, SegmentScan};
+use crate::journal::scan::{Checks, Claims, Owner, SegmentScan};
 use crate::journal::segments::SegmentIndex;
-use crate::units::{GroupId, Lsn, TimelineId};
+use crate::units::Lsn;
 
 /// What is known besides the segments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Known {
     /// Whose journal it must be.
-    pub group: GroupId,
-    /// In which history.
-    pub timeline: TimelineId,
+    pub owner: Owner,
     /// The highest record that a checkpoint or the vault names.
     pub floor: Lsn,
 }
@@ -138,23 +136,20 @@ fn decide(predicates: Predicates, chain: Vec<Accepted>) -> Decision {
     }
 }
 
-/// What all scanned headers claim together.
-pub fn claims(scans: &[SegmentScan]) -> Claims {
+/// What all scanned headers of an owner claim together.
+pub fn claims(scans: &[SegmentScan], owner: Owner, checks: Checks) -> Claims {
     let mut claims = Claims::default();
     for scan in scans {
-        claims.merge(scan.claims);
+        claims.merge(scan.claims(owner, checks));
     }
     claims
 }
 
 /// Decides what opening does.
 pub fn recover(scans: &[SegmentScan], known: Known, checks: Checks) -> Decision {
-    let claims = claims(scans);
-    let foreign = scans.iter().find(|scan| {
-        scan.frames
-            .iter()
-            .any(|found| (found.frame.group, found.frame.timeline) != (known.group, known.timeline))
-    });
+    let claims = claims(scans, known.owner, checks);
+    let foreign =
+        scans.iter().find(|scan| scan.frames.iter().any(|found| found.frame.owner() != known.owner));
     let first = scans.iter().position(|scan| first_segment_is(scan, claims));
     let chain = first.map(|first| follow(scans, first, checks)).unwrap_or_default();
     let end =

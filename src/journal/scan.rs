@@ -4,11 +4,18 @@
 //! Past the end of the unbroken sequence the rest of the segment is still searched for headers, page by page: a
 //! later frame cannot be accepted, but what it *claims* (how far the journal was durable, which segments were
 //! needed) was true when it was written, and tells a torn tail from lost data.
+//!
+//! A guest chooses what its pages hold, and those stand there too, after a torn frame or from an earlier use of the
+//! segment: a backup of some data directory, say, or worse. So claims are kept apart by the [`Owner`] that a header
+//! names. Group and timeline are random ids that no guest gets to see; a page that names both is the journal's own, or
+//! a true copy of what once was, and says nothing that was not so.
+
+use std::collections::BTreeMap;
 
 use crate::format::frame::{Frame, FrameFault, RecordKind, UntrustedHeader};
 use crate::format::marker::Opening;
 use crate::journal::segments::SegmentIndex;
-use crate::units::{FrameNumber, IncarnationId, Lsn, PAGE_BYTES, SegmentSequence, to_usize};
+use crate::units::{FrameNumber, GroupId, IncarnationId, Lsn, PAGE_BYTES, SegmentSequence, TimelineId};
 
 /// A frame, and its `header_sum`.
 #[derive(Clone, Debug)]
@@ -21,7 +28,16 @@ pub struct Scanned {
     pub opening: Option<Opening>,
 }
 
-/// What valid headers claim, wherever they stand.
+/// Whose journal, in which history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Owner {
+    /// The group.
+    pub group: GroupId,
+    /// Its history.
+    pub timeline: TimelineId,
+}
+
+/// What valid headers of one owner claim, wherever they stand.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Claims {
     /// Everything up to here was durable.
@@ -34,16 +50,25 @@ pub struct Claims {
     pub last_lsn: Lsn,
 }
 
-impl Claims {
-    fn add(&mut self, frame: &Frame) {
-        self.merge(Claims {
+impl Frame {
+    /// Whose frame it says it is.
+    pub fn owner(&self) -> Owner {
+        Owner { group: self.group, timeline: self.timeline }
+    }
+}
+
+impl From<&Frame> for Claims {
+    fn from(frame: &Frame) -> Claims {
+        Claims {
             durable_through: frame.durable_through,
             tail: frame.tail,
             segment: frame.segment,
             last_lsn: frame.last_lsn(),
-        });
+        }
     }
+}
 
+impl Claims {
     /// The most that either claims.
     pub fn merge(&mut self, other: Claims) {
         self.durable_through = self.durable_through.max(other.durable_through);
@@ -83,13 +108,46 @@ pub struct SegmentScan {
     pub frames: Vec<Scanned>,
     /// Why there are no more.
     pub end: End,
-    /// What all headers in it claim.
-    pub claims: Claims,
+    claims: BTreeMap<Owner, Claims>,
 }
 
-/// Whether a segment is needed by nobody, going by the scan of its first page: it was used, and only before `tail`.
-pub fn is_needless(head: &SegmentScan, tail: SegmentSequence) -> bool {
-    head.claims.segment < tail && head.claims.segment > SegmentSequence(0)
+impl SegmentScan {
+    /// What all headers in it claim that name this owner.
+    pub fn claims(&self, owner: Owner, checks: Checks) -> Claims {
+        let mut claims = Claims::default();
+        let heard = self.claims.iter().filter(|&(&named, _)| named == owner || !checks.owner);
+        heard.for_each(|(_, claimed)| claims.merge(*claimed));
+        claims
+    }
+
+    /// Who is named by any header in it.
+    pub fn owners(&self) -> impl Iterator<Item = Owner> {
+        self.claims.keys().copied()
+    }
+
+    fn claim(&mut self, frame: &Frame) {
+        self.claims.entry(frame.owner()).or_default().merge(Claims::from(frame));
+    }
+
+    /// Adds what every valid header from `offset` on claims. Payloads may be torn; headers are enough.
+    fn collect_claims(&mut self, bytes: &[u8], mut offset: usize) {
+        while offset < bytes.len() {
+            let page = &bytes[offset..(offset + PAGE_BYTES).min(bytes.len())];
+            let parsed = UntrustedHeader::read(page).and_then(|header| header.parse(&bytes[offset..]));
+            match parsed {
+                Ok((frame, _)) if frame.segment_offset() == offset as u64 => {
+                    self.claim(&frame);
+                    offset += frame.header_bytes();
+                }
+                _ => offset += PAGE_BYTES,
+            }
+        }
+    }
+}
+
+/// Whether a segment is needed by nobody, going by the claims of its first page: it was used, and only before `tail`.
+pub fn is_needless(head: Claims, tail: SegmentSequence) -> bool {
+    head.segment < tail && head.segment > SegmentSequence(0)
 }
 
 /// Which checks the scan makes; all of them, but for a planted bug.
@@ -99,11 +157,13 @@ pub struct Checks {
     pub chain: bool,
     /// Follow a frame only within its incarnation, or by a stated opening.
     pub incarnation: bool,
+    /// Hear only headers of the journal's own group and timeline.
+    pub owner: bool,
 }
 
 impl Checks {
     /// All of them.
-    pub const ALL: Checks = Checks { chain: true, incarnation: true };
+    pub const ALL: Checks = Checks { chain: true, incarnation: true, owner: true };
 
     /// Whether `next` follows `last`.
     pub fn follows(self, last: Link, next: &Scanned) -> bool {
@@ -116,10 +176,10 @@ impl Checks {
             }
             None => next.frame.incarnation == last.incarnation && next.frame.chain == last.sum,
         };
-        match self {
-            Checks { chain: true, incarnation: true } => number && linked,
-            Checks { chain: false, .. } => next.frame.incarnation == last.incarnation || linked,
-            Checks { incarnation: false, .. } => number,
+        match (self.chain, self.incarnation) {
+            (true, true) => number && linked,
+            (false, _) => next.frame.incarnation == last.incarnation || linked,
+            (true, false) => number,
         }
     }
 }
@@ -154,13 +214,13 @@ pub fn scan_segment(index: SegmentIndex, bytes: &[u8], checks: Checks) -> Segmen
         bytes: bytes.len() as u64,
         frames: Vec::new(),
         end: End::Full,
-        claims: Claims::default(),
+        claims: BTreeMap::new(),
     };
     let mut offset = 0;
     while offset < bytes.len() {
         match read_frame(bytes, offset) {
             Ok(scanned) => {
-                scan.claims.add(&scanned.frame);
+                scan.claim(&scanned.frame);
                 if !continues(&scan.frames, &scanned, offset, checks) {
                     scan.end = End::Unlinked { offset: offset as u64 };
                     break;
@@ -174,7 +234,7 @@ pub fn scan_segment(index: SegmentIndex, bytes: &[u8], checks: Checks) -> Segmen
             }
         }
     }
-    collect_claims(bytes, offset, &mut scan.claims);
+    scan.collect_claims(bytes, offset);
     scan
 }
 
@@ -204,21 +264,5 @@ fn opening_of(frame: &Frame, whole: &[u8]) -> Result<Option<Opening>, FrameFault
             Opening::decode(body).map(Some).ok_or(FrameFault::Field("opening"))
         }
         _ => Ok(None),
-    }
-}
-
-/// Adds what every valid header from `offset` on claims. Payloads may be torn; headers are enough.
-fn collect_claims(bytes: &[u8], offset: usize, claims: &mut Claims) {
-    let mut offset = offset;
-    while offset < bytes.len() {
-        let page = &bytes[offset..(offset + PAGE_BYTES).min(bytes.len())];
-        let parsed = UntrustedHeader::read(page).and_then(|header| header.parse(&bytes[offset..]));
-        match parsed {
-            Ok((frame, _)) if frame.segment_offset() == offset as u64 => {
-                claims.add(&frame);
-                offset += to_usize(frame.header_bytes() as u64);
-            }
-            _ => offset += PAGE_BYTES,
-        }
     }
 }

@@ -20,7 +20,7 @@ use crate::journal::cache::FrameCache;
 use crate::journal::open::{JournalPlan, OpenedJournal};
 use crate::journal::reader::Reader;
 use crate::journal::recover::Known;
-use crate::journal::scan::Scanned;
+use crate::journal::scan::{Owner, Scanned};
 use crate::journal::segments::{SegmentIndex, Source};
 use crate::journal::writer::{Entry, Identity, Writer};
 use crate::journal::{self};
@@ -103,7 +103,7 @@ async fn open_with(runtime: Rc<Runtime>, plan: GroupPlan, vault: Vault) -> Resul
         (state.group(), state.timeline(), vaulted)
     };
     let destaged = disks.values().map(|disk| disk.image.destaged()).max().unwrap_or_default();
-    let known = Known { group, timeline, floor: vaulted.max(destaged) };
+    let known = Known { owner: Owner { group, timeline }, floor: vaulted.max(destaged) };
     let journal_plan = JournalPlan {
         directory: plan.journal(),
         segment_bytes: plan.segment_bytes,

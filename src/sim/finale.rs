@@ -26,8 +26,7 @@ impl Site {
         self.tracer.note(|| "the end begins: no more faults".to_owned());
         self.clear_faults();
         if self.is_faulted {
-            let power_cut = self.needs_power_cut;
-            self.die(power_cut);
+            self.die(false);
         }
         self.settle()?;
         self.check_bounds()?;

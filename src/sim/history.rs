@@ -201,8 +201,8 @@ impl History {
         }
     }
 
-    /// The power went: what was acknowledged and not durable may be gone.
-    pub fn lose_power(&mut self) {
+    /// The power went, or a sync failed: what was acknowledged and not durable may be gone.
+    pub fn lose_unsynced(&mut self) {
         self.acknowledged = self.durable;
     }
 }

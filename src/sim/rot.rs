@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::site::{Outcome, Site};
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind};
 
 /// Bits flipped in one run, each on a copy of its own.
 const ROTS: u64 = 2;
@@ -38,7 +38,7 @@ impl Site {
     fn judge_damage(&mut self) -> Outcome {
         loop {
             match self.process.step() {
-                Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported) => {
+                Err(error) if is_refusal(&error) => {
                     self.tracer.note(|| format!("refused: {error}"));
                     self.report.rots_refused += 1;
                     return Ok(());
@@ -59,7 +59,7 @@ impl Site {
             let point = self.points.id(index);
             match self.try_view(point)? {
                 Ok(contents) => self.check_point(point, &contents)?,
-                Err(error) if error.kind() == ErrorKind::Corrupt => refused = true,
+                Err(error) if is_refusal(&error) => refused = true,
                 Err(error) => return Err(format!("point {point} refused as something else: {error}")),
             }
         }
@@ -72,4 +72,9 @@ impl Site {
 fn has_checksums(path: &Path) -> bool {
     let is_raw = path.extension().is_some_and(|extension| extension == "raw" || extension == "overlay");
     !is_raw
+}
+
+/// A flipped bit of a version number reads as a version that is yet to come.
+fn is_refusal(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported)
 }

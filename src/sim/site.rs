@@ -48,9 +48,8 @@ pub(super) struct Site {
     pub(super) is_verified: bool,
     /// Whether this process met a fault, and may refuse or give up.
     pub(super) is_faulted: bool,
-    /// Whether a sync of the journal may have failed: the page cache may then hold what the disk will never get, so
-    /// that only a power cut shows what is there.
-    pub(super) needs_power_cut: bool,
+    /// Failed syncs of the journal that the history knows of: what they lost was acknowledged, but never durable.
+    failed_syncs: usize,
     step: Rc<RefCell<u64>>,
 }
 
@@ -79,7 +78,7 @@ impl Site {
             report: Report::default(),
             is_verified: false,
             is_faulted: false,
-            needs_power_cut: false,
+            failed_syncs: 0,
             step,
         }
     }
@@ -160,8 +159,7 @@ impl Site {
         }
         self.tracer.note(|| format!("opening failed: {error}"));
         self.clear_faults();
-        let power_cut = self.needs_power_cut;
-        self.die(power_cut);
+        self.die(false);
         Ok(())
     }
 
@@ -217,7 +215,7 @@ impl Site {
         if self.is_verified && !self.is_faulted && self.random.chance(1, 5) {
             return self.stop();
         }
-        let power_cut = self.needs_power_cut || self.random.chance(self.plan.power_cuts, 8);
+        let power_cut = self.random.chance(self.plan.power_cuts, 8);
         if self.random.chance(1, 2) {
             self.clear_faults();
         }
@@ -234,13 +232,16 @@ impl Site {
             self.tracer.note(|| "power cut".to_owned());
             self.report.power_cuts += 1;
             self.disk.power_cut();
-            self.history.lose_power();
-            self.needs_power_cut = false;
         } else {
             self.tracer.note(|| "kill -9".to_owned());
             self.report.kills += 1;
             self.disk.kill_process(self.process.id());
         }
+        let failed_syncs = self.disk.failed_syncs("/journal/");
+        if power_cut || failed_syncs > self.failed_syncs {
+            self.history.lose_unsynced();
+        }
+        self.failed_syncs = failed_syncs;
         self.start_process();
     }
 
@@ -268,10 +269,7 @@ impl Site {
             1 => (OpKind::Write, "/images/", FaultKind::Io),
             2 => (OpKind::Sync, "/images/", FaultKind::Io),
             3 => (OpKind::Write, "/journal/", *self.random.choose(&[FaultKind::Io, FaultKind::Short])),
-            4 => {
-                self.needs_power_cut = true;
-                (OpKind::Sync, "/journal/", FaultKind::Io)
-            }
+            4 => (OpKind::Sync, "/journal/", FaultKind::Io),
             5 => (OpKind::Read, *self.random.choose(&["/journal/", "/images/", "/vault/"]), FaultKind::Io),
             6 => {
                 (OpKind::Publish, *self.random.choose(&["/manifest/", "/blobs/", "/journal/"]), FaultKind::Io)

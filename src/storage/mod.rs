@@ -13,6 +13,7 @@
 //! - A write that completed is seen by every later read and survives the death of this process. Only
 //!   [`Op::Sync`] makes it survive the death of the machine, and a sync covers exactly the writes to *its* file
 //!   that had **completed when the sync was submitted**.
+//! - After a sync that failed, reads may go on showing writes that no later sync makes durable. [`Op::Evict`] ends that.
 //! - A name (create, publish, rename, remove) survives the death of the machine once an [`Op::SyncDirectory`] that
 //!   was submitted after it on the directory that holds it has completed.
 //! - Offsets, lengths and buffers are multiples of 512 bytes for a file that was opened `direct`; others take any.
@@ -217,6 +218,13 @@ pub enum Op {
     },
     /// Makes the writes that completed before this was submitted survive a power cut. → [`Outcome::Done`]
     Sync {
+        /// The file.
+        file: File,
+    },
+    /// Gives up what the page cache remembers of a file and does not still have to write, so that later reads show
+    /// what the device holds: after a failed sync the two differ. A file that bypasses the page cache has nothing to
+    /// give up. → [`Outcome::Done`]
+    Evict {
         /// The file.
         file: File,
     },

@@ -12,7 +12,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FallocateFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, SeekFrom};
+use rustix::fs::{
+    Advice, CWD, FallocateFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, SeekFrom,
+};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::{Access, Buffer, Create, File, Handle, Lock, Op, OpenOptions, Outcome};
@@ -60,6 +62,7 @@ pub(super) fn execute(op: Op) -> Executed {
         Op::Read { file, offset, buffer } => read(&file, offset, buffer).map(Outcome::Read),
         Op::Write { file, offset, data } => write(&file, offset, &data).map(done),
         Op::Sync { file } => sync(&file).map(done),
+        Op::Evict { file } => evict(&file).map(done),
         Op::Zero { file, range, keep_allocated } => zero(&file, range, keep_allocated).map(done),
         Op::SetLength { file, length } => set_length(&file, length).map(done),
         Op::Length { file } => length(&file).map(Outcome::Length),
@@ -178,6 +181,14 @@ fn write(file: &File, offset: u64, data: &[u8]) -> Result<()> {
 fn sync(file: &File) -> Result<()> {
     retry_on_intr(|| rustix::fs::fdatasync(file.descriptor()))
         .map_err(|errno| failed("syncing", errno).at_path(file.path()))
+}
+
+fn evict(file: &File) -> Result<()> {
+    if file.is_direct() {
+        return Ok(());
+    }
+    rustix::fs::fadvise(file.descriptor(), 0, None, Advice::DontNeed)
+        .map_err(|errno| failed("giving up the page cache", errno).at_path(file.path()))
 }
 
 fn zero(file: &File, range: Range<u64>, keep_allocated: bool) -> Result<()> {

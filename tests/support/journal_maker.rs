@@ -10,6 +10,7 @@ use afterimage::error::Result;
 use afterimage::format::marker::{Consistency, DiskEntry, Marker};
 use afterimage::journal::open::{self, JournalPlan, OpenedJournal};
 use afterimage::journal::recover::Known;
+use afterimage::journal::scan::Owner;
 use afterimage::journal::segments::{Segments, create};
 use afterimage::journal::writer::{Entry, Identity, Writer};
 use afterimage::planted::Planted;
@@ -69,7 +70,7 @@ fn open_in(runtime: &Rc<Runtime>, directory: &Path, known: Known) -> Result<Open
 /// What the gateway's opening says to a journal, without keeping it open.
 pub fn opening_accepts(directory: &Path, group: GroupId, floor: Lsn) -> Result<usize> {
     let runtime = runtime(Rc::new(OsEnvironment::new()));
-    let known = Known { group, timeline: TimelineId(1), floor };
+    let known = Known { owner: Owner { group, timeline: TimelineId(1) }, floor };
     open_in(&runtime, directory, known).map(|opened| opened.accepted.len())
 }
 
@@ -87,7 +88,7 @@ impl Journal {
     fn open_in(directory: &Path, group: GroupId, environment: Rc<dyn Environment>) -> Journal {
         fs::create_dir_all(directory).expect("a directory");
         let runtime = runtime(environment);
-        let known = Known { group, timeline: TimelineId(1), floor: Lsn::ZERO };
+        let known = Known { owner: Owner { group, timeline: TimelineId(1) }, floor: Lsn::ZERO };
         let opened = open_in(&runtime, directory, known).expect("opens");
         let incarnation = IncarnationId(runtime.random_u128());
         let identity = Identity { group, timeline: TimelineId(1), incarnation };

@@ -22,7 +22,9 @@ use crate::format::checkpoint::Checkpoint;
 use crate::format::frame::{FrameFault, RecordKind, UntrustedHeader};
 use crate::format::marker::Marker;
 use crate::journal::recover::{Accepted, Decision, Known, claims, recover};
-use crate::journal::scan::{Checks, Claims, Scanned, SegmentScan, is_needless, read_frame, scan_segment};
+use crate::journal::scan::{
+    Checks, Claims, Owner, Scanned, SegmentScan, is_needless, read_frame, scan_segment,
+};
 use crate::journal::segments::{SegmentIndex, parse_file_name};
 use crate::storage::map::ReadOnlyFile;
 use crate::units::{
@@ -47,6 +49,7 @@ pub struct LeftOver {
     pub number: FrameNumber,
     /// Its last record.
     pub last_lsn: Lsn,
+    owner: Owner,
     /// What is wrong with its payload, if anything.
     pub fault: Option<FrameFault>,
 }
@@ -118,6 +121,7 @@ fn left_overs(bytes: &[u8], from: u64) -> Vec<LeftOver> {
                     incarnation: frame.incarnation,
                     number: frame.number,
                     last_lsn: frame.last_lsn(),
+                    owner: frame.owner(),
                     fault: read_frame(bytes, offset).err(),
                 });
                 offset += frame.header_bytes();
@@ -179,7 +183,7 @@ pub struct Survey {
     /// Whether a gateway has it open, so that this is a snapshot.
     pub in_use: bool,
     /// Whose journal it is; `None` if it has no frame.
-    pub owner: Option<(GroupId, TimelineId)>,
+    pub owner: Option<Owner>,
     /// Its segment files, by index.
     pub segments: Vec<SegmentSurvey>,
     /// Files that do not belong there: opening refuses them.
@@ -223,18 +227,21 @@ impl Survey {
         Ok(Survey::assemble(path, in_use, segments, listing))
     }
 
-    fn assemble(path: &Path, in_use: bool, segments: Vec<SegmentSurvey>, listing: Listing) -> Survey {
-        let scans = as_opening_scans(&segments);
-        let claims = claims(&scans);
-        let owner = owner_of(&segments, listing.group);
+    fn assemble(path: &Path, in_use: bool, mut segments: Vec<SegmentSurvey>, listing: Listing) -> Survey {
+        let found = owner_of(&segments, listing.group);
+        let owner = found.unwrap_or(Owner { group: GroupId(0), timeline: TimelineId(0) });
+        for segment in &mut segments {
+            segment.left_overs.retain(|left_over| left_over.owner == owner);
+        }
+        let scans = as_opening_scans(&segments, owner);
+        let claims = claims(&scans, owner, Checks::ALL);
         let floor = Floor { stated: claims.durable_through, destaged: listing.destaged };
-        let (group, timeline) = owner.unwrap_or((GroupId(0), TimelineId(0)));
-        let known = Known { group, timeline, floor: floor.destaged.unwrap_or_default() };
+        let known = Known { owner, floor: floor.destaged.unwrap_or_default() };
         let decision = listing.whole.then(|| recover(&scans, known, Checks::ALL));
         let mut survey = Survey {
             path: path.to_owned(),
             in_use,
-            owner,
+            owner: found,
             segments,
             strangers: listing.strangers,
             unfinished: listing.unfinished,
@@ -281,27 +288,34 @@ impl Survey {
 }
 
 /// The scans as opening makes them: of a segment that nobody needs it reads the first page only.
-fn as_opening_scans(segments: &[SegmentSurvey]) -> Vec<SegmentScan> {
+fn as_opening_scans(segments: &[SegmentSurvey], owner: Owner) -> Vec<SegmentScan> {
     let mut heads = Claims::default();
-    segments.iter().for_each(|segment| heads.merge(segment.head.claims));
+    segments.iter().for_each(|segment| heads.merge(segment.head.claims(owner, Checks::ALL)));
     let scans = segments.iter().map(|segment| {
-        let scan = if is_needless(&segment.head, heads.tail) { &segment.head } else { &segment.scan };
+        let scan = if is_needless(segment.head.claims(owner, Checks::ALL), heads.tail) {
+            &segment.head
+        } else {
+            &segment.scan
+        };
         scan.clone()
     });
     scans.collect()
 }
 
-/// Whose journal it is: the directory's group if any frame is its own, else who wrote most of it.
-fn owner_of(segments: &[SegmentSurvey], named: Option<GroupId>) -> Option<(GroupId, TimelineId)> {
-    let mut counts: Vec<((GroupId, TimelineId), bool, usize)> = Vec::new();
+/// Whose journal it is: the directory's group if any frame is its own, else who wrote most of it. Where no segment
+/// begins with a frame, left-overs of the directory's group tell.
+fn owner_of(segments: &[SegmentSurvey], named: Option<GroupId>) -> Option<Owner> {
+    let mut counts: Vec<(Owner, bool, usize)> = Vec::new();
     for scanned in segments.iter().flat_map(|segment| &segment.scan.frames) {
-        let owner = (scanned.frame.group, scanned.frame.timeline);
+        let owner = scanned.frame.owner();
         match counts.iter_mut().find(|(known, ..)| *known == owner) {
             Some((.., count)) => *count += 1,
-            None => counts.push((owner, named == Some(owner.0), 1)),
+            None => counts.push((owner, named == Some(owner.group), 1)),
         }
     }
-    counts.into_iter().max_by_key(|&(_, is_named, count)| (is_named, count)).map(|(owner, ..)| owner)
+    let most = counts.into_iter().max_by_key(|&(_, is_named, count)| (is_named, count));
+    let mut owners = segments.iter().flat_map(|segment| segment.scan.owners());
+    most.map(|(owner, ..)| owner).or_else(|| owners.find(|owner| named == Some(owner.group)))
 }
 
 fn incarnations<'a>(frames: impl Iterator<Item = &'a Scanned>) -> Vec<IncarnationSurvey> {

@@ -138,9 +138,7 @@ fn explain(survey: &Survey, refusal: Refusal, claims: Claims) -> Vec<Fault> {
 fn strangers_frames(survey: &Survey, index: crate::journal::segments::SegmentIndex) -> Vec<Fault> {
     let segment = survey.segments.iter().find(|segment| segment.scan.index == index);
     let found = segment.and_then(|segment| {
-        let is_foreign = |group, timeline| survey.owner != Some((group, timeline));
-        let frame =
-            segment.scan.frames.iter().find(|found| is_foreign(found.frame.group, found.frame.timeline))?;
+        let frame = segment.scan.frames.iter().find(|found| survey.owner != Some(found.frame.owner()))?;
         let frame = &frame.frame;
         let what =
             format!("a frame of group {} and timeline {}, another's journal", frame.group, frame.timeline);

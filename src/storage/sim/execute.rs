@@ -33,6 +33,10 @@ impl World {
                 self.file_mut(&file).sync(submitted);
                 Ok(Outcome::Done)
             }
+            Op::Evict { file } => {
+                self.file_mut(&file).evict();
+                Ok(Outcome::Done)
+            }
             Op::Zero { file, range, keep_allocated } => self.zero(&file, range, keep_allocated).map(done),
             Op::SetLength { file, length } => self.set_length(&file, length).map(done),
             Op::Length { file } => Ok(Outcome::Length(self.file_mut(&file).visible().length())),

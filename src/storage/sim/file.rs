@@ -160,6 +160,14 @@ impl SimFile {
         }
     }
 
+    /// The page cache gives up what it does not still have to write: what a failed sync lost is out of sight.
+    pub(super) fn evict(&mut self) {
+        self.visible = self.durable.clone();
+        for (_, change) in &self.unsynced {
+            change.apply(&mut self.visible);
+        }
+    }
+
     /// The power goes; `in_flight` had not completed, and comes in any order.
     pub(super) fn power_cut(&mut self, in_flight: &[Change], severity: Severity, random: &mut Random) {
         for (_, change) in std::mem::take(&mut self.unsynced) {

@@ -218,6 +218,12 @@ impl SimDisk {
         self.0.borrow().counts[kind as usize]
     }
 
+    /// How many syncs of files whose path has `part` in it failed.
+    pub fn failed_syncs(&self, part: &str) -> usize {
+        let world = self.0.borrow();
+        world.failed_syncs.iter().filter(|path| path.to_string_lossy().contains(part)).count()
+    }
+
     /// A hash of everything that happened and is stored: equal runs have equal fingerprints.
     pub fn fingerprint(&self) -> u64 {
         self.0.borrow().fingerprint()

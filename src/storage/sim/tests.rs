@@ -78,6 +78,10 @@ fn sync(file: &File) -> Op {
     Op::Sync { file: file.clone() }
 }
 
+fn evict(file: &File) -> Op {
+    Op::Evict { file: file.clone() }
+}
+
 fn sync_directory(path: &str) -> Op {
     Op::SyncDirectory { path: path.into() }
 }
@@ -143,6 +147,31 @@ fn a_sync_covers_only_what_had_completed_when_it_was_submitted() {
         lost > SEEDS / 10,
         "a write that completed before the sync did, but not before its submission: {lost}"
     );
+}
+
+#[test]
+fn what_a_failed_sync_lost_is_seen_until_it_is_evicted() {
+    let mut lost = 0;
+    for seed in 0..SEEDS {
+        let disk = SimDisk::new(seed);
+        let process = Process::new(&disk);
+        let file = durable_file(&process, "/file", 1, 2);
+        process.done(write(&file, 0, filled(2, 1)));
+        disk.fail_next(Matcher::kind(OpKind::Sync), FaultKind::Io);
+        process.call(sync(&file)).expect_err("as planned");
+        process.done(write(&file, 512, filled(3, 1)));
+        process.done(sync(&file));
+        assert_eq!(process.read(&file, 0, 512)[0], 2, "seed {seed}: it stays in sight");
+        process.done(write(&file, 512, filled(4, 1)));
+        process.done(evict(&file));
+        let found = process.read(&file, 0, 1024);
+        assert_eq!(found[512], 4, "seed {seed}: what has yet to be synced stays");
+        let kept = found[0];
+        disk.power_cut();
+        assert_eq!(sectors_of(&disk, "/file")[0], Some(kept), "seed {seed}: what is seen is what is there");
+        lost += u64::from(kept == 1);
+    }
+    assert!((1..SEEDS).contains(&lost), "{lost}");
 }
 
 #[test]

@@ -53,6 +53,8 @@ pub(super) struct World {
     pub(super) faults: FaultPlan,
     pub(super) capacity: Option<u64>,
     pub(super) counts: [u64; OpKind::COUNT],
+    /// The file of every sync that failed.
+    pub(super) failed_syncs: Vec<PathBuf>,
     /// Running hash of all that happened.
     history: Xxh3Default,
     pub(super) trace: Option<Trace>,
@@ -72,6 +74,7 @@ impl World {
             faults: FaultPlan::default(),
             capacity: None,
             counts: [0; OpKind::COUNT],
+            failed_syncs: Vec::new(),
             history: Xxh3Default::new(),
             trace: None,
         }
@@ -236,6 +239,7 @@ impl World {
             (_, Op::Sync { file }) => {
                 let mut random = self.random.split();
                 self.file_mut(file).fail_sync(flight.submitted, &mut random);
+                self.failed_syncs.push(file.path().to_owned());
             }
             // Nothing of a directory became durable for sure.
             (_, Op::SyncDirectory { .. }) => {}
@@ -323,6 +327,7 @@ pub(super) fn file_of(op: &Op) -> Option<&File> {
         Op::Read { file, .. }
         | Op::Write { file, .. }
         | Op::Sync { file }
+        | Op::Evict { file }
         | Op::Zero { file, .. }
         | Op::SetLength { file, .. }
         | Op::Length { file }
