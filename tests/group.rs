@@ -40,6 +40,13 @@ fn runtime() -> Rc<Runtime> {
     Runtime::new(Box::new(storage), Rc::new(OsEnvironment::new()))
 }
 
+/// A process that ends takes its tasks with it, and the locks that they hold.
+impl Drop for Harness {
+    fn drop(&mut self) {
+        self.runtime.abandon_tasks();
+    }
+}
+
 impl Harness {
     fn create(root: &Path) -> Harness {
         let record = GroupRecord { name: "g".into(), created: WallNanos(0), interval_ms: 3_600_000 };

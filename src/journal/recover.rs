@@ -188,35 +188,56 @@ fn follow(scans: &[SegmentScan], first: usize, checks: Checks) -> Vec<Accepted> 
 mod tests {
     use super::*;
 
+    /// The table of the module's header: `None` where a column does not matter. Every input has exactly one row.
     #[test]
     fn every_input_of_the_table_has_its_row() {
-        let segment = SegmentIndex(3);
-        let floor = Lsn(10);
+        #[derive(Debug, PartialEq, Eq)]
+        enum Row {
+            Fresh,
+            Gone,
+            Foreign,
+            TailMissing,
+            BelowFloor,
+            Accept,
+        }
+        // Frames seen, all ours, tail segment there, chain reaches the floor.
+        let table = [
+            ([Some(false), None, None, Some(true)], Row::Fresh),
+            ([Some(false), None, None, Some(false)], Row::Gone),
+            ([Some(true), Some(false), None, None], Row::Foreign),
+            ([Some(true), Some(true), Some(false), None], Row::TailMissing),
+            ([Some(true), Some(true), Some(true), Some(false)], Row::BelowFloor),
+            ([Some(true), Some(true), Some(true), Some(true)], Row::Accept),
+        ];
         let chain = vec![Accepted { scan: 0, frames: 1 }];
-        for any_frames in [false, true] {
-            for foreign in [None, Some(segment)] {
-                for tail_found in [false, true] {
-                    for (end, floor) in [(Lsn(9), floor), (floor, floor), (Lsn(11), floor), (Lsn(0), Lsn(0))]
-                    {
-                        let predicates = Predicates { any_frames, foreign, tail_found, end, floor };
-                        let decision = decide(predicates, chain.clone());
-                        let reaches = end >= floor;
-                        let expected = if !any_frames && reaches {
-                            Decision::Fresh
-                        } else if !any_frames {
-                            Decision::Refuse(Refusal::Gone { floor })
-                        } else if foreign.is_some() {
-                            Decision::Refuse(Refusal::Foreign { segment })
-                        } else if !tail_found {
-                            Decision::Refuse(Refusal::TailMissing)
-                        } else if !reaches {
-                            Decision::Refuse(Refusal::BelowFloor { end, floor })
-                        } else {
-                            Decision::Accept(chain.clone())
-                        };
-                        assert_eq!(decision, expected, "{predicates:?}");
-                    }
+        for input in 0..16u8 {
+            let input = [1, 2, 4, 8].map(|bit| input & bit != 0);
+            let matches = |row: &[Option<bool>; 4]| {
+                row.iter().zip(input).all(|(wanted, found)| wanted.is_none_or(|wanted| wanted == found))
+            };
+            let rows: Vec<_> = table.iter().filter(|(row, _)| matches(row)).collect();
+            let [(_, expected)] = &rows[..] else { panic!("{input:?} has {} rows", rows.len()) };
+            let [any_frames, ours, tail_found, reaches] = input;
+            for (end, floor) in [(9, 10), (0, 1), (10, 10), (11, 10), (0, 0)] {
+                if (end >= floor) != reaches {
+                    continue;
                 }
+                let (end, floor) = (Lsn(end), Lsn(floor));
+                let foreign = (!ours).then_some(SegmentIndex(3));
+                let predicates = Predicates { any_frames, foreign, tail_found, end, floor };
+                let row = match decide(predicates, chain.clone()) {
+                    Decision::Fresh => Row::Fresh,
+                    Decision::Accept(accepted) if accepted == chain => Row::Accept,
+                    Decision::Accept(accepted) => panic!("{accepted:?} is not the chain"),
+                    Decision::Refuse(Refusal::Gone { floor: named }) if named == floor => Row::Gone,
+                    Decision::Refuse(Refusal::Foreign { segment: SegmentIndex(3) }) => Row::Foreign,
+                    Decision::Refuse(Refusal::TailMissing) => Row::TailMissing,
+                    Decision::Refuse(refusal) => {
+                        assert_eq!(refusal, Refusal::BelowFloor { end, floor });
+                        Row::BelowFloor
+                    }
+                };
+                assert_eq!(row, *expected, "{predicates:?}");
             }
         }
     }

@@ -187,7 +187,7 @@ impl Segments {
 
     /// Takes a free segment into use as the newest. Data may not take the reserve. `None`: there is none now.
     pub fn take(&mut self, for_data: bool) -> Option<Rc<Segment>> {
-        if for_data && self.spare() <= RESERVED {
+        if for_data && self.free.len() <= RESERVED {
             return None;
         }
         let segment = self.free.pop_front()?;
@@ -204,18 +204,14 @@ impl Segments {
         !self.free.is_empty()
     }
 
-    /// Segments that can still be taken into use.
-    fn spare(&self) -> usize {
-        self.free.len() + self.count_max.saturating_sub(self.count())
-    }
-
     fn count(&self) -> usize {
         self.live.len() + self.retired.len() + self.free.len()
     }
 
-    /// Whether data may go on in the newest segment: not where it was taken from the reserve.
+    /// Whether data may go on in the newest segment: not where it was taken from the reserve. What could still be
+    /// created is no reserve, since the disk may be full by then.
     pub fn is_reserve_whole(&self) -> bool {
-        self.spare() >= RESERVED
+        self.free.len() >= RESERVED
     }
 
     /// Retires the oldest segments whose records are all at or below `needless`, and that nobody pins; `durable` is the
@@ -326,6 +322,7 @@ pub async fn create(runtime: Rc<Runtime>, index: SegmentIndex, path: PathBuf, by
         }
     };
     runtime.publish(&temporary, &path).await?;
+    file.note_published(&path);
     runtime.sync_directory(directory_of(&path)).await?;
     Ok(Segment::new(index, file, bytes))
 }

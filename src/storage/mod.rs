@@ -34,7 +34,7 @@ use std::fmt;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 pub use buffer::{Buffer, Slice};
 pub use choose::{BackendOptions, Chosen, Preference, open_best};
@@ -133,6 +133,7 @@ pub struct File(Arc<FileInner>);
 #[derive(Debug)]
 struct FileInner {
     path: PathBuf,
+    published_as: OnceLock<PathBuf>,
     direct: bool,
     handle: Handle,
 }
@@ -146,12 +147,18 @@ enum Handle {
 
 impl File {
     fn new(path: PathBuf, direct: bool, handle: Handle) -> File {
-        File(Arc::new(FileInner { path, direct, handle }))
+        File(Arc::new(FileInner { path, published_as: OnceLock::new(), direct, handle }))
     }
 
-    /// The path that it was opened by; for messages, since a rename does not change it.
+    /// The path that it was opened by, or has been published as since; for messages.
     pub fn path(&self) -> &Path {
-        &self.0.path
+        self.0.published_as.get().unwrap_or(&self.0.path)
+    }
+
+    /// Notes the name that the file got by [`Op::Publish`].
+    pub fn note_published(&self, path: &Path) {
+        // A file is published once; whoever notes it again says the same.
+        let _ = self.0.published_as.set(path.to_owned());
     }
 
     /// Whether it really bypasses the page cache.
