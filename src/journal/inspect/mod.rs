@@ -303,7 +303,7 @@ fn as_opening_scans(segments: &[SegmentSurvey], owner: Owner) -> Vec<SegmentScan
 }
 
 /// Whose journal it is: the directory's group if any frame is its own, else who wrote most of it. Where no segment
-/// begins with a frame, left-overs of the directory's group tell.
+/// begins with a frame, left-overs tell, preferably those of the directory's group.
 fn owner_of(segments: &[SegmentSurvey], named: Option<GroupId>) -> Option<Owner> {
     let mut counts: Vec<(Owner, bool, usize)> = Vec::new();
     for scanned in segments.iter().flat_map(|segment| &segment.scan.frames) {
@@ -314,8 +314,9 @@ fn owner_of(segments: &[SegmentSurvey], named: Option<GroupId>) -> Option<Owner>
         }
     }
     let most = counts.into_iter().max_by_key(|&(_, is_named, count)| (is_named, count));
-    let mut owners = segments.iter().flat_map(|segment| segment.scan.owners());
-    most.map(|(owner, ..)| owner).or_else(|| owners.find(|owner| named == Some(owner.group)))
+    let left_overs = segments.iter().flat_map(|segment| segment.scan.owners());
+    let named_first = || left_overs.max_by_key(|owner| named == Some(owner.group));
+    most.map(|(owner, ..)| owner).or_else(named_first)
 }
 
 fn incarnations<'a>(frames: impl Iterator<Item = &'a Scanned>) -> Vec<IncarnationSurvey> {
