@@ -38,5 +38,6 @@ mod ext4;
 mod fio;
 mod nbdcopy;
 mod nbdinfo;
+mod postgres;
 mod qemu_img;
 mod qemu_io;
