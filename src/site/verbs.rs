@@ -5,23 +5,28 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+
 use super::convert;
 use super::gateway::{Answering, Gateway, INTERVAL_MS_DEFAULT, Inner, SESSIONS_END, cached};
+use super::group_table::Entry;
 use super::member::Member;
+use super::opening::Opened;
 use super::removal;
 use crate::block::{Export, TestId};
 use crate::control::backend::{Answer, Backend};
 use crate::control::jobs::Progress;
 use crate::control::model::{
-    Disk, Group, GroupStatus, Point, Policy, RestoreRequest, Restored, Status, StorageStatus, Test,
+    Disk, Group, GroupStatus, Point, Policy, RestoreRequest, Restored, Resumed, Status, StorageStatus, Test,
     VerifyReport,
 };
 use crate::control::name::{DiskPath, Label, Name};
 use crate::control::selector::{PointSelector, resolve};
 use crate::error::{Error, ErrorKind, Result};
-use crate::failover::{TestFailover, TestListing};
+use crate::failover::TestListing;
 use crate::format::record::{Change, DiskRecord, GroupRecord};
 use crate::protect::membership::Content;
+use crate::protect::{open, resume};
 use crate::runtime::Runtime;
 use crate::units::{DiskId, GroupId, PointId, SECTOR_BYTES, SectorCount};
 use crate::vault::{self, Vault};
@@ -37,11 +42,20 @@ impl Backend for Gateway {
     }
 
     fn group(&self, name: Name) -> Answer<'_, Group> {
-        self.detached(|inner| Box::pin(async move { inner.group_model(inner.id(&name)?).await }))
+        self.detached(|inner| {
+            Box::pin(async move {
+                let (name, entry) = inner.find(&name)?;
+                inner.group_model(&name, &entry).await
+            })
+        })
     }
 
     fn group_remove(&self, name: Name) -> Answer<'_, ()> {
         self.detached(|inner| Box::pin(async move { inner.group_remove(name).await }))
+    }
+
+    fn group_resume(&self, name: Name) -> Answer<'_, Resumed> {
+        self.detached(|inner| Box::pin(async move { inner.group_resume(name).await }))
     }
 
     fn disk_create(&self, path: DiskPath, size: SectorCount) -> Answer<'_, Disk> {
@@ -67,7 +81,7 @@ impl Backend for Gateway {
     }
 
     fn points(&self, group: Name) -> Answer<'_, Vec<Point>> {
-        self.detached(|inner| Box::pin(async move { inner.points_of(inner.id(&group)?).await }))
+        self.detached(|inner| Box::pin(async move { inner.points_of(inner.find_vault(&group)?.1).await }))
     }
 
     fn test_start(&self, group: Name, point: PointSelector) -> Answer<'_, Test> {
@@ -98,59 +112,125 @@ impl Backend for Gateway {
 impl Inner {
     async fn group_create(self: &Arc<Self>, name: Name) -> Result<Group> {
         let _turn = self.turn.lock().await;
-        if self.groups.read().contains_key(&name) {
+        if self.groups.read().has(&name) {
             return Err(Error::new(ErrorKind::AlreadyExists, format!("there is a group {name} already")));
         }
         let id = GroupId(self.environment.random_u128());
         let created = self.environment.wall();
         let record = GroupRecord { name: name.to_string(), created, interval_ms: INTERVAL_MS_DEFAULT };
-        self.open_group(id, Some(record)).await?;
-        self.remember(id).await;
-        self.group_model(id).await
+        let begun = match self.create_vault(id, record).await {
+            Ok(()) => self.open(id).await?,
+            Err(error) => Opened::Nothing(error),
+        };
+        let error = match begun {
+            Opened::Serving => {
+                self.serve_all(id, None).await?;
+                self.remember(id).await;
+                let (name, entry) = self.find(&name)?;
+                return self.group_model(&name, &entry).await;
+            }
+            Opened::VaultOnly(error) | Opened::Nothing(error) => error,
+            Opened::Removed => Error::new(ErrorKind::Shutdown, "the group was removed while it was created"),
+        };
+        // Nobody has it yet. What cannot be cleared away now is, or is listed, at the next start.
+        if let Err(left) = self.clear(id).await {
+            tracing::warn!(group = %id, error = %left, "files of a group that could not be created are left");
+        }
+        Err(error)
     }
 
-    /// Every group's name and id, by name.
-    fn directory_of_groups(&self) -> Vec<(Name, GroupId)> {
-        self.groups.read().iter().map(|(name, &id)| (name.clone(), id)).collect()
+    async fn create_vault(&self, id: GroupId, record: GroupRecord) -> Result<()> {
+        let plan = self.plan(id);
+        let home = self.threads.exports().place_group(id, self.threads.count());
+        let (sender, receiver) = oneshot::channel();
+        self.threads.command(home, move |host| {
+            let runtime = Rc::clone(host.runtime());
+            host.runtime().spawn(async move {
+                drop(sender.send(open::create_vault(&runtime, &plan, id, record).await.map(drop)));
+            });
+        })?;
+        let lost = |_| Error::new(ErrorKind::Shutdown, "the gateway stopped while the group was created");
+        receiver.await.map_err(lost)?
     }
 
     async fn all_groups(&self) -> Result<Vec<Group>> {
         let mut groups = Vec::new();
-        for (_, id) in self.directory_of_groups() {
-            groups.push(self.group_model(id).await?);
+        for (name, entry) in self.groups_now() {
+            groups.push(self.group_model(&name, &entry).await?);
         }
         Ok(groups)
     }
 
+    /// Every group by name, as the table has it now.
+    fn groups_now(&self) -> Vec<(Name, Entry)> {
+        self.groups.read().list()
+    }
+
+    async fn group_resume(self: &Arc<Self>, name: Name) -> Result<Resumed> {
+        let _turn = self.turn.lock().await;
+        let (name, entry) = self.find(&name)?;
+        if entry.failure.is_some() {
+            let name = self.reopen(&name, &entry).await?;
+            self.remember(entry.id).await;
+            let group = self.group_model(&name, &self.find(&name)?.1).await?;
+            return Ok(Resumed { group, opened: true, cleared: Vec::new(), latched: Vec::new() });
+        }
+        let resumed: resume::Resumed = self
+            .ask(entry.id, |member: &mut Member, answer: Answering<_>| match member.group() {
+                Ok(group) => group.resume(answer.callback()),
+                Err(error) => answer.send(Err(error)),
+            })
+            .await?;
+        let group = self.group_model(&name, &entry).await?;
+        Ok(Resumed { group, opened: false, cleared: resumed.cleared, latched: resumed.latched })
+    }
+
     async fn group_remove(self: &Arc<Self>, name: Name) -> Result<()> {
         let _turn = self.turn.lock().await;
-        let id = self.id(&name)?;
+        let (name, entry) = self.find(&name)?;
+        let id = entry.id;
+        if entry.failure.is_none() {
+            self.end_open(&name, id).await?;
+        } else {
+            self.evict(&name, &entry).await?;
+        }
+        if let Err(error) = self.clear(id).await {
+            // What is left of it is listed, so that it can be removed again.
+            self.note_without_vault(id, &error, Some(name));
+            return Err(error);
+        }
+        self.groups.write().remove(id);
+        self.threads.exports().end_refusal(name.as_str());
+        cached(self.catalogue.as_ref().map(|catalogue| catalogue.remove_group(id))).await;
+        Ok(())
+    }
+
+    /// Ends an open group for good: its clients, its history, its journal.
+    async fn end_open(&self, name: &Name, id: GroupId) -> Result<()> {
         for test in self.test_numbers(id).await? {
-            self.end_test(&name, id, test).await?;
+            self.end_test(name, id, test).await?;
         }
-        for record in self.read(id, |member| member.group.snapshot().disks).await? {
-            self.withdraw(&disk_path(&name, &record)?.to_string(), Export::Disk(id, record.id)).await;
+        for record in self.read(id, |member| member.description().disks).await? {
+            self.withdraw(&convert::disk_path(name, &record.name)?.to_string(), Export::Disk(id, record.id))
+                .await;
         }
-        self.groups.write().remove(&name);
         self.ask(id, |member: &mut Member, answer: Answering<()>| {
-            let vault = Rc::clone(member.group.vault());
+            let vault = Rc::clone(member.vault());
             vault.runtime().clone().spawn(async move {
                 answer.send(vault.manifest().append(Change::GroupRemoved).await.map(drop));
             });
         })
         .await?;
         self.ask(id, |member: &mut Member, answer: Answering<()>| member.stop(move || answer.send(Ok(()))))
-            .await?;
-        self.clear(id).await?;
-        cached(self.catalogue.as_ref().map(|catalogue| catalogue.remove_group(id))).await;
-        Ok(())
+            .await
     }
 
-    /// Takes a stopped group off its thread and deletes its files.
+    /// Takes a group that is not at work off its thread, if it is on one, and deletes its files.
     async fn clear(&self, id: GroupId) -> Result<()> {
-        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let (sender, receiver) = oneshot::channel();
         let plan = self.plan(id);
-        self.threads.command_group(id, move |host| {
+        let home = self.threads.exports().place_group(id, self.threads.count());
+        self.threads.command(home, move |host| {
             drop(host.remove(id));
             let runtime = Rc::clone(host.runtime());
             host.runtime().spawn(async move { drop(sender.send(removal::clear(&runtime, &plan).await)) });
@@ -163,7 +243,7 @@ impl Inner {
     }
 
     /// Stops serving an export and ends its sessions.
-    async fn withdraw(&self, name: &str, export: Export) {
+    pub(super) async fn withdraw(&self, name: &str, export: Export) {
         self.threads.exports().remove(name);
         self.threads.close_sessions(export, SESSIONS_END).finished().await;
     }
@@ -175,16 +255,17 @@ impl Inner {
         content: impl FnOnce() -> Content + Send + 'static,
     ) -> Result<Disk> {
         let _turn = self.turn.lock().await;
-        let id = self.id(&path.group)?;
+        let (group, id) = self.find_open(&path.group)?;
         let name = path.disk.to_string();
         let record: DiskRecord = self
-            .ask(id, move |member: &mut Member, answer: Answering<DiskRecord>| {
-                member.group.add_disk(name, size, content(), answer.callback());
+            .ask(id, move |member: &mut Member, answer: Answering<DiskRecord>| match member.group() {
+                Ok(group) => group.add_disk(name, size, content(), answer.callback()),
+                Err(error) => answer.send(Err(error)),
             })
             .await?;
-        self.serve_disk(&path.group, id, &record)?;
+        self.serve_disk(&group, id, &record)?;
         self.remember(id).await;
-        convert::disk(&path.group, &record, self.address())
+        convert::disk(&group, &record, true, self.address())
     }
 
     async fn disk_import(&self, path: DiskPath, file: PathBuf, progress: Progress) -> Result<Disk> {
@@ -208,11 +289,13 @@ impl Inner {
 
     async fn disk_remove(&self, path: DiskPath) -> Result<()> {
         let _turn = self.turn.lock().await;
-        let id = self.id(&path.group)?;
+        let (group, id) = self.find_open(&path.group)?;
+        let path = DiskPath { group, disk: path.disk };
         let disk = self.disk_id(id, &path).await?;
         self.withdraw(&path.to_string(), Export::Disk(id, disk)).await;
-        self.ask(id, move |member: &mut Member, answer: Answering<()>| {
-            member.group.remove_disk(disk, answer.callback());
+        self.ask(id, move |member: &mut Member, answer: Answering<()>| match member.group() {
+            Ok(group) => group.remove_disk(disk, answer.callback()),
+            Err(error) => answer.send(Err(error)),
         })
         .await?;
         cached(self.catalogue.as_ref().map(|catalogue| catalogue.remove_disk(disk))).await;
@@ -223,28 +306,30 @@ impl Inner {
         let name = path.disk.to_string();
         let missing =
             || Error::new(ErrorKind::NotFound, format!("there is no disk {path}: 'disk list' shows them"));
-        let snapshot = self.read(group, |member| member.group.snapshot()).await?;
-        snapshot.disks.iter().find(|disk| disk.name == name).map(|disk| disk.id).ok_or_else(missing)
+        let description = self.read(group, |member| member.description()).await?;
+        description.disks.iter().find(|disk| disk.name == name).map(|disk| disk.id).ok_or_else(missing)
     }
 
     async fn policy_set(&self, group: Name, policy: Policy) -> Result<Group> {
         let policy = policy.checked()?;
-        let id = self.id(&group)?;
+        let (group, id) = self.find_open(&group)?;
         let interval = Duration::from_millis(policy.interval_ms);
-        self.ask(id, move |member: &mut Member, answer: Answering<()>| {
-            member.group.set_interval(interval, answer.callback());
+        self.ask(id, move |member: &mut Member, answer: Answering<()>| match member.group() {
+            Ok(group) => group.set_interval(interval, answer.callback()),
+            Err(error) => answer.send(Err(error)),
         })
         .await?;
         cached(self.catalogue.as_ref().map(|catalogue| catalogue.put_policy(id, policy))).await;
-        self.group_model(id).await
+        self.group_model(&group, &self.find(&group)?.1).await
     }
 
     async fn point_create(&self, group: Name, label: Option<Label>) -> Result<Point> {
-        let id = self.id(&group)?;
+        let (_, id) = self.find_open(&group)?;
         let label = label.map_or_else(String::new, |label| label.as_str().to_owned());
         let record = self
-            .ask(id, move |member: &mut Member, answer: Answering<_>| {
-                member.group.create_point(label, answer.callback());
+            .ask(id, move |member: &mut Member, answer: Answering<_>| match member.group() {
+                Ok(group) => group.create_point(label, answer.callback()),
+                Err(error) => answer.send(Err(error)),
             })
             .await?;
         let point = convert::point(&record);
@@ -254,22 +339,25 @@ impl Inner {
     }
 
     async fn points_of(&self, id: GroupId) -> Result<Vec<Point>> {
-        self.read(id, |member| member.group.points().iter().map(convert::point).collect()).await
+        self.read(id, |member| member.points().iter().map(convert::point).collect()).await
     }
 
     async fn select(&self, id: GroupId, selector: &PointSelector) -> Result<PointId> {
         let points = self.points_of(id).await?;
-        resolve(selector, &points).map(|point| point.id)
+        resolve(selector, &points, self.environment.wall()).map(|point| point.id)
     }
 
     async fn test_start(&self, group: Name, selector: PointSelector) -> Result<Test> {
         let _turn = self.turn.lock().await;
-        let id = self.id(&group)?;
+        let (group, id) = self.find_vault(&group)?;
         let point = self.select(id, &selector).await?;
         let listing: TestListing = self
-            .ask(id, move |member: &mut Member, answer: Answering<TestListing>| {
-                let callback = answer.callback();
-                member.tests.start(point, Box::new(|result| callback(result.map(|test| test.listing()))));
+            .ask(id, move |member: &mut Member, answer: Answering<TestListing>| match member.tests() {
+                Ok(tests) => {
+                    let callback = answer.callback();
+                    tests.start(point, Box::new(|result| callback(result.map(|test| test.listing()))));
+                }
+                Err(error) => answer.send(Err(error)),
             })
             .await?;
         self.serve_test(&group, id, &listing)?;
@@ -278,7 +366,7 @@ impl Inner {
     }
 
     async fn listings(&self, id: GroupId) -> Result<Vec<TestListing>> {
-        self.read(id, |member| member.tests.list().map(TestFailover::listing).collect()).await
+        self.read(id, |member| member.test_listings()).await
     }
 
     async fn test_numbers(&self, id: GroupId) -> Result<Vec<TestId>> {
@@ -287,7 +375,7 @@ impl Inner {
 
     async fn test_cleanup(&self, group: Name, test: Option<TestId>) -> Result<Vec<TestId>> {
         let _turn = self.turn.lock().await;
-        let id = self.id(&group)?;
+        let (group, id) = self.find_vault(&group)?;
         let ended = match test {
             Some(test) => vec![test],
             None => self.test_numbers(id).await?,
@@ -302,11 +390,12 @@ impl Inner {
         let listings = self.listings(id).await?;
         for disk in listings.iter().filter(|listing| listing.test == test).flat_map(|listing| &listing.disks)
         {
-            let path = DiskPath { group: group.clone(), disk: convert::name(&disk.name)? };
+            let path = convert::disk_path(group, &disk.name)?;
             self.withdraw(&path.test_export(test), Export::Test(id, disk.id, test)).await;
         }
-        self.ask(id, move |member: &mut Member, answer: Answering<()>| {
-            member.tests.cleanup(test, answer.callback());
+        self.ask(id, move |member: &mut Member, answer: Answering<()>| match member.tests() {
+            Ok(tests) => tests.cleanup(test, answer.callback()),
+            Err(error) => answer.send(Err(error)),
         })
         .await?;
         cached(self.catalogue.as_ref().map(|catalogue| catalogue.remove_test(id, test))).await;
@@ -315,8 +404,11 @@ impl Inner {
 
     async fn all_tests(&self, group: Option<Name>) -> Result<Vec<Test>> {
         let groups = match group {
-            Some(name) => vec![(name.clone(), self.id(&name)?)],
-            None => self.directory_of_groups(),
+            Some(name) => vec![self.find_vault(&name)?],
+            None => {
+                let hosted = self.groups_now().into_iter().filter(|(_, entry)| entry.is_hosted());
+                hosted.map(|(name, entry)| (name, entry.id)).collect()
+            }
         };
         let mut tests = Vec::new();
         for (name, id) in groups {
@@ -330,12 +422,12 @@ impl Inner {
     }
 
     async fn restore(&self, group: Name, request: RestoreRequest, progress: Progress) -> Result<Restored> {
-        let id = self.id(&group)?;
+        let (_, id) = self.find_vault(&group)?;
         let selected = self.select(id, &request.point).await?;
         let RestoreRequest { directory, overwrite, .. } = request;
         let (files, bytes) = self
             .ask(id, move |member: &mut Member, answer: Answering<(Vec<PathBuf>, u64)>| {
-                let vault = Rc::clone(member.group.vault());
+                let vault = Rc::clone(member.vault());
                 vault.runtime().clone().spawn(async move {
                     answer.send(restore(&vault, selected, &directory, overwrite, &progress).await);
                 });
@@ -351,12 +443,23 @@ impl Inner {
         let now = self.environment.wall();
         let mut groups: Vec<GroupStatus> = Vec::new();
         let mut direct = true;
-        for (_, id) in self.directory_of_groups() {
-            let snapshot = self.read(id, |member| member.group.snapshot()).await?;
+        for (name, entry) in self.groups_now() {
+            let group = self.group_model(&name, &entry).await?;
+            if let Some(failure) = group.failure.clone() {
+                let points = match entry.is_hosted() {
+                    true => self.read(entry.id, |member| member.points()).await?,
+                    false => Vec::new(),
+                };
+                groups.push(convert::failed_status(group, failure, &points, now));
+                continue;
+            }
+            let id = entry.id;
+            let snapshot =
+                self.read(id, |member| member.group().map(|group| group.snapshot())).await.flatten()?;
             direct &= snapshot.direct;
             let exports = snapshot.disks.iter().map(|disk| Export::Disk(id, disk.id));
             let connections = exports.map(|export| self.threads.exports().sessions_of(export)).sum();
-            groups.push(convert::status(&snapshot, connections, now, self.address())?);
+            groups.push(convert::status(group, &snapshot, connections, now));
         }
         let direct_reason = "the file system of the data directory refuses O_DIRECT";
         Ok(Status {
@@ -377,32 +480,44 @@ impl Inner {
 
     async fn vault_verify(&self, group: Option<Name>, progress: Progress) -> Result<VerifyReport> {
         let groups = match group {
-            Some(name) => vec![self.id(&name)?],
-            None => self.directory_of_groups().into_iter().map(|(_, id)| id).collect(),
+            Some(name) => vec![self.find(&name)?],
+            None => self.groups_now(),
         };
         let mut report = VerifyReport::default();
-        for id in groups {
-            let progress = progress.clone();
-            let found: vault::VerifyReport = self
-                .ask(id, move |member: &mut Member, answer: Answering<vault::VerifyReport>| {
-                    let vault = Rc::clone(member.group.vault());
-                    vault.runtime().clone().spawn(async move {
-                        answer.send(verify(&vault, &progress).await);
-                    });
-                })
-                .await?;
+        for (_, entry) in groups {
             report.groups += 1;
-            report.steps += found.manifest_files;
-            report.blobs += found.blobs;
-            report.bytes += found.blob_bytes;
-            report.faults.extend(found.findings.iter().map(ToString::to_string));
+            let progress = progress.clone();
+            let looked = if entry.is_hosted() {
+                self.verify_hosted(entry.id, progress).await?
+            } else {
+                let look = move |vault: Rc<Vault>| async move { verify(&vault, &progress).await };
+                match self.look_at_vault(entry.id, look).await {
+                    Err(error) if error.kind() != ErrorKind::Shutdown => {
+                        report
+                            .faults
+                            .push(format!("group {}: its vault cannot be opened: {error}", entry.id));
+                        continue;
+                    }
+                    looked => looked?,
+                }
+            };
+            report.steps += looked.manifest_files;
+            report.blobs += looked.blobs;
+            report.bytes += looked.blob_bytes;
+            report.faults.extend(looked.findings.iter().map(ToString::to_string));
         }
         Ok(report)
     }
-}
 
-fn disk_path(group: &Name, record: &DiskRecord) -> Result<DiskPath> {
-    Ok(DiskPath { group: group.clone(), disk: convert::name(&record.name)? })
+    async fn verify_hosted(&self, id: GroupId, progress: Progress) -> Result<vault::VerifyReport> {
+        self.ask(id, move |member: &mut Member, answer: Answering<vault::VerifyReport>| {
+            let vault = Rc::clone(member.vault());
+            vault.runtime().clone().spawn(async move {
+                answer.send(verify(&vault, &progress).await);
+            });
+        })
+        .await
+    }
 }
 
 async fn verify(vault: &Vault, progress: &Progress) -> Result<vault::VerifyReport> {
