@@ -209,9 +209,9 @@ impl Inner {
         }
     }
 
-    /// The name that a group goes by.
-    pub(super) fn name_of(&self, id: GroupId) -> Option<Name> {
-        self.groups.read().list().into_iter().find(|(_, entry)| entry.id == id).map(|(name, _)| name)
+    /// A group by its id, with the name that it goes by.
+    pub(super) fn find_by_id(&self, id: GroupId) -> Option<(Name, Entry)> {
+        self.groups.read().find_by_id(id)
     }
 
     /// Asks a group's owner.

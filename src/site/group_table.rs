@@ -44,6 +44,12 @@ impl GroupTable {
         found.map(|(name, entry)| (name.clone(), entry.clone())).ok_or_else(missing)
     }
 
+    /// A group by its id, with the name that it goes by.
+    pub(super) fn find_by_id(&self, id: GroupId) -> Option<(Name, Entry)> {
+        let found = self.entries.iter().find(|(_, entry)| entry.id == id);
+        found.map(|(name, entry)| (name.clone(), entry.clone()))
+    }
+
     /// Whether a group goes by that name.
     pub(super) fn has(&self, name: &Name) -> bool {
         self.entries.contains_key(name)
@@ -92,6 +98,11 @@ impl OpeningFailure {
     /// The same, for a group that could not be opened before either.
     pub(super) fn since(self, since: WallNanos) -> OpeningFailure {
         OpeningFailure { since, ..self }
+    }
+
+    /// The same, once the vault is not open any more.
+    pub(super) fn without_vault(self) -> OpeningFailure {
+        OpeningFailure { has_vault: false, ..self }
     }
 
     /// Whether space is all that it lacks.

@@ -110,10 +110,11 @@ impl Member {
             }
             return;
         }
-        if self.when_stopped.is_some() && self.group.as_mut().is_none_or(Group::is_stopped) {
-            if let Some(notice) = self.when_stopped.take() {
-                notice(());
-            }
+        if self.when_stopped.is_some()
+            && self.group.as_mut().is_none_or(Group::is_stopped)
+            && let Some(notice) = self.when_stopped.take()
+        {
+            notice(());
         }
     }
 

@@ -144,7 +144,7 @@ impl Inner {
 
     /// What the catalogue is told of a hosted group, points included.
     pub(super) async fn record(&self, id: GroupId) -> Option<GroupRecord> {
-        let name = self.name_of(id)?;
+        let (name, _) = self.find_by_id(id)?;
         let known = self.read(id, move |member| convert::catalogue_group(id, name, member)).await;
         match known.flatten() {
             Ok(record) => Some(record),
@@ -201,7 +201,7 @@ impl Inner {
     }
 
     fn note(&self, entry: Entry, wanted: Option<Name>) -> Name {
-        if let Some(before) = self.name_of(entry.id) {
+        if let Some((before, _)) = self.find_by_id(entry.id) {
             self.threads.exports().end_refusal(before.as_str());
         }
         let failure = entry.failure.clone();
@@ -239,9 +239,7 @@ impl Inner {
         };
         match opened {
             Opened::Serving if keeps_vault => {
-                let name = self.serve_group(id, None).await?;
-                tracing::info!(group = %id, %name, "the group is open again");
-                return Ok(name);
+                self.serve_group(id, None).await?;
             }
             Opened::Serving => self.serve_all(id, None).await?,
             Opened::VaultOnly(error) if keeps_vault => {
@@ -257,7 +255,7 @@ impl Inner {
                 return Err(Error::new(ErrorKind::NotFound, format!("group {name} had been removed")));
             }
         }
-        let (name, entry) = self.find(&id.to_string().parse().expect("an id is a name"))?;
+        let (name, entry) = self.find_by_id(id).expect("it was noted, and verbs that remove take turns");
         match entry.failure {
             None => {
                 tracing::info!(group = %id, %name, "the group is open again");
@@ -300,6 +298,11 @@ impl Inner {
                 self.withdraw(&path.test_export(test.test), Export::Test(id, disk.id, test.test)).await;
             }
         }
+        // Whoever asks from now on is told without asking its thread.
+        if self.find_by_id(id).is_some() {
+            let failure = entry.failure.clone().map(OpeningFailure::without_vault);
+            self.groups.write().put(Entry { id, failure }, Some(name.clone()));
+        }
         let (sender, receiver) = oneshot::channel();
         self.threads.command_group(id, move |host| {
             drop(host.remove(id));
@@ -334,9 +337,7 @@ impl Inner {
 
     /// Whether a group lacks nothing but space.
     fn wants_space(&self, id: GroupId) -> bool {
-        let groups = self.groups.read();
-        let failure =
-            groups.list().into_iter().find(|(_, entry)| entry.id == id).and_then(|(_, entry)| entry.failure);
+        let failure = self.find_by_id(id).and_then(|(_, entry)| entry.failure);
         failure.is_some_and(|failure| failure.wants_space())
     }
 
@@ -360,8 +361,7 @@ impl Inner {
     async fn retry(self: &Arc<Self>, id: GroupId) {
         let _turn = self.turn.lock().await;
         // Somebody may have opened or removed it meanwhile.
-        let found = self.find(&id.to_string().parse().expect("an id is a name"));
-        if let Ok((name, entry)) = found
+        if let Some((name, entry)) = self.find_by_id(id)
             && self.wants_space(id)
             && let Err(error) = self.reopen(&name, &entry).await
         {

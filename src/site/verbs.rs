@@ -28,7 +28,7 @@ use crate::format::record::{Change, DiskRecord, GroupRecord};
 use crate::protect::membership::Content;
 use crate::protect::{open, resume};
 use crate::runtime::Runtime;
-use crate::units::{DiskId, GroupId, PointId, SECTOR_BYTES, SectorCount};
+use crate::units::{DiskId, GroupId, PointId, SECTOR_BYTES, SectorCount, WallNanos};
 use crate::vault::{self, Vault};
 use crate::view::{self, View};
 
@@ -156,7 +156,14 @@ impl Inner {
     async fn all_groups(&self) -> Result<Vec<Group>> {
         let mut groups = Vec::new();
         for (name, entry) in self.groups_now() {
-            groups.push(self.group_model(&name, &entry).await?);
+            let model = match (self.group_model(&name, &entry).await, self.find_by_id(entry.id)) {
+                (Err(error), None) if is_gone(&error) => continue,
+                (Err(error), Some((name, entry))) if is_gone(&error) => {
+                    self.group_model(&name, &entry).await?
+                }
+                (model, _) => model?,
+            };
+            groups.push(model);
         }
         Ok(groups)
     }
@@ -191,15 +198,22 @@ impl Inner {
         let id = entry.id;
         if entry.failure.is_none() {
             self.end_open(&name, id).await?;
-        } else {
-            self.evict(&name, &entry).await?;
         }
-        if let Err(error) = self.clear(id).await {
+        // No other group takes the name before this is done: verbs like it take turns.
+        self.groups.write().remove(id);
+        let evicted = match entry.failure.is_some() {
+            true => self.evict(&name, &entry).await,
+            false => Ok(()),
+        };
+        let cleared = match evicted {
+            Ok(()) => self.clear(id).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = cleared {
             // What is left of it is listed, so that it can be removed again.
             self.note_without_vault(id, &error, Some(name));
             return Err(error);
         }
-        self.groups.write().remove(id);
         self.threads.exports().end_refusal(name.as_str());
         cached(self.catalogue.as_ref().map(|catalogue| catalogue.remove_group(id))).await;
         Ok(())
@@ -412,7 +426,11 @@ impl Inner {
         };
         let mut tests = Vec::new();
         for (name, id) in groups {
-            for listing in self.listings(id).await? {
+            let listings = match self.listings(id).await {
+                Err(error) if is_gone(&error) => continue,
+                listings => listings?,
+            };
+            for listing in listings {
                 let exports = listing.disks.iter().map(|disk| Export::Test(id, disk.id, listing.test));
                 let connections = exports.map(|export| self.threads.exports().sessions_of(export)).sum();
                 tests.push(convert::test(&name, &listing, connections, self.address())?);
@@ -444,22 +462,11 @@ impl Inner {
         let mut groups: Vec<GroupStatus> = Vec::new();
         let mut direct = true;
         for (name, entry) in self.groups_now() {
-            let group = self.group_model(&name, &entry).await?;
-            if let Some(failure) = group.failure.clone() {
-                let points = match entry.is_hosted() {
-                    true => self.read(entry.id, |member| member.points()).await?,
-                    false => Vec::new(),
-                };
-                groups.push(convert::failed_status(group, failure, &points, now));
-                continue;
+            let asked = self.group_status(&name, &entry, now).await;
+            if let Some((status, is_direct)) = self.unless_gone(entry.id, asked, now).await? {
+                direct &= is_direct;
+                groups.push(status);
             }
-            let id = entry.id;
-            let snapshot =
-                self.read(id, |member| member.group().map(|group| group.snapshot())).await.flatten()?;
-            direct &= snapshot.direct;
-            let exports = snapshot.disks.iter().map(|disk| Export::Disk(id, disk.id));
-            let connections = exports.map(|export| self.threads.exports().sessions_of(export)).sum();
-            groups.push(convert::status(group, &snapshot, connections, now));
         }
         let direct_reason = "the file system of the data directory refuses O_DIRECT";
         Ok(Status {
@@ -476,6 +483,38 @@ impl Inner {
             },
             groups,
         })
+    }
+
+    /// How a group stands, and whether its files bypass the page cache as far as is known.
+    async fn group_status(&self, name: &Name, entry: &Entry, now: WallNanos) -> Result<(GroupStatus, bool)> {
+        let group = self.group_model(name, entry).await?;
+        if let Some(failure) = group.failure.clone() {
+            let points = match entry.is_hosted() {
+                true => self.read(entry.id, |member| member.points()).await?,
+                false => Vec::new(),
+            };
+            return Ok((convert::failed_status(group, failure, &points, now), true));
+        }
+        let id = entry.id;
+        let snapshot =
+            self.read(id, |member| member.group().map(|group| group.snapshot())).await.flatten()?;
+        let exports = snapshot.disks.iter().map(|disk| Export::Disk(id, disk.id));
+        let connections = exports.map(|export| self.threads.exports().sessions_of(export)).sum();
+        Ok((convert::status(group, &snapshot, connections, now), snapshot.direct))
+    }
+
+    /// What was asked of a group for a listing; asked again as it is now if it changed meanwhile, `None` if it went.
+    async fn unless_gone(
+        &self,
+        id: GroupId,
+        asked: Result<(GroupStatus, bool)>,
+        now: WallNanos,
+    ) -> Result<Option<(GroupStatus, bool)>> {
+        if !asked.as_ref().is_err_and(is_gone) {
+            return asked.map(Some);
+        }
+        let Some((name, entry)) = self.find_by_id(id) else { return Ok(None) };
+        self.group_status(&name, &entry, now).await.map(Some)
     }
 
     async fn vault_verify(&self, group: Option<Name>, progress: Progress) -> Result<VerifyReport> {
@@ -518,6 +557,11 @@ impl Inner {
         })
         .await
     }
+}
+
+/// Whether a group answered nothing because it left its thread meanwhile: it was removed, or is opened anew.
+fn is_gone(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Shutdown | ErrorKind::NotFound)
 }
 
 async fn verify(vault: &Vault, progress: &Progress) -> Result<vault::VerifyReport> {
