@@ -184,7 +184,8 @@ fn their_names_are_taken_and_their_disks_refused_with_the_reason() {
             assert!(told.contains(&reason) && told.contains(&format!("'group resume {name}'")), "{told}");
         }
         let client = Client::connect(gateway.connect(), Wishes::all(format!("{name}/db")));
-        let told = client.err().expect("it is not served").to_string();
+        let Err(error) = client else { panic!("{name}/db is not served") };
+        let told = error.to_string();
         assert!(told.contains(&format!("group {name} could not be opened: ")), "{told}");
     }
     // The others never notice.
