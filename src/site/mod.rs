@@ -14,6 +14,7 @@ mod data_threads;
 mod export_registry;
 mod gateway;
 mod group_table;
+mod group_verbs;
 mod host;
 mod listener;
 mod member;

@@ -114,9 +114,14 @@ impl Inner {
         let mut without_vault = Vec::new();
         for id in ids([&self.directory.vault(), &self.directory.groups()])? {
             match self.open(id).await? {
-                Opened::Serving => self.serve_all(id, None).await?,
-                Opened::VaultOnly(error) => self.serve_all(id, Some(self.failure(&error, true))).await?,
-                Opened::Nothing(error) => without_vault.push((id, error)),
+                Opened::Serving => self.serve_or_report(id, None).await,
+                Opened::VaultOnly(error) => {
+                    self.serve_or_report(id, Some(self.failure(&error, true))).await;
+                }
+                Opened::Nothing(error) => {
+                    without_vault.push((id, error));
+                    continue;
+                }
                 Opened::Removed => continue,
             }
             snapshot.groups.extend(self.record(id).await);
@@ -174,19 +179,32 @@ impl Inner {
         Ok(opened)
     }
 
+    /// The same as [`Inner::serve_all`]; that one group is served in part is no reason not to serve the others.
+    async fn serve_or_report(&self, id: GroupId, failure: Option<OpeningFailure>) {
+        if let Err(error) = self.serve_all(id, failure).await {
+            tracing::error!(group = %id, %error, "not all of a group's exports can be served");
+        }
+    }
+
     /// Registers a hosted group under its name, with the exports of its test failovers, and of its disks if it is open.
     pub(super) async fn serve_all(&self, id: GroupId, failure: Option<OpeningFailure>) -> Result<()> {
-        let name = self.serve_group(id, failure).await?;
+        let description = self.read(id, |member| member.description()).await?;
+        let wanted = convert::name(&description.record.name).ok();
+        let name = self.serve_group(id, failure, wanted).await?;
         for test in self.read(id, |member| member.test_listings()).await? {
             self.serve_test(&name, id, &test)?;
         }
         Ok(())
     }
 
-    /// Registers a hosted group under its name, with the exports of its disks if it is open.
-    async fn serve_group(&self, id: GroupId, failure: Option<OpeningFailure>) -> Result<Name> {
+    /// Registers a hosted group under a name, with the exports of its disks if it is open.
+    async fn serve_group(
+        &self,
+        id: GroupId,
+        failure: Option<OpeningFailure>,
+        wanted: Option<Name>,
+    ) -> Result<Name> {
         let description = self.read(id, |member| member.description()).await?;
-        let wanted = convert::name(&description.record.name).ok();
         let name = self.note(Entry { id, failure: failure.clone() }, wanted);
         if failure.is_none() {
             for record in &description.disks {
@@ -239,7 +257,8 @@ impl Inner {
         };
         match opened {
             Opened::Serving if keeps_vault => {
-                self.serve_group(id, None).await?;
+                // Its test failovers are served under the name that it goes by.
+                self.serve_group(id, None, Some(name.clone())).await?;
             }
             Opened::Serving => self.serve_all(id, None).await?,
             Opened::VaultOnly(error) if keeps_vault => {
@@ -270,11 +289,9 @@ impl Inner {
         let (sender, receiver) = oneshot::channel();
         let plan = self.plan(id);
         self.threads.command_group(id, move |host| {
-            let Some(member) = host.volume(id) else { return };
-            let (runtime, later) = (Rc::clone(member.vault().runtime()), host.later());
-            let vault = host.volume(id).map(|member| Rc::clone(member.vault()));
+            let Some(vault) = host.volume(id).map(|member| Rc::clone(member.vault())) else { return };
+            let (runtime, later) = (Rc::clone(host.runtime()), host.later());
             host.runtime().spawn(async move {
-                let Some(vault) = vault else { return };
                 let opened = open::open_over(runtime, plan, vault).await;
                 later.run(move |host| {
                     if let Some(member) = host.volume(id) {
