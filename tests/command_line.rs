@@ -110,6 +110,18 @@ fn what_destroys_data_wants_yes() {
 }
 
 #[test]
+fn a_resume_says_what_it_did_and_fails_while_a_latch_stays() {
+    let gateway = with_a_point("before");
+    says(&gateway, "group resume erp", "group erp is open, and nothing is latched");
+    assert_eq!(json(&gateway, "group resume erp")["opened"], false);
+    says(&gateway, "group create stuck", "created");
+    let output = run(&gateway, "group resume stuck");
+    assert!(String::from_utf8(output.stdout).unwrap().contains("latched  disk db: EIO"));
+    fails(&gateway, "group resume stuck", 1, "1 latches stay");
+    fails(&gateway, "group resume none", 1, "no group none");
+}
+
+#[test]
 fn an_import_is_followed_to_its_end() {
     let gateway = with_a_point("before");
     std::fs::write(gateway.directory.path().join("log.raw"), [0; 4096]).unwrap();

@@ -42,6 +42,8 @@ async fn a_group_lives_from_creation_to_removal() {
     assert_eq!((status, &disk["export"]), (StatusCode::CREATED, &json!("erp/db")));
     let (status, group) = ask(&gateway, "PUT", "/v1/groups/erp/policy", r#"{"interval_ms": 5000}"#).await;
     assert_eq!((status, &group["policy"]["interval_ms"]), (StatusCode::OK, &json!(5000)));
+    let (status, resumed) = ask(&gateway, "POST", "/v1/groups/erp/resume", "").await;
+    assert_eq!((status, &resumed["group"]["name"]), (StatusCode::OK, &json!("erp")));
     let (_, disks) = ask(&gateway, "GET", "/v1/disks?group=erp", "").await;
     assert_eq!(disks.as_array().unwrap().len(), 1);
     let (status, _) = ask(&gateway, "DELETE", "/v1/groups/erp/disks/db", "").await;
@@ -72,6 +74,15 @@ async fn points_are_chosen_by_selectors_and_tests_end() {
         let body = json!({"point": selector}).to_string();
         let (status, test) = ask(&gateway, "POST", "/v1/groups/erp/tests", &body).await;
         assert_eq!((status, &test["point"]["lsn"]), (StatusCode::CREATED, &json!(lsn)), "{selector}");
+    }
+    for (later, status, says) in
+        [("2026-11-21 13:00", 404, "`point create`"), ("2200-01-01 00:00", 400, "in the future")]
+    {
+        let body = json!({"point": later}).to_string();
+        let (answered, error) = ask(&gateway, "POST", "/v1/groups/erp/tests", &body).await;
+        assert_eq!(answered.as_u16(), status, "{error}");
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains(says) && message.contains("abcd0002"), "names the newest: {message}");
     }
     let (_, tests) = ask(&gateway, "GET", "/v1/tests?group=erp", "").await;
     assert_eq!(tests[0]["exports"][0]["export"], json!("erp/db@test-1"));

@@ -278,3 +278,31 @@ fn a_small_journal_is_recycled_many_times_over() {
         assert_eq!(harness.read(disk, piece * 256 + 7, 1), vec![40; 512]);
     }
 }
+
+/// Written bytes were counted when they arrived, also those of writes that failed.
+#[test]
+fn counters_count_what_was_answered() {
+    let root = tempfile::tempdir().unwrap();
+    let mut harness = Harness::create(root.path());
+    let disk = harness.add_disk("db", 1024);
+    let counted = |harness: &Harness| {
+        let counters = harness.group.snapshot().counters;
+        (counters.writes, counters.written_bytes, counters.reads)
+    };
+    let write = |range, durable| Request::Write { range, payload: Bytes::from(vec![7; 4096]), durable };
+    harness.group.submit(Ticket { session: 1, request: 0 }, disk, write(SectorRange::new(0, 8), false));
+    assert_eq!(counted(&harness), (0, 0, 0), "it has only arrived");
+    let mut replies = Vec::new();
+    harness.drive(|group| {
+        group.take_replies(&mut replies);
+        !replies.is_empty()
+    });
+    assert_eq!(counted(&harness), (1, 4096, 0));
+    harness.ask(disk, write(SectorRange::new(8, 16), true)).expect("durable");
+    harness.ask(disk, Request::Flush).expect("a flush is no write");
+    harness.ask(disk, Request::Read { range: SectorRange::new(0, 8) }).expect("readable");
+    assert_eq!(counted(&harness), (2, 8192, 1));
+    harness.ask(disk, write(SectorRange::new(1020, 1028), false)).expect_err("beyond the end");
+    harness.ask(disk, Request::Read { range: SectorRange::new(1020, 1028) }).expect_err("beyond the end");
+    assert_eq!(counted(&harness), (2, 8192, 1), "a refusal is no answer");
+}

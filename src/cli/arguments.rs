@@ -152,10 +152,16 @@ pub enum GroupCommand {
         /// The group
         group: Name,
     },
+    /// After a mend: open a group that could not be opened, or clear what is latched
+    #[command(after_help = "Example:\n  afterimage group resume erp")]
+    Resume {
+        /// The group; its id if its name is not known
+        group: Name,
+    },
     /// Remove a group with its disks and all its recovery points
     #[command(after_help = "Example:\n  afterimage group remove erp --yes")]
     Remove {
-        /// The group
+        /// The group; its id if its name is not known
         group: Name,
         #[command(flatten)]
         consent: Consent,
@@ -282,7 +288,7 @@ pub enum VaultCommand {
 #[derive(Debug, Args)]
 pub struct PointArgument {
     /// latest, an id's first digits, a label, or a time: RFC 3339, "2026-11-21 14:03[:05]" (local; or with UTC
-    /// behind it), "10m ago"; the newest point at or before it
+    /// behind it), "10m ago"; the newest point at or before it. A time after the newest point is refused
     #[arg(long, value_name = "latest|ID|LABEL|TIME", value_parser = point)]
     pub point: PointSelector,
 }

@@ -13,7 +13,7 @@ use super::output::{Output, confirm, print};
 use super::{progress, render};
 use crate::control::model::{
     Disk, DiskRequest, DiskSource, Group, GroupRequest, Job, JobResult, Point, PointRequest, RestoreRequest,
-    Status, Test, TestRequest, VerifyRequest,
+    Resumed, Status, Test, TestRequest, VerifyRequest,
 };
 use crate::control::name::{DiskPath, Name};
 use crate::control::selector::PointSelector;
@@ -72,6 +72,15 @@ impl Session {
             GroupCommand::Show { group } => {
                 let group: Group = self.client.get(&format!("/v1/groups/{group}")).await?;
                 self.output.show(&group, render::group)
+            }
+            GroupCommand::Resume { group } => {
+                let route = format!("/v1/groups/{group}/resume");
+                let resumed: Resumed = self.client.post(&route, &serde_json::json!({})).await?;
+                self.output.show(&resumed, render::resumed)?;
+                match resumed.latched.len() {
+                    0 => Ok(()),
+                    count => Err(Error::new(ErrorKind::Latched, format!("{count} latches stay")).into()),
+                }
             }
             GroupCommand::Remove { group, consent } => {
                 confirm(

@@ -8,7 +8,8 @@ use std::time::Duration;
 use super::output::table;
 use crate::byte_size::ByteSize;
 use crate::control::model::{
-    Condition, Disk, Group, GroupStatus, Point, PointKind, Policy, Restored, Status, Test, VerifyReport,
+    Condition, Disk, Failure, Group, GroupStatus, JournalStatus, Point, PointKind, Policy, Reason, Restored,
+    Resumed, Status, Test, VerifyReport,
 };
 use crate::control::wire::rfc3339;
 use crate::units::WallNanos;
@@ -24,8 +25,15 @@ fn duration(ms: u64) -> String {
     humantime::format_duration(shown).to_string().split(' ').take(2).collect::<Vec<_>>().join(" ")
 }
 
-pub fn interval(policy: Policy) -> String {
-    duration(policy.interval_ms)
+/// What stands where something is not known.
+const UNKNOWN: &str = "-";
+
+pub fn interval(policy: Option<Policy>) -> String {
+    policy.map_or(UNKNOWN.to_owned(), |policy| duration(policy.interval_ms))
+}
+
+fn created(group: &Group) -> String {
+    group.created.map_or(UNKNOWN.to_owned(), |created| created.to_string())
 }
 
 pub fn groups(groups: &[Group]) -> String {
@@ -36,33 +44,65 @@ pub fn groups(groups: &[Group]) -> String {
             group.disks.len().to_string(),
             size(bytes),
             interval(group.policy),
-            group.created.to_string(),
+            created(group),
+            if group.failure.is_some() { "FAILED" } else { "open" }.to_owned(),
             group.id.to_string(),
         ]
     });
-    table(["GROUP", "DISKS", "SIZE", "INTERVAL", "CREATED", "ID"], rows)
+    let mut text = table(["GROUP", "DISKS", "SIZE", "INTERVAL", "CREATED", "STATE", "ID"], rows);
+    for group in groups {
+        if let Some(failure) = &group.failure {
+            let _ = write!(text, "\n{}  could not be opened\n{}", group.name, why(&failure.reason));
+        }
+    }
+    text
+}
+
+fn why(reason: &Reason) -> String {
+    format!("  why  {}\n  do   {}\n", reason.detail, reason.mend)
 }
 
 pub fn group(group: &Group) -> String {
+    let failed = |failure: &Failure| {
+        format!("state     FAILED: could not be opened, since {}\n{}", failure.since, why(&failure.reason))
+    };
     format!(
-        "group     {}\nid        {}\ncreated   {}\ninterval  {}\n\n{}",
+        "group     {}\nid        {}\ncreated   {}\ninterval  {}\n{}\n{}",
         group.name,
         group.id,
-        group.created,
+        created(group),
         interval(group.policy),
+        group.failure.as_ref().map(failed).unwrap_or_default(),
         disks(&group.disks)
     )
 }
 
 pub fn disks(disks: &[Disk]) -> String {
-    let rows = disks
-        .iter()
-        .map(|disk| [disk.export.clone(), size(disk.size_bytes), disk.id.to_string(), disk.uri.clone()]);
+    let rows = disks.iter().map(|disk| {
+        let uri = if disk.served { disk.uri.as_str() } else { "not served: its group could not be opened" };
+        [disk.export.clone(), size(disk.size_bytes), disk.id.to_string(), uri.to_owned()]
+    });
     table(["DISK", "SIZE", "ID", "NBD URI"], rows)
 }
 
 pub fn disk_created(disk: &Disk) -> String {
     format!("disk {} created: {} at {}\n", disk.export, ByteSize(disk.size_bytes), disk.uri)
+}
+
+pub fn resumed(resumed: &Resumed) -> String {
+    let name = &resumed.group.name;
+    let mut text = match (resumed.opened, resumed.cleared.is_empty() && resumed.latched.is_empty()) {
+        (true, _) => format!("group {name} is open again\n"),
+        (false, true) => format!("group {name} is open, and nothing is latched\n"),
+        (false, false) => format!("group {name}\n"),
+    };
+    for line in &resumed.cleared {
+        let _ = writeln!(text, "  cleared  {line}");
+    }
+    for line in &resumed.latched {
+        let _ = writeln!(text, "  latched  {line}");
+    }
+    text
 }
 
 pub fn point_created(point: &Point) -> String {
@@ -183,7 +223,7 @@ fn group_table(groups: &[GroupStatus]) -> String {
             interval(status.group.policy),
             status.history.points.to_string(),
             status.history.oldest.map_or(String::new(), |oldest: WallNanos| oldest.to_string()),
-            format!("{} of {}", size(status.journal.used_bytes), size(status.journal.limit_bytes)),
+            status.journal.map_or(UNKNOWN.to_owned(), journal),
             format!("{:.0}", status.writes.writes_per_s),
             format!("{:.1}", status.writes.bytes_per_s / 1e6),
             status.connections.to_string(),
@@ -205,24 +245,21 @@ fn group_table(groups: &[GroupStatus]) -> String {
     table(header, rows)
 }
 
+fn journal(journal: JournalStatus) -> String {
+    format!("{} of {}", size(journal.used_bytes), size(journal.limit_bytes))
+}
+
 /// How far the records are, and why the state is what it is.
 fn group_details(status: &GroupStatus) -> String {
-    let lsn = status.lsn;
-    let mut text = format!(
-        "\n{}  since {}\n  lsn  submitted {}, written {}, visible {}, durable {}, destaged {}, vaulted {}\n",
-        status.group.name,
-        status.state.since,
-        lsn.submitted,
-        lsn.written,
-        lsn.visible,
-        lsn.durable,
-        lsn.destaged,
-        lsn.vaulted
-    );
-    if let Some(reason) = &status.state.reason {
-        let _ = writeln!(text, "  why  {}", reason.detail);
+    let mut text = format!("\n{}  since {}\n", status.group.name, status.state.since);
+    if let Some(lsn) = status.lsn {
+        let _ = writeln!(
+            text,
+            "  lsn  submitted {}, written {}, visible {}, durable {}, destaged {}, vaulted {}",
+            lsn.submitted, lsn.written, lsn.visible, lsn.durable, lsn.destaged, lsn.vaulted
+        );
     }
-    text
+    text + &status.state.reason.as_ref().map(why).unwrap_or_default()
 }
 
 fn condition(condition: Condition) -> &'static str {
@@ -231,6 +268,7 @@ fn condition(condition: Condition) -> &'static str {
         Condition::Protected => "protected",
         Condition::Degraded => "degraded",
         Condition::Latched => "LATCHED",
+        Condition::Failed => "FAILED",
         Condition::Stopping => "stopping",
     }
 }

@@ -5,6 +5,7 @@
 //! | `GET /v1/status` | [`Status`](super::model::Status) |
 //! | `GET, POST /v1/groups` · `GET, DELETE /v1/groups/{group}` | [`Group`](super::model::Group) |
 //! | `PUT /v1/groups/{group}/policy` | [`Group`](super::model::Group) |
+//! | `POST /v1/groups/{group}/resume` | [`Resumed`](super::model::Resumed) |
 //! | `GET /v1/disks?group=` | a list of [`Disk`] |
 //! | `POST /v1/groups/{group}/disks` · `DELETE /v1/groups/{group}/disks/{disk}` | [`Disk`], or a [`Job`](super::model::Job) for an import |
 //! | `GET, POST /v1/groups/{group}/points` | [`Point`](super::model::Point) |
@@ -12,7 +13,7 @@
 //! | `POST /v1/groups/{group}/restore` · `POST /v1/vault/verify` | [`Job`](super::model::Job) |
 //! | `GET /v1/jobs` · `GET /v1/jobs/{id}?wait_ms=` | [`Job`](super::model::Job); waits until it ends, so long |
 //!
-//! Errors are [`ApiError`] with a status that follows from the kind. Who may connect is decided by the socket's
+//! `{group}` is a group's name or its id. Errors are [`ApiError`] with a status that follows from the kind. Who may connect is decided by the socket's
 //! permissions alone. Bodies are JSON whatever the content type says, so that `curl -d` needs no header.
 
 use std::future::Future;
@@ -62,6 +63,7 @@ pub fn router(backend: Arc<dyn Backend>, environment: Arc<dyn Environment + Send
         .route("/v1/groups", get(groups).post(group_create))
         .route("/v1/groups/{group}", get(group).delete(group_remove))
         .route("/v1/groups/{group}/policy", put(policy_set))
+        .route("/v1/groups/{group}/resume", post(group_resume))
         .route("/v1/groups/{group}/disks", post(disk_create))
         .route("/v1/groups/{group}/disks/{disk}", delete(disk_remove))
         .route("/v1/groups/{group}/points", get(points).post(point_create))
@@ -219,6 +221,13 @@ async fn group(State(api): State<Api>, Segments(group): Segments<Name>) -> Answe
 async fn group_remove(State(api): State<Api>, Segments(group): Segments<Name>) -> Answered<StatusCode> {
     api.backend.group_remove(group).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+async fn group_resume(
+    State(api): State<Api>,
+    Segments(group): Segments<Name>,
+) -> Answered<impl IntoResponse> {
+    Ok(Json(api.backend.group_resume(group).await?))
 }
 
 async fn policy_set(

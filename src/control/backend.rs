@@ -9,7 +9,9 @@ use std::path::PathBuf;
 use futures::future::BoxFuture;
 
 use super::jobs::Progress;
-use super::model::{Disk, Group, Point, Policy, RestoreRequest, Restored, Status, Test, VerifyReport};
+use super::model::{
+    Disk, Group, Point, Policy, RestoreRequest, Restored, Resumed, Status, Test, VerifyReport,
+};
 use super::name::{DiskPath, Label, Name};
 use super::selector::PointSelector;
 use crate::block::TestId;
@@ -19,7 +21,8 @@ use crate::units::SectorCount;
 /// What the site will answer.
 pub type Answer<'a, T> = BoxFuture<'a, Result<T>>;
 
-/// The site, as the API sees it. Errors: `NotFound` for a name that nothing has, `AlreadyExists` for one that is
+/// The site, as the API sees it. A group is meant by its name or its id. A group that could not be opened is listed, and
+/// serves what its vault can give; what needs it open is refused as `Latched`, with the reason. Errors: `NotFound` for a name that nothing has, `AlreadyExists` for one that is
 /// taken, `Latched` for what is in use or failed, `Invalid` for what can't be.
 pub trait Backend: Send + Sync + 'static {
     /// Creates an empty group.
@@ -30,6 +33,8 @@ pub trait Backend: Send + Sync + 'static {
     fn group(&self, name: Name) -> Answer<'_, Group>;
     /// Removes a group with its disks, journal, points and test failovers; its clients are disconnected.
     fn group_remove(&self, name: Name) -> Answer<'_, ()>;
+    /// Looks again at a group after a mend: opens it if it could not be opened, else clears what is latched, if it can.
+    fn group_resume(&self, name: Name) -> Answer<'_, Resumed>;
     /// Creates a disk of zeros; it is exported when this answers.
     fn disk_create(&self, path: DiskPath, size: SectorCount) -> Answer<'_, Disk>;
     /// Creates a disk with a raw file's content, holes kept; it joins points and exports when the copy is complete.
@@ -53,6 +58,7 @@ pub trait Backend: Send + Sync + 'static {
     fn restore(&self, group: Name, request: RestoreRequest, progress: Progress) -> Answer<'_, Restored>;
     /// How the gateway stands.
     fn status(&self) -> Answer<'_, Status>;
-    /// Reads the vault of one group, or of all, and checks every step and blob; faults are findings, not errors.
+    /// Reads the vault of one group, or of all, also of those that could not be opened, and checks every step and blob;
+    /// faults are findings, not errors.
     fn vault_verify(&self, group: Option<Name>, progress: Progress) -> Answer<'_, VerifyReport>;
 }

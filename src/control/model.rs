@@ -19,12 +19,24 @@ pub struct Group {
     pub id: GroupId,
     /// What people call it.
     pub name: Name,
-    /// When it was created.
-    pub created: WallNanos,
-    /// How it is protected.
-    pub policy: Policy,
-    /// Its disks, by name.
+    /// When it was created; unknown where its manifest cannot be read.
+    pub created: Option<WallNanos>,
+    /// How it is protected; unknown where its manifest cannot be read.
+    pub policy: Option<Policy>,
+    /// Its disks, by name; none where its manifest cannot be read.
     pub disks: Vec<Disk>,
+    /// Why it could not be opened, if so. Its points, test failovers and restores are served as far as its vault can be
+    /// read; nothing else is.
+    pub failure: Option<Failure>,
+}
+
+/// Why a group could not be opened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Why.
+    pub reason: Reason,
+    /// Since when.
+    pub since: WallNanos,
 }
 
 /// How a group is protected.
@@ -68,6 +80,8 @@ pub struct Disk {
     pub export: String,
     /// The NBD URI of the export at the gateway's first address.
     pub uri: String,
+    /// Whether it is served: not if its group could not be opened.
+    pub served: bool,
 }
 
 /// A recovery point of a group.
@@ -192,6 +206,19 @@ pub struct RestoreRequest {
 pub struct VerifyRequest {
     /// One group, or every group.
     pub group: Option<Name>,
+}
+
+/// What `POST /v1/groups/{group}/resume` did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resumed {
+    /// The group, as it is now.
+    pub group: Group,
+    /// Whether it could not be opened before, and is open now.
+    pub opened: bool,
+    /// What takes writes again, one line each.
+    pub cleared: Vec<String>,
+    /// What stays latched, and why, one line each.
+    pub latched: Vec<String>,
 }
 
 /// What a restore wrote.
@@ -337,10 +364,10 @@ pub struct GroupStatus {
     pub group: Group,
     /// Its state.
     pub state: GroupState,
-    /// How far its records are.
-    pub lsn: LsnLadder,
-    /// Its journal.
-    pub journal: JournalStatus,
+    /// How far its records are; unknown if it could not be opened.
+    pub lsn: Option<LsnLadder>,
+    /// Its journal; unknown if it could not be opened.
+    pub journal: Option<JournalStatus>,
     /// Its newest recovery point.
     pub newest_point: Option<NewestPoint>,
     /// Whether nothing was written since the newest point: idleness is not lateness.
@@ -376,17 +403,21 @@ pub enum Condition {
     Degraded,
     /// Writes fail until a person has mended what the reason names.
     Latched,
+    /// It could not be opened: its disks are not served, its points are as far as its vault can be read.
+    Failed,
     /// The process is stopping.
     Stopping,
 }
 
-/// Why a group is not simply protected.
+/// Why a group is not simply protected, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {
     /// Which kind of reason.
     pub code: ReasonCode,
     /// One line for people: what failed, on which file.
     pub detail: String,
+    /// One line for people: what they can do.
+    pub mend: String,
 }
 
 /// Which kind of reason a state has.
@@ -407,6 +438,12 @@ pub enum ReasonCode {
     Corrupt,
     /// A newer timeline exists.
     Fenced,
+    /// A device or file system refused an operation.
+    Io,
+    /// A file is not there.
+    Missing,
+    /// Written by a newer version, or something here is not supported.
+    Unsupported,
 }
 
 /// How far a group's records are: each at most the one before it, except that durable and visible do not bind each

@@ -156,14 +156,20 @@ fn parse_civil(text: &str) -> Option<DateTime> {
     if looks_like_one { text.parse().ok() } else { None }
 }
 
-/// The point that `selector` means among all points of a group.
-pub fn resolve<'a>(selector: &PointSelector, points: &'a [Point]) -> Result<&'a Point> {
+/// The point that `selector` means among all points of a group, at the moment `now`.
+///
+/// A time after the newest point is refused: what the disks held then is not, or not yet, a recovery point, and the
+/// newest one is not what was asked for.
+pub fn resolve<'a>(selector: &PointSelector, points: &'a [Point], now: WallNanos) -> Result<&'a Point> {
     let newest = |points: &mut dyn Iterator<Item = &'a Point>| points.max_by_key(|point| point.lsn);
     match selector {
         PointSelector::Latest => newest(&mut points.iter())
             .ok_or_else(|| Error::new(ErrorKind::NotFound, "the group has no recovery point yet")),
-        PointSelector::Time(time) => newest(&mut points.iter().filter(|point| point.time <= *time))
-            .ok_or_else(|| none_before(*time, points)),
+        PointSelector::Time(time) => {
+            refuse_later(*time, points, now)?;
+            newest(&mut points.iter().filter(|point| point.time <= *time))
+                .ok_or_else(|| none_before(*time, points))
+        }
         PointSelector::Id(prefix) => {
             the_only(selector, points.iter().filter(|point| prefix.matches(point.id)))
         }
@@ -210,6 +216,26 @@ fn list(candidates: &[&Point]) -> String {
         shown.push(format!("and {} more", candidates.len() - CANDIDATES_LISTED));
     }
     shown.join(", ")
+}
+
+/// Points order by LSN, but a clock that was set back leaves one with a later time before the newest: so far a time
+/// can be chosen.
+fn refuse_later(time: WallNanos, points: &[Point], now: WallNanos) -> Result<()> {
+    let Some(newest) = points.iter().max_by_key(|point| point.time).filter(|newest| newest.time < time)
+    else {
+        return Ok(());
+    };
+    let (asked, newest) = (rfc3339(time), format!("{} of {}", newest.id, rfc3339(newest.time)));
+    if time > now {
+        return Err(Error::invalid(format!(
+            "{asked} lies in the future: the newest recovery point is {newest}: write an earlier time, or `latest`"
+        )));
+    }
+    let text = format!(
+        "no recovery point holds what was there at {asked}: the newest is {newest}: write `latest`, or make a point \
+         of now with `point create`"
+    );
+    Err(Error::new(ErrorKind::NotFound, text))
 }
 
 fn none_before(time: WallNanos, points: &[Point]) -> Error {
@@ -318,9 +344,9 @@ mod tests {
     fn the_newest_at_or_before_a_time() {
         let points = points();
         let at = |seconds_ago: i64| {
-            resolve(&PointSelector::Time(WallNanos(NOW.0 - seconds_ago * SECOND)), &points)
+            resolve(&PointSelector::Time(WallNanos(NOW.0 - seconds_ago * SECOND)), &points, NOW)
         };
-        assert_eq!(at(0).unwrap().lsn, Lsn(50));
+        assert_eq!(at(10).unwrap().lsn, Lsn(50));
         assert_eq!(at(100).unwrap().lsn, Lsn(30));
         assert_eq!(at(101).unwrap().lsn, Lsn(20));
         let error = at(301).unwrap_err();
@@ -329,16 +355,37 @@ mod tests {
     }
 
     #[test]
+    fn a_time_after_the_newest_point_is_refused_and_the_point_named() {
+        let points = [point(1, 10, 300, None), point(2, 20, 60, None)];
+        let at = |seconds_ago: i64| {
+            resolve(&PointSelector::Time(WallNanos(NOW.0 - seconds_ago * SECOND)), &points, NOW)
+        };
+        assert_eq!(at(60).unwrap().lsn, Lsn(20), "its own time is not after it");
+        for (seconds_ago, kind, says) in [
+            (59, ErrorKind::NotFound, "`point create`"),
+            (0, ErrorKind::NotFound, "`point create`"),
+            (-1, ErrorKind::Invalid, "2026-11-21T14:00:01.000000000Z lies in the future"),
+        ] {
+            let error = at(seconds_ago).unwrap_err();
+            assert_eq!(error.kind(), kind, "{error}");
+            let newest = format!("{} of 2026-11-21T13:59:00.000000000Z", points[1].id);
+            assert!(error.to_string().contains(says) && error.to_string().contains(&newest), "{error}");
+        }
+        let none = resolve(&PointSelector::Time(WallNanos(NOW.0 + 1)), &[], NOW).unwrap_err();
+        assert_eq!(none.kind(), ErrorKind::NotFound, "{none}");
+    }
+
+    #[test]
     fn points_are_ordered_by_lsn_when_a_clock_was_set_back() {
         let points = [point(1, 10, 0, None), point(2, 20, 60, None)];
-        assert_eq!(resolve(&PointSelector::Latest, &points).unwrap().lsn, Lsn(20));
-        assert_eq!(resolve(&PointSelector::Time(NOW), &points).unwrap().lsn, Lsn(20));
+        assert_eq!(resolve(&PointSelector::Latest, &points, NOW).unwrap().lsn, Lsn(20));
+        assert_eq!(resolve(&PointSelector::Time(NOW), &points, NOW).unwrap().lsn, Lsn(20));
     }
 
     #[test]
     fn one_match_is_it_and_two_are_listed() {
         let points = points();
-        let by = |text: &str| resolve(&parse(text).unwrap(), &points).map(|point| point.lsn.0);
+        let by = |text: &str| resolve(&parse(text).unwrap(), &points, NOW).map(|point| point.lsn.0);
         assert_eq!(by("latest").unwrap(), 50);
         assert_eq!(by("aaaa1").unwrap(), 10);
         assert_eq!(by("CAFE").unwrap(), 40);
@@ -355,13 +402,13 @@ mod tests {
             assert!(listed.iter().all(|id| error.to_string().contains(id)), "{error}");
         }
         assert_eq!(by("dddd").unwrap_err().kind(), ErrorKind::NotFound);
-        assert_eq!(resolve(&PointSelector::Latest, &[]).unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(resolve(&PointSelector::Latest, &[], NOW).unwrap_err().kind(), ErrorKind::NotFound);
     }
 
     #[test]
     fn a_long_list_of_candidates_is_cut() {
         let points: Vec<Point> = (0..20).map(|n| point(n, u64::try_from(n).unwrap(), 0, Some("x"))).collect();
-        let error = resolve(&PointSelector::Label("x".into()), &points).unwrap_err().to_string();
+        let error = resolve(&PointSelector::Label("x".into()), &points, NOW).unwrap_err().to_string();
         assert!(error.contains("any of 20") && error.contains("and 12 more"), "{error}");
     }
 }

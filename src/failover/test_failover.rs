@@ -104,6 +104,29 @@ pub struct TestFailovers {
 impl TestFailovers {
     /// The test failovers that the manifest's pins name, as they were; overlays that none names are removed.
     pub async fn open(runtime: Rc<Runtime>, vault: Rc<Vault>, directory: PathBuf) -> Result<TestFailovers> {
+        TestFailovers::open_each(runtime, vault, directory, Err).await
+    }
+
+    /// The same, but a test failover whose point or overlays cannot be read is there without disks, so that it holds up
+    /// nothing else and can be ended.
+    pub async fn open_readable(
+        runtime: Rc<Runtime>,
+        vault: Rc<Vault>,
+        directory: PathBuf,
+    ) -> Result<TestFailovers> {
+        let report = |error: Error| {
+            tracing::error!(%error, "a test failover cannot be served; it can be ended");
+            Ok(())
+        };
+        TestFailovers::open_each(runtime, vault, directory, report).await
+    }
+
+    async fn open_each(
+        runtime: Rc<Runtime>,
+        vault: Rc<Vault>,
+        directory: PathBuf,
+        unreadable: impl Fn(Error) -> Result<()>,
+    ) -> Result<TestFailovers> {
         let mut opened = TestFailovers {
             runtime,
             vault,
@@ -117,12 +140,26 @@ impl TestFailovers {
         for pin in pins {
             if let PinKind::Test(test) = pin.kind {
                 let overlays = opened.overlays_of(test);
-                let failover = prepare(&opened.runtime, &opened.vault, &overlays, pin, test).await?;
-                opened.insert(failover);
+                match prepare(&opened.runtime, &opened.vault, &overlays, pin, test).await {
+                    Ok(failover) => opened.insert(failover),
+                    Err(error) => {
+                        unreadable(error)?;
+                        let without_disks = opened.without_disks(pin, test)?;
+                        opened.insert(without_disks);
+                    }
+                }
             }
         }
         opened.remove_left_overs().await?;
         Ok(opened)
+    }
+
+    fn without_disks(&self, pin: PinRecord, test: TestId) -> Result<TestFailover> {
+        let state = self.vault.manifest().state();
+        let point = state.points().iter().find(|point| point.id == pin.point).cloned();
+        let missing = || Error::corrupt(format!("test failover {} pins a point that is not there", test.0));
+        let point = point.ok_or_else(missing)?;
+        Ok(TestFailover { test, point, disks: Vec::new(), started: pin.created, pin: pin.id })
     }
 
     fn overlays_of(&self, test: TestId) -> PathBuf {

@@ -296,6 +296,11 @@ impl Segments {
         (index, self.directory.join(file_name(index)), self.segment_bytes)
     }
 
+    /// Whether a segment is being created.
+    pub fn is_creating(&self) -> bool {
+        self.creating
+    }
+
     /// Adds a created segment to the free ones.
     pub fn created(&mut self, segment: Segment) {
         self.creating = false;

@@ -8,7 +8,7 @@ use crate::error::ErrorKind;
 use crate::image::destage::{Batch, DiskResult, DiskWork, destage};
 use crate::planted::Bug;
 use crate::protect::disk::Disk;
-use crate::protect::group::{Done, Group, RETRY_DELAY, nanos};
+use crate::protect::group::{Done, Group, nanos};
 use crate::units::{DiskSlot, Lsn, MonotonicNanos};
 
 /// An idle group destages what it has after this long.
@@ -36,15 +36,15 @@ impl Group {
         let pressed = self.segments.room_bytes() < self.segments.limit_bytes() / FREE_PART_PRESSED;
         let wanted = pressed || self.stopping || now >= self.idle_at();
         self.pace.hold(!wanted);
-        if self.retry_at.is_some_and(|at| at > now) {
-            return;
-        }
-        self.retry_at = None;
-        if self.destaging || !wanted {
+        if !self.destage_retry.take_turn(now) || self.destaging || !wanted {
             return;
         }
         if self.layers.frozen().is_empty() {
             self.freeze(self.writer.visible());
+        }
+        if self.layers.frozen().is_empty() {
+            // What failed before may have left with its disk.
+            return self.destage_retry.succeeded();
         }
         if let Some(batch) = self.next_batch() {
             self.destaging = true;
@@ -93,7 +93,7 @@ impl Group {
 
     pub(super) fn finish_destage(&mut self, through: Lsn, results: Vec<DiskResult>) {
         self.destaging = false;
-        let mut again = false;
+        let mut again = None;
         for DiskResult { slot, result, written_bytes } in results {
             self.counters.destaged_bytes += written_bytes;
             let Some(disk) = self.disks.get_mut(&slot) else { continue };
@@ -104,7 +104,7 @@ impl Group {
                 }
                 Err(error) if error.kind() == ErrorKind::NoSpace => {
                     tracing::warn!(group = %self.name, disk = %disk.record.name, %error, "no space for the image");
-                    again = true;
+                    again = Some(ErrorKind::NoSpace);
                 }
                 Err(error) => {
                     disk.failures += 1;
@@ -112,14 +112,16 @@ impl Group {
                     if disk.failures >= FAILURES_MAX {
                         disk.latched = Some(error.kind());
                     }
-                    again |= disk.latched.is_none();
+                    if disk.latched.is_none() {
+                        again.get_or_insert(error.kind());
+                    }
                 }
             }
         }
-        if again {
-            self.retry_at = Some(MonotonicNanos(self.runtime.now().0 + nanos(RETRY_DELAY)));
-            return;
+        if let Some(kind) = again {
+            return self.destage_retry.failed(self.runtime.now(), kind);
         }
+        self.destage_retry.succeeded();
         let latched = |slot: &DiskSlot| self.disks.get(slot).is_some_and(|disk| disk.latched.is_some());
         self.layers.retire(through, latched);
         self.destaged = self.destaged.max(through);

@@ -18,7 +18,7 @@ use futures::channel::mpsc;
 use slab::Slab;
 
 use crate::block::{Export, Refusal, Reply, Request, Response, Ticket};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use crate::format::frame::RECORD_PAYLOAD_BYTES_MAX;
 
 use crate::format::record::{DiskRecord, PointRecord};
@@ -37,6 +37,7 @@ use crate::protect::membership::Joined;
 use crate::protect::open::GroupPlan;
 use crate::protect::publisher::{Job, Published};
 use crate::protect::reads::{OPERATION_READ, Reads};
+use crate::protect::retry::Retry;
 use crate::protect::status::{Condition, RateMeter};
 use crate::runtime::{Event, Runtime};
 use crate::units::{
@@ -44,9 +45,6 @@ use crate::units::{
     WallNanos, to_usize,
 };
 use crate::vault::Vault;
-
-/// How long a task that found no space waits before it tries again.
-pub(super) const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// Called once with a result.
 pub type Callback<T> = Box<dyn FnOnce(Result<T>)>;
@@ -61,6 +59,8 @@ pub(super) enum Done {
     Segment(Result<Segment>),
     /// The publisher finished a job on an interval.
     Published(Result<Published>),
+    /// The vault did not take an interval; the publisher tries again.
+    PublishDelayed(ErrorKind),
     /// A disk joined, or not.
     Joined(Result<Joined>, Callback<DiskRecord>),
     /// A disk left, or not.
@@ -83,10 +83,19 @@ pub(super) struct GroupSettings {
 
 struct WriteInFlight {
     ticket: Ticket,
+    payload_bytes: u64,
     durable: bool,
 }
 
-/// Counters of a group.
+/// A request that is answered once everything up to an LSN is durable.
+struct Barrier {
+    lsn: Lsn,
+    ticket: Ticket,
+    /// The write that asked for it, by its payload's length; none for a flush.
+    write_bytes: Option<u64>,
+}
+
+/// Counters of a group; a request counts when it is answered, and only if it succeeded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Write, zero and trim requests acknowledged.
@@ -127,7 +136,10 @@ pub struct Group {
     pub(super) destaged: Lsn,
     pub(super) destaging: bool,
     pub(super) pace: Rc<Pace>,
-    pub(super) retry_at: Option<MonotonicNanos>,
+    /// When destaging, segment creation and publication are tried again. The publisher keeps its own time.
+    pub(super) destage_retry: Retry,
+    pub(super) segment_retry: Retry,
+    pub(super) publish_retry: Retry,
     pub(super) last_activity: MonotonicNanos,
     pub(super) started: MonotonicNanos,
     pub(super) group_time: GroupNanos,
@@ -142,7 +154,7 @@ pub struct Group {
     /// Markers on their way into the journal.
     pub(super) markers_pending: usize,
     writes: Slab<WriteInFlight>,
-    barriers: Vec<(Lsn, Ticket)>,
+    barriers: Vec<Barrier>,
     reads: Reads,
     pub(super) replies: Vec<(Ticket, Reply)>,
     delayed: Vec<(DiskSlot, SectorRange, crate::journal::segments::Source)>,
@@ -198,7 +210,9 @@ impl Group {
             destaged: Lsn::ZERO,
             destaging: false,
             pace: Rc::default(),
-            retry_at: None,
+            destage_retry: Retry::default(),
+            segment_retry: Retry::default(),
+            publish_retry: Retry::default(),
             last_activity: now,
             started: now,
             group_time: parts.group_time,
@@ -283,10 +297,13 @@ impl Group {
             Request::Write { range, payload, durable } => self.write(ticket, slot, range, &payload, durable),
             Request::Zero { range, durable, keep_allocated } => {
                 let entry = Entry::Zero { disk: slot, range, allocated: keep_allocated };
-                let cookie = self.writes.insert(WriteInFlight { ticket, durable }) as u64;
+                let write = WriteInFlight { ticket, payload_bytes: 0, durable };
+                let cookie = self.writes.insert(write) as u64;
                 self.writer.enqueue(entry, Some(cookie));
             }
-            Request::Flush => self.barrier(self.writer.visible(), ticket),
+            Request::Flush => {
+                self.barrier(Barrier { lsn: self.writer.visible(), ticket, write_bytes: None });
+            }
             Request::Allocation { range } => self.allocation(ticket, slot, range),
         }
         Ok(())
@@ -296,15 +313,19 @@ impl Group {
         let parts = self.layers.resolve(slot, range);
         let image = &self.disks[&slot].image.file;
         let answer = self.reads.start(ticket, &parts, image, &self.segments, &self.cache.borrow());
-        self.counters.reads += 1;
         if let Some(reply) = answer {
-            self.replies.push((ticket, reply));
+            self.answer_read(ticket, reply);
         }
     }
 
+    fn answer_read(&mut self, ticket: Ticket, reply: Reply) {
+        self.counters.reads += u64::from(reply.is_ok());
+        self.replies.push((ticket, reply));
+    }
+
     fn write(&mut self, ticket: Ticket, slot: DiskSlot, range: SectorRange, payload: &Bytes, durable: bool) {
-        self.counters.written_bytes += payload.len() as u64;
-        let cookie = self.writes.insert(WriteInFlight { ticket, durable }) as u64;
+        let write = WriteInFlight { ticket, payload_bytes: payload.len() as u64, durable };
+        let cookie = self.writes.insert(write) as u64;
         let mut start = range.start;
         for offset in (0..payload.len()).step_by(RECORD_PAYLOAD_BYTES_MAX) {
             let piece = payload.slice(offset..payload.len().min(offset + RECORD_PAYLOAD_BYTES_MAX));
@@ -315,14 +336,27 @@ impl Group {
         }
     }
 
-    /// Answers `ticket` once everything up to `lsn` is durable.
-    fn barrier(&mut self, lsn: Lsn, ticket: Ticket) {
-        if lsn <= self.writer.durable() {
-            self.replies.push((ticket, Ok(Response::Done)));
+    /// Answers a barrier now if all that it waits for is durable, else once it is.
+    fn barrier(&mut self, barrier: Barrier) {
+        if barrier.lsn <= self.writer.durable() {
+            self.pass(&barrier);
         } else {
-            self.writer.want_durable(lsn);
-            self.barriers.push((lsn, ticket));
+            self.writer.want_durable(barrier.lsn);
+            self.barriers.push(barrier);
         }
+    }
+
+    fn pass(&mut self, barrier: &Barrier) {
+        match barrier.write_bytes {
+            Some(bytes) => self.answer_write(barrier.ticket, bytes),
+            None => self.replies.push((barrier.ticket, Ok(Response::Done))),
+        }
+    }
+
+    fn answer_write(&mut self, ticket: Ticket, payload_bytes: u64) {
+        self.counters.writes += 1;
+        self.counters.written_bytes += payload_bytes;
+        self.replies.push((ticket, Ok(Response::Done)));
     }
 
     fn allocation(&mut self, ticket: Ticket, slot: DiskSlot, range: SectorRange) {
@@ -340,7 +374,9 @@ impl Group {
     pub fn handle(&mut self, event: Event) {
         let operation = event.tag.operation;
         if operation & OPERATION_READ != 0 {
-            self.replies.extend(self.reads.handle(operation, event.result));
+            if let Some((ticket, reply)) = self.reads.handle(operation, event.result) {
+                self.answer_read(ticket, reply);
+            }
         } else {
             self.writer.handle(operation, event.result);
         }
@@ -386,9 +422,10 @@ impl Group {
         }
         let marker = self.wants_marker().then(|| self.schedule.due());
         // While a retry is due, idleness is no reason to come back before it.
-        let retry_at = self.retry_at.unwrap_or_default();
+        let retry_at = self.destage_retry.at().unwrap_or_default();
         let idle = self.has_undestaged().then(|| self.idle_at().max(retry_at));
-        [self.writer.next_deadline(), marker, idle, self.retry_at].into_iter().flatten().min()
+        let retries = [self.destage_retry.at(), self.segment_retry.at()];
+        [self.writer.next_deadline(), marker, idle].into_iter().chain(retries).flatten().min()
     }
 
     /// The opening frame names what was accepted; until that is durable, nobody may see it.
@@ -441,12 +478,11 @@ impl Group {
 
     fn acknowledge(&mut self, cookie: u64, lsn: Lsn) {
         let write = self.writes.remove(to_usize(cookie));
-        self.counters.writes += 1;
         self.last_activity = self.runtime.now();
         if write.durable {
-            self.barrier(lsn, write.ticket);
+            self.barrier(Barrier { lsn, ticket: write.ticket, write_bytes: Some(write.payload_bytes) });
         } else {
-            self.replies.push((write.ticket, Ok(Response::Done)));
+            self.answer_write(write.ticket, write.payload_bytes);
         }
     }
 
@@ -462,14 +498,15 @@ impl Group {
 
     fn answer_barriers(&mut self) {
         let durable = self.writer.durable();
-        let replies = &mut self.replies;
-        self.barriers.retain(|&(lsn, ticket)| {
-            let waits = lsn > durable;
-            if !waits {
-                replies.push((ticket, Ok(Response::Done)));
-            }
-            waits
-        });
+        if self.barriers.iter().all(|barrier| barrier.lsn > durable) {
+            return;
+        }
+        let barriers = std::mem::take(&mut self.barriers).into_iter();
+        let (passed, waiting): (Vec<_>, Vec<_>) = barriers.partition(|barrier| barrier.lsn <= durable);
+        self.barriers = waiting;
+        for barrier in &passed {
+            self.pass(barrier);
+        }
     }
 
     /// The journal failed: every change fails from now on, and what waited fails with it.
@@ -479,10 +516,10 @@ impl Group {
         for write in self.writes.drain() {
             self.replies.push((write.ticket, Err(refusal)));
         }
-        for (_, ticket) in self.barriers.drain(..) {
-            self.replies.push((ticket, Err(refusal)));
+        for barrier in self.barriers.drain(..) {
+            self.replies.push((barrier.ticket, Err(refusal)));
         }
-        self.fail_waiting_points(kind);
+        self.fail_waiting_points();
     }
 
     fn apply_done(&mut self) {
@@ -492,9 +529,13 @@ impl Group {
                 None => return,
                 Some(Done::Reply(ticket, reply)) => self.replies.push((ticket, reply)),
                 Some(Done::Destaged { through, disks }) => self.finish_destage(through, disks),
-                Some(Done::Segment(Ok(segment))) => self.segments.created(segment),
+                Some(Done::Segment(Ok(segment))) => {
+                    self.segment_retry.succeeded();
+                    self.segments.created(segment);
+                }
                 Some(Done::Segment(Err(error))) => self.segment_failed(&error),
                 Some(Done::Published(result)) => self.finish_publish(result),
+                Some(Done::PublishDelayed(kind)) => self.publish_retry.failed(self.runtime.now(), kind),
                 Some(Done::Joined(result, callback)) => self.finish_join(result, callback),
                 Some(Done::Left(id, slot, result, callback)) => self.finish_leave(id, slot, result, callback),
                 Some(Done::Interval(interval, result, callback)) => {
@@ -517,19 +558,12 @@ impl Group {
         !(self.writes.is_empty() && self.reads.is_empty() && self.barriers.is_empty())
     }
 
-    /// Whether the journal failed, so that it never takes writes again.
-    pub fn has_failed(&self) -> bool {
-        self.writer.failure().is_some()
+    /// Why the journal failed, if it did, so that it never takes writes again.
+    pub fn failure(&self) -> Option<ErrorKind> {
+        self.writer.failure()
     }
 }
 
 pub(super) fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-pub(super) fn latched_error(kind: ErrorKind) -> Error {
-    let why = format!(
-        "the group is latched after a journal or vault error ({kind:?}): mend the device and restart the gateway"
-    );
-    Error::new(ErrorKind::Latched, why)
 }

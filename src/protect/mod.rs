@@ -18,5 +18,7 @@ mod points;
 pub mod publisher;
 pub mod reads;
 mod recycling;
+pub mod resume;
+mod retry;
 pub mod status;
 mod stopping;

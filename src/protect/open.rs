@@ -75,20 +75,38 @@ pub async fn create(
     group: GroupId,
     record: GroupRecord,
 ) -> Result<Group> {
+    let vault = create_vault(&runtime, &plan, group, record).await?;
+    open_over(runtime, plan, vault).await
+}
+
+/// Creates the vault of a group without disks; durable when this returns.
+pub async fn create_vault(
+    runtime: &Rc<Runtime>,
+    plan: &GroupPlan,
+    group: GroupId,
+    record: GroupRecord,
+) -> Result<Rc<Vault>> {
     record.check()?;
     let timeline = TimelineId(runtime.random_u128());
-    let vault = Vault::create(&runtime, &plan.vault, group, timeline, record).await?;
-    open_with(runtime, plan, vault).await
+    let vault = Vault::create(runtime, &plan.vault, group, timeline, record).await?;
+    Ok(Rc::new(vault.with_planted(plan.planted)))
 }
 
 /// Opens a group. Drive it until it [serves](Group::is_serving).
 pub async fn open(runtime: Rc<Runtime>, plan: GroupPlan) -> Result<Group> {
-    let vault = Vault::open(&runtime, &plan.vault).await?;
-    open_with(runtime, plan, vault).await
+    let vault = open_vault(&runtime, &plan).await?;
+    open_over(runtime, plan, vault).await
 }
 
-async fn open_with(runtime: Rc<Runtime>, plan: GroupPlan, vault: Vault) -> Result<Group> {
-    let vault = vault.with_planted(plan.planted);
+/// Opens a group's vault alone: it gives its points, and serves views of them, whatever became of journal and images.
+pub async fn open_vault(runtime: &Rc<Runtime>, plan: &GroupPlan) -> Result<Rc<Vault>> {
+    let vault = Vault::open(runtime, &plan.vault).await?;
+    Ok(Rc::new(vault.with_planted(plan.planted)))
+}
+
+/// Opens a group over its open vault, which stays as it is if that fails. Drive it until it
+/// [serves](Group::is_serving).
+pub async fn open_over(runtime: Rc<Runtime>, plan: GroupPlan, vault: Rc<Vault>) -> Result<Group> {
     for directory in [plan.journal(), plan.images(), plan.tests()] {
         runtime.create_directory(directory).await?;
     }
@@ -140,7 +158,7 @@ async fn open_disks(
 async fn assemble(
     runtime: Rc<Runtime>,
     plan: GroupPlan,
-    vault: Vault,
+    vault: Rc<Vault>,
     disks: BTreeMap<DiskSlot, Disk>,
     journal: OpenedJournal,
     identity: Identity,
@@ -158,7 +176,6 @@ async fn assemble(
     let mut writer = Writer::new(Rc::clone(&runtime), owner, identity, journal.position, planted);
     writer.enqueue_control(Entry::Opening(journal.opening), None);
     let mailbox = Mailbox::default();
-    let vault = Rc::new(vault);
     let (publisher, jobs) = mpsc::unbounded();
     runtime.spawn(publisher::run(Rc::clone(&runtime), Rc::clone(&vault), jobs, Rc::clone(&mailbox)));
     let (name, interval_ms, points, group_time) = {

@@ -8,8 +8,9 @@ use crate::format::marker::{Consistency, DiskEntry, Marker};
 use crate::format::record::PointRecord;
 use crate::journal::writer::Entry;
 use crate::planted::Bug;
-use crate::protect::group::{Callback, Group, latched_error};
+use crate::protect::group::{Callback, Group};
 use crate::protect::publisher::{Job, Published};
+use crate::protect::status::Condition;
 use crate::units::{GroupNanos, Lsn, PointId};
 
 /// Closed intervals that may wait for the vault before timed markers are left out.
@@ -60,8 +61,8 @@ impl Group {
 
     /// Makes a recovery point now; `callback` gets it when it is restorable.
     pub fn create_point(&mut self, label: String, callback: Callback<PointRecord>) {
-        if let Some(kind) = self.writer.failure().or(self.vault_failed) {
-            return callback(Err(latched_error(kind)));
+        if let Some(error) = self.latched_error() {
+            return callback(Err(error));
         }
         if self.stopping {
             return callback(Err(Error::new(ErrorKind::Shutdown, "the group is stopping")));
@@ -89,6 +90,7 @@ impl Group {
         match result {
             Ok(published) => {
                 self.intervals_publishing -= 1;
+                self.publish_retry.succeeded();
                 self.vaulted = published.point.marker;
                 self.counters.vault_bytes += published.stored_bytes;
                 let callback = self.waiting_points.remove(&published.point.id);
@@ -100,7 +102,8 @@ impl Group {
             Err(error) => {
                 tracing::error!(group = %self.name, %error, "a recovery point could not be published");
                 self.vault_failed = Some(error.kind());
-                self.fail_waiting_points(error.kind());
+                self.publish_retry.succeeded();
+                self.fail_waiting_points();
             }
         }
     }
@@ -115,10 +118,23 @@ impl Group {
         self.writer.want_durable(lsn);
     }
 
-    pub(super) fn fail_waiting_points(&mut self, kind: ErrorKind) {
-        for (_, callback) in self.waiting_points.drain() {
-            callback(Err(latched_error(kind)));
+    /// Journal or vault failed: points that somebody waits for are not made.
+    pub(super) fn fail_waiting_points(&mut self) {
+        let waiting = std::mem::take(&mut self.waiting_points);
+        for (_, callback) in waiting {
+            callback(Err(self.latched_error().expect("called when something failed")));
         }
+    }
+
+    /// Why no point can be made, in the words of `status`.
+    fn latched_error(&self) -> Option<Error> {
+        let condition = match (self.writer.failure(), self.vault_failed) {
+            (Some(_), _) => Condition::JournalFailed,
+            (None, Some(_)) => Condition::VaultFailed,
+            (None, None) => return None,
+        };
+        let why = condition.explanation().expect("a failure is explained");
+        Some(Error::new(ErrorKind::Latched, format!("{}: {}", why.what, why.mend)))
     }
 
     pub(super) fn vaulted_all(&self) -> bool {

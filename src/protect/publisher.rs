@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::StreamExt;
 use futures::channel::mpsc;
@@ -21,13 +20,11 @@ use crate::journal::reader::Reader;
 use crate::journal::segments::Source;
 use crate::protect::group::{Done, Mailbox};
 use crate::protect::interval::ClosedInterval;
+use crate::protect::retry::RETRY_DELAY;
 use crate::runtime::Runtime;
 use crate::storage::Slice;
 use crate::units::{BlobId, DiskSlot, Lsn, SectorCount};
 use crate::vault::Vault;
-
-/// How long it waits before it tries again.
-const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// What the publisher is asked.
 pub enum Job {
@@ -53,7 +50,7 @@ pub(super) async fn run(
     mailbox: Mailbox,
 ) {
     while let Some(Job::Publish(interval)) = jobs.next().await {
-        let result = publish(&runtime, &vault, &interval).await;
+        let result = publish(&runtime, &vault, &interval, &mailbox).await;
         let is_over = result.is_err();
         mailbox.borrow_mut().push_back(Done::Published(result));
         if is_over {
@@ -62,12 +59,18 @@ pub(super) async fn run(
     }
 }
 
-async fn publish(runtime: &Rc<Runtime>, vault: &Vault, interval: &ClosedInterval) -> Result<Published> {
+async fn publish(
+    runtime: &Rc<Runtime>,
+    vault: &Vault,
+    interval: &ClosedInterval,
+    mailbox: &Mailbox,
+) -> Result<Published> {
     let mut delta = None;
     loop {
         match attempt(runtime, vault, interval, &mut delta).await {
             Err(error) if matches!(error.kind(), ErrorKind::NoSpace | ErrorKind::Io) => {
                 tracing::warn!(%error, "the vault did not take a recovery point; it is tried again");
+                mailbox.borrow_mut().push_back(Done::PublishDelayed(error.kind()));
                 runtime.sleep(RETRY_DELAY).await;
             }
             result => return result,

@@ -8,15 +8,18 @@ use std::rc::Rc;
 use crate::error::Error;
 use crate::journal::segments::create;
 use crate::planted::Bug;
-use crate::protect::group::{Done, Group, RETRY_DELAY, nanos};
-use crate::units::{Lsn, MonotonicNanos};
+use crate::protect::group::{Done, Group};
+use crate::units::Lsn;
 
 impl Group {
     pub(super) fn supply_segments(&mut self) {
-        if self.retry_at.is_some_and(|at| at > self.runtime.now()) {
+        if !self.segment_retry.take_turn(self.runtime.now()) || self.segments.is_creating() {
             return;
         }
-        let Some((index, path, bytes)) = self.segments.begin_creation() else { return };
+        let Some((index, path, bytes)) = self.segments.begin_creation() else {
+            // None is wanted any more: used ones came back.
+            return self.segment_retry.succeeded();
+        };
         let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
         self.runtime.spawn(async move {
             let result = create(runtime, index, path, bytes).await;
@@ -27,7 +30,7 @@ impl Group {
     pub(super) fn segment_failed(&mut self, error: &Error) {
         tracing::warn!(group = %self.name, %error, "no new journal segment: writes wait for space");
         self.segments.creation_failed();
-        self.retry_at = Some(MonotonicNanos(self.runtime.now().0 + nanos(RETRY_DELAY)));
+        self.segment_retry.failed(self.runtime.now(), error.kind());
     }
 
     pub(super) fn recycle(&mut self) {

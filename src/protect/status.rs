@@ -3,6 +3,7 @@
 use crate::error::ErrorKind;
 use crate::format::record::{DiskRecord, PointRecord};
 use crate::protect::group::{Counters, Group};
+use crate::protect::retry::Retry;
 use crate::units::{GroupId, Lsn, MonotonicNanos, WallNanos};
 
 /// Rates are averaged over this many samples,
@@ -29,6 +30,44 @@ pub enum Condition {
     JournalFailed,
     /// It is stopping.
     Stopping,
+}
+
+/// Why a group is as it is, and what a person can do: the same words wherever somebody is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Explanation {
+    /// What is wrong, and what that means for guests.
+    pub what: &'static str,
+    /// What to do.
+    pub mend: &'static str,
+}
+
+impl Condition {
+    /// Why a group is in this condition; none for those that nothing is wrong with.
+    pub fn explanation(self) -> Option<Explanation> {
+        let (what, mend) = match self {
+            Condition::Opening | Condition::Protected | Condition::Stopping => return None,
+            Condition::JournalFull => (
+                "the journal is at its limit: writes wait until images and vault catch up",
+                "nothing, if it passes; else a larger [journal] size, or faster disks",
+            ),
+            Condition::NoSpace => {
+                ("a file system is full: writes wait", "free space; it is tried again every second")
+            }
+            Condition::ImageFailed => (
+                "a disk's image cannot be written: its writes fail, the other disks go on",
+                "see the log, mend the device, restart the gateway",
+            ),
+            Condition::VaultFailed => (
+                "the vault refused a recovery point: no points are made, and the journal fills",
+                "see the log, mend the vault, restart the gateway",
+            ),
+            Condition::JournalFailed => (
+                "a journal write or sync failed: all writes fail, no points are made",
+                "see the log, mend the device, restart the gateway",
+            ),
+        };
+        Some(Explanation { what, mend })
+    }
 }
 
 /// How far a group's records are.
@@ -135,13 +174,19 @@ impl Group {
             Condition::ImageFailed
         } else if self.vault_failed.is_some() {
             Condition::VaultFailed
-        } else if self.retry_at.is_some() {
+        } else if self.wants_space() {
             Condition::NoSpace
         } else if self.writer.is_stalled() {
             Condition::JournalFull
         } else {
             Condition::Protected
         }
+    }
+
+    /// Whether images, journal or vault wait for space: from the first refusal until the work succeeds, so that attempts
+    /// in between do not make another reason of it.
+    fn wants_space(&self) -> bool {
+        [self.destage_retry, self.segment_retry, self.publish_retry].iter().any(Retry::wants_space)
     }
 
     /// Why the vault refused a point for good, if it did.

@@ -2,26 +2,32 @@
 
 use crate::control::catalogue;
 use crate::control::model::{
-    Condition as ApiCondition, Disk, Group, GroupState, GroupStatus, History, JournalStatus, LsnLadder,
-    NewestPoint, Point, PointKind, Policy, Reason, ReasonCode, Test, TestExport, WriteRate,
+    Condition as ApiCondition, Disk, Failure, Group, GroupState, GroupStatus, History, JournalStatus,
+    LsnLadder, NewestPoint, Point, PointKind, Policy, Reason, ReasonCode, Test, TestExport, WriteRate,
 };
 use crate::control::name::{DiskPath, Name};
 use crate::error::{Error, Result};
 use crate::failover::TestListing;
 use crate::format::marker::Consistency;
-use crate::format::record::{DiskRecord, PointRecord};
+use crate::format::record::{DiskRecord, GroupRecord, PointRecord};
 use crate::listen::ListenAddress;
 use crate::protect::status::{Condition, GroupSnapshot};
-use crate::units::WallNanos;
+use crate::site::member::{Description, Member};
+use crate::units::{GroupId, WallNanos};
 
 /// A stored name; what the manifest holds was checked when it was given.
 pub fn name(text: &str) -> Result<Name> {
     text.parse().map_err(|error| Error::corrupt(format!("the manifest holds the name {text:?}: {error}")))
 }
 
-/// A disk.
-pub fn disk(group: &Name, record: &DiskRecord, address: &ListenAddress) -> Result<Disk> {
-    let path = DiskPath { group: group.clone(), disk: name(&record.name)? };
+/// A stored disk's path.
+pub fn disk_path(group: &Name, disk: &str) -> Result<DiskPath> {
+    Ok(DiskPath { group: group.clone(), disk: name(disk)? })
+}
+
+/// A disk, and whether it is served.
+pub fn disk(group: &Name, record: &DiskRecord, served: bool, address: &ListenAddress) -> Result<Disk> {
+    let path = disk_path(group, &record.name)?;
     let export = path.to_string();
     Ok(Disk {
         id: record.id,
@@ -30,17 +36,39 @@ pub fn disk(group: &Name, record: &DiskRecord, address: &ListenAddress) -> Resul
         size_bytes: record.sectors.bytes(),
         uri: address.nbd_uri(&export),
         export,
+        served,
     })
 }
 
-/// A group with its disks.
-pub fn group(snapshot: &GroupSnapshot, address: &ListenAddress) -> Result<Group> {
-    let name = name(&snapshot.name)?;
-    let mut disks =
-        snapshot.disks.iter().map(|record| disk(&name, record, address)).collect::<Result<Vec<_>>>()?;
+/// A group with its disks, as its manifest says.
+pub(super) fn group(
+    id: GroupId,
+    name: &Name,
+    description: &Description,
+    failure: Option<Failure>,
+    address: &ListenAddress,
+) -> Result<Group> {
+    let record = &description.record;
+    let disks = description.disks.iter().map(|record| disk(name, record, failure.is_none(), address));
+    let mut disks = disks.collect::<Result<Vec<_>>>()?;
     disks.sort_by(|a, b| a.name.cmp(&b.name));
-    let policy = Policy { interval_ms: snapshot.interval_ms };
-    Ok(Group { id: snapshot.id, name, created: snapshot.created, policy, disks })
+    Ok(Group {
+        id,
+        name: name.clone(),
+        created: Some(record.created),
+        policy: Some(policy(record)),
+        disks,
+        failure,
+    })
+}
+
+fn policy(record: &GroupRecord) -> Policy {
+    Policy { interval_ms: u64::from(record.interval_ms) }
+}
+
+/// A group whose manifest cannot be read.
+pub fn unreadable_group(id: GroupId, name: &Name, failure: Option<Failure>) -> Group {
+    Group { id, name: name.clone(), created: None, policy: None, disks: Vec::new(), failure }
 }
 
 /// A recovery point.
@@ -77,35 +105,25 @@ pub fn test(group: &Name, failover: &TestListing, connections: u64, address: &Li
     })
 }
 
-/// How a group stands.
-pub fn status(
-    snapshot: &GroupSnapshot,
-    connections: u64,
-    now: WallNanos,
-    address: &ListenAddress,
-) -> Result<GroupStatus> {
-    let newest_point = snapshot.newest_point.as_ref().map(|point| NewestPoint {
-        id: point.id,
-        time: point.wall,
-        age_ms: u64::try_from(now.0.saturating_sub(point.wall.0) / 1_000_000).unwrap_or(0),
-    });
+/// How an open group stands.
+pub fn status(group: Group, snapshot: &GroupSnapshot, connections: u64, now: WallNanos) -> GroupStatus {
     let ladder = snapshot.ladder;
-    Ok(GroupStatus {
-        group: group(snapshot, address)?,
+    GroupStatus {
+        group,
         state: state(snapshot),
-        lsn: LsnLadder {
+        lsn: Some(LsnLadder {
             submitted: ladder.submitted,
             written: ladder.visible,
             visible: ladder.visible,
             durable: ladder.durable,
             destaged: ladder.destaged,
             vaulted: ladder.vaulted,
-        },
-        journal: JournalStatus {
+        }),
+        journal: Some(JournalStatus {
             used_bytes: snapshot.journal_used_bytes,
             limit_bytes: snapshot.journal_limit_bytes,
-        },
-        newest_point,
+        }),
+        newest_point: snapshot.newest_point.as_ref().map(|point| newest_point(point, now)),
         idle: snapshot.idle,
         history: History {
             points: snapshot.points,
@@ -114,72 +132,79 @@ pub fn status(
         },
         writes: WriteRate { writes_per_s: snapshot.writes_per_s, bytes_per_s: snapshot.bytes_per_s },
         connections,
-    })
+    }
+}
+
+/// How a group stands that could not be opened; `points` are those that its vault gives.
+pub fn failed_status(group: Group, failure: Failure, points: &[PointRecord], now: WallNanos) -> GroupStatus {
+    GroupStatus {
+        group,
+        state: GroupState {
+            condition: ApiCondition::Failed,
+            reason: Some(failure.reason),
+            since: failure.since,
+        },
+        lsn: None,
+        journal: None,
+        newest_point: points.last().map(|point| newest_point(point, now)),
+        idle: false,
+        history: History {
+            points: points.len() as u64,
+            oldest: points.first().map(|point| point.wall),
+            newest: points.last().map(|point| point.wall),
+        },
+        writes: WriteRate::default(),
+        connections: 0,
+    }
+}
+
+fn newest_point(point: &PointRecord, now: WallNanos) -> NewestPoint {
+    let age_ms = u64::try_from(now.0.saturating_sub(point.wall.0) / 1_000_000).unwrap_or(0);
+    NewestPoint { id: point.id, time: point.wall, age_ms }
 }
 
 fn state(snapshot: &GroupSnapshot) -> GroupState {
-    let because = |code, detail: &str| Some(Reason { code, detail: detail.to_owned() });
-    let (condition, reason) = match snapshot.condition {
+    let (condition, code) = match snapshot.condition {
         Condition::Opening => (ApiCondition::Opening, None),
         Condition::Protected => (ApiCondition::Protected, None),
         Condition::Stopping => (ApiCondition::Stopping, None),
-        Condition::JournalFull => (
-            ApiCondition::Degraded,
-            because(
-                ReasonCode::JournalFull,
-                "the journal is at its limit: writes wait until images and vault catch up",
-            ),
-        ),
-        Condition::NoSpace => (
-            ApiCondition::Degraded,
-            because(ReasonCode::NoSpace, "a file system is full: free space; it is tried again every second"),
-        ),
-        Condition::ImageFailed => {
-            let detail = format!(
-                "the image of {} failed: its writes fail, the other disks go on; mend the device and restart",
-                snapshot.latched_disks.join(", ")
-            );
-            (ApiCondition::Latched, because(ReasonCode::ImageFailed, &detail))
-        }
-        Condition::VaultFailed => (
-            ApiCondition::Degraded,
-            because(
-                ReasonCode::VaultFailed,
-                "the vault refused a recovery point: see the log; no points are made",
-            ),
-        ),
-        Condition::JournalFailed => (
-            ApiCondition::Latched,
-            because(
-                ReasonCode::JournalFailed,
-                "a journal write or sync failed: see the log, mend the device, restart",
-            ),
-        ),
+        Condition::JournalFull => (ApiCondition::Degraded, Some(ReasonCode::JournalFull)),
+        Condition::NoSpace => (ApiCondition::Degraded, Some(ReasonCode::NoSpace)),
+        Condition::ImageFailed => (ApiCondition::Latched, Some(ReasonCode::ImageFailed)),
+        Condition::VaultFailed => (ApiCondition::Degraded, Some(ReasonCode::VaultFailed)),
+        Condition::JournalFailed => (ApiCondition::Latched, Some(ReasonCode::JournalFailed)),
     };
+    let disks = match snapshot.latched_disks.as_slice() {
+        [] => String::new(),
+        names => format!(" ({})", names.join(", ")),
+    };
+    let reason = code.zip(snapshot.condition.explanation()).map(|(code, why)| Reason {
+        code,
+        detail: format!("{}{disks}", why.what),
+        mend: why.mend.to_owned(),
+    });
     GroupState { condition, reason, since: snapshot.since }
 }
 
 /// A group, as the catalogue keeps it.
-pub fn catalogue_group(
-    snapshot: &GroupSnapshot,
-    points: &[PointRecord],
-    tests: &[TestListing],
-) -> Result<catalogue::GroupRecord> {
+pub(super) fn catalogue_group(id: GroupId, name: Name, member: &Member) -> Result<catalogue::GroupRecord> {
     let disk = |record: &DiskRecord| {
-        Ok(catalogue::DiskRecord { id: record.id, name: name(&record.name)?, size: record.sectors })
+        let name = self::name(&record.name)?;
+        Ok(catalogue::DiskRecord { id: record.id, name, size: record.sectors })
     };
     let test = |failover: &TestListing| catalogue::TestRecord {
         number: failover.test,
         point: failover.point.id,
         started: failover.started,
     };
+    let Description { record, disks } = member.description();
     Ok(catalogue::GroupRecord {
-        id: snapshot.id,
-        name: name(&snapshot.name)?,
-        created: snapshot.created,
-        policy: Policy { interval_ms: snapshot.interval_ms },
-        disks: snapshot.disks.iter().map(disk).collect::<Result<Vec<_>>>()?,
-        points: points.iter().map(point).collect(),
-        tests: tests.iter().map(test).collect(),
+        id,
+        name,
+        created: record.created,
+        policy: policy(&record),
+        disks: disks.iter().map(disk).collect::<Result<Vec<_>>>()?,
+        points: member.points().iter().map(point).collect(),
+        tests: member.test_listings().iter().map(test).collect(),
     })
 }

@@ -20,6 +20,8 @@ pub struct ExportRegistry {
 #[derive(Debug, Default)]
 struct Directory {
     exports: BTreeMap<String, ExportInfo>,
+    /// Groups whose disks are not served, and why.
+    refusals: HashMap<String, String>,
     groups: HashMap<GroupId, Placed>,
     /// Sessions of each export that has any.
     sessions: HashMap<Export, u64>,
@@ -58,6 +60,16 @@ impl ExportRegistry {
     /// Serves nothing by `name` any more; sessions that are under way stay.
     pub fn remove(&self, name: &str) -> Option<ExportInfo> {
         self.directory.write().exports.remove(name)
+    }
+
+    /// Tells clients that ask for a disk of the group of that name why it is not served, from now on.
+    pub fn refuse_group(&self, name: &str, why: String) {
+        self.directory.write().refusals.insert(name.to_owned(), why);
+    }
+
+    /// The disks of the group of that name are served, or there are none.
+    pub fn end_refusal(&self, name: &str) {
+        self.directory.write().refusals.remove(name);
     }
 
     /// Gives a group a home among `threads` data threads, the one with the fewest groups, unless it has one; returns
@@ -128,6 +140,11 @@ impl Exports for ExportRegistry {
 
     fn find(&self, name: &str) -> Option<ExportInfo> {
         self.directory.read().exports.get(name).cloned()
+    }
+
+    fn refusal(&self, name: &str) -> Option<String> {
+        let (group, _) = name.split_once('/')?;
+        self.directory.read().refusals.get(group).cloned()
     }
 }
 

@@ -2,16 +2,15 @@
 //!
 //! A verb runs in a task of its own, so that a client that leaves does not leave it half done. Verbs that change
 //! which groups, disks and exports exist take turns. What a group is and has is asked of its owner, never kept here
-//! but for its name and id.
+//! but for its name and id, and why it could not be opened.
 
-use std::collections::BTreeMap;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use parking_lot::RwLock;
 use tokio::sync::{Mutex, oneshot};
+use tokio::task::JoinSet;
 
 use crate::block::Export;
 use crate::capture::nbd::ExportInfo;
@@ -23,17 +22,16 @@ use crate::control::name::{DiskPath, Name};
 use crate::data_directory::DataDirectory;
 use crate::env::Environment;
 use crate::error::{Error, ErrorKind, Result};
-use crate::failover::{TestFailover, TestFailovers, TestListing};
-use crate::format::record::{DiskRecord, GroupRecord};
+use crate::failover::TestListing;
+use crate::format::record::DiskRecord;
 use crate::listen::ListenAddress;
 use crate::planted::Planted;
-use crate::protect::group::{Callback, Group as ProtectionGroup};
-use crate::protect::open::{self, GroupPlan};
-use crate::runtime::Runtime;
+use crate::protect::group::Callback;
+use crate::protect::open::GroupPlan;
 use crate::site::convert;
 use crate::site::data_threads::DataThreads;
+use crate::site::group_table::{Entry, GroupTable};
 use crate::site::member::Member;
-use crate::site::removal;
 use crate::units::{GroupId, WallNanos};
 
 /// Memory for recently written frames, per group.
@@ -65,9 +63,11 @@ pub(super) struct Inner {
     pub(super) catalogue: Option<Catalogue>,
     pub(super) storage: StorageFound,
     pub(super) started: WallNanos,
-    pub(super) groups: RwLock<BTreeMap<Name, GroupId>>,
+    pub(super) groups: RwLock<GroupTable>,
     /// Held by verbs that change which groups, disks and exports exist.
     pub(super) turn: Mutex<()>,
+    /// What goes on without anybody having asked; ended when the gateway stops.
+    background: Mutex<JoinSet<()>>,
 }
 
 /// Hands a result from a data thread to whoever waits for it.
@@ -105,23 +105,15 @@ impl Gateway {
             started,
             groups: RwLock::default(),
             turn: Mutex::new(()),
+            background: Mutex::default(),
         }))
     }
 
-    /// Opens every group that the vault knows. One that cannot be opened is logged and left out; the others go on.
+    /// Opens every group of the data directory. One that cannot be opened is listed with the reason, and serves what its
+    /// vault can give; the others go on.
     pub async fn open_groups(&self) -> Result<()> {
-        let inner = &self.0;
-        let mut snapshot = crate::control::catalogue::Snapshot::default();
-        for id in vaults(&inner.directory.vault())? {
-            match inner.open_group(id, None).await {
-                Ok(Some(record)) => snapshot.groups.push(record),
-                Ok(None) => {}
-                Err(error) => {
-                    tracing::error!(group = %id, %error, "a group could not be opened; it is not served")
-                }
-            }
-        }
-        cached(inner.catalogue.as_ref().map(|catalogue| catalogue.rebuild(&snapshot))).await;
+        self.0.open_groups().await?;
+        self.0.background.lock().await.spawn(Inner::retry_for_space(Arc::downgrade(&self.0)));
         Ok(())
     }
 
@@ -133,9 +125,11 @@ impl Gateway {
     /// Stops all groups in good order: sessions end, journals are sealed, checkpoints written.
     pub async fn stop(&self, within: Duration) {
         let inner = &self.0;
+        inner.background.lock().await.shutdown().await;
         inner.threads.drain(SESSIONS_END).finished().await;
-        let ids: Vec<GroupId> = inner.groups.read().values().copied().collect();
-        let stops = ids.into_iter().map(|id| {
+        let groups = inner.groups.read().list();
+        let hosted = groups.iter().filter(|(_, entry)| entry.is_hosted()).map(|(_, entry)| entry.id);
+        let stops = hosted.map(|id| {
             inner.ask(id, |member: &mut Member, answer: Answering<()>| {
                 member.stop(move || answer.send(Ok(())))
             })
@@ -173,47 +167,6 @@ impl Gateway {
     }
 }
 
-/// The ids of all vaults.
-fn vaults(directory: &std::path::Path) -> Result<Vec<GroupId>> {
-    let entries = match std::fs::read_dir(directory) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(|error| Error::io("listing the vaults", error).at_path(directory))?,
-    };
-    let mut ids = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(|error| Error::io("listing the vaults", error).at_path(directory))?;
-        match entry.file_name().to_str().and_then(|name| name.parse().ok()) {
-            Some(id) => ids.push(id),
-            None => tracing::warn!(name = ?entry.file_name(), "not a vault; left alone"),
-        }
-    }
-    ids.sort_unstable();
-    Ok(ids)
-}
-
-/// Opens, or creates, a group and its test failovers on its thread; a group that had been removed is cleared away.
-async fn open_member(
-    runtime: &Rc<Runtime>,
-    plan: GroupPlan,
-    id: GroupId,
-    new: Option<GroupRecord>,
-) -> Result<Option<(ProtectionGroup, TestFailovers)>> {
-    let opened = match new {
-        Some(record) => open::create(Rc::clone(runtime), plan.clone(), id, record).await,
-        None => open::open(Rc::clone(runtime), plan.clone()).await,
-    };
-    let group = match opened {
-        Err(error) if error.kind() == ErrorKind::Shutdown => {
-            removal::clear(runtime, &plan).await?;
-            return Ok(None);
-        }
-        opened => opened?,
-    };
-    let vault = Rc::clone(group.vault());
-    let tests = TestFailovers::open(Rc::clone(runtime), vault, plan.tests()).await?;
-    Ok(Some((group, tests)))
-}
-
 impl Inner {
     pub(super) fn address(&self) -> &ListenAddress {
         &self.configuration.nbd.listen[0]
@@ -230,10 +183,35 @@ impl Inner {
         }
     }
 
-    pub(super) fn id(&self, name: &Name) -> Result<GroupId> {
-        let missing =
-            || Error::new(ErrorKind::NotFound, format!("there is no group {name}: 'group list' shows them"));
-        self.groups.read().get(name).copied().ok_or_else(missing)
+    /// The group that a person means, with the name that it goes by.
+    pub(super) fn find(&self, name: &Name) -> Result<(Name, Entry)> {
+        self.groups.read().find(name)
+    }
+
+    /// The same, if it is open.
+    ///
+    /// # Errors
+    /// `Latched` if it could not be opened, with the reason and the mend.
+    pub(super) fn find_open(&self, name: &Name) -> Result<(Name, GroupId)> {
+        let (name, entry) = self.find(name)?;
+        match entry.failure {
+            None => Ok((name, entry.id)),
+            Some(failure) => Err(failure.refusal(&name)),
+        }
+    }
+
+    /// The same, if at least its vault is open.
+    pub(super) fn find_vault(&self, name: &Name) -> Result<(Name, GroupId)> {
+        let (name, entry) = self.find(name)?;
+        match entry.failure {
+            Some(ref failure) if !entry.is_hosted() => Err(failure.refusal(&name)),
+            _ => Ok((name, entry.id)),
+        }
+    }
+
+    /// A group by its id, with the name that it goes by.
+    pub(super) fn find_by_id(&self, id: GroupId) -> Option<(Name, Entry)> {
+        self.groups.read().find_by_id(id)
     }
 
     /// Asks a group's owner.
@@ -261,60 +239,6 @@ impl Inner {
         self.ask(id, move |member, answer| answer.send(Ok(question(member)))).await
     }
 
-    /// Opens a group, or creates it if `new` says what it is, and serves its exports. `None`: it had been removed, and
-    /// is gone now.
-    pub(super) async fn open_group(
-        self: &Arc<Self>,
-        id: GroupId,
-        new: Option<GroupRecord>,
-    ) -> Result<Option<crate::control::catalogue::GroupRecord>> {
-        let home = self.threads.exports().place_group(id, self.threads.count());
-        let plan = self.plan(id);
-        let (sender, receiver) = oneshot::channel();
-        let answer = Answering(sender);
-        self.threads.command(home, move |host| {
-            let (runtime, later) = (Rc::clone(host.runtime()), host.later());
-            host.runtime().spawn(async move {
-                let opened = open_member(&runtime, plan, id, new).await;
-                later.run(move |host| match opened {
-                    Ok(Some((group, tests))) => {
-                        host.insert(id, Member::new(group, tests, move || answer.send(Ok(true))));
-                    }
-                    Ok(None) => answer.send(Ok(false)),
-                    Err(error) => answer.send(Err(error)),
-                });
-            });
-        })?;
-        let lost = |_| Error::new(ErrorKind::Shutdown, "the gateway stopped while the group was opened");
-        let opened = receiver.await.map_err(lost).flatten();
-        if !matches!(opened, Ok(true)) {
-            self.threads.exports().forget_group(id);
-        }
-        if !opened? {
-            return Ok(None);
-        }
-        self.serve_group(id).await.map(Some)
-    }
-
-    /// Registers a group's name and exports.
-    async fn serve_group(&self, id: GroupId) -> Result<crate::control::catalogue::GroupRecord> {
-        let (snapshot, points, tests) = self
-            .read(id, |member| {
-                let tests: Vec<_> = member.tests.list().map(TestFailover::listing).collect();
-                (member.group.snapshot(), member.group.points().to_vec(), tests)
-            })
-            .await?;
-        let name = convert::name(&snapshot.name)?;
-        for record in &snapshot.disks {
-            self.serve_disk(&name, id, record)?;
-        }
-        for test in &tests {
-            self.serve_test(&name, id, test)?;
-        }
-        self.groups.write().insert(name, id);
-        convert::catalogue_group(&snapshot, &points, &tests)
-    }
-
     pub(super) fn serve_disk(&self, group: &Name, id: GroupId, record: &DiskRecord) -> Result<()> {
         let path = DiskPath { group: group.clone(), disk: convert::name(&record.name)? };
         let info = ExportInfo {
@@ -340,25 +264,19 @@ impl Inner {
         Ok(())
     }
 
-    pub(super) async fn group_model(&self, id: GroupId) -> Result<Group> {
-        let snapshot = self.read(id, |member| member.group.snapshot()).await?;
-        convert::group(&snapshot, self.address())
+    /// What people are told of a group.
+    pub(super) async fn group_model(&self, name: &Name, entry: &Entry) -> Result<Group> {
+        let failure = entry.failure.as_ref().map(|failure| failure.model(name));
+        if !entry.is_hosted() {
+            return Ok(convert::unreadable_group(entry.id, name, failure));
+        }
+        let description = self.read(entry.id, |member| member.description()).await?;
+        convert::group(entry.id, name, &description, failure, self.address())
     }
 
     pub(super) async fn remember(&self, id: GroupId) {
-        let known = self
-            .read(id, |member| {
-                let tests: Vec<_> = member.tests.list().map(TestFailover::listing).collect();
-                (member.group.snapshot(), member.group.points().to_vec(), tests)
-            })
-            .await;
-        let record =
-            known.and_then(|(group, points, tests)| convert::catalogue_group(&group, &points, &tests));
-        match record {
-            Ok(record) => {
-                cached(self.catalogue.as_ref().map(|catalogue| catalogue.put_group(&record))).await;
-            }
-            Err(error) => tracing::warn!(group = %id, %error, "the catalogue could not be told of a group"),
+        if let Some(record) = self.record(id).await {
+            cached(self.catalogue.as_ref().map(|catalogue| catalogue.put_group(&record))).await;
         }
     }
 }

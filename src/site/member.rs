@@ -1,73 +1,181 @@
-//! What a data thread hosts for one group: the group itself, and its test failovers beside it.
+//! What a data thread hosts for one group: its vault, its test failovers, and the group itself if it could be opened.
+//!
+//! Without the group, what the vault gives is served all the same: points, views of them, test failovers.
 
-use crate::block::{Export, Reply, Request, Ticket, Volume};
-use crate::failover::TestFailovers;
+use std::rc::Rc;
+
+use crate::block::{Export, Refusal, Reply, Request, Ticket, Volume};
+use crate::error::{Error, ErrorKind, Result};
+use crate::failover::{TestFailover, TestFailovers, TestListing};
+use crate::format::record::{DiskRecord, GroupRecord, PointRecord};
 use crate::protect::group::Group;
-use crate::runtime::Event;
+use crate::protect::open::GroupPlan;
+use crate::runtime::{Event, Runtime};
 use crate::units::MonotonicNanos;
+use crate::vault::Vault;
 
-type Notice = Box<dyn FnOnce()>;
+type Notice<T> = Box<dyn FnOnce(T)>;
 
-/// A group and its test failovers.
+/// A group's vault, its test failovers, and the group, if it is open.
 pub struct Member {
-    /// The group.
-    pub group: Group,
-    /// Its test failovers.
-    pub tests: TestFailovers,
-    when_serving: Option<Notice>,
-    when_stopped: Option<Notice>,
+    vault: Rc<Vault>,
+    group: Option<Group>,
+    tests: Result<TestFailovers>,
+    when_serving: Option<Notice<Result<()>>>,
+    when_stopped: Option<Notice<()>>,
+    /// Replies of what refused without the group.
+    replies: Vec<(Ticket, Reply)>,
+}
+
+/// What the manifest says of a group, its points aside.
+#[derive(Clone, Debug)]
+pub(super) struct Description {
+    pub(super) record: GroupRecord,
+    pub(super) disks: Vec<DiskRecord>,
 }
 
 impl Member {
-    /// Hosts an opened group; `when_serving` is called once it takes requests, or can never take any.
-    pub fn new(group: Group, tests: TestFailovers, when_serving: impl FnOnce() + 'static) -> Member {
-        Member { group, tests, when_serving: Some(Box::new(when_serving)), when_stopped: None }
+    /// Hosts a vault and its test failovers, for now without the group.
+    pub async fn open(runtime: &Rc<Runtime>, vault: Rc<Vault>, plan: &GroupPlan) -> Member {
+        let tests = open_tests(runtime, &vault, plan).await;
+        if let Err(error) = &tests {
+            tracing::error!(group = %vault.manifest().state().group(), %error, "no test failovers can be served");
+        }
+        Member { vault, group: None, tests, when_serving: None, when_stopped: None, replies: Vec::new() }
+    }
+
+    /// Hosts the opened group too; `when_serving` is called once it takes requests, or turns out never to take any.
+    pub fn protect(&mut self, group: Group, when_serving: impl FnOnce(Result<()>) + 'static) {
+        self.group = Some(group);
+        self.when_serving = Some(Box::new(when_serving));
+    }
+
+    /// Its vault.
+    pub fn vault(&self) -> &Rc<Vault> {
+        &self.vault
+    }
+
+    /// The group.
+    ///
+    /// # Errors
+    /// `Latched` if it could not be opened.
+    pub fn group(&mut self) -> Result<&mut Group> {
+        let closed = || Error::new(ErrorKind::Latched, "the group is not open: 'group list' says why");
+        self.group.as_mut().ok_or_else(closed)
+    }
+
+    /// Its test failovers; fails where their directory cannot be read.
+    pub fn tests(&mut self) -> Result<&mut TestFailovers> {
+        self.tests.as_mut().map_err(|error| Error::new(error.kind(), error.to_string()))
+    }
+
+    /// Whether all but the group is as it should be, so that opening the group is all that is left to do.
+    pub(super) fn lacks_only_the_group(&self) -> bool {
+        self.group.is_none() && self.tests.is_ok() && !self.vault.manifest().is_in_doubt()
+    }
+
+    /// What people are told of its test failovers; none where their directory cannot be read.
+    pub(super) fn test_listings(&self) -> Vec<TestListing> {
+        self.tests.as_ref().map(|tests| tests.list().map(TestFailover::listing).collect()).unwrap_or_default()
+    }
+
+    /// What the manifest says of the group.
+    pub(super) fn description(&self) -> Description {
+        let state = self.vault.manifest().state();
+        Description { record: state.record().clone(), disks: state.disks().cloned().collect() }
+    }
+
+    /// The recovery points that can be opened.
+    pub(super) fn points(&self) -> Vec<PointRecord> {
+        self.vault.manifest().state().points().to_vec()
     }
 
     /// Begins a clean stop; `when_stopped` is called at its end.
     pub fn stop(&mut self, when_stopped: impl FnOnce() + 'static) {
-        self.group.stop();
-        self.when_stopped = Some(Box::new(when_stopped));
+        if let Some(group) = &mut self.group {
+            group.stop();
+        }
+        self.when_stopped = Some(Box::new(|()| when_stopped()));
     }
 
     fn notify(&mut self) {
-        if self.when_serving.is_some() && (self.group.is_serving() || self.group.has_failed()) {
-            self.when_serving.take().into_iter().for_each(|notice| notice());
+        if self.when_serving.is_some()
+            && let Some(result) = self.opened()
+        {
+            if result.is_err() {
+                self.group = None;
+            }
+            if let Some(notice) = self.when_serving.take() {
+                notice(result);
+            }
+            return;
         }
-        if self.when_stopped.is_some() && self.group.is_stopped() {
-            self.when_stopped.take().into_iter().for_each(|notice| notice());
+        if self.when_stopped.is_some()
+            && self.group.as_mut().is_none_or(Group::is_stopped)
+            && let Some(notice) = self.when_stopped.take()
+        {
+            notice(());
         }
     }
+
+    /// How an opening ended, if it did.
+    fn opened(&self) -> Option<Result<()>> {
+        let group = self.group.as_ref()?;
+        if group.is_serving() {
+            return Some(Ok(()));
+        }
+        let kind = group.failure()?;
+        Some(Err(Error::new(kind, "the journal's first frame could not be written: see the log")))
+    }
+}
+
+async fn open_tests(runtime: &Rc<Runtime>, vault: &Rc<Vault>, plan: &GroupPlan) -> Result<TestFailovers> {
+    // An opening that failed may not have come so far.
+    runtime.create_directory(plan.tests()).await?;
+    TestFailovers::open_readable(Rc::clone(runtime), Rc::clone(vault), plan.tests()).await
 }
 
 impl Volume for Member {
     fn submit(&mut self, ticket: Ticket, export: Export, request: Request) {
-        match export {
-            Export::Disk(..) => self.group.submit(ticket, export, request),
-            Export::Test(..) => self.tests.submit(ticket, export, request),
+        match (export, &mut self.group, &mut self.tests) {
+            (Export::Disk(..), Some(group), _) => group.submit(ticket, export, request),
+            (Export::Test(..), _, Ok(tests)) => tests.submit(ticket, export, request),
+            _ => self.replies.push((ticket, Err(Refusal::Shutdown))),
         }
     }
 
     fn handle(&mut self, event: Event) {
-        self.group.handle(event);
+        // A group that failed while it was opened left its last completions to nobody.
+        if let Some(group) = self.group.as_mut().filter(|group| group.owner() == event.tag.owner) {
+            group.handle(event);
+        }
     }
 
     fn owns(&self, owner: u32) -> bool {
-        self.group.owner() == owner
+        self.group.as_ref().is_some_and(|group| group.owner() == owner)
     }
 
     fn advance(&mut self) {
-        self.group.advance();
-        self.tests.advance();
+        if let Some(group) = &mut self.group {
+            group.advance();
+        }
+        if let Ok(tests) = &mut self.tests {
+            tests.advance();
+        }
         self.notify();
     }
 
     fn take_replies(&mut self, replies: &mut Vec<(Ticket, Reply)>) {
-        self.group.take_replies(replies);
-        self.tests.take_replies(replies);
+        replies.append(&mut self.replies);
+        if let Some(group) = &mut self.group {
+            group.take_replies(replies);
+        }
+        if let Ok(tests) = &mut self.tests {
+            tests.take_replies(replies);
+        }
     }
 
     fn next_deadline(&self) -> Option<MonotonicNanos> {
-        self.group.next_deadline()
+        self.group.as_ref().and_then(Group::next_deadline)
     }
 }

@@ -1,5 +1,5 @@
-//! Removing a group's files: the vault says first that the group has ended, so that a crash on the way is taken up again
-//! at the next start.
+//! Removing a group's files: the vault says first that the group has ended, by a tombstone that needs no manifest, so that
+//! a crash on the way is taken up again at the next start.
 
 use std::path::Path;
 use std::rc::Rc;
@@ -9,8 +9,9 @@ use crate::protect::open::GroupPlan;
 use crate::runtime::Runtime;
 use crate::vault;
 
-/// Deletes everything of a group whose manifest says that it was removed; resumable.
+/// Deletes everything of a group; resumable. From its first step on, the group is never opened again.
 pub async fn clear(runtime: &Rc<Runtime>, plan: &GroupPlan) -> Result<()> {
+    vault::entomb(runtime, &plan.vault).await?;
     let tests = plan.tests();
     for name in names(runtime, &tests).await? {
         remove_directory(runtime, &tests.join(name)).await?;

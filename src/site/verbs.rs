@@ -2,28 +2,27 @@
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::convert;
-use super::gateway::{Answering, Gateway, INTERVAL_MS_DEFAULT, Inner, SESSIONS_END, cached};
+use super::gateway::{Answering, Gateway, Inner, SESSIONS_END, cached};
+use super::group_table::Entry;
 use super::member::Member;
-use super::removal;
 use crate::block::{Export, TestId};
 use crate::control::backend::{Answer, Backend};
 use crate::control::jobs::Progress;
 use crate::control::model::{
-    Disk, Group, GroupStatus, Point, Policy, RestoreRequest, Restored, Status, StorageStatus, Test,
+    Disk, Group, GroupStatus, Point, Policy, RestoreRequest, Restored, Resumed, Status, StorageStatus, Test,
     VerifyReport,
 };
 use crate::control::name::{DiskPath, Label, Name};
 use crate::control::selector::{PointSelector, resolve};
 use crate::error::{Error, ErrorKind, Result};
-use crate::failover::{TestFailover, TestListing};
-use crate::format::record::{Change, DiskRecord, GroupRecord};
+use crate::failover::TestListing;
+use crate::format::record::DiskRecord;
 use crate::protect::membership::Content;
 use crate::runtime::Runtime;
-use crate::units::{DiskId, GroupId, PointId, SECTOR_BYTES, SectorCount};
+use crate::units::{DiskId, GroupId, PointId, SECTOR_BYTES, SectorCount, WallNanos};
 use crate::vault::{self, Vault};
 use crate::view::{self, View};
 
@@ -37,11 +36,20 @@ impl Backend for Gateway {
     }
 
     fn group(&self, name: Name) -> Answer<'_, Group> {
-        self.detached(|inner| Box::pin(async move { inner.group_model(inner.id(&name)?).await }))
+        self.detached(|inner| {
+            Box::pin(async move {
+                let (name, entry) = inner.find(&name)?;
+                inner.group_model(&name, &entry).await
+            })
+        })
     }
 
     fn group_remove(&self, name: Name) -> Answer<'_, ()> {
         self.detached(|inner| Box::pin(async move { inner.group_remove(name).await }))
+    }
+
+    fn group_resume(&self, name: Name) -> Answer<'_, Resumed> {
+        self.detached(|inner| Box::pin(async move { inner.group_resume(name).await }))
     }
 
     fn disk_create(&self, path: DiskPath, size: SectorCount) -> Answer<'_, Disk> {
@@ -67,7 +75,7 @@ impl Backend for Gateway {
     }
 
     fn points(&self, group: Name) -> Answer<'_, Vec<Point>> {
-        self.detached(|inner| Box::pin(async move { inner.points_of(inner.id(&group)?).await }))
+        self.detached(|inner| Box::pin(async move { inner.points_of(inner.find_vault(&group)?.1).await }))
     }
 
     fn test_start(&self, group: Name, point: PointSelector) -> Answer<'_, Test> {
@@ -96,74 +104,28 @@ impl Backend for Gateway {
 }
 
 impl Inner {
-    async fn group_create(self: &Arc<Self>, name: Name) -> Result<Group> {
-        let _turn = self.turn.lock().await;
-        if self.groups.read().contains_key(&name) {
-            return Err(Error::new(ErrorKind::AlreadyExists, format!("there is a group {name} already")));
-        }
-        let id = GroupId(self.environment.random_u128());
-        let created = self.environment.wall();
-        let record = GroupRecord { name: name.to_string(), created, interval_ms: INTERVAL_MS_DEFAULT };
-        self.open_group(id, Some(record)).await?;
-        self.remember(id).await;
-        self.group_model(id).await
-    }
-
-    /// Every group's name and id, by name.
-    fn directory_of_groups(&self) -> Vec<(Name, GroupId)> {
-        self.groups.read().iter().map(|(name, &id)| (name.clone(), id)).collect()
-    }
-
     async fn all_groups(&self) -> Result<Vec<Group>> {
         let mut groups = Vec::new();
-        for (_, id) in self.directory_of_groups() {
-            groups.push(self.group_model(id).await?);
+        for (name, entry) in self.groups_now() {
+            let model = match (self.group_model(&name, &entry).await, self.find_by_id(entry.id)) {
+                (Err(error), None) if is_gone(&error) => continue,
+                (Err(error), Some((name, entry))) if is_gone(&error) => {
+                    self.group_model(&name, &entry).await?
+                }
+                (model, _) => model?,
+            };
+            groups.push(model);
         }
         Ok(groups)
     }
 
-    async fn group_remove(self: &Arc<Self>, name: Name) -> Result<()> {
-        let _turn = self.turn.lock().await;
-        let id = self.id(&name)?;
-        for test in self.test_numbers(id).await? {
-            self.end_test(&name, id, test).await?;
-        }
-        for record in self.read(id, |member| member.group.snapshot().disks).await? {
-            self.withdraw(&disk_path(&name, &record)?.to_string(), Export::Disk(id, record.id)).await;
-        }
-        self.groups.write().remove(&name);
-        self.ask(id, |member: &mut Member, answer: Answering<()>| {
-            let vault = Rc::clone(member.group.vault());
-            vault.runtime().clone().spawn(async move {
-                answer.send(vault.manifest().append(Change::GroupRemoved).await.map(drop));
-            });
-        })
-        .await?;
-        self.ask(id, |member: &mut Member, answer: Answering<()>| member.stop(move || answer.send(Ok(()))))
-            .await?;
-        self.clear(id).await?;
-        cached(self.catalogue.as_ref().map(|catalogue| catalogue.remove_group(id))).await;
-        Ok(())
-    }
-
-    /// Takes a stopped group off its thread and deletes its files.
-    async fn clear(&self, id: GroupId) -> Result<()> {
-        let (sender, receiver) = tokio::sync::oneshot::channel();
-        let plan = self.plan(id);
-        self.threads.command_group(id, move |host| {
-            drop(host.remove(id));
-            let runtime = Rc::clone(host.runtime());
-            host.runtime().spawn(async move { drop(sender.send(removal::clear(&runtime, &plan).await)) });
-        })?;
-        let lost =
-            |_| Error::new(ErrorKind::Shutdown, "the gateway stopped; the rest is removed at the next start");
-        let cleared = receiver.await.map_err(lost)?;
-        self.threads.exports().forget_group(id);
-        cleared
+    /// Every group by name, as the table has it now.
+    fn groups_now(&self) -> Vec<(Name, Entry)> {
+        self.groups.read().list()
     }
 
     /// Stops serving an export and ends its sessions.
-    async fn withdraw(&self, name: &str, export: Export) {
+    pub(super) async fn withdraw(&self, name: &str, export: Export) {
         self.threads.exports().remove(name);
         self.threads.close_sessions(export, SESSIONS_END).finished().await;
     }
@@ -175,16 +137,17 @@ impl Inner {
         content: impl FnOnce() -> Content + Send + 'static,
     ) -> Result<Disk> {
         let _turn = self.turn.lock().await;
-        let id = self.id(&path.group)?;
+        let (group, id) = self.find_open(&path.group)?;
         let name = path.disk.to_string();
         let record: DiskRecord = self
-            .ask(id, move |member: &mut Member, answer: Answering<DiskRecord>| {
-                member.group.add_disk(name, size, content(), answer.callback());
+            .ask(id, move |member: &mut Member, answer: Answering<DiskRecord>| match member.group() {
+                Ok(group) => group.add_disk(name, size, content(), answer.callback()),
+                Err(error) => answer.send(Err(error)),
             })
             .await?;
-        self.serve_disk(&path.group, id, &record)?;
+        self.serve_disk(&group, id, &record)?;
         self.remember(id).await;
-        convert::disk(&path.group, &record, self.address())
+        convert::disk(&group, &record, true, self.address())
     }
 
     async fn disk_import(&self, path: DiskPath, file: PathBuf, progress: Progress) -> Result<Disk> {
@@ -208,11 +171,13 @@ impl Inner {
 
     async fn disk_remove(&self, path: DiskPath) -> Result<()> {
         let _turn = self.turn.lock().await;
-        let id = self.id(&path.group)?;
+        let (group, id) = self.find_open(&path.group)?;
+        let path = DiskPath { group, disk: path.disk };
         let disk = self.disk_id(id, &path).await?;
         self.withdraw(&path.to_string(), Export::Disk(id, disk)).await;
-        self.ask(id, move |member: &mut Member, answer: Answering<()>| {
-            member.group.remove_disk(disk, answer.callback());
+        self.ask(id, move |member: &mut Member, answer: Answering<()>| match member.group() {
+            Ok(group) => group.remove_disk(disk, answer.callback()),
+            Err(error) => answer.send(Err(error)),
         })
         .await?;
         cached(self.catalogue.as_ref().map(|catalogue| catalogue.remove_disk(disk))).await;
@@ -223,28 +188,30 @@ impl Inner {
         let name = path.disk.to_string();
         let missing =
             || Error::new(ErrorKind::NotFound, format!("there is no disk {path}: 'disk list' shows them"));
-        let snapshot = self.read(group, |member| member.group.snapshot()).await?;
-        snapshot.disks.iter().find(|disk| disk.name == name).map(|disk| disk.id).ok_or_else(missing)
+        let description = self.read(group, |member| member.description()).await?;
+        description.disks.iter().find(|disk| disk.name == name).map(|disk| disk.id).ok_or_else(missing)
     }
 
     async fn policy_set(&self, group: Name, policy: Policy) -> Result<Group> {
         let policy = policy.checked()?;
-        let id = self.id(&group)?;
+        let (group, id) = self.find_open(&group)?;
         let interval = Duration::from_millis(policy.interval_ms);
-        self.ask(id, move |member: &mut Member, answer: Answering<()>| {
-            member.group.set_interval(interval, answer.callback());
+        self.ask(id, move |member: &mut Member, answer: Answering<()>| match member.group() {
+            Ok(group) => group.set_interval(interval, answer.callback()),
+            Err(error) => answer.send(Err(error)),
         })
         .await?;
         cached(self.catalogue.as_ref().map(|catalogue| catalogue.put_policy(id, policy))).await;
-        self.group_model(id).await
+        self.group_model(&group, &self.find(&group)?.1).await
     }
 
     async fn point_create(&self, group: Name, label: Option<Label>) -> Result<Point> {
-        let id = self.id(&group)?;
+        let (_, id) = self.find_open(&group)?;
         let label = label.map_or_else(String::new, |label| label.as_str().to_owned());
         let record = self
-            .ask(id, move |member: &mut Member, answer: Answering<_>| {
-                member.group.create_point(label, answer.callback());
+            .ask(id, move |member: &mut Member, answer: Answering<_>| match member.group() {
+                Ok(group) => group.create_point(label, answer.callback()),
+                Err(error) => answer.send(Err(error)),
             })
             .await?;
         let point = convert::point(&record);
@@ -254,22 +221,25 @@ impl Inner {
     }
 
     async fn points_of(&self, id: GroupId) -> Result<Vec<Point>> {
-        self.read(id, |member| member.group.points().iter().map(convert::point).collect()).await
+        self.read(id, |member| member.points().iter().map(convert::point).collect()).await
     }
 
     async fn select(&self, id: GroupId, selector: &PointSelector) -> Result<PointId> {
         let points = self.points_of(id).await?;
-        resolve(selector, &points).map(|point| point.id)
+        resolve(selector, &points, self.environment.wall()).map(|point| point.id)
     }
 
     async fn test_start(&self, group: Name, selector: PointSelector) -> Result<Test> {
         let _turn = self.turn.lock().await;
-        let id = self.id(&group)?;
+        let (group, id) = self.find_vault(&group)?;
         let point = self.select(id, &selector).await?;
         let listing: TestListing = self
-            .ask(id, move |member: &mut Member, answer: Answering<TestListing>| {
-                let callback = answer.callback();
-                member.tests.start(point, Box::new(|result| callback(result.map(|test| test.listing()))));
+            .ask(id, move |member: &mut Member, answer: Answering<TestListing>| match member.tests() {
+                Ok(tests) => {
+                    let callback = answer.callback();
+                    tests.start(point, Box::new(|result| callback(result.map(|test| test.listing()))));
+                }
+                Err(error) => answer.send(Err(error)),
             })
             .await?;
         self.serve_test(&group, id, &listing)?;
@@ -278,16 +248,16 @@ impl Inner {
     }
 
     async fn listings(&self, id: GroupId) -> Result<Vec<TestListing>> {
-        self.read(id, |member| member.tests.list().map(TestFailover::listing).collect()).await
+        self.read(id, |member| member.test_listings()).await
     }
 
-    async fn test_numbers(&self, id: GroupId) -> Result<Vec<TestId>> {
+    pub(super) async fn test_numbers(&self, id: GroupId) -> Result<Vec<TestId>> {
         Ok(self.listings(id).await?.iter().map(|listing| listing.test).collect())
     }
 
     async fn test_cleanup(&self, group: Name, test: Option<TestId>) -> Result<Vec<TestId>> {
         let _turn = self.turn.lock().await;
-        let id = self.id(&group)?;
+        let (group, id) = self.find_vault(&group)?;
         let ended = match test {
             Some(test) => vec![test],
             None => self.test_numbers(id).await?,
@@ -298,15 +268,16 @@ impl Inner {
         Ok(ended)
     }
 
-    async fn end_test(&self, group: &Name, id: GroupId, test: TestId) -> Result<()> {
+    pub(super) async fn end_test(&self, group: &Name, id: GroupId, test: TestId) -> Result<()> {
         let listings = self.listings(id).await?;
         for disk in listings.iter().filter(|listing| listing.test == test).flat_map(|listing| &listing.disks)
         {
-            let path = DiskPath { group: group.clone(), disk: convert::name(&disk.name)? };
+            let path = convert::disk_path(group, &disk.name)?;
             self.withdraw(&path.test_export(test), Export::Test(id, disk.id, test)).await;
         }
-        self.ask(id, move |member: &mut Member, answer: Answering<()>| {
-            member.tests.cleanup(test, answer.callback());
+        self.ask(id, move |member: &mut Member, answer: Answering<()>| match member.tests() {
+            Ok(tests) => tests.cleanup(test, answer.callback()),
+            Err(error) => answer.send(Err(error)),
         })
         .await?;
         cached(self.catalogue.as_ref().map(|catalogue| catalogue.remove_test(id, test))).await;
@@ -315,12 +286,19 @@ impl Inner {
 
     async fn all_tests(&self, group: Option<Name>) -> Result<Vec<Test>> {
         let groups = match group {
-            Some(name) => vec![(name.clone(), self.id(&name)?)],
-            None => self.directory_of_groups(),
+            Some(name) => vec![self.find_vault(&name)?],
+            None => {
+                let hosted = self.groups_now().into_iter().filter(|(_, entry)| entry.is_hosted());
+                hosted.map(|(name, entry)| (name, entry.id)).collect()
+            }
         };
         let mut tests = Vec::new();
         for (name, id) in groups {
-            for listing in self.listings(id).await? {
+            let listings = match self.listings(id).await {
+                Err(error) if is_gone(&error) => continue,
+                listings => listings?,
+            };
+            for listing in listings {
                 let exports = listing.disks.iter().map(|disk| Export::Test(id, disk.id, listing.test));
                 let connections = exports.map(|export| self.threads.exports().sessions_of(export)).sum();
                 tests.push(convert::test(&name, &listing, connections, self.address())?);
@@ -330,12 +308,12 @@ impl Inner {
     }
 
     async fn restore(&self, group: Name, request: RestoreRequest, progress: Progress) -> Result<Restored> {
-        let id = self.id(&group)?;
+        let (_, id) = self.find_vault(&group)?;
         let selected = self.select(id, &request.point).await?;
         let RestoreRequest { directory, overwrite, .. } = request;
         let (files, bytes) = self
             .ask(id, move |member: &mut Member, answer: Answering<(Vec<PathBuf>, u64)>| {
-                let vault = Rc::clone(member.group.vault());
+                let vault = Rc::clone(member.vault());
                 vault.runtime().clone().spawn(async move {
                     answer.send(restore(&vault, selected, &directory, overwrite, &progress).await);
                 });
@@ -351,12 +329,12 @@ impl Inner {
         let now = self.environment.wall();
         let mut groups: Vec<GroupStatus> = Vec::new();
         let mut direct = true;
-        for (_, id) in self.directory_of_groups() {
-            let snapshot = self.read(id, |member| member.group.snapshot()).await?;
-            direct &= snapshot.direct;
-            let exports = snapshot.disks.iter().map(|disk| Export::Disk(id, disk.id));
-            let connections = exports.map(|export| self.threads.exports().sessions_of(export)).sum();
-            groups.push(convert::status(&snapshot, connections, now, self.address())?);
+        for (name, entry) in self.groups_now() {
+            let asked = self.group_status(&name, &entry, now).await;
+            if let Some((status, is_direct)) = self.unless_gone(entry.id, asked, now).await? {
+                direct &= is_direct;
+                groups.push(status);
+            }
         }
         let direct_reason = "the file system of the data directory refuses O_DIRECT";
         Ok(Status {
@@ -375,34 +353,83 @@ impl Inner {
         })
     }
 
+    /// How a group stands, and whether its files bypass the page cache as far as is known.
+    async fn group_status(&self, name: &Name, entry: &Entry, now: WallNanos) -> Result<(GroupStatus, bool)> {
+        let group = self.group_model(name, entry).await?;
+        if let Some(failure) = group.failure.clone() {
+            let points = match entry.is_hosted() {
+                true => self.read(entry.id, |member| member.points()).await?,
+                false => Vec::new(),
+            };
+            return Ok((convert::failed_status(group, failure, &points, now), true));
+        }
+        let id = entry.id;
+        let snapshot =
+            self.read(id, |member| member.group().map(|group| group.snapshot())).await.flatten()?;
+        let exports = snapshot.disks.iter().map(|disk| Export::Disk(id, disk.id));
+        let connections = exports.map(|export| self.threads.exports().sessions_of(export)).sum();
+        Ok((convert::status(group, &snapshot, connections, now), snapshot.direct))
+    }
+
+    /// What was asked of a group for a listing; asked again as it is now if it changed meanwhile, `None` if it went.
+    async fn unless_gone(
+        &self,
+        id: GroupId,
+        asked: Result<(GroupStatus, bool)>,
+        now: WallNanos,
+    ) -> Result<Option<(GroupStatus, bool)>> {
+        if !asked.as_ref().is_err_and(is_gone) {
+            return asked.map(Some);
+        }
+        let Some((name, entry)) = self.find_by_id(id) else { return Ok(None) };
+        self.group_status(&name, &entry, now).await.map(Some)
+    }
+
     async fn vault_verify(&self, group: Option<Name>, progress: Progress) -> Result<VerifyReport> {
         let groups = match group {
-            Some(name) => vec![self.id(&name)?],
-            None => self.directory_of_groups().into_iter().map(|(_, id)| id).collect(),
+            Some(name) => vec![self.find(&name)?],
+            None => self.groups_now(),
         };
         let mut report = VerifyReport::default();
-        for id in groups {
-            let progress = progress.clone();
-            let found: vault::VerifyReport = self
-                .ask(id, move |member: &mut Member, answer: Answering<vault::VerifyReport>| {
-                    let vault = Rc::clone(member.group.vault());
-                    vault.runtime().clone().spawn(async move {
-                        answer.send(verify(&vault, &progress).await);
-                    });
-                })
-                .await?;
+        for (_, entry) in groups {
             report.groups += 1;
-            report.steps += found.manifest_files;
-            report.blobs += found.blobs;
-            report.bytes += found.blob_bytes;
-            report.faults.extend(found.findings.iter().map(ToString::to_string));
+            let progress = progress.clone();
+            let looked = if entry.is_hosted() {
+                self.verify_hosted(entry.id, progress).await?
+            } else {
+                let look = move |vault: Rc<Vault>| async move { verify(&vault, &progress).await };
+                match self.look_at_vault(entry.id, look).await {
+                    Err(error) if error.kind() != ErrorKind::Shutdown => {
+                        report
+                            .faults
+                            .push(format!("group {}: its vault cannot be opened: {error}", entry.id));
+                        continue;
+                    }
+                    looked => looked?,
+                }
+            };
+            report.steps += looked.manifest_files;
+            report.blobs += looked.blobs;
+            report.bytes += looked.blob_bytes;
+            report.faults.extend(looked.findings.iter().map(ToString::to_string));
         }
         Ok(report)
     }
+
+    async fn verify_hosted(&self, id: GroupId, progress: Progress) -> Result<vault::VerifyReport> {
+        self.ask(id, move |member: &mut Member, answer: Answering<vault::VerifyReport>| {
+            let vault = Rc::clone(member.vault());
+            vault.runtime().clone().spawn(async move {
+                answer.send(verify(&vault, &progress).await);
+            });
+        })
+        .await
+    }
 }
 
-fn disk_path(group: &Name, record: &DiskRecord) -> Result<DiskPath> {
-    Ok(DiskPath { group: group.clone(), disk: convert::name(&record.name)? })
+/// Whether a group answered nothing because it left its thread meanwhile: it was removed, or is opened anew.
+fn is_gone(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Shutdown | ErrorKind::NotFound)
 }
 
 async fn verify(vault: &Vault, progress: &Progress) -> Result<vault::VerifyReport> {

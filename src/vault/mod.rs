@@ -83,6 +83,16 @@ impl Vault {
         Ok(vault)
     }
 
+    /// Opens a vault for somebody who only looks, as it is: what its last owner left stays. Fails like [`Vault::open`].
+    pub async fn open_as_it_is(runtime: &Rc<Runtime>, directory: &Path) -> Result<Vault> {
+        let layout = Layout::new(directory);
+        if is_removed(runtime, &layout).await? {
+            return Err(removed(&layout));
+        }
+        let manifest = Manifest::open(runtime, &layout).await?;
+        Ok(Vault::new(runtime, layout, manifest))
+    }
+
     fn new(runtime: &Rc<Runtime>, layout: Layout, manifest: Manifest) -> Vault {
         let blobs = Blobs::new(runtime, &layout);
         let bases = Bases::new(runtime, &layout);
@@ -180,15 +190,34 @@ async fn is_removed(runtime: &Rc<Runtime>, layout: &Layout) -> Result<bool> {
     Ok(names.iter().any(|name| Some(name.as_ref()) == tombstone.file_name()))
 }
 
+/// Whether a vault's directory holds nothing that anybody put there: its creation did not come to the first step.
+pub async fn is_unbegun(runtime: &Rc<Runtime>, directory: &Path) -> Result<bool> {
+    for directory in Layout::new(directory).directories() {
+        match runtime.list(directory).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+            Ok(names) if names.iter().all(|name| layout::is_partial(name)) => {}
+            Ok(_) => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+
+/// Says for good that a vault's group was removed, also where the manifest can say nothing any more; then [`destroy`] it.
+pub async fn entomb(runtime: &Rc<Runtime>, directory: &Path) -> Result<()> {
+    runtime.create_directory(directory).await?;
+    match files::put(runtime, &Layout::new(directory).tombstone(), &[], Planted::NONE).await {
+        Ok(_) => Ok(()),
+        Err(files::PutError::Absent(error) | files::PutError::Unknown(error)) => Err(error),
+    }
+}
+
 /// Deletes the vault of a removed group; resumable. The tombstone comes first and goes last, so that a manifest that
 /// is deleted in part is never taken for a damaged one.
 pub async fn destroy(runtime: &Rc<Runtime>, directory: &Path) -> Result<()> {
     let layout = Layout::new(directory);
     let tombstone = layout.tombstone();
-    match files::put(runtime, &tombstone, &[], Planted::NONE).await {
-        Ok(_) => {}
-        Err(files::PutError::Absent(error) | files::PutError::Unknown(error)) => return Err(error),
-    }
+    entomb(runtime, directory).await?;
     for directory in layout.directories() {
         let names = match runtime.list(&directory).await {
             Err(error) if error.kind() == ErrorKind::NotFound => continue,

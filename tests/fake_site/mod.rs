@@ -21,6 +21,8 @@ use tempfile::TempDir;
 use tokio::sync::oneshot;
 
 pub const NOON: WallNanos = WallNanos(1_795_262_400_000_000_000);
+/// What its clock says.
+const TEATIME: WallNanos = WallNanos(NOON.0 + 5 * 3_600_000_000_000);
 
 #[derive(Default)]
 pub struct FakeSite {
@@ -60,6 +62,7 @@ impl FakeSite {
                 group: path.group,
                 name: path.disk,
                 size_bytes: size.bytes(),
+                served: true,
             };
             group.group.disks.push(disk.clone());
             Ok(disk)
@@ -77,9 +80,10 @@ impl Backend for FakeSite {
         let group = Group {
             id: GroupId(groups.len() as u128 + 1),
             name: name.clone(),
-            created: NOON,
-            policy: Policy { interval_ms: 1000 },
+            created: Some(NOON),
+            policy: Some(Policy { interval_ms: 1000 }),
             disks: Vec::new(),
+            failure: None,
         };
         let fake =
             FakeGroup { group: group.clone(), points: Vec::new(), tests: BTreeMap::new(), tests_started: 0 };
@@ -99,6 +103,14 @@ impl Backend for FakeSite {
     fn group_remove(&self, name: Name) -> Answer<'_, ()> {
         let removed = self.groups.lock().unwrap().remove(&name);
         futures::future::ready(removed.map(drop).ok_or_else(|| missing(format!("group {name}")))).boxed()
+    }
+
+    /// The group `stuck` has a latch that stays.
+    fn group_resume(&self, name: Name) -> Answer<'_, Resumed> {
+        let latched = if name.as_str() == "stuck" { vec!["disk db: EIO".to_owned()] } else { Vec::new() };
+        self.with(&name, |fake| {
+            Ok(Resumed { group: fake.group.clone(), opened: false, cleared: Vec::new(), latched })
+        })
     }
 
     fn disk_create(&self, path: DiskPath, size: SectorCount) -> Answer<'_, Disk> {
@@ -128,7 +140,7 @@ impl Backend for FakeSite {
 
     fn policy_set(&self, group: Name, policy: Policy) -> Answer<'_, Group> {
         self.with(&group, |fake| {
-            fake.group.policy = policy;
+            fake.group.policy = Some(policy);
             Ok(fake.group.clone())
         })
     }
@@ -155,7 +167,7 @@ impl Backend for FakeSite {
 
     fn test_start(&self, group: Name, point: PointSelector) -> Answer<'_, Test> {
         self.with(&group, |fake| {
-            let point = selector::resolve(&point, &fake.points)?.clone();
+            let point = selector::resolve(&point, &fake.points, TEATIME)?.clone();
             fake.tests_started += 1;
             let number = TestId(fake.tests_started);
             let exports = fake.group.disks.iter().map(|disk| {
@@ -199,7 +211,7 @@ impl Backend for FakeSite {
 
     fn restore(&self, group: Name, request: RestoreRequest, progress: Progress) -> Answer<'_, Restored> {
         self.with(&group, |fake| {
-            let point = selector::resolve(&request.point, &fake.points)?.clone();
+            let point = selector::resolve(&request.point, &fake.points, TEATIME)?.clone();
             let files: Vec<PathBuf> = fake
                 .group
                 .disks
@@ -257,11 +269,15 @@ fn group_status(fake: &FakeGroup) -> GroupStatus {
         group: fake.group.clone(),
         state: GroupState {
             condition: Condition::Latched,
-            reason: Some(Reason { code: ReasonCode::JournalFailed, detail: "EIO on segment-3".to_owned() }),
+            reason: Some(Reason {
+                code: ReasonCode::JournalFailed,
+                detail: "EIO on segment-3".to_owned(),
+                mend: "mend the device".to_owned(),
+            }),
             since: NOON,
         },
-        lsn: LsnLadder { submitted: Lsn(9), written: Lsn(8), visible: Lsn(7), ..LsnLadder::default() },
-        journal: JournalStatus { used_bytes: 1 << 30, limit_bytes: 4 << 30 },
+        lsn: Some(LsnLadder { submitted: Lsn(9), written: Lsn(8), visible: Lsn(7), ..LsnLadder::default() }),
+        journal: Some(JournalStatus { used_bytes: 1 << 30, limit_bytes: 4 << 30 }),
         newest_point: newest.map(|point| NewestPoint { id: point.id, time: point.time, age_ms: 1500 }),
         idle: false,
         history: History {

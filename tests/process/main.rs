@@ -12,6 +12,7 @@ mod gateway;
 mod tool;
 
 mod connections;
+mod failed_groups;
 mod full_disk;
 mod import;
 mod refusals;

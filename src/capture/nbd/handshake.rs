@@ -9,6 +9,8 @@
 //!                  ◀ GO or EXPORT_NAME          → transmission
 //! ```
 
+use std::borrow::Cow;
+
 use bytes::{Buf, BytesMut};
 use zerocopy::IntoBytes;
 
@@ -41,7 +43,13 @@ enum Expect {
 }
 
 /// Why an option is refused, in the protocol's terms and a person's.
-struct OptionError(u32, &'static str);
+struct OptionError(u32, Cow<'static, str>);
+
+impl OptionError {
+    const fn new(code: u32, text: &'static str) -> OptionError {
+        OptionError(code, Cow::Borrowed(text))
+    }
+}
 
 impl Handshake {
     /// Greets.
@@ -112,7 +120,7 @@ impl Handshake {
             (NBD_OPT_EXPORT_NAME, true) => Step::Close(CloseReason::Shutdown),
             (NBD_OPT_EXPORT_NAME, false) => self.export_name(&data, exports, output),
             (_, true) => {
-                refuse(output, option, &OptionError(NBD_REP_ERR_SHUTDOWN, "the server stops"));
+                refuse(output, option, &OptionError::new(NBD_REP_ERR_SHUTDOWN, "the server stops"));
                 Step::Again
             }
             (_, false) => self.haggle(option, &data, exports, output),
@@ -142,7 +150,7 @@ impl Handshake {
         self.expect = Expect::Option;
         let error = match option {
             NBD_OPT_LIST..=NBD_OPT_SET_META_CONTEXT => {
-                OptionError(NBD_REP_ERR_TOO_BIG, "the option is too long")
+                OptionError::new(NBD_REP_ERR_TOO_BIG, "the option is too long")
             }
             _ => UNSUPPORTED,
         };
@@ -154,7 +162,9 @@ impl Handshake {
     fn haggle(&mut self, option: u32, data: &[u8], exports: &dyn Exports, output: &mut Output) -> Step {
         let outcome = match option {
             NBD_OPT_LIST => no_data(data).map(|()| list(exports, output)),
-            NBD_OPT_STARTTLS => no_data(data).and(Err(OptionError(NBD_REP_ERR_UNSUP, "TLS is not served"))),
+            NBD_OPT_STARTTLS => {
+                no_data(data).and(Err(OptionError::new(NBD_REP_ERR_UNSUP, "TLS is not served")))
+            }
             NBD_OPT_STRUCTURED_REPLY => no_data(data).map(|()| self.structured = true),
             NBD_OPT_LIST_META_CONTEXT => self.list_contexts(data, exports, output),
             NBD_OPT_SET_META_CONTEXT => self.set_contexts(data, exports, output),
@@ -204,7 +214,7 @@ impl Handshake {
             return Err(ILL_FORMED);
         }
         let wants = |kind: u16| wanted.chunks_exact(2).any(|item| item == kind.to_be_bytes());
-        let info = exports.find(name).ok_or(UNKNOWN_EXPORT)?;
+        let info = find(exports, name)?;
         let negotiated = self.negotiated(name, &info);
         if wants(NBD_INFO_NAME) {
             let kind = NBD_INFO_NAME.to_be_bytes();
@@ -276,7 +286,7 @@ impl Handshake {
         exports: &dyn Exports,
     ) -> Result<ContextQueries<'a>, OptionError> {
         if !self.structured {
-            return Err(OptionError(NBD_REP_ERR_INVALID, "structured replies come first"));
+            return Err(OptionError::new(NBD_REP_ERR_INVALID, "structured replies come first"));
         }
         let mut fields = Fields(data);
         let export_name = string(&mut fields)?;
@@ -285,14 +295,14 @@ impl Handshake {
         for _ in 0..count {
             let query = string(&mut fields)?;
             if !query.contains(':') {
-                return Err(OptionError(NBD_REP_ERR_INVALID, "a context query starts with NAMESPACE:"));
+                return Err(OptionError::new(NBD_REP_ERR_INVALID, "a context query starts with NAMESPACE:"));
             }
             texts.push(query);
         }
         if !fields.is_empty() {
             return Err(ILL_FORMED);
         }
-        exports.find(export_name).ok_or(UNKNOWN_EXPORT)?;
+        find(exports, export_name)?;
         Ok(ContextQueries { export_name, texts })
     }
 }
@@ -302,17 +312,24 @@ struct ContextQueries<'a> {
     texts: Vec<&'a str>,
 }
 
-const UNSUPPORTED: OptionError = OptionError(NBD_REP_ERR_UNSUP, "unknown option");
+const UNSUPPORTED: OptionError = OptionError::new(NBD_REP_ERR_UNSUP, "unknown option");
 const ILL_FORMED: OptionError =
-    OptionError(NBD_REP_ERR_INVALID, "the option's fields and its length disagree");
-const UNKNOWN_EXPORT: OptionError = OptionError(NBD_REP_ERR_UNKNOWN, "no export has that name");
+    OptionError::new(NBD_REP_ERR_INVALID, "the option's fields and its length disagree");
+
+/// The export of that name, or why there is none.
+fn find(exports: &dyn Exports, name: &str) -> Result<ExportInfo, OptionError> {
+    exports.find(name).ok_or_else(|| match exports.refusal(name) {
+        Some(text) => OptionError(NBD_REP_ERR_UNKNOWN, shortened(&text).to_owned().into()),
+        None => OptionError::new(NBD_REP_ERR_UNKNOWN, "no export has that name"),
+    })
+}
 
 fn refuse(output: &mut Output, option: u32, error: &OptionError) {
     output.option_reply(option, error.0, &[error.1.as_bytes()]);
 }
 
 fn no_data(data: &[u8]) -> Result<(), OptionError> {
-    let surplus = OptionError(NBD_REP_ERR_INVALID, "this option takes no data");
+    let surplus = OptionError::new(NBD_REP_ERR_INVALID, "this option takes no data");
     if data.is_empty() { Ok(()) } else { Err(surplus) }
 }
 
@@ -344,9 +361,9 @@ fn string<'a>(fields: &mut Fields<'a>) -> Result<&'a str, OptionError> {
 /// A string by the protocol's conventions.
 fn text(bytes: &[u8]) -> Result<&str, OptionError> {
     if bytes.len() > STRING_BYTES_MAX {
-        return Err(OptionError(NBD_REP_ERR_TOO_BIG, "a string has at most 4096 bytes"));
+        return Err(OptionError::new(NBD_REP_ERR_TOO_BIG, "a string has at most 4096 bytes"));
     }
-    let not_text = OptionError(NBD_REP_ERR_INVALID, "a string is UTF-8 without NUL");
+    let not_text = OptionError::new(NBD_REP_ERR_INVALID, "a string is UTF-8 without NUL");
     std::str::from_utf8(bytes).ok().filter(|text| !text.contains('\0')).ok_or(not_text)
 }
 

@@ -48,6 +48,11 @@ pub trait Exports {
     fn names(&self) -> Vec<String>;
     /// The export of that name; the empty name asks for the default export.
     fn find(&self, name: &str) -> Option<ExportInfo>;
+    /// Why nothing is served by a name that a client may rightly ask for, in one line for a person.
+    fn refusal(&self, name: &str) -> Option<String> {
+        let _ = name;
+        None
+    }
 }
 
 /// What one connection may hold of the gateway; at a limit its socket is left unread until some of it is given back.

@@ -256,12 +256,9 @@ impl Demo {
             let before = self.clock.stamp();
             let status = self.api.status().await?;
             let after = self.clock.stamp();
-            self.glances.push(Glance {
-                before,
-                visible: status.lsn.visible,
-                submitted: status.lsn.submitted,
-                after,
-            });
+            if let Some(lsn) = status.lsn {
+                self.glances.push(Glance { before, visible: lsn.visible, submitted: lsn.submitted, after });
+            }
             let (since, counted) = (self.since(shown.0), running.counters());
             if since >= Duration::from_millis(400) {
                 self.screen.live(&live_line(&status, shown.1, counted, since))?;
@@ -404,7 +401,7 @@ fn live_line(status: &GroupStatus, before: Counters, now: Counters, since: Durat
         "{:>7} writes/s  {:>6.1} MB/s  journal {:>9}  points {:>3}  newest {age}",
         format!("{:.0}", a_second(now.operations - before.operations)),
         a_second(now.bytes - before.bytes) / 1e6,
-        ByteSize(status.journal.used_bytes).approximate().to_string(),
+        ByteSize(status.journal.map_or(0, |journal| journal.used_bytes)).approximate().to_string(),
         status.history.points,
     )
 }

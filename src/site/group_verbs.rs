@@ -1,0 +1,149 @@
+//! The verbs that begin, resume and end a whole group.
+//!
+//! Each holds the turn of verbs that change which groups exist, so that a name has one owner at any time.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::convert;
+use super::gateway::{Answering, INTERVAL_MS_DEFAULT, Inner, cached};
+use super::member::Member;
+use super::opening::Opened;
+use super::removal;
+use crate::block::Export;
+use crate::control::model::{Group, Resumed};
+use crate::control::name::Name;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::record::{Change, GroupRecord};
+use crate::protect::{open, resume};
+use crate::units::GroupId;
+
+impl Inner {
+    pub(super) async fn group_create(self: &Arc<Self>, name: Name) -> Result<Group> {
+        let _turn = self.turn.lock().await;
+        if self.groups.read().has(&name) {
+            return Err(Error::new(ErrorKind::AlreadyExists, format!("there is a group {name} already")));
+        }
+        let id = GroupId(self.environment.random_u128());
+        let created = self.environment.wall();
+        let record = GroupRecord { name: name.to_string(), created, interval_ms: INTERVAL_MS_DEFAULT };
+        let begun = match self.create_vault(id, record).await {
+            Ok(()) => self.open(id).await?,
+            Err(error) => Opened::Nothing(error),
+        };
+        let error = match begun {
+            Opened::Serving => {
+                self.serve_all(id, None).await?;
+                self.remember(id).await;
+                let (name, entry) = self.find(&name)?;
+                return self.group_model(&name, &entry).await;
+            }
+            Opened::VaultOnly(error) | Opened::Nothing(error) => error,
+            Opened::Removed => Error::new(ErrorKind::Shutdown, "the group was removed while it was created"),
+        };
+        // Nobody has it yet. What cannot be cleared away now is, or is listed, at the next start.
+        if let Err(left) = self.clear(id).await {
+            tracing::warn!(group = %id, error = %left, "files of a group that could not be created are left");
+        }
+        Err(error)
+    }
+
+    async fn create_vault(&self, id: GroupId, record: GroupRecord) -> Result<()> {
+        let plan = self.plan(id);
+        let home = self.threads.exports().place_group(id, self.threads.count());
+        let (sender, receiver) = oneshot::channel();
+        self.threads.command(home, move |host| {
+            let runtime = Rc::clone(host.runtime());
+            host.runtime().spawn(async move {
+                drop(sender.send(open::create_vault(&runtime, &plan, id, record).await.map(drop)));
+            });
+        })?;
+        let lost = |_| Error::new(ErrorKind::Shutdown, "the gateway stopped while the group was created");
+        receiver.await.map_err(lost)?
+    }
+
+    pub(super) async fn group_resume(self: &Arc<Self>, name: Name) -> Result<Resumed> {
+        let _turn = self.turn.lock().await;
+        let (name, entry) = self.find(&name)?;
+        if entry.failure.is_some() {
+            let name = self.reopen(&name, &entry).await?;
+            self.remember(entry.id).await;
+            let group = self.group_model(&name, &self.find(&name)?.1).await?;
+            return Ok(Resumed { group, opened: true, cleared: Vec::new(), latched: Vec::new() });
+        }
+        let resumed: resume::Resumed = self
+            .ask(entry.id, |member: &mut Member, answer: Answering<_>| match member.group() {
+                Ok(group) => group.resume(answer.callback()),
+                Err(error) => answer.send(Err(error)),
+            })
+            .await?;
+        let group = self.group_model(&name, &entry).await?;
+        Ok(Resumed { group, opened: false, cleared: resumed.cleared, latched: resumed.latched })
+    }
+
+    pub(super) async fn group_remove(self: &Arc<Self>, name: Name) -> Result<()> {
+        let _turn = self.turn.lock().await;
+        let (name, entry) = self.find(&name)?;
+        let id = entry.id;
+        if entry.failure.is_none() {
+            self.end_open(&name, id).await?;
+        }
+        // No other group takes the name before this is done: verbs like it take turns.
+        self.groups.write().remove(id);
+        let evicted = match entry.failure.is_some() {
+            true => self.evict(&name, &entry).await,
+            false => Ok(()),
+        };
+        let cleared = match evicted {
+            Ok(()) => self.clear(id).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = cleared {
+            // What is left of it is listed, so that it can be removed again.
+            self.note_without_vault(id, &error, Some(name));
+            return Err(error);
+        }
+        self.threads.exports().end_refusal(name.as_str());
+        cached(self.catalogue.as_ref().map(|catalogue| catalogue.remove_group(id))).await;
+        Ok(())
+    }
+
+    /// Ends an open group for good: its clients, its history, its journal.
+    async fn end_open(&self, name: &Name, id: GroupId) -> Result<()> {
+        for test in self.test_numbers(id).await? {
+            self.end_test(name, id, test).await?;
+        }
+        for record in self.read(id, |member| member.description().disks).await? {
+            self.withdraw(&convert::disk_path(name, &record.name)?.to_string(), Export::Disk(id, record.id))
+                .await;
+        }
+        self.ask(id, |member: &mut Member, answer: Answering<()>| {
+            let vault = Rc::clone(member.vault());
+            vault.runtime().clone().spawn(async move {
+                answer.send(vault.manifest().append(Change::GroupRemoved).await.map(drop));
+            });
+        })
+        .await?;
+        self.ask(id, |member: &mut Member, answer: Answering<()>| member.stop(move || answer.send(Ok(()))))
+            .await
+    }
+
+    /// Takes a group that is not at work off its thread, if it is on one, and deletes its files.
+    async fn clear(&self, id: GroupId) -> Result<()> {
+        let (sender, receiver) = oneshot::channel();
+        let plan = self.plan(id);
+        let home = self.threads.exports().place_group(id, self.threads.count());
+        self.threads.command(home, move |host| {
+            drop(host.remove(id));
+            let runtime = Rc::clone(host.runtime());
+            host.runtime().spawn(async move { drop(sender.send(removal::clear(&runtime, &plan).await)) });
+        })?;
+        let lost =
+            |_| Error::new(ErrorKind::Shutdown, "the gateway stopped; the rest is removed at the next start");
+        let cleared = receiver.await.map_err(lost)?;
+        self.threads.exports().forget_group(id);
+        cleared
+    }
+}
