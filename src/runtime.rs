@@ -244,9 +244,8 @@ impl Runtime {
         }
     }
 
-    /// Drops all tasks where they are, as the death of the process would: for the simulator, whose processes die in
-    /// memory. (Tasks hold the runtime, so it would never be freed.)
-    #[cfg(feature = "sim")]
+    /// Drops all tasks where they are, as the death of the process would: for the simulator and for tests, whose processes
+    /// die in memory. (Tasks hold the runtime, so it would never be freed, nor would the locks that they hold.)
     pub fn abandon_tasks(&self) {
         let (tasks, spawned) = (self.tasks.take(), self.spawned.take());
         let timers = self.timers.take();

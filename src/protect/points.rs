@@ -25,9 +25,8 @@ impl Group {
 
     /// Ends an interval when it is time, when the journal has no room for more data, or when nothing more comes.
     pub(super) fn make_due_marker(&mut self) {
-        let full = self.writer.is_stalled() && self.segments.is_at_limit();
         let is_last = self.stopping && self.writer.is_idle();
-        let is_due = self.runtime.now() >= self.schedule.due() || full || is_last;
+        let is_due = self.runtime.now() >= self.schedule.due() || self.is_journal_full() || is_last;
         if is_due && self.wants_marker() {
             self.mark(String::new());
         }

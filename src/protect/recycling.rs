@@ -12,6 +12,11 @@ use crate::protect::group::{Done, Group};
 use crate::units::Lsn;
 
 impl Group {
+    /// Whether data waits, and no new segment is on its way that it could go to.
+    pub(super) fn is_journal_full(&self) -> bool {
+        self.writer.is_stalled() && self.segments.is_at_limit()
+    }
+
     pub(super) fn supply_segments(&mut self) {
         if !self.segment_retry.take_turn(self.runtime.now()) || self.segments.is_creating() {
             return;

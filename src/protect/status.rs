@@ -176,7 +176,7 @@ impl Group {
             Condition::VaultFailed
         } else if self.wants_space() {
             Condition::NoSpace
-        } else if self.writer.is_stalled() {
+        } else if self.is_journal_full() {
             Condition::JournalFull
         } else {
             Condition::Protected
