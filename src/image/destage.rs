@@ -12,7 +12,7 @@ use std::rc::Rc;
 use futures::stream::{self, StreamExt, TryStreamExt};
 
 use crate::error::Result;
-use crate::extent::{Extent, ExtentMap, FrozenMap};
+use crate::extent::{Extent, FrozenMap, merge};
 use crate::image::Image;
 use crate::image::pace::Pace;
 use crate::journal::reader::Reader;
@@ -23,8 +23,6 @@ use crate::units::{DiskSlot, Lsn};
 
 /// Extents that are read and written at once.
 const CONCURRENCY: usize = 64;
-/// Merged extents after which the hot path gets its turn.
-const MERGE_SLICE: usize = 512;
 
 /// What one disk gets in a batch.
 pub struct DiskWork {
@@ -88,7 +86,7 @@ struct Destager<'a> {
 
 impl Destager<'_> {
     async fn disk(&self, work: DiskWork, written: &mut u64) -> Result<Image> {
-        let merged = merge(self.runtime, &work.maps).await;
+        let merged = merge(&work.maps, || self.runtime.yield_now()).await;
         let mut image = work.image;
         if self.planted.is(Bug::CheckpointBeforeImageSync) {
             image.advance(self.runtime, self.through).await?;
@@ -124,24 +122,4 @@ impl Destager<'_> {
             }
         }
     }
-}
-
-/// The newest of all maps, which are given oldest first.
-pub async fn merge(runtime: &Rc<Runtime>, maps: &[Rc<FrozenMap<Source>>]) -> FrozenMap<Source> {
-    if let [only] = maps {
-        return FrozenMap::clone(only);
-    }
-    let mut merged = ExtentMap::new();
-    let mut since_turn = 0;
-    for map in maps {
-        for extent in map.iter() {
-            merged.insert(extent.range, extent.location);
-            since_turn += 1;
-            if since_turn == MERGE_SLICE {
-                since_turn = 0;
-                runtime.yield_now().await;
-            }
-        }
-    }
-    merged.freeze()
 }
