@@ -5,11 +5,12 @@
 //! ```
 //!
 //! The caller hands in only layers whose records are all durable in the journal: an image never gets ahead of it.
-//! One disk's error stops that disk only; its checkpoint stays, and the journal keeps what it lacks.
+//! One disk's error stops that disk only: its checkpoint stays, and what it lacks stays where it is.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 
-use futures::stream::{self, StreamExt, TryStreamExt};
+use futures::stream::{self, StreamExt};
 
 use crate::error::Result;
 use crate::extent::{Extent, FrozenMap, merge};
@@ -92,13 +93,7 @@ impl Destager<'_> {
             image.advance(self.runtime, self.through).await?;
         }
         let target = &image;
-        stream::iter(merged.iter().map(|extent| self.apply(target, extent)))
-            .buffer_unordered(CONCURRENCY)
-            .try_for_each(|bytes| {
-                *written += bytes;
-                std::future::ready(Ok(()))
-            })
-            .await?;
+        pour(merged.iter().map(|extent| self.apply(target, extent)), written).await?;
         image.sync(self.runtime, self.through).await?;
         if !self.planted.is(Bug::CheckpointBeforeImageSync) {
             image.advance(self.runtime, self.through).await?;
@@ -106,20 +101,49 @@ impl Destager<'_> {
         Ok(image)
     }
 
-    /// Brings one extent into the image; returns its bytes.
     async fn apply(&self, image: &Image, extent: Extent<Source>) -> Result<u64> {
         self.pace.turn().await;
-        let range = extent.range;
-        match extent.location {
-            Source::Journal { segment, sector } => {
-                let data = self.reader.read(segment, sector, range.sectors()).await?;
-                self.runtime.write(&image.file, range.byte_offset(), data).await?;
-                Ok(range.bytes())
-            }
-            Source::Zero { allocated } => {
-                self.runtime.zero(&image.file, range.byte_range(), allocated).await?;
-                Ok(0)
-            }
+        apply(self.runtime, self.reader, image, extent).await
+    }
+}
+
+/// Brings one extent of the journal into an image; returns its bytes.
+pub(super) async fn apply(
+    runtime: &Rc<Runtime>,
+    reader: &Reader,
+    image: &Image,
+    extent: Extent<Source>,
+) -> Result<u64> {
+    let range = extent.range;
+    match extent.location {
+        Source::Journal { segment, sector } => {
+            let data = reader.read(segment, sector, range.sectors()).await?;
+            runtime.write(&image.file, range.byte_offset(), data).await?;
+            Ok(range.bytes())
+        }
+        Source::Zero { allocated } => {
+            runtime.zero(&image.file, range.byte_range(), allocated).await?;
+            Ok(0)
         }
     }
+}
+
+/// Carries out many writes to one image, some at a time, and adds their bytes to `written`. After an error none is
+/// begun any more, but those under way are waited for: one that landed later would undo what a next attempt writes.
+pub(super) async fn pour<F>(writes: impl Iterator<Item = F>, written: &mut u64) -> Result<()>
+where
+    F: Future<Output = Result<u64>>,
+{
+    let failure = RefCell::new(None);
+    stream::iter(writes.take_while(|_| failure.borrow().is_none()))
+        .buffer_unordered(CONCURRENCY)
+        .for_each(|result| {
+            match result {
+                Ok(bytes) => *written += bytes,
+                Err(error) => drop(failure.borrow_mut().get_or_insert(error)),
+            }
+            std::future::ready(())
+        })
+        .await;
+    failure.into_inner().map_or(Ok(()), Err)
 }
