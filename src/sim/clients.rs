@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::failover::TestFailover;
 use crate::format::frame::RECORD_PAYLOAD_BYTES_MAX;
 use crate::format::record::{DiskRecord, PointRecord};
+use crate::protect::latching::ResumeReport;
 use crate::protect::membership::Content;
 use crate::units::{DiskId, PointId, SECTOR_BYTES, SectorCount, SectorRange};
 
@@ -32,6 +33,7 @@ pub(super) enum News {
     Interval(Result<()>),
     TestStarted(PointId, Result<TestFailover>),
     TestCleaned(TestId, Result<()>),
+    Resumed(Result<ResumeReport>),
 }
 
 /// A request without its answer.
@@ -83,6 +85,8 @@ pub(super) struct Clients {
     pub(super) starting: Vec<PointId>,
     pub(super) pending: BTreeMap<u64, Pending>,
     pub(super) asked: usize,
+    /// Resumes without an answer.
+    pub(super) resuming: usize,
     pub(super) grants: VecDeque<PointRecord>,
     pub(super) is_disk_full: bool,
     pub(super) is_stopping: bool,
@@ -97,6 +101,7 @@ impl Clients {
         self.pending.clear();
         self.grants.clear();
         self.asked = 0;
+        self.resuming = 0;
         self.is_stopping = false;
         for test in self.tests.values_mut() {
             test.busy = 0;
@@ -223,7 +228,7 @@ impl Site {
         }
     }
 
-    fn callback<T: 'static>(
+    pub(super) fn callback<T: 'static>(
         &self,
         news: impl FnOnce(Result<T>) -> News + 'static,
     ) -> crate::protect::group::Callback<T> {

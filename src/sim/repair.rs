@@ -1,0 +1,137 @@
+//! Images that break until somebody mends them: what an administrator does about them, and what must follow.
+
+use crate::protect::latching::{Finding, ResumeReport};
+use crate::storage::sim::{FaultKind, Matcher, OpKind};
+
+use super::clients::News;
+use super::site::{Outcome, Site};
+
+/// One look at a broken image in so many steps ends in a mend.
+const MEND_EVERY: u64 = 400;
+/// One resume in so many steps is asked for, whether or not anything was mended.
+const RESUME_EVERY: u64 = 300;
+
+impl Site {
+    /// An image breaks for good; or somebody mends what is broken; or asks for a resume.
+    pub(super) fn break_or_repair(&mut self) {
+        let breaks = self.plan.break_every;
+        if breaks == 0 {
+            return;
+        }
+        if self.random.chance(1, breaks) {
+            self.break_image();
+        }
+        if self.disk.lasting_faults() > 0 && self.random.chance(1, MEND_EVERY) {
+            self.mend_images();
+        }
+        if self.is_verified && !self.clients.is_stopping && self.random.chance(1, RESUME_EVERY) {
+            self.resume();
+        }
+    }
+
+    /// The writes or the syncs of one disk's image fail from now on; with them, at times, those of its side files and of
+    /// its checkpoint.
+    fn break_image(&mut self) {
+        let members = &self.clients.members;
+        if members.is_empty() {
+            return;
+        }
+        let member = self.random.choose(members).clone();
+        let suffix = *self.random.choose(&[".raw", ".raw", ".checkpoint", "."]);
+        let kind = *self.random.choose(&[OpKind::Write, OpKind::Sync]);
+        let path = format!("{}{suffix}", member.id);
+        self.tracer.note(|| format!("every {kind:?} of {path} (disk {}) fails from now on", member.number));
+        self.disk.fail_always(Matcher::kind(kind).path(path), FaultKind::Io);
+        self.report.breaks += 1;
+        self.note_fault();
+    }
+
+    pub(super) fn mend_images(&mut self) {
+        if self.disk.lasting_faults() > 0 {
+            self.tracer.note(|| "the broken images are mended".to_owned());
+            self.disk.mend();
+        }
+    }
+
+    pub(super) fn resume(&mut self) {
+        self.tracer.note(|| "resume".to_owned());
+        let callback = self.callback(News::Resumed);
+        let Some(group) = self.process.group() else { return };
+        self.clients.resuming += 1;
+        group.resume(callback);
+    }
+
+    pub(super) fn take_resumed(&mut self, report: &ResumeReport) -> Outcome {
+        for disk in &report.disks {
+            match &disk.finding {
+                Finding::Sound => {}
+                Finding::Mended => {
+                    self.tracer.note(|| format!("{} was mended", disk.name));
+                    self.report.mends += 1;
+                }
+                Finding::Latched { reason, .. } if self.is_faulted => {
+                    self.tracer.note(|| format!("{} stays latched: {reason}", disk.name));
+                }
+                Finding::Latched { reason, .. } => {
+                    return Err(format!("{} stays latched without a fault: {reason}", disk.name));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Side files that came since the last look.
+    pub(super) fn watch_side_files(&mut self) {
+        if self.plan.break_every == 0 && self.plan.fault_every == 0 {
+            return;
+        }
+        let is_side_file = |path: &std::path::PathBuf| {
+            path.extension()
+                .and_then(|extension| extension.to_str())
+                .is_some_and(|text| text.starts_with("side-"))
+        };
+        let count = self.disk.files().iter().filter(|path| is_side_file(path)).count();
+        self.report.side_files += count.saturating_sub(self.side_files) as u64;
+        self.side_files = count;
+    }
+
+    /// Whether some disk is latched, or is being mended.
+    pub(super) fn has_latched_disks(&mut self) -> bool {
+        self.process.group().is_some_and(|group| group.disks().any(|disk| disk.latched.is_some()))
+    }
+
+    /// Before the end: what is broken is mended, and a group that can go on does so without a restart.
+    pub(super) fn repair(&mut self) -> Outcome {
+        self.mend_images();
+        if !self.is_verified || !self.has_latched_disks() || !self.can_go_on() || self.random.chance(1, 3) {
+            return Ok(());
+        }
+        self.drive("what was asked before the resume", |site| {
+            site.clients.pending.is_empty() && site.clients.asked == 0 && site.clients.resuming == 0
+        })?;
+        self.resume();
+        self.drive("a resume", |site| site.clients.resuming == 0)?;
+        if !self.can_go_on() {
+            return Ok(());
+        }
+        if self.has_latched_disks() {
+            return Err("a disk stays latched though nothing is broken any more".to_owned());
+        }
+        // Whether a disk joined or left whose step failed is seen at the next opening only.
+        let clients = &self.clients;
+        let is_certain = clients.joining.is_empty()
+            && clients.starting.is_empty()
+            && clients.members.iter().all(|member| !member.leaving)
+            && clients.tests.values().all(|test| !test.leaving);
+        self.is_faulted = !is_certain;
+        Ok(())
+    }
+
+    /// Whether neither journal nor vault failed for good.
+    fn can_go_on(&mut self) -> bool {
+        self.process.group().is_some_and(|group| {
+            let in_doubt = group.vault().manifest().is_in_doubt();
+            !group.has_failed() && group.vault_failure().is_none() && !in_doubt
+        })
+    }
+}
