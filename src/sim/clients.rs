@@ -89,6 +89,8 @@ pub(super) struct Clients {
     pub(super) resuming: usize,
     pub(super) grants: VecDeque<PointRecord>,
     pub(super) is_disk_full: bool,
+    /// Disks whose image is broken until somebody mends it, and whether their side files are as well.
+    pub(super) broken: Vec<(DiskId, bool)>,
     pub(super) is_stopping: bool,
     next_request: u64,
     next_stamp: u32,
@@ -111,7 +113,7 @@ impl Clients {
         }
     }
 
-    fn next_stamp(&mut self) -> Stamp {
+    pub(super) fn next_stamp(&mut self) -> Stamp {
         self.next_stamp += 1;
         Stamp(self.next_stamp)
     }
@@ -293,7 +295,7 @@ impl Site {
     }
 
     /// Writes, or zeroes where there is no stamp.
-    fn change(&mut self, member: &Member, range: SectorRange, stamp: Option<Stamp>) -> Outcome {
+    pub(super) fn change(&mut self, member: &Member, range: SectorRange, stamp: Option<Stamp>) -> Outcome {
         let (disk, first) = (member.number, self.history.issued());
         let durable = self.random.chance(self.plan.durables, 64);
         let request = match stamp {

@@ -2,12 +2,15 @@
 
 use crate::protect::latching::{Finding, ResumeReport};
 use crate::storage::sim::{FaultKind, Matcher, OpKind};
+use crate::units::{SECTOR_BYTES, SectorRange};
 
-use super::clients::News;
+use super::clients::{Member, News};
 use super::site::{Outcome, Site};
 
 /// One look at a broken image in so many steps ends in a mend.
 const MEND_EVERY: u64 = 400;
+/// How often the journal is turned over beside an image that stays broken.
+const TURNS: u64 = 2;
 /// One resume in so many steps is asked for, whether or not anything was mended.
 const RESUME_EVERY: u64 = 300;
 
@@ -42,6 +45,7 @@ impl Site {
         let path = format!("{}{suffix}", member.id);
         self.tracer.note(|| format!("every {kind:?} of {path} (disk {}) fails from now on", member.number));
         self.disk.fail_always(Matcher::kind(kind).path(path), FaultKind::Io);
+        self.clients.broken.push((member.id, suffix == "."));
         self.report.breaks += 1;
         self.note_fault();
     }
@@ -50,6 +54,7 @@ impl Site {
         if self.disk.lasting_faults() > 0 {
             self.tracer.note(|| "the broken images are mended".to_owned());
             self.disk.mend();
+            self.clients.broken.clear();
         }
     }
 
@@ -102,6 +107,9 @@ impl Site {
 
     /// Before the end: what is broken is mended, and a group that can go on does so without a restart.
     pub(super) fn repair(&mut self) -> Outcome {
+        if self.is_verified && self.can_go_on() && self.random.chance(1, 2) {
+            self.others_live_on()?;
+        }
         self.mend_images();
         if !self.is_verified || !self.has_latched_disks() || !self.can_go_on() || self.random.chance(1, 3) {
             return Ok(());
@@ -125,6 +133,45 @@ impl Site {
             && clients.tests.values().all(|test| !test.leaving);
         self.is_faulted = !is_certain;
         Ok(())
+    }
+
+    /// Beside a broken image the other disks take so many writes that the journal is turned over more than once, for it
+    /// lets go of what a side file holds.
+    fn others_live_on(&mut self) -> Outcome {
+        let broken = &self.clients.broken;
+        if broken.is_empty() || broken.iter().any(|(_, side_files)| *side_files) {
+            return Ok(());
+        }
+        let is_sound = |member: &&Member| !member.leaving && broken.iter().all(|(id, _)| *id != member.id);
+        let sound: Vec<Member> = self.clients.members.iter().filter(is_sound).cloned().collect();
+        let latched = self.process.group().map(|group| {
+            let latched = group.disks().filter(|disk| disk.latched.is_some());
+            latched.map(|disk| disk.record.id).collect::<Vec<_>>()
+        });
+        let latched = latched.unwrap_or_default();
+        let Some(member) = sound.into_iter().find(|member| !latched.contains(&member.id)) else {
+            return Ok(());
+        };
+        self.tracer.note(|| format!("disk {} goes on beside a broken image", member.number));
+        let sectors = self.plan.write_sectors_max.min(self.history.sectors(member.number));
+        let total = TURNS * self.plan.segment_bytes * self.plan.segments / SECTOR_BYTES;
+        for _ in 0..total / sectors {
+            let (before, stamp) = (self.history.issued(), self.clients.next_stamp());
+            self.change(&member, SectorRange::new(0, sectors), Some(stamp))?;
+            if self.history.issued() == before {
+                return Err(format!(
+                    "disk {} is sound, and refuses writes beside a broken image",
+                    member.number
+                ));
+            }
+            let depth = self.plan.depth;
+            self.drive("a write beside a broken image", |site| site.clients.pending.len() < depth)?;
+        }
+        self.drive("writes beside a broken image", |site| site.clients.pending.is_empty())?;
+        if self.history.acknowledged() == self.history.issued() {
+            return Ok(());
+        }
+        Err("writes beside a broken image failed".to_owned())
     }
 
     /// Whether neither journal nor vault failed for good.
