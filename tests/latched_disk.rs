@@ -335,6 +335,7 @@ fn a_checkpoint_that_cannot_be_had_from_the_device_latches_its_disk_only() {
         .drive("destaging", |machine| machine.disk.durable_file(&image(broken)).expect("there") == expected);
     machine.disk.fail_always(Matcher::kind(OpKind::Sync).path(format!("{broken}.checkpoint")), FaultKind::Io);
     let mut machine = machine.restart(false);
+    assert!(machine.is_latched(broken));
     assert!(machine.write(sound, 0, 1, 1).is_ok());
     assert_eq!(machine.read(broken), expected);
     machine.disk.mend();

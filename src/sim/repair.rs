@@ -8,27 +8,28 @@ use super::clients::{Member, News};
 use super::site::{Outcome, Site};
 
 /// One look at a broken image in so many steps ends in a mend.
-const MEND_EVERY: u64 = 400;
+const MEND_EVERY: u64 = 300;
 /// How often the journal is turned over beside an image that stays broken.
 const TURNS: u64 = 2;
-/// One resume in so many steps is asked for, whether or not anything was mended.
-const RESUME_EVERY: u64 = 300;
+/// One resume in so many steps is asked for while a disk is latched, whether or not its image was mended; at other
+/// times one in ten times as many.
+const RESUME_EVERY: u64 = 60;
 
 impl Site {
     /// An image breaks for good; or somebody mends what is broken; or asks for a resume.
     pub(super) fn break_or_repair(&mut self) {
         let breaks = self.plan.break_every;
-        if breaks == 0 {
-            return;
-        }
-        if self.random.chance(1, breaks) {
+        if breaks > 0 && self.random.chance(1, breaks) {
             self.break_image();
         }
         if self.disk.lasting_faults() > 0 && self.random.chance(1, MEND_EVERY) {
             self.mend_images();
         }
-        if self.is_verified && !self.clients.is_stopping && self.random.chance(1, RESUME_EVERY) {
-            self.resume();
+        if self.is_verified && !self.clients.is_stopping {
+            let every = if self.has_latched_disks() { RESUME_EVERY } else { 10 * RESUME_EVERY };
+            if self.random.chance(1, every) {
+                self.resume();
+            }
         }
     }
 
