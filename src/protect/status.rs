@@ -79,7 +79,7 @@ pub struct Ladder {
     pub visible: Lsn,
     /// Safe from a power cut.
     pub durable: Lsn,
-    /// In the images, under a durable checkpoint.
+    /// In the images, under a durable checkpoint; of latched disks: held, or in side files.
     pub destaged: Lsn,
     /// In the vault, in a published point.
     pub vaulted: Lsn,
