@@ -147,7 +147,7 @@ impl Machine {
     }
 
     fn resume(&mut self) -> Result<ResumeReport> {
-        self.called(|group, done| group.resume(done))
+        self.called(|group, done| group.mend_disks(done))
     }
 
     fn submit(&mut self, disk: DiskId, request: Request) -> Ticket {

@@ -22,7 +22,8 @@ use crate::image::mend::{Mend, Rest, mend};
 use crate::image::side::{self, SideFile, SideWork};
 use crate::journal::writer::Identity;
 use crate::protect::disk::{Care, Disk};
-use crate::protect::group::{Callback, Done, Group, RETRY_DELAY, nanos};
+use crate::protect::group::{Callback, Done, Group, nanos};
+use crate::protect::retry::RETRY_DELAY;
 use crate::units::{DiskId, DiskSlot, MonotonicNanos};
 
 /// What a resume found of one disk.
@@ -72,7 +73,7 @@ impl Group {
     ///
     /// A group whose journal failed, or whose vault is in doubt, is refused with [`ErrorKind::Latched`]: nothing in
     /// memory says what its files hold, so it has to be opened anew, which mends its disks as well.
-    pub fn resume(&mut self, done: Callback<ResumeReport>) {
+    pub fn mend_disks(&mut self, done: Callback<ResumeReport>) {
         if self.writer.failure().is_some() || self.vault_failed.is_some() {
             let text =
                 "the journal failed, or the vault is in doubt: the group has to be closed and opened again";

@@ -55,7 +55,7 @@ impl Condition {
             }
             Condition::ImageFailed => (
                 "a disk's image cannot be written: its writes fail, the other disks go on",
-                "see the log, mend the device, restart the gateway",
+                "see the log, mend the device, then `afterimage group resume` or restart the gateway",
             ),
             Condition::VaultFailed => (
                 "the vault refused a recovery point: no points are made, and the journal fills",

@@ -64,7 +64,7 @@ impl Site {
         let callback = self.callback(News::Resumed);
         let Some(group) = self.process.group() else { return };
         self.clients.resuming += 1;
-        group.resume(callback);
+        group.mend_disks(callback);
     }
 
     pub(super) fn take_resumed(&mut self, report: &ResumeReport) -> Outcome {
@@ -179,7 +179,7 @@ impl Site {
     fn can_go_on(&mut self) -> bool {
         self.process.group().is_some_and(|group| {
             let in_doubt = group.vault().manifest().is_in_doubt();
-            !group.has_failed() && group.vault_failure().is_none() && !in_doubt
+            group.failure().is_none() && group.vault_failure().is_none() && !in_doubt
         })
     }
 }
