@@ -39,11 +39,13 @@ pub enum Bug {
     LostCreateReply,
     /// A blob is named by a manifest step before it was synced.
     BlobNotSynced,
+    /// The journal lets go of a latched disk's records before the side file that holds them was synced.
+    SideFileNotSynced,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 16] = [
+    pub const ALL: [Bug; 17] = [
         Bug::AcknowledgeBeforeWritten,
         Bug::VisibleAfterAcknowledged,
         Bug::SyncCoversInFlight,
@@ -60,6 +62,7 @@ impl Bug {
         Bug::PublishAheadOfDurable,
         Bug::LostCreateReply,
         Bug::BlobNotSynced,
+        Bug::SideFileNotSynced,
     ];
 }
 

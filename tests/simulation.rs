@@ -101,6 +101,9 @@ fn a_clean_sweep_meets_everything_and_breaks_no_rule() {
         ("clean stops", report.stops),
         ("points", report.points_checked),
         ("faults", report.faults),
+        ("broken images", report.breaks),
+        ("side files", report.side_files),
+        ("mends", report.mends),
         ("refused rot", report.rots_refused),
     ] {
         assert!(count > CLEAN_SEEDS / 10, "only {count} {what} in {CLEAN_SEEDS} seeds");

@@ -7,7 +7,11 @@
 //!
 //! Invariant: extents are sorted, disjoint and not empty.
 
+mod merge;
+
 use std::collections::BTreeMap;
+
+pub use merge::merge;
 
 use crate::units::SectorRange;
 

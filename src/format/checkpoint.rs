@@ -77,11 +77,16 @@ impl Checkpoint {
         (sound && checkpoint.sequence % 2 == slot).then_some(checkpoint)
     }
 
+    /// The valid statements of a checkpoint file, by slot.
+    pub fn slots(file: &[u8]) -> [Option<Checkpoint>; 2] {
+        let Some(file) = file.get(..FILE_BYTES) else { return [None; 2] };
+        let (first, second) = file.split_at(PAGE_BYTES);
+        [Checkpoint::decode(first, 0), Checkpoint::decode(second, 1)]
+    }
+
     /// The newest valid statement of a checkpoint file.
     pub fn newest(file: &[u8]) -> Option<Checkpoint> {
-        let (first, second) = file.get(..FILE_BYTES)?.split_at(PAGE_BYTES);
-        let slots = [Checkpoint::decode(first, 0), Checkpoint::decode(second, 1)];
-        slots.into_iter().flatten().max_by_key(|checkpoint| checkpoint.sequence)
+        Checkpoint::slots(file).into_iter().flatten().max_by_key(|checkpoint| checkpoint.sequence)
     }
 }
 

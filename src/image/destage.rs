@@ -5,14 +5,15 @@
 //! ```
 //!
 //! The caller hands in only layers whose records are all durable in the journal: an image never gets ahead of it.
-//! One disk's error stops that disk only; its checkpoint stays, and the journal keeps what it lacks.
+//! One disk's error stops that disk only: its checkpoint stays, and what it lacks stays where it is.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 
-use futures::stream::{self, StreamExt, TryStreamExt};
+use futures::stream::{self, StreamExt};
 
 use crate::error::Result;
-use crate::extent::{Extent, ExtentMap, FrozenMap};
+use crate::extent::{Extent, FrozenMap, merge};
 use crate::image::Image;
 use crate::image::pace::Pace;
 use crate::journal::reader::Reader;
@@ -23,8 +24,6 @@ use crate::units::{DiskSlot, Lsn};
 
 /// Extents that are read and written at once.
 const CONCURRENCY: usize = 64;
-/// Merged extents after which the hot path gets its turn.
-const MERGE_SLICE: usize = 512;
 
 /// What one disk gets in a batch.
 pub struct DiskWork {
@@ -88,19 +87,13 @@ struct Destager<'a> {
 
 impl Destager<'_> {
     async fn disk(&self, work: DiskWork, written: &mut u64) -> Result<Image> {
-        let merged = merge(self.runtime, &work.maps).await;
+        let merged = merge(&work.maps, || self.runtime.yield_now()).await;
         let mut image = work.image;
         if self.planted.is(Bug::CheckpointBeforeImageSync) {
             image.advance(self.runtime, self.through).await?;
         }
         let target = &image;
-        stream::iter(merged.iter().map(|extent| self.apply(target, extent)))
-            .buffer_unordered(CONCURRENCY)
-            .try_for_each(|bytes| {
-                *written += bytes;
-                std::future::ready(Ok(()))
-            })
-            .await?;
+        pour(merged.iter().map(|extent| self.apply(target, extent)), written).await?;
         image.sync(self.runtime, self.through).await?;
         if !self.planted.is(Bug::CheckpointBeforeImageSync) {
             image.advance(self.runtime, self.through).await?;
@@ -108,40 +101,49 @@ impl Destager<'_> {
         Ok(image)
     }
 
-    /// Brings one extent into the image; returns its bytes.
     async fn apply(&self, image: &Image, extent: Extent<Source>) -> Result<u64> {
         self.pace.turn().await;
-        let range = extent.range;
-        match extent.location {
-            Source::Journal { segment, sector } => {
-                let data = self.reader.read(segment, sector, range.sectors()).await?;
-                self.runtime.write(&image.file, range.byte_offset(), data).await?;
-                Ok(range.bytes())
-            }
-            Source::Zero { allocated } => {
-                self.runtime.zero(&image.file, range.byte_range(), allocated).await?;
-                Ok(0)
-            }
+        apply(self.runtime, self.reader, image, extent).await
+    }
+}
+
+/// Brings one extent of the journal into an image; returns its bytes.
+pub(super) async fn apply(
+    runtime: &Rc<Runtime>,
+    reader: &Reader,
+    image: &Image,
+    extent: Extent<Source>,
+) -> Result<u64> {
+    let range = extent.range;
+    match extent.location {
+        Source::Journal { segment, sector } => {
+            let data = reader.read(segment, sector, range.sectors()).await?;
+            runtime.write(&image.file, range.byte_offset(), data).await?;
+            Ok(range.bytes())
+        }
+        Source::Zero { allocated } => {
+            runtime.zero(&image.file, range.byte_range(), allocated).await?;
+            Ok(0)
         }
     }
 }
 
-/// The newest of all maps, which are given oldest first.
-pub async fn merge(runtime: &Rc<Runtime>, maps: &[Rc<FrozenMap<Source>>]) -> FrozenMap<Source> {
-    if let [only] = maps {
-        return FrozenMap::clone(only);
-    }
-    let mut merged = ExtentMap::new();
-    let mut since_turn = 0;
-    for map in maps {
-        for extent in map.iter() {
-            merged.insert(extent.range, extent.location);
-            since_turn += 1;
-            if since_turn == MERGE_SLICE {
-                since_turn = 0;
-                runtime.yield_now().await;
+/// Carries out many writes to one image, some at a time, and adds their bytes to `written`. After an error none is
+/// begun any more, but those under way are waited for: one that landed later would undo what a next attempt writes.
+pub(super) async fn pour<F>(writes: impl Iterator<Item = F>, written: &mut u64) -> Result<()>
+where
+    F: Future<Output = Result<u64>>,
+{
+    let failure = RefCell::new(None);
+    stream::iter(writes.take_while(|_| failure.borrow().is_none()))
+        .buffer_unordered(CONCURRENCY)
+        .for_each(|result| {
+            match result {
+                Ok(bytes) => *written += bytes,
+                Err(error) => drop(failure.borrow_mut().get_or_insert(error)),
             }
-        }
-    }
-    merged.freeze()
+            std::future::ready(())
+        })
+        .await;
+    failure.into_inner().map_or(Ok(()), Err)
 }

@@ -1,10 +1,13 @@
 //! Target disk images: sparse raw files that follow the journal, each with its checkpoint.
 //!
 //! An image holds every record up to its checkpoint, durably, and possibly later ones, never one that is not
-//! durable in the journal. Only destage writes to it.
+//! durable in the journal. Only destage and the mend of a latched disk write to it. What an image that fails lacks
+//! goes into [side files](side).
 
 pub mod destage;
+pub mod mend;
 pub mod pace;
+pub mod side;
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -25,6 +28,9 @@ pub struct Image {
     pub file: File,
     checkpoint_file: File,
     checkpoint: Checkpoint,
+    /// Whether the newest statement may be in the page cache only, and never reach the disk: a process that died after a
+    /// failed sync leaves such. The other slot then holds the one before, durably.
+    in_doubt: bool,
     /// Shared by the clones: what a failed attempt achieved counts for the next.
     synced: Rc<Cell<Lsn>>,
 }
@@ -56,13 +62,15 @@ impl Image {
         let checkpoint_file = runtime.open(checkpoint_path(directory, disk), options).await?;
         runtime.write(&checkpoint_file, 0, Buffer::zeroed(FILE_BYTES).freeze()).await?;
         let checkpoint = Checkpoint { sequence: 0, disk, timeline, destaged: Lsn::ZERO };
-        let mut image = Image { disk, file, checkpoint_file, checkpoint, synced: Rc::default() };
+        let (in_doubt, synced) = (false, Rc::default());
+        let mut image = Image { disk, file, checkpoint_file, checkpoint, in_doubt, synced };
         image.advance(runtime, Lsn::ZERO).await?;
         runtime.sync_directory(directory).await?;
         Ok(image)
     }
 
-    /// Opens an image and reads its checkpoint.
+    /// Opens an image and reads its checkpoint. Where that cannot be had from the device, it has to be
+    /// [confirmed](Image::confirm).
     pub async fn open(
         runtime: &Rc<Runtime>,
         directory: &Path,
@@ -76,15 +84,17 @@ impl Image {
             return Err(Error::corrupt(text).at_path(file.path()));
         }
         let checkpoint_file = runtime.open(checkpoint_path(directory, disk), OpenOptions::OWNED).await?;
-        runtime.settle(&checkpoint_file).await?;
+        let settled = runtime.settle(&checkpoint_file).await;
         let bytes = runtime.read(&checkpoint_file, 0, FILE_BYTES).await?;
         let checkpoint = Checkpoint::newest(&bytes).filter(|checkpoint| checkpoint.disk == disk);
+        // A slot is only written while the statement in the other one is durable: one that is alone is durable.
+        let in_doubt = settled.is_err() && Checkpoint::slots(&bytes).iter().all(Option::is_some);
         let Some(checkpoint) = checkpoint else {
             let text = "the checkpoint has no valid slot for this disk: restore the file with its image";
             return Err(Error::corrupt(text).at_path(checkpoint_file.path()));
         };
         let synced = Rc::new(Cell::new(checkpoint.destaged));
-        Ok(Image { disk, file, checkpoint_file, checkpoint, synced })
+        Ok(Image { disk, file, checkpoint_file, checkpoint, in_doubt, synced })
     }
 
     /// Every record up to here is in the image, durably.
@@ -108,18 +118,29 @@ impl Image {
     /// States durably that everything up to `destaged` is in the image; the caller has synced the image.
     pub async fn advance(&mut self, runtime: &Rc<Runtime>, destaged: Lsn) -> Result<()> {
         assert!(destaged >= self.checkpoint.destaged, "a checkpoint never goes back");
+        self.confirm(runtime).await?;
         let sequence = self.checkpoint.sequence + 1;
-        let next = Checkpoint { sequence, destaged, ..self.checkpoint };
+        self.put(runtime, Checkpoint { sequence, destaged, ..self.checkpoint }).await
+    }
+
+    /// Makes durable the newest statement, if opening could not tell whether it is: before that the other slot must not be
+    /// written, or a torn write would leave none.
+    pub async fn confirm(&mut self, runtime: &Rc<Runtime>) -> Result<()> {
+        if self.in_doubt { self.put(runtime, self.checkpoint).await } else { Ok(()) }
+    }
+
+    async fn put(&mut self, runtime: &Rc<Runtime>, statement: Checkpoint) -> Result<()> {
         let mut page = Buffer::zeroed(PAGE_BYTES);
-        next.encode(&mut page);
-        runtime.write(&self.checkpoint_file, next.slot_offset(), page.freeze()).await?;
+        statement.encode(&mut page);
+        runtime.write(&self.checkpoint_file, statement.slot_offset(), page.freeze()).await?;
         runtime.sync(&self.checkpoint_file).await?;
-        self.checkpoint = next;
+        self.checkpoint = statement;
+        self.in_doubt = false;
         Ok(())
     }
 }
 
-/// Removes a disk's image and checkpoint; what is missing already is fine.
+/// Removes a disk's image, checkpoint and side files; what is missing already is fine.
 pub async fn remove(runtime: &Rc<Runtime>, directory: &Path, disk: DiskId) -> Result<()> {
     for path in [image_path(directory, disk), checkpoint_path(directory, disk)] {
         match runtime.remove(&path).await {
@@ -127,5 +148,6 @@ pub async fn remove(runtime: &Rc<Runtime>, directory: &Path, disk: DiskId) -> Re
             other => other?,
         }
     }
+    side::remove_all(runtime, directory, disk).await?;
     runtime.sync_directory(directory).await
 }

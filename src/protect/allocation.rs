@@ -1,26 +1,32 @@
-//! Which parts of a disk are allocated: what the layers say, and below them the image's own holes.
+//! Which parts of a disk are allocated: what layers and side files say, and below them the image's own holes.
 
 use std::rc::Rc;
 
 use crate::block::AllocationRun;
 use crate::error::Result;
+use crate::image::side::SidePiece;
 use crate::journal::segments::Source;
+use crate::protect::place::Place;
 use crate::runtime::Runtime;
 use crate::storage::File;
 use crate::units::SectorRange;
 
-/// The runs of `parts`, which name a layer's source or, with `None`, the image; neighbours of one state are joined.
+/// The runs of `parts`, where `image` is the disk's; neighbours of one state are joined.
 pub async fn describe(
     runtime: &Rc<Runtime>,
     image: &File,
-    parts: &[(SectorRange, Option<Source>)],
+    parts: &[(SectorRange, Place)],
 ) -> Result<Vec<AllocationRun>> {
     let mut runs = Runs::default();
-    for &(range, source) in parts {
-        match source {
-            Some(Source::Journal { .. }) => runs.push(range.bytes(), true),
-            Some(Source::Zero { allocated }) => runs.push(range.bytes(), allocated),
-            None => {
+    for (range, place) in parts {
+        match *place {
+            Place::Layer(Source::Journal { .. }) | Place::Side(SidePiece::Data(_)) => {
+                runs.push(range.bytes(), true)
+            }
+            Place::Layer(Source::Zero { allocated }) | Place::Side(SidePiece::Zero { allocated }) => {
+                runs.push(range.bytes(), allocated);
+            }
+            Place::Image => {
                 let bytes = range.byte_range();
                 let mut at = bytes.start;
                 for data in runtime.data_ranges(image, bytes.clone()).await? {

@@ -23,7 +23,7 @@ const FREE_PART_PRESSED: u64 = 2;
 impl Group {
     pub(super) fn has_undestaged(&self) -> bool {
         let resting = !self.destaging || self.pace.is_held();
-        resting && (!self.layers.frozen().is_empty() || !self.layers.is_open_empty())
+        resting && !self.layers.is_destaged()
     }
 
     pub(super) fn idle_at(&self) -> MonotonicNanos {
@@ -111,6 +111,11 @@ impl Group {
                     tracing::error!(group = %self.name, disk = %disk.record.name, %error, "destaging failed");
                     if disk.failures >= FAILURES_MAX {
                         disk.latched = Some(error.kind());
+                        tracing::error!(
+                            group = %self.name,
+                            disk = %disk.record.name,
+                            "the disk is latched: its writes fail until `group resume` or a restart finds its image mended"
+                        );
                     }
                     if disk.latched.is_none() {
                         again.get_or_insert(error.kind());

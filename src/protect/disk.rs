@@ -1,10 +1,13 @@
 //! A protected disk: its place in the group, its image, and whether it is latched.
 
+use std::rc::Rc;
+
 use crate::block::{Refusal, Request};
 use crate::error::ErrorKind;
 use crate::format::record::DiskRecord;
 use crate::image::Image;
-use crate::units::SectorRange;
+use crate::image::side::SideFile;
+use crate::units::{Lsn, MonotonicNanos, SectorRange};
 
 /// A disk of a group.
 #[derive(Debug)]
@@ -17,12 +20,48 @@ pub struct Disk {
     pub latched: Option<ErrorKind>,
     /// How often in a row destaging to it failed.
     pub failures: u32,
+    /// What its image lacks and the journal no longer holds, oldest first: of a latched disk only.
+    pub sides: Vec<Rc<SideFile>>,
+    /// What is done about its latch at present.
+    pub care: Care,
+    /// Whether somebody asked for a mend that has yet to come to its end.
+    pub mend_asked: bool,
+}
+
+/// What is done about a disk's latch. At most one task at a time touches its image and its side files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Care {
+    /// Nothing.
+    #[default]
+    None,
+    /// A side file could not be written; it is tried again then.
+    Waiting(MonotonicNanos),
+    /// A side file is being written.
+    Saving,
+    /// Its image takes what it lacks.
+    Mending,
+    /// Its image has taken what it lacked; the latch goes once no destage batch runs that left the disk out.
+    Mended,
 }
 
 impl Disk {
     /// A healthy disk.
     pub fn new(record: DiskRecord, image: Image) -> Disk {
-        Disk { record, image, latched: None, failures: 0 }
+        Disk {
+            record,
+            image,
+            latched: None,
+            failures: 0,
+            sides: Vec::new(),
+            care: Care::None,
+            mend_asked: false,
+        }
+    }
+
+    /// Every record of the disk up to here is in its image or in its side files, durably.
+    pub fn stored(&self) -> Lsn {
+        let sides = self.sides.last().map_or(Lsn::ZERO, |side| side.through());
+        self.image.destaged().max(sides)
     }
 
     /// Whether the request can be carried out on this disk as it is.

@@ -6,7 +6,7 @@
 //! result in the group's mailbox.
 //!
 //! Invariants: a reply to a write leaves only after its records are in the open layer; a segment is recycled only
-//! below `destaged`, `vaulted` and every latched disk's first missing record, and when nobody reads it.
+//! below `destaged`, `vaulted` and the first record that is held for a latched disk, and when nobody reads it.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -22,8 +22,10 @@ use crate::error::{ErrorKind, Result};
 use crate::format::frame::RECORD_PAYLOAD_BYTES_MAX;
 
 use crate::format::record::{DiskRecord, PointRecord};
+use crate::image::Image;
 use crate::image::destage::DiskResult;
 use crate::image::pace::Pace;
+use crate::image::side::SideFile;
 use crate::journal::cache::FrameCache;
 use crate::journal::reader::Reader;
 use crate::journal::segments::{Segment, Segments};
@@ -32,9 +34,11 @@ use crate::planted::Bug;
 use crate::protect::allocation;
 use crate::protect::disk::Disk;
 use crate::protect::interval::{ClosedInterval, OpenInterval, Schedule};
+use crate::protect::latching::Resume;
 use crate::protect::layers::Layers;
 use crate::protect::membership::Joined;
 use crate::protect::open::GroupPlan;
+use crate::protect::place::{Place, places};
 use crate::protect::publisher::{Job, Published};
 use crate::protect::reads::{OPERATION_READ, Reads};
 use crate::protect::retry::Retry;
@@ -55,6 +59,10 @@ pub(super) enum Done {
     Reply(Ticket, Reply),
     /// A destage batch ended.
     Destaged { through: Lsn, disks: Vec<DiskResult> },
+    /// A side file of a latched disk was written, or not.
+    SideFile(DiskSlot, DiskId, Result<SideFile>),
+    /// The image of a latched disk has taken what it lacked, or not.
+    Mended(DiskSlot, Result<Image>),
     /// A segment was created, or not.
     Segment(Result<Segment>),
     /// The publisher finished a job on an interval.
@@ -119,6 +127,7 @@ pub struct Group {
     pub(super) identity: Identity,
     pub(super) settings: GroupSettings,
     pub(super) name: String,
+    pub(super) resumes: Vec<Resume>,
     pub(super) writer: Writer,
     pub(super) segments: Segments,
     pub(super) cache: Rc<RefCell<FrameCache>>,
@@ -193,6 +202,7 @@ impl Group {
             identity: parts.identity,
             settings: parts.settings,
             name: parts.name,
+            resumes: Vec::new(),
             writer: parts.writer,
             segments: parts.segments,
             cache: parts.cache,
@@ -310,7 +320,7 @@ impl Group {
     }
 
     fn read(&mut self, ticket: Ticket, slot: DiskSlot, range: SectorRange) {
-        let parts = self.layers.resolve(slot, range);
+        let parts = self.places(slot, range);
         let image = &self.disks[&slot].image.file;
         let answer = self.reads.start(ticket, &parts, image, &self.segments, &self.cache.borrow());
         if let Some(reply) = answer {
@@ -321,6 +331,10 @@ impl Group {
     fn answer_read(&mut self, ticket: Ticket, reply: Reply) {
         self.counters.reads += u64::from(reply.is_ok());
         self.replies.push((ticket, reply));
+    }
+
+    fn places(&self, slot: DiskSlot, range: SectorRange) -> Vec<(SectorRange, Place)> {
+        places(self.layers.resolve(slot, range), &self.disks[&slot].sides)
     }
 
     fn write(&mut self, ticket: Ticket, slot: DiskSlot, range: SectorRange, payload: &Bytes, durable: bool) {
@@ -360,7 +374,7 @@ impl Group {
     }
 
     fn allocation(&mut self, ticket: Ticket, slot: DiskSlot, range: SectorRange) {
-        let parts = self.layers.resolve(slot, range);
+        let parts = self.places(slot, range);
         let image = self.disks[&slot].image.file.clone();
         let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
         self.runtime.spawn(async move {
@@ -404,6 +418,7 @@ impl Group {
         }
         self.make_due_marker();
         self.publish_waiting();
+        self.care_for_latched();
         self.start_destage();
         self.supply_segments();
         self.recycle();
@@ -424,7 +439,7 @@ impl Group {
         // While a retry is due, idleness is no reason to come back before it.
         let retry_at = self.destage_retry.at().unwrap_or_default();
         let idle = self.has_undestaged().then(|| self.idle_at().max(retry_at));
-        let retries = [self.destage_retry.at(), self.segment_retry.at()];
+        let retries = [self.destage_retry.at(), self.segment_retry.at(), self.side_file_due()];
         [self.writer.next_deadline(), marker, idle].into_iter().chain(retries).flatten().min()
     }
 
@@ -520,6 +535,10 @@ impl Group {
             self.replies.push((barrier.ticket, Err(refusal)));
         }
         self.fail_waiting_points();
+        self.refuse_resumes(
+            ErrorKind::Latched,
+            "the journal failed: the group has to be closed and opened again",
+        );
     }
 
     fn apply_done(&mut self) {
@@ -529,6 +548,8 @@ impl Group {
                 None => return,
                 Some(Done::Reply(ticket, reply)) => self.replies.push((ticket, reply)),
                 Some(Done::Destaged { through, disks }) => self.finish_destage(through, disks),
+                Some(Done::SideFile(slot, id, result)) => self.finish_side_file(slot, id, result),
+                Some(Done::Mended(slot, result)) => self.finish_mend(slot, result),
                 Some(Done::Segment(Ok(segment))) => {
                     self.segment_retry.succeeded();
                     self.segments.created(segment);

@@ -4,8 +4,8 @@
 //!   reads ─▶ open ─▶ frozen, newest ─▶ … ─▶ frozen, oldest ─▶ image
 //! ```
 //!
-//! A layer leaves when every image it concerns holds it under a durable checkpoint. Its maps live on for as long as
-//! a delta still needs them.
+//! A layer leaves when every image it concerns holds it under a durable checkpoint. What a latched disk lacks of it is
+//! held until a side file has it. Maps live on for as long as a delta still needs them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -52,7 +52,7 @@ pub struct Layers {
     open: OpenLayer,
     open_first: Lsn,
     frozen: VecDeque<Rc<Layer>>,
-    /// What latched disks lack in their images, oldest first: it stays in the journal.
+    /// What latched disks lack in images and side files, oldest first: it stays in the journal.
     held: Vec<Rc<Layer>>,
 }
 
@@ -127,15 +127,41 @@ impl Layers {
         self.held.first().map(|layer| layer.first)
     }
 
+    /// What is held for a latched disk: its maps, oldest first, and the last record of the newest.
+    pub fn held(&self, disk: DiskSlot) -> Option<(Vec<Rc<FrozenMap<Source>>>, Lsn)> {
+        self.held_above(disk, Lsn::ZERO)
+    }
+
+    /// The same, but only of layers with records above `floor`.
+    pub fn held_above(&self, disk: DiskSlot, floor: Lsn) -> Option<(Vec<Rc<FrozenMap<Source>>>, Lsn)> {
+        let layers = self.held.iter().filter(|layer| layer.last > floor && layer.maps.contains_key(&disk));
+        let last = layers.clone().next_back()?.last;
+        Some((layers.map(|layer| Rc::clone(&layer.maps[&disk])).collect(), last))
+    }
+
+    /// Lets go of what is held for a disk up to `through`: image and side files have it, durably.
+    pub fn release(&mut self, disk: DiskSlot, through: Lsn) {
+        for layer in self.held.iter_mut().filter(|layer| layer.last <= through) {
+            without(layer, disk);
+        }
+        self.held.retain(|layer| !layer.maps.is_empty());
+    }
+
+    /// Whether records of a disk have yet to be destaged, or held.
+    pub fn has_undestaged(&self, disk: DiskSlot) -> bool {
+        self.open.maps.contains_key(&disk) || self.frozen.iter().any(|layer| layer.maps.contains_key(&disk))
+    }
+
+    /// Whether all records have been destaged, or are held.
+    pub fn is_destaged(&self) -> bool {
+        self.frozen.is_empty() && self.is_open_empty()
+    }
+
     /// Forgets a disk that left the group.
     pub fn forget(&mut self, disk: DiskSlot) {
         self.open.maps.remove(&disk);
         for layer in self.frozen.iter_mut().chain(&mut self.held) {
-            if layer.maps.contains_key(&disk) {
-                let mut maps = layer.maps.clone();
-                maps.remove(&disk);
-                *layer = Rc::new(Layer { first: layer.first, last: layer.last, maps, bytes: layer.bytes });
-            }
+            without(layer, disk);
         }
         self.frozen.retain(|layer| !layer.maps.is_empty());
         self.held.retain(|layer| !layer.maps.is_empty());
@@ -161,6 +187,15 @@ impl Layers {
             found = fill(found, map);
         }
         found
+    }
+}
+
+/// Takes a disk's map out of a layer that others may share.
+fn without(layer: &mut Rc<Layer>, disk: DiskSlot) {
+    if layer.maps.contains_key(&disk) {
+        let mut maps = layer.maps.clone();
+        maps.remove(&disk);
+        *layer = Rc::new(Layer { first: layer.first, last: layer.last, maps, bytes: layer.bytes });
     }
 }
 
@@ -234,5 +269,26 @@ mod tests {
         assert_eq!(layers.first_held(), Some(Lsn(1)));
         layers.forget(latched);
         assert_eq!(layers.first_held(), None);
+    }
+
+    #[test]
+    fn what_a_side_file_has_is_let_go_and_what_came_later_is_not() {
+        let disk = DiskSlot(0);
+        let mut layers = Layers::new(Lsn(0));
+        for (last, sector) in [(4, 0), (8, 8)] {
+            layers.insert(disk, SectorRange::new(0, 8), at(sector));
+            layers.freeze(Lsn(last)).expect("records");
+        }
+        assert!(layers.has_undestaged(disk));
+        layers.retire(Lsn(8), |_| true);
+        assert!(!layers.has_undestaged(disk) && layers.is_destaged());
+        let (maps, through) = layers.held(disk).expect("both");
+        assert_eq!((maps.len(), through), (2, Lsn(8)));
+        layers.release(disk, Lsn(7));
+        assert_eq!(layers.first_held(), Some(Lsn(5)));
+        assert_eq!(layers.held(disk).map(|(maps, _)| maps.len()), Some(1));
+        assert!(layers.held_above(disk, Lsn(8)).is_none());
+        layers.release(disk, Lsn(8));
+        assert!(layers.held(disk).is_none());
     }
 }

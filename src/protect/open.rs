@@ -1,6 +1,6 @@
 //! Opening a group: manifest, images, journal; then the layers and intervals that the journal still holds.
 //!
-//! A record above its disk's checkpoint belongs to the read path again; a record above the newest point belongs to an
+//! A record above what its disk's image and side files hold belongs to the read path again; a record above the newest point belongs to an
 //! interval again. The two are rebuilt apart, since images and vault may be at different places.
 
 use std::cell::RefCell;
@@ -14,8 +14,10 @@ use futures::channel::mpsc;
 use crate::error::{Error, Result};
 use crate::format::frame::{Record, RecordKind};
 use crate::format::marker::Marker;
-use crate::format::record::GroupRecord;
+use crate::format::record::{DiskRecord, GroupRecord};
 use crate::image::Image;
+use crate::image::mend::{Mend, mend};
+use crate::image::side::{self, SideNames};
 use crate::journal::cache::FrameCache;
 use crate::journal::open::{JournalPlan, OpenedJournal};
 use crate::journal::reader::Reader;
@@ -120,8 +122,8 @@ pub async fn open_over(runtime: Rc<Runtime>, plan: GroupPlan, vault: Rc<Vault>) 
         let vaulted = state.points().last().map_or(Lsn::ZERO, |point| point.marker);
         (state.group(), state.timeline(), vaulted)
     };
-    let destaged = disks.values().map(|disk| disk.image.destaged()).max().unwrap_or_default();
-    let known = Known { owner: Owner { group, timeline }, floor: vaulted.max(destaged) };
+    let stored = disks.values().map(Disk::stored).max().unwrap_or_default();
+    let known = Known { owner: Owner { group, timeline }, floor: vaulted.max(stored) };
     let journal_plan = JournalPlan {
         directory: plan.journal(),
         segment_bytes: plan.segment_bytes,
@@ -147,12 +149,43 @@ async fn open_disks(
     vault: &Vault,
 ) -> Result<BTreeMap<DiskSlot, Disk>> {
     let records: Vec<_> = vault.manifest().state().disks().cloned().collect();
+    let names = side::list(runtime, &plan.images()).await?;
     let mut disks = BTreeMap::new();
     for record in records {
-        let image = Image::open(runtime, &plan.images(), record.id, record.sectors).await?;
-        disks.insert(record.slot, Disk::new(record, image));
+        disks.insert(record.slot, open_disk(runtime, plan, &names, record).await?);
     }
+    let is_known = |id| disks.values().any(|disk| disk.record.id == id);
+    names.clean(runtime, &plan.images(), is_known).await;
     Ok(disks)
+}
+
+/// Opens a disk, and has its image take what side files hold. One whose image still fails is latched from the start:
+/// the other disks live on.
+async fn open_disk(
+    runtime: &Rc<Runtime>,
+    plan: &GroupPlan,
+    names: &SideNames,
+    record: DiskRecord,
+) -> Result<Disk> {
+    let images = plan.images();
+    let mut image = Image::open(runtime, &images, record.id, record.sectors).await?;
+    let confirmed = image.confirm(runtime).await;
+    let sides = names.open(runtime, &images, (record.id, record.sectors.0), image.destaged()).await?;
+    let mut disk = Disk::new(record, image);
+    let settled = match confirmed {
+        Ok(()) if !sides.is_empty() => {
+            let work =
+                Mend { directory: images, image: disk.image.clone(), sides: sides.clone(), rest: None };
+            mend(runtime, work).await.map(|image| disk.image = image)
+        }
+        other => other,
+    };
+    if let Err(error) = settled {
+        tracing::error!(disk = %disk.record.name, %error, "the disk's image fails: the disk is latched");
+        disk.latched = Some(error.kind());
+        disk.sides = sides;
+    }
+    Ok(disk)
 }
 
 async fn assemble(
@@ -270,7 +303,7 @@ impl<'a> Rebuilt<'a> {
 
     /// A disk that left has no image any more; but a point whose marker lies before that still holds it.
     fn take_data(&mut self, lsn: Lsn, slot: DiskSlot, range: crate::units::SectorRange, source: Source) {
-        if self.disks.get(&slot).is_some_and(|disk| lsn > disk.image.destaged()) {
+        if self.disks.get(&slot).is_some_and(|disk| lsn > disk.stored()) {
             self.layers.insert(slot, range, source);
             if self.layers.is_full() {
                 self.layers.freeze(lsn);

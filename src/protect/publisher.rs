@@ -12,10 +12,9 @@ use futures::channel::mpsc;
 
 use crate::delta::{DiskExtents, Source as DeltaSource, SourceContent};
 use crate::error::{ErrorKind, Result};
-use crate::extent::{Extent, FrozenMap};
+use crate::extent::{Extent, FrozenMap, merge};
 use crate::format::delta::{DeltaRef, Header};
 use crate::format::record::{Membership, PointDisk, PointRecord};
-use crate::image::destage::merge;
 use crate::journal::reader::Reader;
 use crate::journal::segments::Source;
 use crate::protect::group::{Done, Mailbox};
@@ -105,7 +104,7 @@ async fn put_delta(
         let maps = interval.layers.iter().filter_map(|layer| layer.maps.get(&entry.slot));
         let maps: Vec<_> = maps.cloned().collect();
         if !maps.is_empty() {
-            merged.insert(entry.slot, merge(runtime, &maps).await);
+            merged.insert(entry.slot, merge(&maps, || runtime.yield_now()).await);
         }
     }
     let (header, source) = {

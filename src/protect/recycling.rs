@@ -1,7 +1,7 @@
 //! How a group's journal gets segments: new ones while it may grow, used ones once nothing needs them.
 //!
-//! A segment is needed by the images until its records are destaged under a durable checkpoint, by the vault until they
-//! are in a published point, by a latched disk for ever, and by whoever reads it.
+//! A segment is needed by the images until its records are destaged under a durable checkpoint, by a latched disk until
+//! they are in a durable side file, by the vault until they are in a published point, and by whoever reads it.
 
 use std::rc::Rc;
 
@@ -43,7 +43,7 @@ impl Group {
             if self.settings.plan.planted.is(Bug::EarlyRecycling) { Lsn(u64::MAX) } else { self.vaulted };
         let destaged = match self.layers.first_held() {
             Some(held) => self.destaged.min(Lsn(held.0 - 1)),
-            None if self.layers.frozen().is_empty() && self.layers.is_open_empty() => self.writer.visible(),
+            None if self.layers.is_destaged() => self.writer.visible(),
             None => self.destaged,
         };
         let needless = self.vaulted_or_clean(vaulted).min(destaged);

@@ -55,7 +55,7 @@ impl Condition {
             }
             Condition::ImageFailed => (
                 "a disk's image cannot be written: its writes fail, the other disks go on",
-                "see the log, mend the device, restart the gateway",
+                "see the log, mend the device, then `afterimage group resume` or restart the gateway",
             ),
             Condition::VaultFailed => (
                 "the vault refused a recovery point: no points are made, and the journal fills",
@@ -79,7 +79,7 @@ pub struct Ladder {
     pub visible: Lsn,
     /// Safe from a power cut.
     pub durable: Lsn,
-    /// In the images, under a durable checkpoint.
+    /// In the images, under a durable checkpoint; of latched disks: held, or in side files.
     pub destaged: Lsn,
     /// In the vault, in a published point.
     pub vaulted: Lsn,

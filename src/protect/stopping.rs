@@ -1,5 +1,7 @@
-//! A clean stop: requests end, the interval becomes a point, everything is destaged, the journal is sealed.
+//! A clean stop: requests end, the interval becomes a point, everything is destaged, the journal is sealed. What a latched
+//! disk lacks stays where it is, in side files or in the journal.
 
+use crate::error::ErrorKind;
 use crate::journal::writer::Entry;
 use crate::protect::group::Group;
 
@@ -7,6 +9,7 @@ impl Group {
     /// Begins a clean stop: refuses new requests, ends the interval, and seals the journal once all else is done.
     pub fn stop(&mut self) {
         self.stopping = true;
+        self.refuse_resumes(ErrorKind::Shutdown, "the group is stopping");
     }
 
     /// Whether a stop has come to its end: drained, destaged, sealed and durable. To be polled after
@@ -17,7 +20,7 @@ impl Group {
         }
         let vaulted = self.vaulted_all() || self.vault_failed.is_some();
         let quiet = !self.owes_replies() && self.writer.is_idle() && vaulted && !self.destaging;
-        if !self.stopping || !quiet || self.has_unlatched_layers() {
+        if !self.stopping || !quiet || !self.layers.is_destaged() || self.is_caring() {
             return false;
         }
         if !self.sealed {
@@ -29,9 +32,5 @@ impl Group {
         self.writer.want_durable(self.writer.visible());
         self.writer.advance(&mut self.segments);
         self.writer.is_idle() && self.writer.durable() >= self.writer.visible()
-    }
-
-    pub(super) fn has_unlatched_layers(&self) -> bool {
-        !self.layers.frozen().is_empty() || !self.layers.is_open_empty()
     }
 }

@@ -149,6 +149,16 @@ impl Site {
                 None
             }
             News::Interval(Ok(())) => None,
+            News::Resumed(result) => {
+                self.clients.resuming -= 1;
+                match result {
+                    Ok(report) => {
+                        self.take_resumed(&report)?;
+                        None
+                    }
+                    Err(error) => Some(error),
+                }
+            }
             // Whether it happened is seen at the next opening.
             News::Interval(Err(error))
             | News::Joined(Err(error))

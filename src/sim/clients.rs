@@ -15,6 +15,7 @@ use crate::error::Result;
 use crate::failover::TestFailover;
 use crate::format::frame::RECORD_PAYLOAD_BYTES_MAX;
 use crate::format::record::{DiskRecord, PointRecord};
+use crate::protect::latching::ResumeReport;
 use crate::protect::membership::Content;
 use crate::units::{DiskId, PointId, SECTOR_BYTES, SectorCount, SectorRange};
 
@@ -32,6 +33,7 @@ pub(super) enum News {
     Interval(Result<()>),
     TestStarted(PointId, Result<TestFailover>),
     TestCleaned(TestId, Result<()>),
+    Resumed(Result<ResumeReport>),
 }
 
 /// A request without its answer.
@@ -83,8 +85,12 @@ pub(super) struct Clients {
     pub(super) starting: Vec<PointId>,
     pub(super) pending: BTreeMap<u64, Pending>,
     pub(super) asked: usize,
+    /// Resumes without an answer.
+    pub(super) resuming: usize,
     pub(super) grants: VecDeque<PointRecord>,
     pub(super) is_disk_full: bool,
+    /// Disks whose image is broken until somebody mends it, and whether their side files are as well.
+    pub(super) broken: Vec<(DiskId, bool)>,
     pub(super) is_stopping: bool,
     next_request: u64,
     next_stamp: u32,
@@ -97,6 +103,7 @@ impl Clients {
         self.pending.clear();
         self.grants.clear();
         self.asked = 0;
+        self.resuming = 0;
         self.is_stopping = false;
         for test in self.tests.values_mut() {
             test.busy = 0;
@@ -106,7 +113,7 @@ impl Clients {
         }
     }
 
-    fn next_stamp(&mut self) -> Stamp {
+    pub(super) fn next_stamp(&mut self) -> Stamp {
         self.next_stamp += 1;
         Stamp(self.next_stamp)
     }
@@ -223,7 +230,7 @@ impl Site {
         }
     }
 
-    fn callback<T: 'static>(
+    pub(super) fn callback<T: 'static>(
         &self,
         news: impl FnOnce(Result<T>) -> News + 'static,
     ) -> crate::protect::group::Callback<T> {
@@ -288,7 +295,7 @@ impl Site {
     }
 
     /// Writes, or zeroes where there is no stamp.
-    fn change(&mut self, member: &Member, range: SectorRange, stamp: Option<Stamp>) -> Outcome {
+    pub(super) fn change(&mut self, member: &Member, range: SectorRange, stamp: Option<Stamp>) -> Outcome {
         let (disk, first) = (member.number, self.history.issued());
         let durable = self.random.chance(self.plan.durables, 64);
         let request = match stamp {

@@ -25,6 +25,7 @@ impl Site {
     pub(super) fn finish(&mut self) -> Outcome {
         self.tracer.note(|| "the end begins: no more faults".to_owned());
         self.clear_faults();
+        self.repair()?;
         if self.is_faulted {
             self.die(false);
         }
@@ -46,11 +47,7 @@ impl Site {
         if self.clients.members.is_empty() {
             self.add_disk();
         }
-        self.drive("what the clients asked for", |site| {
-            site.clients.pending.is_empty()
-                && site.clients.joining.is_empty()
-                && site.clients.starting.is_empty()
-        })?;
+        self.drive("what the clients asked for", |site| site.is_at_rest())?;
         let found = self.read_disks()?;
         let all = self.history.issued();
         if self.history.find(all, all, &found).is_none() {
@@ -62,6 +59,15 @@ impl Site {
         let contents = self.view_point(newest)?;
         let id = self.points.id(newest);
         self.check_point(id, &contents)
+    }
+
+    /// Whether everything that the clients asked for was answered.
+    pub(super) fn is_at_rest(&self) -> bool {
+        let clients = &self.clients;
+        clients.pending.is_empty()
+            && clients.joining.is_empty()
+            && clients.starting.is_empty()
+            && clients.resuming == 0
     }
 
     /// A clean stop: afterwards the images alone hold everything, durably.

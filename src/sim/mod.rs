@@ -2,7 +2,8 @@
 //! with simulated clients, and checkers outside the system that know only what the clients asked and were told.
 //!
 //! One seed decides everything: sizes, requests, the order in which the disk completes operations, time, kill -9,
-//! power cuts (also while opening), late writes of dead processes, I/O errors, full disks, bit rot.
+//! power cuts (also while opening), late writes of dead processes, I/O errors, images that fail until they are mended, full
+//! disks, bit rot.
 //!
 //! | checker | where |
 //! |---|---|
@@ -12,6 +13,7 @@
 //! | a point holds a prefix: all that was acknowledged before it was asked for, nothing issued after it was granted; it never changes or goes | `points` |
 //! | after a clean stop the images alone hold everything | `finale` |
 //! | the journal stays within its limit; when faults end, everything comes to its end | `finale` |
+//! | a latched disk loses nothing, holds up nobody, and takes writes again once its image was mended and resumed | `repair`, `finale` |
 //! | bit rot is refused or harmless | `rot` |
 //!
 //! It proves itself by [planted bugs](crate::planted), which `tests/simulation.rs` has it find.
@@ -24,6 +26,7 @@ mod plan;
 mod points;
 mod process;
 mod recovery;
+mod repair;
 mod rot;
 mod sector;
 mod site;
@@ -70,6 +73,12 @@ pub struct Report {
     pub points_checked: u64,
     /// Faults injected.
     pub faults: u64,
+    /// Images broken until a mend.
+    pub breaks: u64,
+    /// Side files that were seen.
+    pub side_files: u64,
+    /// Disks that a resume mended while the group went on.
+    pub mends: u64,
     /// Bits flipped.
     pub rots: u64,
     /// Of these, how many were refused.
@@ -88,6 +97,9 @@ impl Report {
         self.stops += other.stops;
         self.points_checked += other.points_checked;
         self.faults += other.faults;
+        self.breaks += other.breaks;
+        self.side_files += other.side_files;
+        self.mends += other.mends;
         self.rots += other.rots;
         self.rots_refused += other.rots_refused;
     }

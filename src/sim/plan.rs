@@ -29,6 +29,8 @@ pub struct Plan {
     pub power_cuts: u64,
     /// One fault in so many steps, about; never, if zero.
     pub fault_every: u64,
+    /// One image in so many steps breaks until it is mended, about; never, if zero.
+    pub break_every: u64,
     /// One test failover in so many steps, about.
     pub test_every: u64,
     /// One change of disks or policy in so many steps, about.
@@ -58,6 +60,7 @@ impl Plan {
             death_every: *random.choose(&[150, 300, 600, 2000]),
             power_cuts: *random.choose(&[0, 2, 5, 8]),
             fault_every: *random.choose(&[0, 0, 150, 400]),
+            break_every: *random.choose(&[0, 0, 300, 1000]),
             test_every: *random.choose(&[100, 400]),
             membership_every: *random.choose(&[100, 400, 2000]),
             tick_micros: *random.choose(&[50, 500, 5000]),

@@ -50,6 +50,8 @@ pub(super) struct Site {
     pub(super) is_faulted: bool,
     /// Failed syncs of the journal that the history knows of: what they lost was acknowledged, but never durable.
     failed_syncs: usize,
+    /// Side files at the last look.
+    pub(super) side_files: usize,
     step: Rc<RefCell<u64>>,
 }
 
@@ -79,6 +81,7 @@ impl Site {
             is_verified: false,
             is_faulted: false,
             failed_syncs: 0,
+            side_files: 0,
             step,
         }
     }
@@ -118,6 +121,7 @@ impl Site {
         if faults > 0 && self.random.chance(1, faults) {
             self.inject_fault();
         }
+        self.break_or_repair();
         Ok(())
     }
 
@@ -145,6 +149,7 @@ impl Site {
         }
         self.take_replies()?;
         self.take_news()?;
+        self.watch_side_files();
         if self.is_verified
             && let Some(group) = self.process.group()
         {
@@ -253,7 +258,8 @@ impl Site {
         self.clients.forget_pending();
         self.news.borrow_mut().clear();
         self.is_verified = false;
-        self.is_faulted = self.disk.planned_faults() > 0 || self.clients.is_disk_full;
+        self.is_faulted =
+            self.disk.planned_faults() + self.disk.lasting_faults() > 0 || self.clients.is_disk_full;
     }
 
     pub(super) fn clear_faults(&mut self) {
@@ -297,7 +303,7 @@ impl Site {
         self.note_fault();
     }
 
-    fn note_fault(&mut self) {
+    pub(super) fn note_fault(&mut self) {
         self.report.faults += 1;
         self.is_faulted = true;
     }

@@ -1,4 +1,4 @@
-//! Which operations fail, and how: by plan (the next that match) or by chance.
+//! Which operations fail, and how: by plan (the next that match, or all until a mend) or by chance.
 //!
 //! Short transfers are continued below the seam, so that what remains visible of one is a transfer that stopped in
 //! the middle and failed.
@@ -138,12 +138,25 @@ pub struct FaultRates {
 #[derive(Debug, Default)]
 pub(super) struct FaultPlan {
     planned: Vec<(Matcher, FaultKind)>,
+    lasting: Vec<(Matcher, FaultKind)>,
     pub(super) rates: FaultRates,
 }
 
 impl FaultPlan {
     pub(super) fn plan(&mut self, matcher: Matcher, kind: FaultKind) {
         self.planned.push((matcher, kind));
+    }
+
+    pub(super) fn break_for_good(&mut self, matcher: Matcher, kind: FaultKind) {
+        self.lasting.push((matcher, kind));
+    }
+
+    pub(super) fn mend(&mut self) {
+        self.lasting.clear();
+    }
+
+    pub(super) fn lasting(&self) -> usize {
+        self.lasting.len()
     }
 
     pub(super) fn clear(&mut self) {
@@ -173,6 +186,10 @@ impl FaultPlan {
                 return Some(fault);
             }
             matcher.skip -= 1;
+        }
+        let broken = self.lasting.iter().find(|(matcher, _)| matcher.matches(kind, path, process));
+        if let Some((_, fault)) = broken {
+            return Some(*fault);
         }
         self.draw_by_chance(kind, random)
     }

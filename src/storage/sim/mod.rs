@@ -119,7 +119,22 @@ impl SimDisk {
         self.0.borrow_mut().faults.rates = rates;
     }
 
-    /// Ends all planned and random faults.
+    /// Every operation that `matcher` matches fails, until [`SimDisk::mend`].
+    pub fn fail_always(&self, matcher: Matcher, kind: FaultKind) {
+        self.0.borrow_mut().faults.break_for_good(matcher, kind);
+    }
+
+    /// Ends the faults that last.
+    pub fn mend(&self) {
+        self.0.borrow_mut().faults.mend();
+    }
+
+    /// Faults that last.
+    pub fn lasting_faults(&self) -> usize {
+        self.0.borrow().faults.lasting()
+    }
+
+    /// Ends planned and random faults; those that last stay.
     pub fn clear_faults(&self) {
         self.0.borrow_mut().faults.clear();
     }

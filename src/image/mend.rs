@@ -1,0 +1,86 @@
+//! The mend of a latched disk: its image takes what it lacks, and the side files go.
+//!
+//! ```text
+//!  side files, oldest first ─▶ what the journal still holds ─▶ sync image ─▶ checkpoint ─▶ remove side files
+//! ```
+//!
+//! It is begun anew after any failure or death, since nothing is removed before the checkpoint that makes it needless is
+//! durable. It is the only writer of the image while it runs: a latched disk is not destaged.
+
+use std::path::PathBuf;
+use std::rc::Rc;
+
+use crate::error::Result;
+use crate::extent::{FrozenMap, merge};
+use crate::image::Image;
+use crate::image::destage::{apply, pour};
+use crate::image::side::{self, SideFile, SidePiece};
+use crate::journal::reader::Reader;
+use crate::journal::segments::Source;
+use crate::runtime::Runtime;
+use crate::units::{Lsn, SectorRange};
+
+/// What is to be done.
+pub struct Mend {
+    /// Directory of the images.
+    pub directory: PathBuf,
+    /// The image; given back advanced.
+    pub image: Image,
+    /// The disk's side files, oldest first.
+    pub sides: Vec<Rc<SideFile>>,
+    /// What the journal still holds beyond them, if anything.
+    pub rest: Option<Rest>,
+}
+
+/// Records of the disk that are in no side file.
+pub struct Rest {
+    /// Their maps, oldest first.
+    pub maps: Vec<Rc<FrozenMap<Source>>>,
+    /// The last of them.
+    pub through: Lsn,
+    /// Where payloads are read.
+    pub reader: Reader,
+}
+
+/// Carries it out. Where there is nothing to be moved, sync and checkpoint still tell whether the image works again.
+pub async fn mend(runtime: &Rc<Runtime>, mend: Mend) -> Result<Image> {
+    let Mend { directory, mut image, sides, rest } = mend;
+    image.confirm(runtime).await?;
+    let mut through = image.destaged();
+    let mut written = 0;
+    for side in &sides {
+        through = through.max(side.through());
+        // Where the image has been synced already the checkpoint may say so, though its sync failed: then nothing
+        // would mend a torn write.
+        if side.through() > image.synced() {
+            let target = &image;
+            let writes = side.pieces().map(|(range, piece)| bring(runtime, target, range, piece));
+            pour(writes, &mut written).await?;
+        }
+    }
+    if let Some(Rest { maps, through: last, reader }) = rest {
+        through = through.max(last);
+        let merged = merge(&maps, || runtime.yield_now()).await;
+        let target = &image;
+        pour(merged.iter().map(|extent| apply(runtime, &reader, target, extent)), &mut written).await?;
+    }
+    image.sync(runtime, through).await?;
+    image.advance(runtime, through).await?;
+    side::remove(runtime, &directory, &sides).await;
+    Ok(image)
+}
+
+/// Brings one extent of a side file into the image; returns its bytes.
+async fn bring(runtime: &Rc<Runtime>, image: &Image, range: SectorRange, piece: SidePiece) -> Result<u64> {
+    match piece {
+        SidePiece::Zero { allocated } => {
+            runtime.zero(&image.file, range.byte_range(), allocated).await?;
+            Ok(0)
+        }
+        SidePiece::Data(part) => {
+            let chunk = runtime.read(&part.file, part.offset, part.bytes).await?.freeze();
+            runtime.write(&image.file, range.byte_offset(), part.verified(&chunk)?).await?;
+            Ok(range.bytes())
+        }
+    }
+}

@@ -1,0 +1,466 @@
+//! Side files: what the image of a latched disk lacks, out of the journal and durable, until the image can take it.
+//!
+//! ```text
+//!   image  <  side file 1  <  side file 2  <  …  <  layers       newer hides older
+//! ```
+//!
+//! A side file is immutable. It is written under a partial name, synced, published, and its name synced: only then may
+//! the journal let go of the records that it holds. A disk has several when records that were acknowledged before it
+//! was latched became visible after the first was begun; their numbers order them, each goes on where the one before
+//! it ends.
+//!
+//! Invariant: image ∪ side files hold every record of the disk up to the last one's `through`. A file may go once
+//! the checkpoint has reached its `through`; until then the image under it may hold anything in the ranges of the file.
+
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use futures::stream::{self, StreamExt};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::extent::{Extent, Found, FrozenMap, Location, merge};
+use crate::format::checksum;
+use crate::format::side::{
+    CHUNK_SECTORS_MAX, Content, FOOTER_BYTES, Footer, Identity, SideExtent, ZERO_SECTORS_MAX, encode_table,
+};
+use crate::journal::reader::Reader;
+use crate::journal::segments::Source;
+use crate::planted::{Bug, Planted};
+use crate::runtime::Runtime;
+use crate::storage::{Buffer, File, OpenOptions, Slice};
+use crate::units::{DiskId, Lsn, SECTOR_BYTES, SectorRange, to_usize};
+
+/// Extents that are read at once while a file is written.
+const READS_AHEAD: usize = 16;
+/// Chunks are gathered into writes of about this size.
+const WRITE_BYTES: usize = 1 << 20;
+
+/// Where bytes are in a side file: an extent of its table, and how far into it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SideLocation {
+    extent: u32,
+    sector: u32,
+}
+
+impl Location for SideLocation {
+    fn advance(self, sectors: u64) -> SideLocation {
+        let sectors = u32::try_from(sectors).expect("an entry says its sectors in 32 bits");
+        SideLocation { sector: self.sector + sectors, ..self }
+    }
+}
+
+/// What a range of a side file holds.
+#[derive(Clone, Debug)]
+pub enum SidePiece {
+    /// Zeros.
+    Zero {
+        /// Whether the space is to stay allocated.
+        allocated: bool,
+    },
+    /// A part of a chunk.
+    Data(ChunkPart),
+}
+
+/// A part of a chunk: the chunk is read whole, since its sum covers all of it.
+#[derive(Clone, Debug)]
+pub struct ChunkPart {
+    /// The side file.
+    pub file: File,
+    /// Where the chunk starts.
+    pub offset: u64,
+    /// Its length.
+    pub bytes: usize,
+    checksum: u128,
+    part: std::ops::Range<usize>,
+}
+
+impl ChunkPart {
+    /// The part, from the chunk as it was read; `Corrupt` if that is not what was written.
+    pub fn verified(&self, chunk: &Slice) -> Result<Slice> {
+        if checksum(chunk) == self.checksum {
+            return Ok(chunk.slice(self.part.clone()));
+        }
+        let text =
+            "a chunk of the side file does not match its checksum: restore its disk from a recovery point";
+        Err(Error::corrupt(text).at_path(self.file.path()).at_offset(self.offset))
+    }
+}
+
+/// An open side file.
+#[derive(Debug)]
+pub struct SideFile {
+    file: File,
+    identity: Identity,
+    extents: Vec<SideExtent>,
+    /// Where each extent's chunk starts.
+    offsets: Vec<u64>,
+    map: FrozenMap<SideLocation>,
+}
+
+/// What is to be moved from the journal into a side file.
+pub struct SideWork {
+    /// Directory of the images.
+    pub directory: PathBuf,
+    /// What the file will be.
+    pub identity: Identity,
+    /// The disk's maps, oldest first.
+    pub maps: Vec<Rc<FrozenMap<Source>>>,
+    /// Where payloads are read.
+    pub reader: Reader,
+}
+
+/// Path of a disk's side file.
+pub fn side_path(directory: &Path, disk: DiskId, number: u32) -> PathBuf {
+    directory.join(format!("{disk}.side-{number}"))
+}
+
+/// The disk and number in a side file's name, and whether it is a partial one.
+fn parse_name(name: &str) -> Option<(DiskId, u32, bool)> {
+    let (name, partial) = match name.strip_suffix(".partial") {
+        Some(name) => (name, true),
+        None => (name, false),
+    };
+    let (disk, number) = name.split_once(".side-")?;
+    Some((disk.parse().ok()?, number.parse().ok()?, partial))
+}
+
+fn partial(path: &Path) -> PathBuf {
+    path.with_added_extension("partial")
+}
+
+impl SideFile {
+    fn new(file: File, identity: Identity, extents: Vec<SideExtent>) -> SideFile {
+        let mut offset = 0;
+        let mut offsets = Vec::with_capacity(extents.len());
+        let mut map = Vec::with_capacity(extents.len());
+        for (index, extent) in extents.iter().enumerate() {
+            offsets.push(offset);
+            offset += extent.chunk_bytes();
+            let index = u32::try_from(index).expect("2^32 extents are a table of 128 GiB");
+            map.push(Extent { range: extent.range, location: SideLocation { extent: index, sector: 0 } });
+        }
+        let map =
+            FrozenMap::from_sorted(map).expect("a table is sorted when it is written and when it is read");
+        SideFile { file, identity, extents, offsets, map }
+    }
+
+    /// Opens the file of that name, which must be this disk's.
+    async fn open(runtime: &Rc<Runtime>, path: &Path, expected: Expected) -> Result<SideFile> {
+        let file = runtime.open(path, OpenOptions::READ).await?;
+        let read = SideFile::read_table(runtime, &file, expected).await;
+        let (identity, extents) = read.map_err(|error| error.at_path(path))?;
+        Ok(SideFile::new(file, identity, extents))
+    }
+
+    async fn read_table(
+        runtime: &Rc<Runtime>,
+        file: &File,
+        expected: Expected,
+    ) -> Result<(Identity, Vec<SideExtent>)> {
+        let length = runtime.length(file).await?;
+        let Some(footer_at) = length.checked_sub(FOOTER_BYTES as u64) else {
+            return Err(Error::corrupt("the side file is shorter than its footer").at_offset(length));
+        };
+        let footer = Footer::decode(&runtime.read(file, footer_at, FOOTER_BYTES).await?, length)?;
+        let table = runtime.read(file, footer.table_offset, to_usize(footer.table_bytes())).await?;
+        let extents = footer.decode_table(&table, expected.sectors)?;
+        let Identity { disk, number, .. } = footer.identity;
+        if disk != expected.disk || number != expected.number {
+            return Err(Error::corrupt("the side file is another disk's, or another of this disk's"));
+        }
+        Ok((footer.identity, extents))
+    }
+
+    /// Its place in the order of the disk's side files.
+    pub fn number(&self) -> u32 {
+        self.identity.number
+    }
+
+    /// With the image and the files before it, it holds the disk's records up to here.
+    pub fn through(&self) -> Lsn {
+        self.identity.through
+    }
+
+    /// Bytes that it takes.
+    pub fn bytes(&self) -> u64 {
+        let table = (self.extents.len() * crate::format::side::ENTRY_BYTES + FOOTER_BYTES) as u64;
+        self.extents.iter().map(SideExtent::chunk_bytes).sum::<u64>() + table
+    }
+
+    /// What it holds of `window`, in order and without gaps.
+    pub fn lookup(&self, window: SectorRange) -> impl Iterator<Item = Found<SideLocation>> + '_ {
+        self.map.lookup(window)
+    }
+
+    /// What the `sectors` sectors at a location are.
+    pub fn piece(&self, location: SideLocation, sectors: u64) -> SidePiece {
+        let index = location.extent as usize;
+        let extent = &self.extents[index];
+        match extent.content {
+            Content::Zero { allocated } => SidePiece::Zero { allocated },
+            Content::Data { checksum } => {
+                let start = u64::from(location.sector) * SECTOR_BYTES;
+                let part = to_usize(start)..to_usize(start + sectors * SECTOR_BYTES);
+                let (offset, bytes) = (self.offsets[index], to_usize(extent.range.bytes()));
+                SidePiece::Data(ChunkPart { file: self.file.clone(), offset, bytes, checksum, part })
+            }
+        }
+    }
+
+    /// All that it holds, by sector.
+    pub fn pieces(&self) -> impl Iterator<Item = (SectorRange, SidePiece)> + '_ {
+        self.map.iter().map(|extent| (extent.range, self.piece(extent.location, extent.range.sectors())))
+    }
+}
+
+/// What an opened file must say of itself.
+#[derive(Clone, Copy)]
+struct Expected {
+    disk: DiskId,
+    number: u32,
+    sectors: u64,
+}
+
+/// Writes a side file; durable under its name when this returns. What an earlier attempt left is replaced: nobody
+/// builds upon a file whose writing failed.
+pub async fn write(runtime: &Rc<Runtime>, work: SideWork, planted: Planted) -> Result<SideFile> {
+    let path = side_path(&work.directory, work.identity.disk, work.identity.number);
+    let partial = partial(&path);
+    for left in [&partial, &path] {
+        remove_if_there(runtime, left).await?;
+    }
+    match publish(runtime, &work, &path, &partial, planted).await {
+        Ok(side) => Ok(side),
+        Err(error) => {
+            // What there is of it keeps space from others. The error that matters is the first.
+            let _ = runtime.remove(&partial).await;
+            let _ = runtime.remove(&path).await;
+            Err(error)
+        }
+    }
+}
+
+async fn publish(
+    runtime: &Rc<Runtime>,
+    work: &SideWork,
+    path: &Path,
+    partial: &Path,
+    planted: Planted,
+) -> Result<SideFile> {
+    let file = runtime.open(partial, OpenOptions::CREATE).await?;
+    let extents = fill(runtime, &file, work).await?;
+    if !planted.is(Bug::SideFileNotSynced) {
+        runtime.sync(&file).await?;
+    }
+    runtime.publish(partial, path).await?;
+    runtime.sync_directory(&work.directory).await?;
+    Ok(SideFile::new(file, work.identity, extents))
+}
+
+/// Writes chunks, table and footer; returns the table.
+async fn fill(runtime: &Rc<Runtime>, file: &File, work: &SideWork) -> Result<Vec<SideExtent>> {
+    let merged = merge(&work.maps, || runtime.yield_now()).await;
+    let extents = merged.iter().flat_map(pieces_of_entries);
+    let mut reads = stream::iter(extents.map(|extent| read(&work.reader, extent))).buffered(READS_AHEAD);
+    let mut out = Out { runtime, file, offset: 0, gathered: Vec::new() };
+    let mut table = Vec::with_capacity(merged.len());
+    while let Some(read) = reads.next().await {
+        let (range, piece) = read?;
+        let content = match piece {
+            Read::Zero { allocated } => Content::Zero { allocated },
+            Read::Data(bytes) => {
+                out.append(&bytes).await?;
+                Content::Data { checksum: checksum(&bytes) }
+            }
+        };
+        table.push(SideExtent { range, content });
+    }
+    let encoded = encode_table(&table);
+    let footer = Footer::new(work.identity, &table, &encoded);
+    for part in encoded.chunks(WRITE_BYTES) {
+        out.append(part).await?;
+    }
+    out.append(&footer.encode()).await?;
+    out.flush().await?;
+    Ok(table)
+}
+
+/// Cuts an extent into what an entry of the table can say.
+fn pieces_of_entries(extent: Extent<Source>) -> impl Iterator<Item = Extent<Source>> {
+    let sectors_max = match extent.location {
+        Source::Journal { .. } => CHUNK_SECTORS_MAX,
+        Source::Zero { .. } => ZERO_SECTORS_MAX,
+    };
+    let Extent { range, location } = extent;
+    (0..range.sectors().div_ceil(sectors_max)).map(move |index| {
+        let start = range.start + index * sectors_max;
+        let piece = SectorRange::new(start, range.end.min(start + sectors_max));
+        Extent { range: piece, location: location.advance(start - range.start) }
+    })
+}
+
+enum Read {
+    Zero { allocated: bool },
+    Data(Slice),
+}
+
+async fn read(reader: &Reader, extent: Extent<Source>) -> Result<(SectorRange, Read)> {
+    let range = extent.range;
+    let content = match extent.location {
+        Source::Journal { segment, sector } => {
+            Read::Data(reader.read(segment, sector, range.sectors()).await?)
+        }
+        Source::Zero { allocated } => Read::Zero { allocated },
+    };
+    Ok((range, content))
+}
+
+/// Gathers what is appended to a file into large writes.
+struct Out<'a> {
+    runtime: &'a Rc<Runtime>,
+    file: &'a File,
+    offset: u64,
+    gathered: Vec<u8>,
+}
+
+impl Out<'_> {
+    async fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        self.gathered.extend_from_slice(bytes);
+        if self.gathered.len() < WRITE_BYTES { Ok(()) } else { self.flush().await }
+    }
+
+    async fn flush(&mut self) -> Result<()> {
+        let data = Buffer::copy_of(&self.gathered).freeze();
+        self.runtime.write(self.file, self.offset, data).await?;
+        self.offset += self.gathered.len() as u64;
+        self.gathered.clear();
+        Ok(())
+    }
+}
+
+async fn remove_if_there(runtime: &Rc<Runtime>, path: &Path) -> Result<()> {
+    match runtime.remove(path).await {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// The names of side files in a directory of images, as an opening found them.
+#[derive(Debug, Default)]
+pub struct SideNames(Vec<(DiskId, u32, bool)>);
+
+/// Lists the side files in `directory`, and makes their names durable: a dead owner may have published one without
+/// living to sync its name, and nobody may count on it before.
+pub async fn list(runtime: &Rc<Runtime>, directory: &Path) -> Result<SideNames> {
+    let names = runtime.list(directory).await?;
+    let mut found: Vec<_> = names.iter().filter_map(|name| parse_name(name)).collect();
+    found.sort_unstable();
+    if !found.is_empty() {
+        runtime.sync_directory(directory).await?;
+    }
+    Ok(SideNames(found))
+}
+
+impl SideNames {
+    /// Opens the side files of a disk that its image lacks, oldest first; those that its checkpoint has reached are
+    /// removed.
+    pub async fn open(
+        &self,
+        runtime: &Rc<Runtime>,
+        directory: &Path,
+        (disk, sectors): (DiskId, u64),
+        destaged: Lsn,
+    ) -> Result<Vec<Rc<SideFile>>> {
+        let mut files: Vec<Rc<SideFile>> = Vec::new();
+        let numbers = self.0.iter().filter(|(other, _, partial)| *other == disk && !partial);
+        for number in numbers.map(|(_, number, _)| *number) {
+            let path = side_path(directory, disk, number);
+            let file = SideFile::open(runtime, &path, Expected { disk, number, sectors }).await?;
+            if file.through() <= destaged {
+                discard(runtime, &path).await;
+                continue;
+            }
+            let follows = match files.last() {
+                None => number == 1 || file.identity.after <= destaged,
+                Some(last) => last.through() == file.identity.after,
+            };
+            if !follows {
+                let text = "the side file before this one is missing: put it back";
+                return Err(Error::corrupt(text).at_path(&path));
+            }
+            files.push(Rc::new(file));
+        }
+        Ok(files)
+    }
+
+    /// Removes what belongs to no disk of the group, and what was never published.
+    pub async fn clean(&self, runtime: &Rc<Runtime>, directory: &Path, is_known: impl Fn(DiskId) -> bool) {
+        for &(disk, number, is_partial) in &self.0 {
+            let path = side_path(directory, disk, number);
+            if is_partial {
+                discard(runtime, &partial(&path)).await;
+            } else if !is_known(disk) {
+                discard(runtime, &path).await;
+            }
+        }
+    }
+}
+
+/// Removes a file that nobody needs; one that cannot be removed now is found again by the next opening.
+async fn discard(runtime: &Rc<Runtime>, path: &Path) {
+    if let Err(error) = remove_if_there(runtime, path).await {
+        tracing::warn!(%error, "a side file that is no longer needed could not be removed");
+    }
+}
+
+/// Removes side files that a durable checkpoint has reached.
+pub async fn remove(runtime: &Rc<Runtime>, directory: &Path, files: &[Rc<SideFile>]) {
+    if files.is_empty() {
+        return;
+    }
+    for file in files {
+        discard(runtime, &side_path(directory, file.identity.disk, file.number())).await;
+    }
+    // Should a name come back in a power cut, the checkpoint says that it is not needed.
+    if let Err(error) = runtime.sync_directory(directory).await {
+        tracing::warn!(%error, "the removal of side files could not be made durable");
+    }
+}
+
+/// Removes all side files of a disk that left.
+pub async fn remove_all(runtime: &Rc<Runtime>, directory: &Path, disk: DiskId) -> Result<()> {
+    for name in runtime.list(directory).await? {
+        if parse_name(&name).is_some_and(|(other, ..)| other == disk) {
+            remove_if_there(runtime, &directory.join(name)).await?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_side_files_name_says_whose_it_is() {
+        let path = side_path(Path::new("/images"), DiskId(0xab), 12);
+        let name = path.file_name().and_then(|name| name.to_str()).expect("text");
+        assert_eq!(parse_name(name), Some((DiskId(0xab), 12, false)));
+        let name = partial(&path);
+        let name = name.file_name().and_then(|name| name.to_str()).expect("text");
+        assert_eq!(parse_name(name), Some((DiskId(0xab), 12, true)));
+        for other in ["ab.raw", "ab.checkpoint", "side-1", "ab.side-", "zz.side-1"] {
+            assert_eq!(parse_name(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn extents_are_cut_to_what_an_entry_can_say() {
+        let zeros = Extent {
+            range: SectorRange::new(5, 5 + 2 * ZERO_SECTORS_MAX + 1),
+            location: Source::Zero { allocated: true },
+        };
+        let ends: Vec<u64> = pieces_of_entries(zeros).map(|piece| piece.range.sectors()).collect();
+        assert_eq!(ends, [ZERO_SECTORS_MAX, ZERO_SECTORS_MAX, 1]);
+    }
+}

@@ -1,0 +1,270 @@
+//! Latched disks: what becomes of a disk whose image failed, and how it comes back.
+//!
+//! ```text
+//!             two failures in a row            nothing of it left to destage
+//!  serving ───────────────────────▶ latched ─────────────────────────────────▶ side file ─▶ the journal lets go
+//!     ▲                                │ ▲                                          │
+//!     │        mended                  │ │ failed: the reason is reported           │
+//!     └──────────────────── mend ◀─────┴─┴───────── resume ◀────────────────────────┘
+//! ```
+//!
+//! From the latch on the disk's writes fail, so what its image lacks is finite. A side file is begun once all of that
+//! which is visible is held; what becomes visible later, having been acknowledged or queued before the latch, makes
+//! another. Where no side file can be written the journal keeps the records, and it is tried again.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::side::Identity as SideIdentity;
+use crate::image::Image;
+use crate::image::mend::{Mend, Rest, mend};
+use crate::image::side::{self, SideFile, SideWork};
+use crate::journal::writer::Identity;
+use crate::protect::disk::{Care, Disk};
+use crate::protect::group::{Callback, Done, Group, nanos};
+use crate::protect::retry::RETRY_DELAY;
+use crate::units::{DiskId, DiskSlot, MonotonicNanos};
+
+/// What a resume found of one disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResumedDisk {
+    /// The disk.
+    pub disk: DiskId,
+    /// What people call it.
+    pub name: String,
+    /// How it stands now.
+    pub finding: Finding,
+}
+
+/// How a disk stands after a resume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// It was not latched.
+    Sound,
+    /// Its image has taken all that it lacked; its writes are taken again.
+    Mended,
+    /// It stays latched.
+    Latched {
+        /// What its image still refuses with,
+        kind: ErrorKind,
+        /// in words, with path and offset.
+        reason: String,
+    },
+}
+
+/// What a resume found, disk by disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ResumeReport {
+    /// The disks, in the order of their places in the group.
+    pub disks: Vec<ResumedDisk>,
+}
+
+/// A resume that waits for the mends of some disks.
+pub(super) struct Resume {
+    waiting: BTreeSet<DiskSlot>,
+    found: Vec<(DiskSlot, ResumedDisk)>,
+    done: Callback<ResumeReport>,
+}
+
+impl Group {
+    /// Looks again whether the images of latched disks work, and clears the latches of those that do. Each gets what it
+    /// lacks, sync and checkpoint; its side files go, and its writes are taken again. `done` gets what was found.
+    ///
+    /// A group whose journal failed, or whose vault is in doubt, is refused with [`ErrorKind::Latched`]: nothing in
+    /// memory says what its files hold, so it has to be opened anew, which mends its disks as well.
+    pub fn mend_disks(&mut self, done: Callback<ResumeReport>) {
+        if self.writer.failure().is_some() || self.vault_failed.is_some() {
+            let text =
+                "the journal failed, or the vault is in doubt: the group has to be closed and opened again";
+            return done(Err(Error::new(ErrorKind::Latched, text)));
+        }
+        if self.stopping {
+            return done(Err(Error::new(ErrorKind::Shutdown, "the group is stopping")));
+        }
+        let mut resume = Resume { waiting: BTreeSet::new(), found: Vec::new(), done };
+        for (&slot, disk) in &mut self.disks {
+            if disk.latched.is_some() {
+                resume.waiting.insert(slot);
+                disk.mend_asked = true;
+            } else {
+                let (disk, name) = (disk.record.id, disk.record.name.clone());
+                resume.found.push((slot, ResumedDisk { disk, name, finding: Finding::Sound }));
+            }
+        }
+        self.resumes.push(resume);
+        self.answer_resumes();
+    }
+
+    /// Begins what can be begun for latched disks.
+    pub(super) fn care_for_latched(&mut self) {
+        let now = self.runtime.now();
+        let latched = self.disks.iter().filter(|(_, disk)| disk.latched.is_some());
+        for slot in latched.map(|(&slot, _)| slot).collect::<Vec<_>>() {
+            let disk = &self.disks[&slot];
+            match disk.care {
+                Care::Saving | Care::Mending => {}
+                Care::Mended if self.destaging => {}
+                Care::Mended => self.end_mend(slot),
+                Care::None | Care::Waiting(_) if self.stopping => {}
+                Care::None | Care::Waiting(_) if disk.mend_asked => self.begin_mend(slot),
+                Care::Waiting(at) if at > now => {}
+                Care::None | Care::Waiting(_) => self.begin_side_file(slot),
+            }
+        }
+    }
+
+    /// Whether a task works on a latched disk.
+    pub(super) fn is_caring(&self) -> bool {
+        self.disks.values().any(|disk| matches!(disk.care, Care::Saving | Care::Mending | Care::Mended))
+    }
+
+    /// When a side file is tried again.
+    pub(super) fn side_file_due(&self) -> Option<MonotonicNanos> {
+        let due = |disk: &Disk| match disk.care {
+            Care::Waiting(at) if !self.stopping => Some(at),
+            _ => None,
+        };
+        self.disks.values().filter_map(due).min()
+    }
+
+    fn begin_side_file(&mut self, slot: DiskSlot) {
+        if self.layers.has_undestaged(slot) {
+            return;
+        }
+        let Some((maps, through)) = self.layers.held(slot) else { return };
+        let disk = self.disks.get_mut(&slot).expect("a latched disk is there");
+        let after = disk.stored();
+        if through <= after {
+            return self.layers.release(slot, through);
+        }
+        let number = disk.sides.last().map_or(1, |last| last.number() + 1);
+        let Identity { group, timeline, .. } = self.identity;
+        let identity = SideIdentity { group, timeline, disk: disk.record.id, number, after, through };
+        disk.care = Care::Saving;
+        let work = SideWork { directory: self.settings.plan.images(), identity, maps, reader: self.reader() };
+        let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
+        let planted = self.settings.plan.planted;
+        self.runtime.spawn(async move {
+            let result = side::write(&runtime, work, planted).await;
+            mailbox.borrow_mut().push_back(Done::SideFile(slot, identity.disk, result));
+        });
+    }
+
+    pub(super) fn finish_side_file(&mut self, slot: DiskSlot, id: DiskId, result: Result<SideFile>) {
+        let Some(disk) = self.disks.get_mut(&slot) else {
+            // The disk left meanwhile, and its files with it, but for this one.
+            let (runtime, images) = (Rc::clone(&self.runtime), self.settings.plan.images());
+            self.runtime.spawn(async move { drop(side::remove_all(&runtime, &images, id).await) });
+            return;
+        };
+        match result {
+            Ok(side) => {
+                tracing::warn!(
+                    group = %self.name,
+                    disk = %disk.record.name,
+                    kib = side.bytes() >> 10,
+                    "what the image lacks was moved from the journal to a side file"
+                );
+                self.layers.release(slot, side.through());
+                disk.sides.push(Rc::new(side));
+                disk.care = Care::None;
+            }
+            Err(error) => {
+                tracing::warn!(
+                    group = %self.name,
+                    disk = %disk.record.name,
+                    %error,
+                    "no side file for a latched disk: the journal keeps what its image lacks; it is tried again"
+                );
+                disk.care = Care::Waiting(MonotonicNanos(self.runtime.now().0 + nanos(RETRY_DELAY)));
+            }
+        }
+    }
+
+    fn begin_mend(&mut self, slot: DiskSlot) {
+        let reader = self.reader();
+        let disk = self.disks.get_mut(&slot).expect("a latched disk is there");
+        let rest = self.layers.held_above(slot, disk.image.synced());
+        let work = Mend {
+            directory: self.settings.plan.images(),
+            image: disk.image.clone(),
+            sides: disk.sides.clone(),
+            rest: rest.map(|(maps, through)| Rest { maps, through, reader }),
+        };
+        disk.care = Care::Mending;
+        let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
+        self.runtime.spawn(async move {
+            let result = mend(&runtime, work).await;
+            mailbox.borrow_mut().push_back(Done::Mended(slot, result));
+        });
+    }
+
+    pub(super) fn finish_mend(&mut self, slot: DiskSlot, result: Result<Image>) {
+        // A disk that left meanwhile is waited for by nobody.
+        let Some(disk) = self.disks.get_mut(&slot) else { return self.answer_resumes() };
+        match result {
+            Ok(image) => {
+                self.layers.release(slot, image.destaged());
+                disk.image = image;
+                disk.sides.clear();
+                disk.care = Care::Mended;
+            }
+            Err(error) => {
+                tracing::error!(group = %self.name, disk = %disk.record.name, %error, "the disk stays latched");
+                disk.latched = Some(error.kind());
+                (disk.care, disk.mend_asked) = (Care::None, false);
+                let finding = Finding::Latched { kind: error.kind(), reason: error.to_string() };
+                self.found(slot, &finding);
+            }
+        }
+    }
+
+    /// Clears the latch, unless the image has fallen behind again while it was mended: a batch that ran meanwhile left
+    /// the disk out.
+    fn end_mend(&mut self, slot: DiskSlot) {
+        let disk = self.disks.get_mut(&slot).expect("a latched disk is there");
+        disk.care = Care::None;
+        if self.layers.held(slot).is_some() {
+            return;
+        }
+        tracing::warn!(group = %self.name, disk = %disk.record.name, "the image was mended; the disk takes writes again");
+        (disk.latched, disk.failures, disk.mend_asked) = (None, 0, false);
+        self.found(slot, &Finding::Mended);
+    }
+
+    fn found(&mut self, slot: DiskSlot, finding: &Finding) {
+        let record = &self.disks[&slot].record;
+        for resume in &mut self.resumes {
+            if resume.waiting.remove(&slot) {
+                let (disk, name, finding) = (record.id, record.name.clone(), finding.clone());
+                resume.found.push((slot, ResumedDisk { disk, name, finding }));
+            }
+        }
+        self.answer_resumes();
+    }
+
+    /// Answers the resumes that wait for no disk any more.
+    fn answer_resumes(&mut self) {
+        for mut resume in std::mem::take(&mut self.resumes) {
+            resume.waiting.retain(|slot| self.disks.contains_key(slot));
+            if resume.waiting.is_empty() {
+                resume.found.sort_by_key(|(slot, _)| *slot);
+                let disks = resume.found.into_iter().map(|(_, disk)| disk).collect();
+                (resume.done)(Ok(ResumeReport { disks }));
+            } else {
+                self.resumes.push(resume);
+            }
+        }
+    }
+
+    /// The group failed, or stops: nobody clears latches any more.
+    pub(super) fn refuse_resumes(&mut self, kind: ErrorKind, why: &str) {
+        for disk in self.disks.values_mut() {
+            disk.mend_asked = false;
+        }
+        for resume in self.resumes.drain(..) {
+            (resume.done)(Err(Error::new(kind, why)));
+        }
+    }
+}
