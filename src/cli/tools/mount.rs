@@ -7,8 +7,9 @@
 //! What a mount consists of stands in a note beside it, `/run/afterimage/mounts/…`, so that `point unmount` can take it
 //! down again, also when a part of it is gone already.
 
+use std::ffi::OsStr;
 use std::fs;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ use crate::cli::failure::Failure;
 use crate::control::model::{Test, TestExport};
 use crate::control::name::DiskPath;
 use crate::error::{Error, ErrorKind};
+use crate::units::SECTOR_BYTES;
 
 /// Where mounts are noted; gone after a restart of the machine, as they are.
 const NOTES: &str = "/run/afterimage/mounts";
@@ -123,10 +125,7 @@ async fn attach(
     directory: &Path,
 ) -> Result<Mounted, Failure> {
     serve_file(place, &export.uri)?;
-    let file = place.fuse().join("disk");
-    let device =
-        run("losetup", ["--find".as_ref(), "--show".as_ref(), "--partscan".as_ref(), file.as_os_str()])
-            .await?;
+    let device = loop_device(&place.fuse().join("disk"), partition).await?;
     let mounted = Mounted {
         disk: disk.to_string(),
         test: test.number.0,
@@ -134,19 +133,10 @@ async fn attach(
         device: device.clone(),
         directory: directory.to_owned(),
     };
-    let attached = async {
-        let source = match partition {
-            Some(partition) => format!("{device}p{partition}"),
-            None => {
-                refuse_partitioned(&device).await?;
-                device.clone()
-            }
-        };
-        let text = serde_json::to_vec_pretty(&mounted).expect("strings and numbers");
-        fs::write(place.note(), text).map_err(|error| Error::io("writing", error).at_path(&place.note()))?;
-        run("mount", ["-o".as_ref(), "ro".as_ref(), source.as_ref(), directory.as_os_str()]).await
-    };
-    if let Err(error) = attached.await {
+    let text = serde_json::to_vec_pretty(&mounted).expect("strings and numbers");
+    fs::write(place.note(), text).map_err(|error| Error::io("writing", error).at_path(&place.note()))?;
+    let arguments = ["-o".as_ref(), "ro".as_ref(), device.as_ref(), directory.as_os_str()];
+    if let Err(error) = run("mount", arguments).await {
         // Best effort, before the file under it goes; the error that matters is the first.
         let _ = run("losetup", ["--detach", &device]).await;
         return Err(error);
@@ -154,16 +144,44 @@ async fn attach(
     Ok(mounted)
 }
 
-/// A disk with a partition table holds no file system of its own.
-async fn refuse_partitioned(device: &str) -> Result<(), Failure> {
-    // It fails where it finds nothing, which is for mount to say.
-    let table = run("blkid", ["--probe", "--match-tag", "PTTYPE", "--output", "value", device]).await;
-    match table {
-        Ok(table) if !table.is_empty() => Err(Failure::Usage(format!(
-            "the disk has a partition table ({table}): write --partition N for one of its partitions"
-        ))),
-        _ => Ok(()),
+/// A block device over the file, or over one of its partitions: the kernel need not know its partition table.
+async fn loop_device(file: &Path, partition: Option<u32>) -> Result<String, Failure> {
+    let mut options = Vec::new();
+    match partition {
+        Some(partition) => {
+            let (start, sectors) = place_of_partition(file, partition).await?;
+            options.push(format!("--offset={}", start * SECTOR_BYTES));
+            options.push(format!("--sizelimit={}", sectors * SECTOR_BYTES));
+        }
+        None => refuse_partitioned(file).await?,
     }
+    let arguments = ["--find", "--show"].into_iter().chain(options.iter().map(String::as_str));
+    run("losetup", arguments.map(OsStr::new).chain([file.as_os_str()])).await
+}
+
+/// First sector and length of a partition.
+async fn place_of_partition(file: &Path, partition: u32) -> Result<(u64, u64), Failure> {
+    let number = partition.to_string();
+    let columns = ["--raw", "--noheadings", "--output=START,SECTORS", "--nr", &number];
+    let found = run("partx", columns.map(OsStr::new).into_iter().chain([file.as_os_str()])).await;
+    let found = found.unwrap_or_default();
+    let mut numbers = found.split_whitespace().map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(start)), Some(Ok(sectors))) => Ok((start, sectors)),
+        _ => Err(Failure::Usage(format!("the disk has no partition {partition}: `partx --show` lists them"))),
+    }
+}
+
+/// A disk with a partition table holds no file system of its own.
+async fn refuse_partitioned(file: &Path) -> Result<(), Failure> {
+    let columns = ["--raw", "--noheadings", "--output=NR"].map(OsStr::new);
+    // It fails where it finds no table; what there is instead is for mount to say.
+    let found = run("partx", columns.into_iter().chain([file.as_os_str()])).await.unwrap_or_default();
+    let numbers: Vec<&str> = found.split_whitespace().collect();
+    if numbers.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::Usage(format!("the disk has the partitions {}: write --partition N", numbers.join(", "))))
 }
 
 /// Starts nbdfuse, which goes on when we are gone, and waits until it serves.
@@ -223,14 +241,25 @@ async fn take_down(place: &Place, device: Option<&str>) -> Result<(), Failure> {
         let text = fs::read_to_string(place.pid()).unwrap_or_default();
         let process = text.trim().parse().ok().and_then(Pid::from_raw);
         let process = process.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-        run("umount", [&fuse]).await?;
-        // Its connection ends with it, and only then nobody reads the test failover any more.
+        // The kernel may let go of the loop device a little later, and of the file with it; nbdfuse ends then.
+        run("umount", ["--lazy".as_ref(), fuse.as_os_str()]).await?;
         if let Some(process) = process {
-            let ended = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&PATIENCE));
-            ended.map_err(|error| Error::io("waiting for nbdfuse", error.into()))?;
+            wait_for_end(&process, device.unwrap_or("the device"))?;
         }
     }
     place.remove()
+}
+
+/// Waits for nbdfuse's end: its connection goes with it, and only then nobody reads the test failover any more.
+fn wait_for_end(process: &OwnedFd, device: &str) -> Result<(), Failure> {
+    let ended = poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&PATIENCE));
+    match ended.map_err(|error| Error::io("waiting for nbdfuse", error.into()))? {
+        0 => {
+            let text = format!("something still uses {device}: close it and try again");
+            Err(Error::new(ErrorKind::Io, text).into())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether a loop device still shows the file that we gave it, and not somebody else's.
