@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::tools::ImageFormat;
 use crate::byte_size::ByteSize;
 use crate::control::model::Policy;
 use crate::control::name::{DiskPath, Label, Name};
@@ -109,8 +110,11 @@ pub enum ClientCommand {
     #[command(subcommand, arg_required_else_help = true)]
     #[command(after_help = "Example:\n  afterimage failover test erp --point \"10m ago\"")]
     Failover(FailoverCommand),
-    /// Write a recovery point's disks to raw files, DISK.raw
-    #[command(after_help = "Example:\n  afterimage restore erp --point before-upgrade --to /srv/restored")]
+    /// Write a recovery point's disks to files: raw ones, DISK.raw, or images of another format
+    #[command(
+        after_help = "Example:\n  afterimage restore erp --point before-upgrade --to /srv/restored\n  \
+                            afterimage restore erp --point \"10m ago\" --to /srv/restored --format qcow2"
+    )]
     Restore {
         /// The group
         group: Name,
@@ -119,6 +123,9 @@ pub enum ClientCommand {
         /// The directory; created if missing
         #[arg(long, value_name = "DIR")]
         to: PathBuf,
+        /// What the files are; all but raw are written by qemu-img, on this machine
+        #[arg(long, value_enum, default_value_t)]
+        format: ImageFormat,
         #[command(flatten)]
         consent: Consent,
     },
@@ -238,6 +245,29 @@ pub enum PointCommand {
     List {
         /// The group
         group: Name,
+    },
+    /// Mount a disk's file system as of a recovery point, read-only, by nbdfuse and a loop device; needs root
+    #[command(after_help = "Example:\n  afterimage point mount erp/database --point \"10m ago\" /mnt\n  \
+                            afterimage point mount erp/root --point latest --partition 1 /mnt")]
+    Mount {
+        /// The disk
+        #[arg(value_name = "GROUP/DISK")]
+        disk: DiskPath,
+        #[command(flatten)]
+        point: PointArgument,
+        /// The partition that holds the file system, where the disk has a partition table
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        partition: Option<u32>,
+        /// Where; an existing directory
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
+    /// Take down what `point mount` mounted
+    #[command(after_help = "Example:\n  afterimage point unmount /mnt")]
+    Unmount {
+        /// Where it is mounted
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
     },
 }
 

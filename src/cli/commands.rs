@@ -10,16 +10,25 @@ use super::arguments::{
 use super::client::Client;
 use super::failure::Failure;
 use super::output::{Output, confirm, print};
+use super::tools::{self, ImageFormat};
 use super::{progress, render};
 use crate::control::model::{
     Disk, DiskRequest, DiskSource, Group, GroupRequest, Job, JobResult, Point, PointRequest, RestoreRequest,
-    Resumed, Status, Test, TestRequest, VerifyRequest,
+    Restored, Resumed, Status, Test, TestRequest, VerifyRequest,
 };
 use crate::control::name::{DiskPath, Name};
 use crate::control::selector::PointSelector;
 use crate::error::{Error, ErrorKind};
+use crate::units::SECTOR_BYTES;
 
 const WATCH_PERIOD: Duration = Duration::from_secs(1);
+
+/// Whether a test failover outlives the work that it was started for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    Never,
+    OnSuccess,
+}
 
 /// One connection to one gateway, and the form of the answers.
 struct Session {
@@ -41,8 +50,11 @@ pub async fn run(command: ClientCommand, client: Client, output: Output) -> Resu
         }
         ClientCommand::Point(command) => session.point(command).await,
         ClientCommand::Failover(command) => session.failover(command).await,
-        ClientCommand::Restore { group, point, to, consent } => {
+        ClientCommand::Restore { group, point, to, format: ImageFormat::Raw, consent } => {
             session.restore(&group, point.point, &to, consent).await
+        }
+        ClientCommand::Restore { group, point, to, format, consent } => {
+            session.restore_as(format, &group, point.point, &to, consent).await
         }
         ClientCommand::Status { watch } => session.status(watch).await,
         ClientCommand::Vault(VaultCommand::Verify { group }) => session.vault_verify(group).await,
@@ -52,6 +64,14 @@ pub async fn run(command: ClientCommand, client: Client, output: Output) -> Resu
 /// `?group=NAME`, where one is named.
 fn of_group(group: Option<&Name>) -> String {
     group.map(|group| format!("?group={group}")).unwrap_or_default()
+}
+
+/// A directory that is there, by the one name that the kernel has for it.
+fn existing(directory: &Path) -> Result<PathBuf, Failure> {
+    let found = directory.canonicalize().ok().filter(|found| found.is_dir());
+    found.ok_or_else(|| {
+        Failure::Usage(format!("`{}` is not a directory: create it first", directory.display()))
+    })
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, Failure> {
@@ -141,6 +161,18 @@ impl Session {
                 let points: Vec<Point> = self.client.get(&format!("/v1/groups/{group}/points")).await?;
                 self.output.show(&points, |points| render::points(points))
             }
+            PointCommand::Mount { disk, point, partition, directory } => {
+                let directory = existing(&directory)?;
+                let mounting = async |test: &Test| tools::mount(test, &disk, partition, &directory).await;
+                let (_, mounted) =
+                    self.with_test(&disk.group, point.point, Keep::OnSuccess, mounting).await?;
+                self.output.show(&mounted, render::mounted)
+            }
+            PointCommand::Unmount { directory } => {
+                let mounted = tools::unmount(&existing(&directory)?).await?;
+                self.end_test(&mounted.group, mounted.test).await?;
+                self.output.show(&mounted, render::unmounted)
+            }
         }
     }
 
@@ -211,6 +243,63 @@ impl Session {
             JobResult::Restored(restored) => self.output.show(&restored, render::restored),
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// Writes images of a format that is not the gateway's own, from a test failover.
+    async fn restore_as(
+        &self,
+        format: ImageFormat,
+        group: &Name,
+        point: PointSelector,
+        to: &Path,
+        consent: Consent,
+    ) -> Result<(), Failure> {
+        let directory = absolute(to)?;
+        std::fs::create_dir_all(&directory)
+            .map_err(|error| Error::io("creating the directory", error).at_path(&directory))?;
+        let writing = async |test: &Test| match tools::restore(test, &directory, format, consent.yes).await {
+            Err(Failure::Failed(error)) if error.kind() == ErrorKind::AlreadyExists && !consent.yes => {
+                confirm(false, &format!("overwriting files in {} ({error})", directory.display()))?;
+                tools::restore(test, &directory, format, true).await
+            }
+            other => other,
+        };
+        let (test, files) = self.with_test(group, point, Keep::Never, writing).await?;
+        let mut bytes = 0;
+        for file in &files {
+            let metadata = file.metadata().map_err(|error| Error::io("looking", error).at_path(file))?;
+            bytes += std::os::unix::fs::MetadataExt::blocks(&metadata) * SECTOR_BYTES;
+        }
+        self.output.show(&Restored { point: test.point, files, bytes }, render::restored)
+    }
+
+    /// Does `work` on a test failover of a point, which ends with it, also when it fails or is interrupted.
+    async fn with_test<T>(
+        &self,
+        group: &Name,
+        point: PointSelector,
+        keep: Keep,
+        work: impl AsyncFnOnce(&Test) -> Result<T, Failure>,
+    ) -> Result<(Test, T), Failure> {
+        let test: Test =
+            self.client.post(&format!("/v1/groups/{group}/tests"), &TestRequest { point }).await?;
+        let worked = tokio::select! {
+            worked = work(&test) => worked,
+            _ = tokio::signal::ctrl_c() => {
+                Err(Error::new(ErrorKind::Shutdown, "interrupted; nothing is left behind").into())
+            }
+        };
+        if keep == Keep::Never || worked.is_err() {
+            let ended = self.end_test(group.as_str(), test.number.0).await;
+            // The work's own failure says more than what comes of it.
+            let done = worked?;
+            return ended.map(|()| (test, done));
+        }
+        worked.map(|done| (test, done))
+    }
+
+    async fn end_test(&self, group: &str, number: u64) -> Result<(), Failure> {
+        self.client.delete::<Vec<u64>>(&format!("/v1/groups/{group}/tests/{number}")).await.map(drop)
     }
 
     async fn restore_once(&self, group: &Name, request: &RestoreRequest) -> Result<JobResult, Failure> {

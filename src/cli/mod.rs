@@ -14,6 +14,7 @@ pub mod output;
 mod progress;
 mod render;
 mod serve;
+mod tools;
 
 use std::process::ExitCode;
 

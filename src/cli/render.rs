@@ -6,6 +6,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use super::output::table;
+use super::tools::Mounted;
 use crate::byte_size::ByteSize;
 use crate::control::model::{
     Condition, Disk, Failure, Group, GroupStatus, JournalStatus, Point, PointKind, Policy, Reason, Restored,
@@ -172,6 +173,19 @@ pub fn restored(restored: &Restored) -> String {
         let _ = writeln!(text, "  {}", file.display());
     }
     text
+}
+
+pub fn mounted(mounted: &Mounted) -> String {
+    format!(
+        "{} is mounted on {}, read-only; `afterimage point unmount {}` ends it\n",
+        mounted.disk,
+        mounted.directory.display(),
+        mounted.directory.display()
+    )
+}
+
+pub fn unmounted(mounted: &Mounted) -> String {
+    format!("{} is no longer on {}\n", mounted.disk, mounted.directory.display())
 }
 
 pub fn verified(report: &VerifyReport) -> String {

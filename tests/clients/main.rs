@@ -38,6 +38,8 @@ mod ext4;
 mod fio;
 mod nbdcopy;
 mod nbdinfo;
+mod point_mount;
 mod postgres;
 mod qemu_img;
 mod qemu_io;
+mod restore_formats;

@@ -1,0 +1,90 @@
+//! The files of a disk as of a recovery point, by `point mount`: of a file system that was in use at the point, and of a
+//! partition. Needs root.
+
+use std::fs;
+use std::path::Path;
+
+use crate::gateway::Gateway;
+use crate::mount::{Access, Attached};
+use crate::tool;
+
+/// Makes a file system with one file in it, and a point while it is mounted.
+fn prepare(gateway: &Gateway) {
+    let mut disk = Attached::new(&gateway.path("disk"), &gateway.uri("erp/db"), Access::ReadWrite);
+    tool::says("mkfs.ext4", ["-q", "-F", disk.device()]);
+    let file = disk.mount().join("books");
+    fs::write(&file, "as they stood").unwrap();
+    fs::File::open(&file).unwrap().sync_all().unwrap();
+    gateway.says("point create erp --label in-use");
+    fs::write(&file, "overwritten").unwrap();
+    disk.unmount();
+    disk.detach();
+}
+
+#[track_caller]
+fn assert_nothing_left(gateway: &Gateway, place: &Path) {
+    assert_eq!(gateway.json("failover list").as_array().map(Vec::len), Some(0));
+    assert_eq!(fs::read_dir(place).unwrap().count(), 0, "nothing is mounted there");
+    let loops = tool::says("losetup", ["--list", "--noheadings", "--output", "BACK-FILE"]);
+    let own = place.to_str().unwrap().replace('/', "%2F");
+    assert!(!loops.contains(own.trim_start_matches("%2F")), "{loops}");
+}
+
+#[test]
+fn a_point_in_use_is_mounted_and_taken_down() {
+    let gateway = Gateway::start();
+    gateway.protect([("db", "64M")]);
+    prepare(&gateway);
+    let place = gateway.path("files");
+    fs::create_dir(&place).unwrap();
+    let mount = format!("point mount erp/db --point in-use {}", place.display());
+    gateway.says(&mount);
+    assert_eq!(fs::read_to_string(place.join("books")).unwrap(), "as they stood");
+    fs::write(place.join("books"), "").expect_err("read-only");
+    let twice = gateway.refuses(&mount, 1);
+    assert!(twice.contains("point unmount"), "{twice}");
+    gateway.says(&format!("point unmount {}", place.display()));
+    assert_nothing_left(&gateway, &place);
+    let gone = gateway.refuses(&format!("point unmount {}", place.display()), 1);
+    assert!(gone.contains("nothing"), "{gone}");
+}
+
+#[test]
+fn what_cannot_be_mounted_leaves_nothing_behind() {
+    let gateway = Gateway::start();
+    gateway.protect([("empty", "16M")]);
+    let image = gateway.path("image");
+    partitioned(&image);
+    gateway.says(&format!("disk create erp/table --import {}", image.display()));
+    gateway.says("point create erp --label kept");
+    let place = gateway.path("files");
+    fs::create_dir(&place).unwrap();
+    gateway.refuses(&format!("point mount erp/empty --point kept {}", place.display()), 1);
+    assert_nothing_left(&gateway, &place);
+    let whole = gateway.refuses(&format!("point mount erp/table --point kept {}", place.display()), 2);
+    assert!(whole.contains("--partition"), "{whole}");
+    let beyond = format!("point mount erp/table --point kept --partition 7 {}", place.display());
+    assert!(gateway.refuses(&beyond, 2).contains("no partition 7"));
+    assert_nothing_left(&gateway, &place);
+    gateway.says(&format!("point mount erp/table --point kept --partition 1 {}", place.display()));
+    assert!(place.join("lost+found").is_dir());
+    gateway.says(&format!("point unmount {}", place.display()));
+    assert_nothing_left(&gateway, &place);
+}
+
+/// An image with one partition, in a master boot record, that holds a file system.
+fn partitioned(file: &Path) {
+    const START: u32 = 2048;
+    const SECTORS: u32 = (64 << 20) / 512 - START;
+    let mut record = [0; 512];
+    // Type Linux, and by number of sector: the cylinders, heads and sectors before it are nobody's any more.
+    record[446 + 4] = 0x83;
+    record[446 + 8..][..4].copy_from_slice(&START.to_le_bytes());
+    record[446 + 12..][..4].copy_from_slice(&SECTORS.to_le_bytes());
+    record[510..].copy_from_slice(&[0x55, 0xaa]);
+    fs::write(file, record).unwrap();
+    fs::OpenOptions::new().write(true).open(file).unwrap().set_len(64 << 20).unwrap();
+    let offset = format!("offset={}", START * 512);
+    let blocks = format!("{}k", SECTORS / 2);
+    tool::says("mkfs.ext4", ["-q", "-F", "-E", &offset, file.to_str().unwrap(), &blocks]);
+}
