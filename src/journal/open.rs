@@ -180,10 +180,10 @@ fn adopt(
     // These are synced by now; what frames past the end of the chain state may be gone after a power cut.
     let tail = accepted.map(|scanned| scanned.frame.tail).max().unwrap_or_default();
     for accepted in chain {
-        let frames = &scans[accepted.scan].frames;
-        let (first, last) = (&frames[0].frame, &frames[accepted.frames - 1].frame);
+        let frames = &scans[accepted.scan].frames[..accepted.frames];
         let file = files[accepted.scan].take().expect("a chain visits a segment once");
-        segments.adopt_live(file, last.segment, first.number, last.last_lsn());
+        frames.iter().for_each(|scanned| file.takes_frame(&scanned.frame));
+        segments.adopt_live(file, frames[0].frame.segment);
     }
     for (file, &seen) in files.into_iter().zip(uses) {
         if let Some(file) = file {

@@ -442,7 +442,7 @@ impl Writer {
         self.next_lsn = first_lsn.advance(frame.records.len() as u64);
         self.stated = self.stated.max(frame.durable_through);
         self.statement_due = None;
-        segment.takes_frame(frame.number, frame.last_lsn());
+        segment.takes_frame(&frame);
         let tag = Tag { owner: self.owner, operation: frame.number.0 };
         let offset = self.position.offset;
         self.position.offset += bytes.len() as u64;

@@ -157,6 +157,7 @@ pub struct Group {
     pub(super) rates: RateMeter,
     pub(super) condition: (Condition, WallNanos),
     pub(super) vault_failed: Option<ErrorKind>,
+    pub(super) vault_failed_because: Option<String>,
     pub(super) serving: bool,
     pub(super) stopping: bool,
     pub(super) sealed: bool,
@@ -195,7 +196,8 @@ impl Group {
     pub(super) fn from_parts(parts: Parts) -> Group {
         let (now, wall) = (parts.runtime.now(), parts.runtime.wall());
         let slots = parts.disks.iter().map(|(&slot, disk)| (disk.record.id, slot)).collect();
-        let reads = Reads::new(Rc::clone(&parts.runtime), parts.owner);
+        let planted = parts.settings.plan.planted;
+        let reads = Reads::new(Rc::clone(&parts.runtime), parts.owner, planted);
         Group {
             runtime: parts.runtime,
             owner: parts.owner,
@@ -231,6 +233,7 @@ impl Group {
             rates: RateMeter::default(),
             condition: (Condition::Opening, wall),
             vault_failed: None,
+            vault_failed_because: None,
             serving: false,
             stopping: false,
             sealed: false,
@@ -508,7 +511,8 @@ impl Group {
     }
 
     pub(super) fn reader(&self) -> Reader {
-        Reader::new(Rc::clone(&self.runtime), Rc::clone(&self.cache), &self.segments)
+        let planted = self.settings.plan.planted;
+        Reader::new(Rc::clone(&self.runtime), Rc::clone(&self.cache), &self.segments, planted)
     }
 
     fn answer_barriers(&mut self) {

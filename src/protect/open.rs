@@ -33,7 +33,7 @@ use crate::protect::interval::{ClosedInterval, OpenInterval};
 use crate::protect::layers::Layers;
 use crate::protect::publisher;
 use crate::runtime::Runtime;
-use crate::units::{DiskSlot, GroupId, GroupNanos, IncarnationId, Lsn, SECTOR_BYTES, TimelineId};
+use crate::units::{DiskSlot, GroupId, GroupNanos, IncarnationId, Lsn, TimelineId};
 use crate::vault::Vault;
 
 /// Where a group's files are, and its limits.
@@ -198,7 +198,7 @@ async fn assemble(
     vaulted: Lsn,
 ) -> Result<Group> {
     let cache = Rc::new(RefCell::new(FrameCache::new(plan.cache_bytes_max)));
-    let reader = Reader::new(Rc::clone(&runtime), Rc::clone(&cache), &journal.segments);
+    let reader = Reader::new(Rc::clone(&runtime), Rc::clone(&cache), &journal.segments, plan.planted);
     let mut rebuilt = Rebuilt::new(&disks, vaulted, journal.position.accepted);
     for (segment, scanned) in &journal.accepted {
         rebuilt.take_frame(*segment, scanned, &reader).await?;
@@ -276,10 +276,7 @@ impl<'a> Rebuilt<'a> {
 
     async fn take_frame(&mut self, segment: SegmentIndex, scanned: &Scanned, reader: &Reader) -> Result<()> {
         let frame = &scanned.frame;
-        let header_sectors = frame.header_bytes() as u64 / SECTOR_BYTES;
-        let base = frame.segment_offset() / SECTOR_BYTES + header_sectors;
-        let base =
-            u32::try_from(base).map_err(|_| Error::corrupt("a frame lies beyond 2 TiB of its segment"))?;
+        let base = frame.payload_base();
         for (index, record) in frame.records.iter().enumerate() {
             let lsn = frame.first_lsn.advance(index as u64);
             let sector = base + record.payload.sector;

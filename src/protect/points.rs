@@ -102,6 +102,7 @@ impl Group {
                 tracing::error!(group = %self.name, %error, "a recovery point could not be published");
                 self.vault_failed = Some(error.kind());
                 self.publish_retry.succeeded();
+                self.vault_failed_because = Some(error.to_string());
                 self.fail_waiting_points();
             }
         }

@@ -34,6 +34,10 @@ impl Site {
         self.check_all_points()?;
         self.damage()?;
         self.settle()?;
+        if self.random.chance(1, 2) {
+            self.damage_alive()?;
+            self.settle()?;
+        }
         self.stop()?;
         self.settle()
     }
@@ -102,7 +106,7 @@ impl Site {
     }
 
     /// What the image files hold.
-    fn images(&self) -> std::result::Result<Contents, String> {
+    pub(super) fn images(&self) -> std::result::Result<Contents, String> {
         let directory = group_plan(&self.plan, self.planted).images();
         let staying = self.clients.members.iter().filter(|member| !member.leaving);
         let image = |number, id: DiskId| {
