@@ -43,11 +43,13 @@ pub enum Bug {
     SideFileNotSynced,
     /// What is read back from the journal is not compared with its checksum.
     UnverifiedRead,
+    /// An index run is written before its frames are durable.
+    RunAheadOfDurable,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 18] = [
+    pub const ALL: [Bug; 19] = [
         Bug::AcknowledgeBeforeWritten,
         Bug::VisibleAfterAcknowledged,
         Bug::SyncCoversInFlight,
@@ -66,6 +68,7 @@ impl Bug {
         Bug::BlobNotSynced,
         Bug::SideFileNotSynced,
         Bug::UnverifiedRead,
+        Bug::RunAheadOfDurable,
     ];
 }
 

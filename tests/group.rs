@@ -12,7 +12,7 @@ use afterimage::format::record::{DiskRecord, GroupRecord, PointRecord};
 use afterimage::planted::Planted;
 use afterimage::protect::group::Group;
 use afterimage::protect::membership::Content;
-use afterimage::protect::open::{self, GroupPlan};
+use afterimage::protect::open::{self, GroupPlan, INDEX_BYTES_MIN};
 use afterimage::protect::status::Condition;
 use afterimage::runtime::Runtime;
 use afterimage::storage::blocking::Blocking;
@@ -32,6 +32,7 @@ fn plan(root: &Path) -> GroupPlan {
         segment_bytes: 4 << 20,
         journal_bytes: 64 << 20,
         cache_bytes_max: 8 << 20,
+        index_bytes_min: INDEX_BYTES_MIN,
         planted: Planted::NONE,
     }
 }

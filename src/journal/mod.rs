@@ -6,7 +6,7 @@
 //!
 //! `segments` keeps the files, `payloads` what stands in each, `writer` is the only one who writes to them, `scan` reads them back, `recover`
 //! decides what that means, `open` applies the decision, `cache` keeps what was written last, `reader` reads back and
-//! verifies, `inspect` looks at all of it from outside. The frame's bytes are `format::frame`'s.
+//! verifies, `runs` says much of it again in few bytes, for the next opening, `inspect` looks at all of it from outside. The frame's bytes are `format::frame`'s.
 
 pub mod cache;
 pub mod commit;
@@ -16,6 +16,7 @@ pub mod open;
 pub mod payloads;
 pub mod reader;
 pub mod recover;
+pub mod runs;
 pub mod scan;
 pub mod segments;
 pub mod writer;

@@ -74,6 +74,21 @@ impl Payloads {
         holds.then_some(found)
     }
 
+    /// Those that begin within `sectors`.
+    pub fn within(&self, sectors: &std::ops::Range<u32>) -> &[StoredPayload] {
+        let first = self.table.partition_point(|payload| payload.sector < sectors.start);
+        let end = self.table.partition_point(|payload| payload.sector < sectors.end);
+        &self.table[first..end]
+    }
+
+    /// Adds several, which lie behind all that were added before.
+    pub fn extend(&mut self, payloads: Vec<StoredPayload>) {
+        let Some(first) = payloads.first() else { return };
+        let end = self.table.last().map_or(0, StoredPayload::end);
+        assert!(first.sector >= end, "frames are appended: {first:?} after sector {end}");
+        if self.table.is_empty() { self.table = payloads } else { self.table.extend(payloads) }
+    }
+
     /// Forgets all: the segment is used anew.
     pub fn clear(&mut self) {
         self.table = Vec::new();

@@ -16,6 +16,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -23,6 +24,7 @@ use crate::error::{Error, Result};
 use crate::extent::Location;
 use crate::format::frame::Frame;
 use crate::journal::payloads::{Payloads, StoredPayload};
+use crate::journal::runs::{is_file_name, is_partial_name};
 use crate::runtime::Runtime;
 use crate::storage::{Buffer, Create, File, OpenOptions};
 use crate::units::{FrameNumber, Lsn, SegmentSequence};
@@ -114,6 +116,18 @@ impl Segment {
         self.first_frame.set(self.first_frame.get().or(Some(frame.number)));
         self.last_lsn.set(self.last_lsn.get().max(frame.last_lsn()));
         self.payloads.borrow_mut().add(frame);
+    }
+
+    /// Notes what an index run says of frames in it, behind all others: the last of them is `frame`.
+    pub fn takes_part(&self, frame: FrameNumber, last: Lsn, payloads: Vec<StoredPayload>) {
+        self.first_frame.set(self.first_frame.get().or(Some(frame)));
+        self.last_lsn.set(self.last_lsn.get().max(last));
+        self.payloads.borrow_mut().extend(payloads);
+    }
+
+    /// The payloads that stand within these sectors.
+    pub fn payloads_within(&self, sectors: &Range<u32>) -> Vec<StoredPayload> {
+        self.payloads.borrow().within(sectors).to_vec()
     }
 
     /// The record's payload that holds `sectors` sectors from `sector` on.
@@ -366,15 +380,20 @@ fn directory_of(path: &Path) -> &Path {
     path.parent().expect("a segment lies in its journal's directory")
 }
 
-/// Opens every segment file of a journal, locked; left-overs of a creation that a crash cut short are removed.
-pub async fn open_all(runtime: &Rc<Runtime>, directory: &Path) -> Result<Vec<Segment>> {
-    let mut segments = Vec::new();
+/// Opens every segment file of a journal, locked, and names the index runs beside them; left-overs of a creation that a
+/// crash cut short are removed.
+pub async fn open_all(runtime: &Rc<Runtime>, directory: &Path) -> Result<(Vec<Segment>, Vec<String>)> {
+    let (mut segments, mut runs) = (Vec::new(), Vec::new());
     // A dead owner may have published a segment without living to sync its name: nobody may write to it before.
     runtime.sync_directory(directory).await?;
     for name in runtime.list(directory).await? {
         let path = directory.join(&name);
-        if name.ends_with(".new") {
+        if name.ends_with(".new") || is_partial_name(&name) {
             runtime.remove(path).await?;
+            continue;
+        }
+        if is_file_name(&name) {
+            runs.push(name);
             continue;
         }
         let Some(index) = parse_file_name(&name) else {
@@ -386,5 +405,5 @@ pub async fn open_all(runtime: &Rc<Runtime>, directory: &Path) -> Result<Vec<Seg
         let bytes = runtime.length(&file).await?;
         segments.push(Segment::new(index, path, file, bytes));
     }
-    Ok(segments)
+    Ok((segments, runs))
 }

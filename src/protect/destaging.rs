@@ -40,7 +40,7 @@ impl Group {
             return;
         }
         if self.layers.frozen().is_empty() {
-            self.freeze(self.writer.visible());
+            self.freeze(self.writer.visible(), None);
         }
         if self.layers.frozen().is_empty() {
             // What failed before may have left with its disk.

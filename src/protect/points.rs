@@ -110,7 +110,7 @@ impl Group {
 
     pub(super) fn end_interval(&mut self, lsn: Lsn, marker: Marker) {
         if !self.settings.plan.planted.is(Bug::DeltaFromOpenMap) {
-            self.freeze(lsn);
+            self.freeze(lsn, Some(&marker));
         }
         self.markers_pending -= 1;
         let reader = self.reader();

@@ -83,6 +83,8 @@ pub struct Report {
     pub rots: u64,
     /// Of these, how many were refused.
     pub rots_refused: u64,
+    /// Index runs that openings took for the frames.
+    pub runs_used: u64,
     /// Reads and points that were refused because a bit had flipped while the process ran.
     pub rots_met: u64,
 }
@@ -104,6 +106,7 @@ impl Report {
         self.mends += other.mends;
         self.rots += other.rots;
         self.rots_refused += other.rots_refused;
+        self.runs_used += other.runs_used;
         self.rots_met += other.rots_met;
     }
 }

@@ -32,6 +32,7 @@ impl Site {
         self.history.cut(count);
         self.points.cut(count)?;
         let Some(group) = self.process.group() else { return Ok(()) };
+        self.report.runs_used += group.adopted_runs() as u64;
         self.points.compare(group.points())?;
         self.points.observe(group.points(), &self.history)?;
         self.reconcile_tests()?;

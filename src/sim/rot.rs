@@ -197,6 +197,6 @@ fn is_refusal(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported)
 }
 
-fn is_segment(path: &Path) -> bool {
+pub(super) fn is_segment(path: &Path) -> bool {
     path.file_name().and_then(|name| name.to_str()).and_then(parse_file_name).is_some()
 }
