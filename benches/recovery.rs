@@ -10,6 +10,7 @@ use afterimage::format::frame::{Frame, Payload, Record, RecordKind};
 use afterimage::format::marker::Opening;
 use afterimage::journal::open::{self, JournalPlan};
 use afterimage::journal::recover::Known;
+use afterimage::journal::runs::Needs;
 use afterimage::journal::scan::Owner;
 use afterimage::planted::Planted;
 use afterimage::runtime::Runtime;
@@ -127,7 +128,7 @@ fn scan(criterion: &mut Criterion) {
             let plan = plan.clone();
             let opened = runtime.block_on({
                 let runtime = Rc::clone(&runtime);
-                async move { open::open(runtime, &plan, known, Planted::NONE).await }
+                async move { open::open(runtime, &plan, known, &Needs::default(), Planted::NONE).await }
             });
             assert!(opened.expect("opens").accepted.len() > 7000);
         });

@@ -41,11 +41,15 @@ pub enum Bug {
     BlobNotSynced,
     /// The journal lets go of a latched disk's records before the side file that holds them was synced.
     SideFileNotSynced,
+    /// What is read back from the journal is not compared with its checksum.
+    UnverifiedRead,
+    /// An index run is written before its frames are durable.
+    RunAheadOfDurable,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 17] = [
+    pub const ALL: [Bug; 19] = [
         Bug::AcknowledgeBeforeWritten,
         Bug::VisibleAfterAcknowledged,
         Bug::SyncCoversInFlight,
@@ -63,6 +67,8 @@ impl Bug {
         Bug::LostCreateReply,
         Bug::BlobNotSynced,
         Bug::SideFileNotSynced,
+        Bug::UnverifiedRead,
+        Bug::RunAheadOfDurable,
     ];
 }
 

@@ -277,10 +277,7 @@ impl Runtime {
     /// Reads `len` bytes at `offset`.
     pub async fn read(&self, file: &File, offset: u64, len: usize) -> Result<Buffer> {
         let buffer = Buffer::recycled(len);
-        match self.call(Op::Read { file: file.clone(), offset, buffer }).await? {
-            Outcome::Read(buffer) => Ok(buffer),
-            other => unreachable!("read gives a buffer, not {other:?}"),
-        }
+        Ok(self.call(Op::Read { file: file.clone(), offset, buffer }).await?.into_buffer())
     }
 
     /// Writes `data` at `offset`.

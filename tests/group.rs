@@ -6,13 +6,14 @@ use std::rc::Rc;
 
 use afterimage::block::{DataPiece, Export, Refusal, Reply, Request, Response, Ticket};
 use afterimage::env::OsEnvironment;
-use afterimage::error::Result;
+use afterimage::error::{ErrorKind, Result};
 use afterimage::failover::TestFailovers;
 use afterimage::format::record::{DiskRecord, GroupRecord, PointRecord};
 use afterimage::planted::Planted;
 use afterimage::protect::group::Group;
 use afterimage::protect::membership::Content;
-use afterimage::protect::open::{self, GroupPlan};
+use afterimage::protect::open::{self, GroupPlan, INDEX_BYTES_MIN};
+use afterimage::protect::status::Condition;
 use afterimage::runtime::Runtime;
 use afterimage::storage::blocking::Blocking;
 use afterimage::units::{GroupId, SectorCount, SectorRange, WallNanos};
@@ -31,6 +32,7 @@ fn plan(root: &Path) -> GroupPlan {
         segment_bytes: 4 << 20,
         journal_bytes: 64 << 20,
         cache_bytes_max: 8 << 20,
+        index_bytes_min: INDEX_BYTES_MIN,
         planted: Planted::NONE,
     }
 }
@@ -49,9 +51,13 @@ impl Drop for Harness {
 
 impl Harness {
     fn create(root: &Path) -> Harness {
+        Harness::create_with(plan(root))
+    }
+
+    fn create_with(plan: GroupPlan) -> Harness {
         let record = GroupRecord { name: "g".into(), created: WallNanos(0), interval_ms: 3_600_000 };
         let runtime = runtime();
-        let opening = open::create(Rc::clone(&runtime), plan(root), GroupId(7), record);
+        let opening = open::create(Rc::clone(&runtime), plan, GroupId(7), record);
         let group = runtime.block_on(opening).expect("create");
         Harness { runtime, group, next: 0 }.serving()
     }
@@ -305,4 +311,52 @@ fn counters_count_what_was_answered() {
     harness.ask(disk, write(SectorRange::new(1020, 1028), false)).expect_err("beyond the end");
     harness.ask(disk, Request::Read { range: SectorRange::new(1020, 1028) }).expect_err("beyond the end");
     assert_eq!(counted(&harness), (2, 8192, 1), "a refusal is no answer");
+}
+
+/// Flips a bit of the first run of `byte` that is a sector long, in any file of a directory.
+fn flip_where(directory: &Path, byte: u8) {
+    for entry in std::fs::read_dir(directory).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        let mut bytes = std::fs::read(&path).expect("readable");
+        let found = bytes.chunks_exact_mut(512).find(|sector| sector.iter().all(|&other| other == byte));
+        if let Some(sector) = found {
+            sector[77] ^= 1;
+            return std::fs::write(&path, bytes).expect("writable");
+        }
+    }
+    panic!("no sector holds {byte}");
+}
+
+#[test]
+fn a_bit_that_flips_under_a_running_group_is_never_served_nor_carried_on() {
+    let (_guard, root) = scratch();
+    let mut harness = Harness::create_with(GroupPlan { cache_bytes_max: 0, ..plan(&root) });
+    let (rotten, sound) = (harness.add_disk("rotten", 256), harness.add_disk("sound", 256));
+    harness.write(rotten, 0, 5, 8);
+    harness.write(rotten, 100, 6, 8);
+    harness.write(sound, 0, 7, 8);
+    flip_where(&plan(&root).journal(), 5);
+
+    // The flipped bit is in the first sector; what is asked for is the last one: the whole payload is refused.
+    let read = Request::Read { range: SectorRange::new(7, 8) };
+    assert_eq!(harness.ask(rotten, read).unwrap_err(), Refusal::Io);
+    assert_eq!(harness.read(rotten, 100, 8), vec![6; 8 * 512]);
+    let point = harness.called(|group, done| group.create_point("rotten".into(), done));
+    assert_eq!(point.unwrap_err().kind(), ErrorKind::Latched);
+    let snapshot = harness.group.snapshot();
+    let why = snapshot.vault_failure.expect("points have ended");
+    assert!(why.contains("segment-00000000 at byte"), "{why}");
+
+    harness.drive(|group| group.condition() == Condition::ImageFailed);
+    let snapshot = harness.group.snapshot();
+    assert_eq!(snapshot.latched_disks, ["rotten"]);
+    let why = snapshot.latched_because.join("");
+    assert!(why.contains("checksum") && why.contains("segment-00000000 at byte"), "{why}");
+    for (export, byte) in [(rotten, 5 ^ 1), (rotten, 5)] {
+        let Export::Disk(_, id) = export else { unreachable!() };
+        let image = std::fs::read(plan(&root).images().join(format!("{id}.raw"))).expect("an image");
+        assert!(!image[..8 * 512].contains(&byte), "the damaged record reached the image");
+    }
+    assert_eq!(harness.read(sound, 0, 8), vec![7; 8 * 512]);
+    harness.write(sound, 8, 8, 8);
 }

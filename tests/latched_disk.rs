@@ -37,6 +37,7 @@ fn plan() -> GroupPlan {
         vault: PathBuf::from("/vault"),
         segment_bytes: SEGMENT_BYTES,
         journal_bytes: SEGMENT_BYTES * SEGMENTS,
+        index_bytes_min: 1 << 20,
         cache_bytes_max: 64 << 10,
         planted: Planted::NONE,
     }

@@ -105,6 +105,8 @@ fn a_clean_sweep_meets_everything_and_breaks_no_rule() {
         ("side files", report.side_files),
         ("mends", report.mends),
         ("refused rot", report.rots_refused),
+        ("index runs", report.runs_used),
+        ("rot met while running", report.rots_met),
     ] {
         assert!(count > CLEAN_SEEDS / 10, "only {count} {what} in {CLEAN_SEEDS} seeds");
     }

@@ -166,6 +166,8 @@ struct Report {
     segment_files: Vec<SegmentReport>,
     incarnations: Vec<IncarnationReport>,
     unfinished: Vec<String>,
+    index_runs: usize,
+    damaged_index_runs: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -242,6 +244,8 @@ impl Report {
             destaged: survey.floor.destaged,
             segment_files: segment_files.collect(),
             incarnations: survey.incarnations.iter().map(IncarnationReport::of).collect(),
+            index_runs: survey.runs.len(),
+            damaged_index_runs: damaged_runs(survey),
             unfinished: survey.unfinished.iter().map(|path| path.display().to_string()).collect(),
         }
     }
@@ -261,6 +265,12 @@ impl Report {
         text += &self.segments_table();
         text += "\n";
         text += &self.incarnations_table();
+        if self.index_runs > 0 {
+            let _ = writeln!(text, "\nindex runs    {}", self.index_runs);
+        }
+        for run in &self.damaged_index_runs {
+            let _ = writeln!(text, "              {run}: opening reads the frames instead");
+        }
         for path in &self.unfinished {
             let _ = writeln!(text, "\nunfinished    {path}: opening removes it");
         }
@@ -465,4 +475,9 @@ fn marker_text(lsn: Lsn, segment: &SegmentSurvey) -> String {
             marker.label
         )
     })
+}
+
+fn damaged_runs(survey: &Survey) -> Vec<String> {
+    let damaged = survey.runs.iter().filter_map(|(path, fault)| Some((path, (*fault)?)));
+    damaged.map(|(path, what)| format!("{} is damaged: its {what}", path.display())).collect()
 }

@@ -211,6 +211,12 @@ impl Frame {
         u64::from(self.segment_page) * PAGE_BYTES as u64
     }
 
+    /// Sector of the segment at which the payload area begins; payloads count from there.
+    pub fn payload_base(&self) -> u32 {
+        let bytes = self.segment_offset() + self.header_bytes() as u64;
+        u32::try_from(bytes / SECTOR_BYTES).expect("a frame ends below 2 TiB of its segment")
+    }
+
     /// Where a payload's bytes are within the frame.
     pub fn payload_range(&self, payload: Payload) -> std::ops::Range<usize> {
         let start = self.header_bytes() + to_usize(u64::from(payload.sector) * SECTOR_BYTES);
@@ -400,6 +406,10 @@ impl UntrustedHeader {
         }
         if self.fixed.number == u64::MAX {
             return Err(FrameFault::Field("number"));
+        }
+        let start = u64::from(self.fixed.segment_page.get()) * PAGE_SECTORS;
+        if start + self.total_bytes() as u64 / SECTOR_BYTES > u64::from(u32::MAX) {
+            return Err(FrameFault::Field("segment_page"));
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ pub mod frame;
 pub mod manifest;
 pub mod marker;
 pub mod record;
+pub mod run;
 pub mod side;
 
 use xxhash_rust::xxh3::xxh3_128;

@@ -4,17 +4,19 @@
 //!  intake ─▶ writer ─(commit policy)─▶ frames ─▶ segments          opening: scan ─▶ recover ─▶ writer
 //! ```
 //!
-//! `segments` keeps the files, `writer` is the only one who writes to them, `scan` reads them back, `recover`
-//! decides what that means, `open` applies the decision, `cache` keeps what was written last, `inspect` looks at all of
-//! it from outside. The frame's bytes are `format::frame`'s.
+//! `segments` keeps the files, `payloads` what stands in each, `writer` is the only one who writes to them, `scan` reads them back, `recover`
+//! decides what that means, `open` applies the decision, `cache` keeps what was written last, `reader` reads back and
+//! verifies, `runs` says much of it again in few bytes, for the next opening, `inspect` looks at all of it from outside. The frame's bytes are `format::frame`'s.
 
 pub mod cache;
 pub mod commit;
 pub mod inspect;
 pub mod intake;
 pub mod open;
+pub mod payloads;
 pub mod reader;
 pub mod recover;
+pub mod runs;
 pub mod scan;
 pub mod segments;
 pub mod writer;

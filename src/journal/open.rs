@@ -1,10 +1,12 @@
 //! Opening a journal: lock and scan its segments, decide, apply.
 //!
 //! Segments are synced before they are read, and read from the device: what is accepted is durable before anyone may be
-//! told of it, also where the last sync of a dead owner failed. Only segments that may still be needed are read whole.
+//! told of it, also where the last sync of a dead owner failed. Only segments that may still be needed are read whole, and
+//! of these only the ones that no index run speaks for.
 //! The opening frame that names the predecessor is the writer's first, and is synced before the group
 //! serves.
 
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -13,16 +15,21 @@ use futures::stream::{self, StreamExt};
 use crate::error::{Error, Result};
 use crate::format::frame::{FrameFault, UntrustedHeader};
 use crate::format::marker::Opening;
+use crate::format::run::FrameLink;
 use crate::journal::recover::{Accepted, Decision, Known, claims, recover};
-use crate::journal::scan::{Checks, Owner, Scanned, SegmentScan, is_needless, scan_segment};
+use crate::journal::runs::{self, Jump, LoadedRun, Needs, link_of};
+use crate::journal::scan::{Checks, Scanned, SegmentScan, is_needless, scan_segment};
 use crate::journal::segments::{Segment, SegmentIndex, Segments, create, open_all};
 use crate::journal::writer::Position;
 use crate::planted::{Bug, Planted};
 use crate::runtime::Runtime;
+use crate::storage::Buffer;
 use crate::units::{FrameNumber, Lsn, PAGE_BYTES, SegmentSequence, to_usize};
 
 /// Segments that are read at a time.
 const SEGMENTS_READ_AHEAD: usize = 2;
+/// First pages that are read at a time.
+const HEADS_READ_AHEAD: usize = 32;
 /// What an opening frame takes, a page of header and a page of payload, and the empty frame that may have to follow
 /// before any segment is free.
 const OPENING_BYTES: u64 = 3 * PAGE_BYTES as u64;
@@ -46,10 +53,20 @@ pub struct OpenedJournal {
     pub position: Position,
     /// What the writer's first frame must say.
     pub opening: Opening,
-    /// The accepted frames, in order, and where they stand.
-    pub accepted: Vec<(SegmentIndex, Scanned)>,
-    /// Bytes read to find them.
+    /// What was accepted, in order.
+    pub accepted: Vec<Recovered>,
+    /// The last accepted frame; `None` in a new journal.
+    pub last: Option<FrameLink>,
+    /// Bytes read to find all that.
     pub scanned_bytes: u64,
+}
+
+/// A piece of what was accepted.
+pub enum Recovered {
+    /// A frame, and where it stands.
+    Frame(SegmentIndex, Box<Scanned>),
+    /// What a run says instead of frames.
+    Run(LoadedRun),
 }
 
 /// Opens the journal in `plan.directory`, which exists.
@@ -57,6 +74,7 @@ pub async fn open(
     runtime: Rc<Runtime>,
     plan: &JournalPlan,
     known: Known,
+    needs: &Needs,
     planted: Planted,
 ) -> Result<OpenedJournal> {
     let checks = Checks {
@@ -64,21 +82,35 @@ pub async fn open(
         incarnation: !planted.is(Bug::NoIncarnationCheck),
         owner: !planted.is(Bug::GuestPagesBelieved),
     };
-    let files = open_all(&runtime, &plan.directory).await?;
+    let (files, run_names) = open_all(&runtime, &plan.directory).await?;
     settle(&runtime, &files, planted).await?;
-    let scans = scan_all(&runtime, &files, known.owner, checks).await?;
-    let chain = match recover(&scans, known, checks) {
+    let runs = runs::load(&runtime, &plan.directory, &run_names).await;
+    let mut survey = Survey::of_heads(&runtime, &files, known, checks).await?;
+    let (decision, jumps) = survey.complete(&runs, needs).await?;
+    let scans = survey.scans;
+    let chain = match decision {
         Decision::Fresh => Vec::new(),
         Decision::Accept(chain) => chain,
         Decision::Refuse(refusal) => return Err(refusal.error().at_path(&plan.directory)),
     };
+    remove_unused(&runtime, plan, &run_names, &runs, &jumps).await?;
     let mut segments = Segments::new(plan.directory.clone(), plan.segment_bytes, plan.journal_bytes);
     let last = chain.last().map(|last| scans[last.scan].frames[last.frames - 1].clone());
     let opening = opening_after(last.as_ref(), &runtime);
     let newest = claims(&scans, known.owner, checks).last_lsn;
     let number = last.as_ref().map_or(FrameNumber(1), |last| last.frame.number.next());
     let uses = scans.iter().map(|scan| scan.claims(known.owner, checks).segment).collect::<Vec<_>>();
-    adopt(files, &scans, &uses, &chain, number, &mut segments);
+    let mut accepted = accept(&scans, &chain, &jumps, runs);
+    let frames = chain.iter().flat_map(|part| &scans[part.scan].frames[..part.frames]);
+    // These are synced by now; what frames past the end of the chain state may be gone after a power cut.
+    let tail = frames.map(|scanned| scanned.frame.tail).max().unwrap_or_default();
+    let begin = chain.first().map_or(SegmentSequence(0), |part| scans[part.scan].frames[0].frame.segment);
+    let rest = adopt_live(files, begin, &mut accepted, &mut segments);
+    for (file, &seen) in rest.into_iter().zip(&uses) {
+        if let Some(file) = file {
+            segments.adopt_needless(file, seen, tail, number);
+        }
+    }
     let room = segments
         .live()
         .last()
@@ -92,12 +124,42 @@ pub async fn open(
     }
     let position = position_after(last.as_ref(), newest, &segments);
     let scanned_bytes = scans.iter().map(|scan| scan.bytes).sum();
-    let accepted = chain.iter().flat_map(|accepted| {
-        let scan = &scans[accepted.scan];
-        scan.frames[..accepted.frames].iter().map(|frame| (scan.index, frame.clone()))
-    });
-    let accepted = accepted.collect();
-    Ok(OpenedJournal { segments, position, opening, accepted, scanned_bytes })
+    let last = last.map(|last| link_of(&last.frame, last.sum));
+    Ok(OpenedJournal { segments, position, opening, accepted, last, scanned_bytes })
+}
+
+/// What is accepted, piece by piece.
+fn accept(scans: &[SegmentScan], chain: &[Accepted], jumps: &[Jump], runs: Vec<LoadedRun>) -> Vec<Recovered> {
+    let mut runs: Vec<Option<LoadedRun>> = runs.into_iter().map(Some).collect();
+    let mut accepted = Vec::new();
+    for part in chain {
+        let jumped = part.jump.map(|jump| &jumps[jump].runs[..]).unwrap_or_default();
+        accepted.extend(jumped.iter().filter_map(|&run| runs[run].take()).map(Recovered::Run));
+        let scan = &scans[part.scan];
+        let frames = scan.frames.get(part.from..part.frames).unwrap_or_default();
+        accepted.extend(frames.iter().map(|frame| Recovered::Frame(scan.index, Box::new(frame.clone()))));
+    }
+    accepted
+}
+
+/// Removes the runs that say nothing of what was accepted, before others may get their names.
+async fn remove_unused(
+    runtime: &Rc<Runtime>,
+    plan: &JournalPlan,
+    names: &[String],
+    runs: &[LoadedRun],
+    jumps: &[Jump],
+) -> Result<()> {
+    let used: Vec<&PathBuf> = jumps.iter().flat_map(|jump| &jump.runs).map(|&run| &runs[run].path).collect();
+    let unused: Vec<PathBuf> =
+        names.iter().map(|name| plan.directory.join(name)).filter(|path| !used.contains(&path)).collect();
+    if unused.is_empty() {
+        return Ok(());
+    }
+    for path in unused {
+        runtime.remove(path).await?;
+    }
+    runtime.sync_directory(&plan.directory).await
 }
 
 /// Makes what is read from now on durable.
@@ -112,38 +174,98 @@ async fn settle(runtime: &Runtime, files: &[Segment], planted: Planted) -> Resul
     Ok(())
 }
 
-/// Scans the segments that may be needed; the others are known by their first page only.
-async fn scan_all(
-    runtime: &Rc<Runtime>,
-    files: &[Segment],
-    owner: Owner,
+/// The segments, as far as they had to be read.
+struct Survey<'a> {
+    runtime: &'a Rc<Runtime>,
+    files: &'a [Segment],
+    known: Known,
     checks: Checks,
-) -> Result<Vec<SegmentScan>> {
-    let mut heads = Vec::with_capacity(files.len());
-    for segment in files {
-        let page = runtime.read(&segment.file, 0, PAGE_BYTES.min(to_usize(segment.bytes))).await?;
-        refuse_newer_version(&page, segment)?;
-        heads.push(page);
-    }
-    let first_scans: Vec<_> =
-        files.iter().zip(&heads).map(|(segment, page)| scan_segment(segment.index, page, checks)).collect();
-    let tail = claims(&first_scans, owner, checks).tail;
-    let is_needless = |head: &SegmentScan| is_needless(head.claims(owner, checks), tail);
-    let needed = files.iter().zip(&first_scans).filter(|(_, head)| !is_needless(head));
-    let needed = needed.map(|(segment, _)| segment);
-    let reads = needed.map(|segment| runtime.read(&segment.file, 0, to_usize(segment.bytes)));
-    // The device reads the next segment while this thread sums the one before.
-    let mut reads = stream::iter(reads.collect::<Vec<_>>()).buffered(SEGMENTS_READ_AHEAD);
-    let mut scans = Vec::with_capacity(files.len());
-    for (segment, head) in files.iter().zip(&first_scans) {
-        if is_needless(head) {
-            scans.push(head.clone());
-            continue;
+    /// How each file is used, going by the header at its start.
+    uses: BTreeMap<SegmentIndex, SegmentSequence>,
+    /// What stands in each: all of it, or that header only.
+    scans: Vec<SegmentScan>,
+    is_whole: Vec<bool>,
+}
+
+impl<'a> Survey<'a> {
+    async fn of_heads(
+        runtime: &'a Rc<Runtime>,
+        files: &'a [Segment],
+        known: Known,
+        checks: Checks,
+    ) -> Result<Survey<'a>> {
+        let reads = files.iter().map(|segment| read_head(runtime, segment));
+        let mut reads = stream::iter(reads).buffered(HEADS_READ_AHEAD);
+        let mut scans: Vec<SegmentScan> = Vec::with_capacity(files.len());
+        while let Some(head) = reads.next().await {
+            scans.push(scan_segment(files[scans.len()].index, &head?, checks));
         }
-        let bytes = reads.next().await.expect("one read for each needed segment")?;
-        scans.push(scan_segment(segment.index, &bytes, checks));
+        let used = |scan: &SegmentScan| (scan.index, scan.claims(known.owner, checks).segment);
+        let (uses, is_whole) = (scans.iter().map(used).collect(), vec![false; files.len()]);
+        Ok(Survey { runtime, files, known, checks, uses, scans, is_whole })
     }
-    Ok(scans)
+
+    /// Reads what has to be read, and decides. Where a run turns out to lead nowhere, all are forgotten: the segments
+    /// say it all again.
+    async fn complete(&mut self, runs: &[LoadedRun], needs: &Needs) -> Result<(Decision, Vec<Jump>)> {
+        let mut runs = runs;
+        loop {
+            let tail = self.tail();
+            let jumps = runs::jumps(runs, self.known.owner, &self.uses, tail, needs);
+            self.read_wanted(tail, &jumps).await?;
+            if self.tail() > tail {
+                continue;
+            }
+            let decision = recover(&self.scans, self.known, self.checks, &jumps);
+            let taken = match &decision {
+                Decision::Accept(chain) => chain.iter().filter(|part| part.jump.is_some()).count(),
+                Decision::Fresh | Decision::Refuse(_) => 0,
+            };
+            if taken == jumps.len() {
+                return Ok((decision, jumps));
+            }
+            tracing::warn!("index runs do not fit the journal's segments, which are read instead");
+            runs = &[];
+        }
+    }
+
+    /// Reads the segments that nobody passes over, and that are not known to be needless.
+    async fn read_wanted(&mut self, tail: SegmentSequence, jumps: &[Jump]) -> Result<()> {
+        let is_wanted = |index: &usize| {
+            let used = self.uses[&self.files[*index].index];
+            let is_passed = used > tail && jumps.iter().any(|jump| jump.passes_over(used));
+            !self.is_whole[*index] && !is_passed && !is_needless(used, tail)
+        };
+        let wanted: Vec<usize> = (0..self.files.len()).filter(is_wanted).collect();
+        let reads = wanted.iter().map(|&index| {
+            let segment = &self.files[index];
+            self.runtime.read(&segment.file, 0, to_usize(segment.bytes))
+        });
+        // The device reads the next segment while this thread sums the one before.
+        let mut reads = stream::iter(reads.collect::<Vec<_>>()).buffered(SEGMENTS_READ_AHEAD);
+        for &index in &wanted {
+            let bytes = reads.next().await.expect("one read for each wanted segment")?;
+            self.scans[index] = scan_segment(self.files[index].index, &bytes, self.checks);
+            self.is_whole[index] = true;
+        }
+        Ok(())
+    }
+
+    fn tail(&self) -> SegmentSequence {
+        claims(&self.scans, self.known.owner, self.checks).tail
+    }
+}
+
+/// The header at a segment's start, whatever follows it.
+async fn read_head(runtime: &Rc<Runtime>, segment: &Segment) -> Result<Buffer> {
+    let page = PAGE_BYTES.min(to_usize(segment.bytes));
+    let head = runtime.read(&segment.file, 0, page).await?;
+    refuse_newer_version(&head, segment)?;
+    let bytes = UntrustedHeader::read(&head).map_or(page, |header| header.header_bytes());
+    if bytes <= page || bytes as u64 > segment.bytes {
+        return Ok(head);
+    }
+    runtime.read(&segment.file, 0, bytes).await
 }
 
 fn refuse_newer_version(page: &[u8], segment: &Segment) -> Result<()> {
@@ -167,29 +289,37 @@ fn opening_after(last: Option<&Scanned>, runtime: &Runtime) -> Opening {
     }
 }
 
-fn adopt(
+/// Takes the segments of what was accepted, from `begin` on, into use; gives the others back.
+fn adopt_live(
     files: Vec<Segment>,
-    scans: &[SegmentScan],
-    uses: &[SegmentSequence],
-    chain: &[Accepted],
-    opening: FrameNumber,
+    begin: SegmentSequence,
+    accepted: &mut [Recovered],
     segments: &mut Segments,
-) {
-    let mut files: Vec<Option<Segment>> = files.into_iter().map(Some).collect();
-    let accepted = chain.iter().flat_map(|accepted| &scans[accepted.scan].frames[..accepted.frames]);
-    // These are synced by now; what frames past the end of the chain state may be gone after a power cut.
-    let tail = accepted.map(|scanned| scanned.frame.tail).max().unwrap_or_default();
-    for accepted in chain {
-        let frames = &scans[accepted.scan].frames;
-        let (first, last) = (&frames[0].frame, &frames[accepted.frames - 1].frame);
-        let file = files[accepted.scan].take().expect("a chain visits a segment once");
-        segments.adopt_live(file, last.segment, first.number, last.last_lsn());
-    }
-    for (file, &seen) in files.into_iter().zip(uses) {
-        if let Some(file) = file {
-            segments.adopt_needless(file, seen, tail, opening);
+) -> Vec<Option<Segment>> {
+    let places: HashMap<SegmentIndex, usize> =
+        files.iter().enumerate().map(|(place, file)| (file.index, place)).collect();
+    let mut live: BTreeMap<SegmentSequence, usize> = BTreeMap::new();
+    for piece in accepted {
+        match piece {
+            Recovered::Frame(index, scanned) => {
+                let place = places[index];
+                files[place].takes_frame(&scanned.frame);
+                live.insert(scanned.frame.segment, place);
+            }
+            Recovered::Run(run) => {
+                for (part, payloads) in run.parts.iter_mut().filter(|(part, _)| part.sequence >= begin) {
+                    let place = places[&SegmentIndex(part.index)];
+                    files[place].takes_part(run.end.number, part.last_lsn, std::mem::take(payloads));
+                    live.insert(part.sequence, place);
+                }
+            }
         }
     }
+    let mut files: Vec<Option<Segment>> = files.into_iter().map(Some).collect();
+    for (sequence, place) in live {
+        segments.adopt_live(files[place].take().expect("a file has one use"), sequence);
+    }
+    files
 }
 
 /// Goes on behind the last accepted frame. LSNs start above everything that any frame ever named, accepted or

@@ -1,15 +1,77 @@
-//! Reads record payloads back for destage and deltas: from the frame cache, or from the segment.
+//! Reads record payloads back: from the frame cache, or from the segment.
+//!
+//! Whatever comes from a file is read by whole payloads and compared with its sum before any byte of it leaves here:
+//! bit rot under a running gateway is an error with file and offset ([`PayloadRead`]), never somebody's data. Frames in
+//! the cache are what was summed and written, and are not checked again. Guests' reads (`protect::reads`), which are no
+//! tasks, go through the same [`locate`].
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::rc::Rc;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::journal::cache::FrameCache;
-use crate::journal::segments::{Segment, SegmentIndex, Segments, byte_range};
+use crate::journal::payloads::StoredPayload;
+use crate::journal::segments::{Segment, SegmentIndex, Segments};
+use crate::planted::{Bug, Planted};
 use crate::runtime::Runtime;
-use crate::storage::Slice;
+use crate::storage::{Buffer, Op, Slice};
 use crate::units::{SECTOR_BYTES, to_usize};
+
+/// Where bytes of the journal are to be had.
+pub enum Located {
+    /// In memory.
+    Cached(Slice),
+    /// In their segment.
+    Stored(PayloadRead),
+}
+
+/// Finds the bytes of `sectors` sectors at `sector` of a segment, which `find` knows where memory lacks them.
+///
+/// # Panics
+/// If the segment is not in use, or no record's payload holds the bytes: extents lie within the records that they
+/// were made of.
+pub fn locate<'a>(
+    cache: &FrameCache,
+    (segment, sector): (SegmentIndex, u32),
+    sectors: u64,
+    find: impl FnOnce(SegmentIndex) -> Option<&'a Rc<Segment>>,
+) -> Located {
+    if let Some(slice) = cache.get(segment, sector, sectors) {
+        return Located::Cached(slice);
+    }
+    let segment = find(segment).expect("a map names only segments that are in use");
+    let payload = segment.payload(sector, sectors).expect("an extent lies within a record's payload");
+    let start = to_usize(u64::from(sector - payload.sector) * SECTOR_BYTES);
+    let within = start..start + to_usize(sectors * SECTOR_BYTES);
+    Located::Stored(PayloadRead { segment: Rc::clone(segment), payload, within })
+}
+
+/// A read of a payload of which a part is wanted. It pins the segment.
+pub struct PayloadRead {
+    segment: Rc<Segment>,
+    payload: StoredPayload,
+    within: Range<usize>,
+}
+
+impl PayloadRead {
+    /// The operation that reads all of the payload.
+    pub fn operation(&self) -> Op {
+        let buffer = Buffer::recycled(to_usize(u64::from(self.payload.sectors) * SECTOR_BYTES));
+        Op::Read { file: self.segment.file.clone(), offset: self.payload.byte_offset(), buffer }
+    }
+
+    /// The part that is wanted of what the operation read; `Corrupt` if it is not what was written.
+    pub fn verify(&self, buffer: Buffer, planted: Planted) -> Result<Slice> {
+        if !planted.is(Bug::UnverifiedRead) && !self.payload.is_sound(&buffer) {
+            let text = "a record in the journal is not what was written: its checksum does not match";
+            let error = Error::corrupt(text).at_path(&self.segment.path);
+            return Err(error.at_offset(self.payload.byte_offset()));
+        }
+        Ok(buffer.freeze().slice(self.within.clone()))
+    }
+}
 
 /// Holds the segments that were in use when it was made: none of them is recycled while it lives.
 #[derive(Clone)]
@@ -17,24 +79,30 @@ pub struct Reader {
     runtime: Rc<Runtime>,
     cache: Rc<RefCell<FrameCache>>,
     segments: Rc<HashMap<SegmentIndex, Rc<Segment>>>,
+    planted: Planted,
 }
 
 impl Reader {
     /// A reader of all that is in use now.
-    pub fn new(runtime: Rc<Runtime>, cache: Rc<RefCell<FrameCache>>, segments: &Segments) -> Reader {
+    pub fn new(
+        runtime: Rc<Runtime>,
+        cache: Rc<RefCell<FrameCache>>,
+        segments: &Segments,
+        planted: Planted,
+    ) -> Reader {
         let pinned = segments.live().map(|segment| (segment.index, Rc::clone(segment))).collect();
-        Reader { runtime, cache, segments: Rc::new(pinned) }
+        Reader { runtime, cache, segments: Rc::new(pinned), planted }
     }
 
     /// The bytes of `sectors` sectors at `sector` of `segment`.
     pub async fn read(&self, segment: SegmentIndex, sector: u32, sectors: u64) -> Result<Slice> {
-        let cached = self.cache.borrow().get(segment, sector, sectors);
-        if let Some(slice) = cached {
-            return Ok(slice);
-        }
-        let segment = self.segments.get(&segment).expect("a map names only segments that are in use");
-        let start = byte_range(sector, sectors).start;
-        let buffer = self.runtime.read(&segment.file, start, to_usize(sectors * SECTOR_BYTES)).await?;
-        Ok(buffer.freeze())
+        let find = |index| self.segments.get(&index);
+        let located = locate(&self.cache.borrow(), (segment, sector), sectors, find);
+        let stored = match located {
+            Located::Cached(slice) => return Ok(slice),
+            Located::Stored(stored) => stored,
+        };
+        let buffer = self.runtime.call(stored.operation()).await?.into_buffer();
+        stored.verify(buffer, self.planted)
     }
 }

@@ -28,7 +28,9 @@
 //! tail is no fault.
 
 use crate::error::{Error, ErrorKind};
-use crate::journal::scan::{Checks, Claims, Owner, SegmentScan};
+use crate::format::run::FrameLink;
+use crate::journal::runs::{Jump, link_of};
+use crate::journal::scan::{Checks, Claims, Owner, Scanned, SegmentScan};
 use crate::journal::segments::SegmentIndex;
 use crate::units::Lsn;
 
@@ -41,13 +43,17 @@ pub struct Known {
     pub floor: Lsn,
 }
 
-/// A scanned segment that belongs to the accepted chain.
+/// A part of the accepted chain: frames of a scanned segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Accepted {
     /// Position in the scans.
     pub scan: usize,
-    /// How many of its frames, from the first on.
+    /// The first of its frames that belongs to the part,
+    pub from: usize,
+    /// and the one after the last.
     pub frames: usize,
+    /// The jump over index runs that leads here.
+    pub jump: Option<usize>,
 }
 
 /// What to do.
@@ -145,13 +151,13 @@ pub fn claims(scans: &[SegmentScan], owner: Owner, checks: Checks) -> Claims {
     claims
 }
 
-/// Decides what opening does.
-pub fn recover(scans: &[SegmentScan], known: Known, checks: Checks) -> Decision {
+/// Decides what opening does. `jumps` are stretches of the chain that index runs stand for.
+pub fn recover(scans: &[SegmentScan], known: Known, checks: Checks, jumps: &[Jump]) -> Decision {
     let claims = claims(scans, known.owner, checks);
     let foreign =
         scans.iter().find(|scan| scan.frames.iter().any(|found| found.frame.owner() != known.owner));
     let first = scans.iter().position(|scan| first_segment_is(scan, claims));
-    let chain = first.map(|first| follow(scans, first, checks)).unwrap_or_default();
+    let chain = first.map(|first| follow(scans, first, checks, jumps)).unwrap_or_default();
     let end =
         chain.last().map_or(Lsn::ZERO, |last| scans[last.scan].frames[last.frames - 1].frame.last_lsn());
     let predicates = Predicates {
@@ -168,10 +174,22 @@ fn first_segment_is(scan: &SegmentScan, claims: Claims) -> bool {
     scan.frames.first().is_some_and(|first| first.frame.segment == claims.tail)
 }
 
-/// The segments of the chain that begins with scan `first`.
-fn follow(scans: &[SegmentScan], first: usize, checks: Checks) -> Vec<Accepted> {
-    let mut chain = vec![Accepted { scan: first, frames: scans[first].frames.len() }];
-    while let Some(last) = chain.last() {
+/// The parts of the chain that begins with scan `first`.
+fn follow(scans: &[SegmentScan], first: usize, checks: Checks, jumps: &[Jump]) -> Vec<Accepted> {
+    let mut chain = vec![Accepted { scan: first, from: 0, frames: scans[first].frames.len(), jump: None }];
+    // The journal may begin amidst what a run covers.
+    let begin = scans[first].frames[0].frame.number;
+    let over = |jump: &Jump| jump.begin.number < begin && begin <= jump.end.number;
+    if let Some(landed) = jumps.iter().position(over).and_then(|index| land(scans, jumps, index)) {
+        chain[0].frames = 0;
+        chain.push(landed);
+    }
+    while let Some(last) = chain.last_mut() {
+        if let Some((frames, landed)) = leap(scans, *last, jumps) {
+            last.frames = frames;
+            chain.push(landed);
+            continue;
+        }
         let last = &scans[last.scan].frames[last.frames - 1];
         let next = scans.iter().position(|scan| {
             scan.frames.first().is_some_and(|next| {
@@ -179,9 +197,34 @@ fn follow(scans: &[SegmentScan], first: usize, checks: Checks) -> Vec<Accepted> 
             })
         });
         let Some(next) = next else { break };
-        chain.push(Accepted { scan: next, frames: scans[next].frames.len() });
+        chain.push(Accepted { scan: next, from: 0, frames: scans[next].frames.len(), jump: None });
     }
     chain
+}
+
+/// The first jump that begins at a frame of `part`: how many of its frames come before, and where the jump leads.
+fn leap(scans: &[SegmentScan], part: Accepted, jumps: &[Jump]) -> Option<(usize, Accepted)> {
+    let start = part.from.saturating_sub(1);
+    let frames = &scans[part.scan].frames[start..part.frames];
+    jumps.iter().enumerate().find_map(|(index, jump)| {
+        let place = place_of(frames, jump.begin)?;
+        Some((start + place + 1, land(scans, jumps, index)?))
+    })
+}
+
+/// Where a jump leads, if its last frame stands there.
+fn land(scans: &[SegmentScan], jumps: &[Jump], index: usize) -> Option<Accepted> {
+    let end = jumps[index].end;
+    scans.iter().enumerate().find_map(|(scan, found)| {
+        let place = place_of(&found.frames, end)?;
+        Some(Accepted { scan, from: place + 1, frames: found.frames.len(), jump: Some(index) })
+    })
+}
+
+fn place_of(frames: &[Scanned], link: FrameLink) -> Option<usize> {
+    let first = frames.first()?.frame.number.0;
+    let place = usize::try_from(link.number.0.checked_sub(first)?).ok()?;
+    frames.get(place).filter(|found| link_of(&found.frame, found.sum) == link).map(|_| place)
 }
 
 #[cfg(test)]
@@ -209,7 +252,7 @@ mod tests {
             ([Some(true), Some(true), Some(true), Some(false)], Row::BelowFloor),
             ([Some(true), Some(true), Some(true), Some(true)], Row::Accept),
         ];
-        let chain = vec![Accepted { scan: 0, frames: 1 }];
+        let chain = vec![Accepted { scan: 0, from: 0, frames: 1, jump: None }];
         for input in 0..16u8 {
             let input = [1, 2, 4, 8].map(|bit| input & bit != 0);
             let matches = |row: &[Option<bool>; 4]| {

@@ -145,9 +145,9 @@ impl SegmentScan {
     }
 }
 
-/// Whether a segment is needed by nobody, going by the claims of its first page: it was used, and only before `tail`.
-pub fn is_needless(head: Claims, tail: SegmentSequence) -> bool {
-    head.segment < tail && head.segment > SegmentSequence(0)
+/// Whether a segment is needed by nobody, going by how its first header says that it is `used`: only before `tail`.
+pub fn is_needless(used: SegmentSequence, tail: SegmentSequence) -> bool {
+    used < tail && used > SegmentSequence(0)
 }
 
 /// Which checks the scan makes; all of them, but for a planted bug.

@@ -14,7 +14,7 @@
 //! The last [`RESERVED`] segments are not given to data: a full journal can still end an interval and close. An opening
 //! may go beyond the limit by a segment.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -22,9 +22,12 @@ use std::rc::Rc;
 
 use crate::error::{Error, Result};
 use crate::extent::Location;
+use crate::format::frame::Frame;
+use crate::journal::payloads::{Payloads, StoredPayload};
+use crate::journal::runs::{is_file_name, is_partial_name};
 use crate::runtime::Runtime;
 use crate::storage::{Buffer, Create, File, OpenOptions};
-use crate::units::{FrameNumber, Lsn, SECTOR_BYTES, SegmentSequence};
+use crate::units::{FrameNumber, Lsn, SegmentSequence};
 
 /// Segments kept back for openings, markers and closing.
 pub const RESERVED: usize = 2;
@@ -71,6 +74,8 @@ impl Location for Source {
 pub struct Segment {
     /// Its number, in the file name.
     pub index: SegmentIndex,
+    /// Its name by now; the file was opened by another one if this process created it.
+    pub path: PathBuf,
     /// The file, locked.
     pub file: File,
     /// Its length.
@@ -78,13 +83,22 @@ pub struct Segment {
     sequence: Cell<SegmentSequence>,
     first_frame: Cell<Option<FrameNumber>>,
     last_lsn: Cell<Lsn>,
+    payloads: RefCell<Payloads>,
 }
 
 impl Segment {
     /// A segment over an open file.
-    pub fn new(index: SegmentIndex, file: File, bytes: u64) -> Segment {
-        let (sequence, first_frame, last_lsn) = (Cell::default(), Cell::default(), Cell::default());
-        Segment { index, file, bytes, sequence, first_frame, last_lsn }
+    pub fn new(index: SegmentIndex, path: PathBuf, file: File, bytes: u64) -> Segment {
+        Segment {
+            index,
+            path,
+            file,
+            bytes,
+            sequence: Cell::default(),
+            first_frame: Cell::default(),
+            last_lsn: Cell::default(),
+            payloads: RefCell::default(),
+        }
     }
 
     /// The present use of the file.
@@ -97,10 +111,28 @@ impl Segment {
         self.last_lsn.get()
     }
 
-    /// Notes that a frame with records up to `lsn` was put into it.
-    pub fn takes_frame(&self, frame: FrameNumber, lsn: Lsn) {
+    /// Notes that a frame was put into it, behind all others.
+    pub fn takes_frame(&self, frame: &Frame) {
+        self.first_frame.set(self.first_frame.get().or(Some(frame.number)));
+        self.last_lsn.set(self.last_lsn.get().max(frame.last_lsn()));
+        self.payloads.borrow_mut().add(frame);
+    }
+
+    /// Notes what an index run says of frames in it, behind all others: the last of them is `frame`.
+    pub fn takes_part(&self, frame: FrameNumber, last: Lsn, payloads: Vec<StoredPayload>) {
         self.first_frame.set(self.first_frame.get().or(Some(frame)));
-        self.last_lsn.set(self.last_lsn.get().max(lsn));
+        self.last_lsn.set(self.last_lsn.get().max(last));
+        self.payloads.borrow_mut().extend(payloads);
+    }
+
+    /// The payloads that stand within these sectors.
+    pub fn payloads_within(&self, sectors: &Range<u32>) -> Vec<StoredPayload> {
+        self.payloads.borrow().within(sectors).to_vec()
+    }
+
+    /// The record's payload that holds `sectors` sectors from `sector` on.
+    pub fn payload(&self, sector: u32, sectors: u64) -> Option<StoredPayload> {
+        self.payloads.borrow().find(sector, sectors)
     }
 
     fn begins_durably(&self, durable: FrameNumber) -> bool {
@@ -153,12 +185,10 @@ impl Segments {
         }
     }
 
-    /// Adds a segment that opening found in use as `sequence`, with durable frames from `first` on and records up to
-    /// `last`; oldest first.
-    pub fn adopt_live(&mut self, segment: Segment, sequence: SegmentSequence, first: FrameNumber, last: Lsn) {
+    /// Adds a segment that opening found in use as `sequence`, and that [took](Segment::takes_frame) its durable frames;
+    /// oldest first.
+    pub fn adopt_live(&mut self, segment: Segment, sequence: SegmentSequence) {
         segment.sequence.set(sequence);
-        segment.first_frame.set(Some(first));
-        segment.last_lsn.set(last);
         self.saw(segment.index, sequence);
         self.live.push_back(Rc::new(segment));
     }
@@ -224,6 +254,7 @@ impl Segments {
                 break;
             }
             let Some(segment) = self.live.pop_front() else { break };
+            segment.payloads.borrow_mut().clear();
             recycled.push(segment.index);
             self.retired.push_back((segment, next));
         }
@@ -329,7 +360,7 @@ pub async fn create(runtime: Rc<Runtime>, index: SegmentIndex, path: PathBuf, by
     runtime.publish(&temporary, &path).await?;
     file.note_published(&path);
     runtime.sync_directory(directory_of(&path)).await?;
-    Ok(Segment::new(index, file, bytes))
+    Ok(Segment::new(index, path, file, bytes))
 }
 
 /// Makes a durable file of zeros, over what an earlier attempt may have left.
@@ -349,15 +380,20 @@ fn directory_of(path: &Path) -> &Path {
     path.parent().expect("a segment lies in its journal's directory")
 }
 
-/// Opens every segment file of a journal, locked; left-overs of a creation that a crash cut short are removed.
-pub async fn open_all(runtime: &Rc<Runtime>, directory: &Path) -> Result<Vec<Segment>> {
-    let mut segments = Vec::new();
+/// Opens every segment file of a journal, locked, and names the index runs beside them; left-overs of a creation that a
+/// crash cut short are removed.
+pub async fn open_all(runtime: &Rc<Runtime>, directory: &Path) -> Result<(Vec<Segment>, Vec<String>)> {
+    let (mut segments, mut runs) = (Vec::new(), Vec::new());
     // A dead owner may have published a segment without living to sync its name: nobody may write to it before.
     runtime.sync_directory(directory).await?;
     for name in runtime.list(directory).await? {
         let path = directory.join(&name);
-        if name.ends_with(".new") {
+        if name.ends_with(".new") || is_partial_name(&name) {
             runtime.remove(path).await?;
+            continue;
+        }
+        if is_file_name(&name) {
+            runs.push(name);
             continue;
         }
         let Some(index) = parse_file_name(&name) else {
@@ -367,13 +403,7 @@ pub async fn open_all(runtime: &Rc<Runtime>, directory: &Path) -> Result<Vec<Seg
         };
         let file = runtime.open(&path, OpenOptions::OWNED).await?;
         let bytes = runtime.length(&file).await?;
-        segments.push(Segment::new(index, file, bytes));
+        segments.push(Segment::new(index, path, file, bytes));
     }
-    Ok(segments)
-}
-
-/// The byte range of `sectors` sectors at `sector` of a segment.
-pub fn byte_range(sector: u32, sectors: u64) -> Range<u64> {
-    let start = u64::from(sector) * SECTOR_BYTES;
-    start..start + sectors * SECTOR_BYTES
+    Ok((segments, runs))
 }

@@ -23,6 +23,7 @@ use crate::format::frame::{
 };
 use crate::format::marker::{Marker, Opening};
 use crate::journal::commit::{Decision, FRAMES_IN_FLIGHT_MAX, QueueState, decide};
+use crate::journal::runs::CoveredFrame;
 use crate::journal::segments::{Segment, Segments, Source};
 use crate::planted::{Bug, Planted};
 use crate::runtime::{Runtime, Tag};
@@ -98,6 +99,8 @@ pub struct Visible {
     pub event: VisibleEvent,
     /// What the owner wants to be reminded of.
     pub cookie: Option<u64>,
+    /// Whether it is the last of its frame.
+    pub ends_frame: bool,
 }
 
 /// What became visible.
@@ -148,6 +151,7 @@ struct InFlight {
     written: bool,
     last_lsn: Lsn,
     visible: Vec<Visible>,
+    covered: CoveredFrame,
 }
 
 /// A sync in flight.
@@ -165,6 +169,8 @@ pub struct Written {
     pub sector: u32,
     /// Header and payload.
     pub bytes: Slice,
+    /// For index runs.
+    pub covered: CoveredFrame,
 }
 
 /// The writer.
@@ -366,12 +372,15 @@ impl Writer {
     fn submit_frame(&mut self, segments: &mut Segments) -> bool {
         let Some(room) = self.room_for_next(segments) else { return false };
         let mut plan = FramePlan::default();
-        for pending in self.control.drain(..) {
+        let mut is_ended = false;
+        while !is_ended && let Some(pending) = self.control.pop_front() {
+            // Nothing stands behind a marker in its frame, so that what it ends can be told by whole frames.
+            is_ended = matches!(pending.entry, Entry::Marker(_));
             // Control records are few and small: they fit in any fresh frame with room for one record.
             plan.push(pending);
         }
         let limit = room.min(FRAME_BYTES_TARGET);
-        let may_take_data = segments.is_reserve_whole();
+        let may_take_data = !is_ended && segments.is_reserve_whole();
         while let Some(pending) = self.data.front().filter(|_| may_take_data) {
             if !plan.fits(&pending.entry, limit) {
                 break;
@@ -442,7 +451,8 @@ impl Writer {
         self.next_lsn = first_lsn.advance(frame.records.len() as u64);
         self.stated = self.stated.max(frame.durable_through);
         self.statement_due = None;
-        segment.takes_frame(frame.number, frame.last_lsn());
+        segment.takes_frame(&frame);
+        let covered = CoveredFrame::new(segment.index, &frame, sum);
         let tag = Tag { owner: self.owner, operation: frame.number.0 };
         let offset = self.position.offset;
         self.position.offset += bytes.len() as u64;
@@ -456,6 +466,7 @@ impl Writer {
             written: false,
             last_lsn,
             visible,
+            covered,
         };
         if self.planted.is(Bug::AcknowledgeBeforeWritten) {
             self.visible = self.visible.max(in_flight.last_lsn);
@@ -495,7 +506,8 @@ impl Writer {
             self.written_frame = frame.number;
             self.visible = self.visible.max(frame.last_lsn);
             self.became_visible.extend(frame.visible.drain(..));
-            self.written.push(Written { segment: frame.segment, sector: frame.sector, bytes: frame.bytes });
+            let InFlight { segment, sector, bytes, covered, .. } = frame;
+            self.written.push(Written { segment, sector, bytes, covered });
         }
     }
 
@@ -632,7 +644,7 @@ impl FramePlan {
         let total = self.total_bytes();
         let mut buffer = Buffer::recycled(total);
         let mut visible = Vec::with_capacity(self.pending.len());
-        let mut end = 0;
+        let (mut end, records) = (0, self.pending.len());
         let header_sectors = u32::try_from(header as u64 / SECTOR_BYTES).expect("a header has few pages");
         for (index, pending) in self.pending.into_iter().enumerate() {
             let body = Body::of(pending.entry);
@@ -649,7 +661,8 @@ impl FramePlan {
             frame.records.push(Record { kind: body.kind, payload });
             let lsn = frame.first_lsn.advance(index as u64);
             let source = Source::Journal { segment: segment.index, sector };
-            visible.push(Visible { lsn, event: body.event(source), cookie: pending.cookie });
+            let ends_frame = index + 1 == records;
+            visible.push(Visible { lsn, event: body.event(source), cookie: pending.cookie, ends_frame });
         }
         buffer[header + end..].fill(0);
         frame.payload_pages = u32::try_from((total - header) / PAGE_BYTES).expect("frames are small");

@@ -40,7 +40,7 @@ impl Group {
             return;
         }
         if self.layers.frozen().is_empty() {
-            self.freeze(self.writer.visible());
+            self.freeze(self.writer.visible(), None);
         }
         if self.layers.frozen().is_empty() {
             // What failed before may have left with its disk.
@@ -101,6 +101,7 @@ impl Group {
                 Ok(image) => {
                     disk.image = image;
                     disk.failures = 0;
+                    disk.last_failure = None;
                 }
                 Err(error) if error.kind() == ErrorKind::NoSpace => {
                     tracing::warn!(group = %self.name, disk = %disk.record.name, %error, "no space for the image");
@@ -108,6 +109,7 @@ impl Group {
                 }
                 Err(error) => {
                     disk.failures += 1;
+                    disk.last_failure = Some(error.to_string());
                     tracing::error!(group = %self.name, disk = %disk.record.name, %error, "destaging failed");
                     if disk.failures >= FAILURES_MAX {
                         disk.latched = Some(error.kind());

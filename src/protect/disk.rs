@@ -20,6 +20,8 @@ pub struct Disk {
     pub latched: Option<ErrorKind>,
     /// How often in a row destaging to it failed.
     pub failures: u32,
+    /// What went wrong the last time, for people: it names file and offset.
+    pub last_failure: Option<String>,
     /// What its image lacks and the journal no longer holds, oldest first: of a latched disk only.
     pub sides: Vec<Rc<SideFile>>,
     /// What is done about its latch at present.
@@ -52,6 +54,7 @@ impl Disk {
             image,
             latched: None,
             failures: 0,
+            last_failure: None,
             sides: Vec::new(),
             care: Care::None,
             mend_asked: false,

@@ -21,6 +21,7 @@ use crate::block::{Export, Refusal, Reply, Request, Response, Ticket};
 use crate::error::{ErrorKind, Result};
 use crate::format::frame::RECORD_PAYLOAD_BYTES_MAX;
 
+use crate::format::marker::Marker;
 use crate::format::record::{DiskRecord, PointRecord};
 use crate::image::Image;
 use crate::image::destage::DiskResult;
@@ -33,6 +34,7 @@ use crate::journal::writer::{Entry, Identity, Visible, VisibleEvent, Writer};
 use crate::planted::Bug;
 use crate::protect::allocation;
 use crate::protect::disk::Disk;
+use crate::protect::indexing::{Indexing, StoredRun};
 use crate::protect::interval::{ClosedInterval, OpenInterval, Schedule};
 use crate::protect::latching::Resume;
 use crate::protect::layers::Layers;
@@ -65,6 +67,8 @@ pub(super) enum Done {
     Mended(DiskSlot, Result<Image>),
     /// A segment was created, or not.
     Segment(Result<Segment>),
+    /// An index run was written, or not.
+    Indexed(Result<StoredRun>),
     /// The publisher finished a job on an interval.
     Published(Result<Published>),
     /// The vault did not take an interval; the publisher tries again.
@@ -134,6 +138,7 @@ pub struct Group {
     pub(super) disks: BTreeMap<DiskSlot, Disk>,
     pub(super) slots: HashMap<DiskId, DiskSlot>,
     pub(super) layers: Layers,
+    pub(super) indexing: Indexing,
     pub(super) interval: OpenInterval,
     pub(super) schedule: Schedule,
     pub(super) points: Vec<PointRecord>,
@@ -157,6 +162,7 @@ pub struct Group {
     pub(super) rates: RateMeter,
     pub(super) condition: (Condition, WallNanos),
     pub(super) vault_failed: Option<ErrorKind>,
+    pub(super) vault_failed_because: Option<String>,
     pub(super) serving: bool,
     pub(super) stopping: bool,
     pub(super) sealed: bool,
@@ -181,6 +187,7 @@ pub(super) struct Parts {
     pub cache: Rc<RefCell<FrameCache>>,
     pub disks: BTreeMap<DiskSlot, Disk>,
     pub layers: Layers,
+    pub indexing: Indexing,
     pub interval: OpenInterval,
     pub intervals_waiting: VecDeque<ClosedInterval>,
     pub points: Vec<PointRecord>,
@@ -195,7 +202,8 @@ impl Group {
     pub(super) fn from_parts(parts: Parts) -> Group {
         let (now, wall) = (parts.runtime.now(), parts.runtime.wall());
         let slots = parts.disks.iter().map(|(&slot, disk)| (disk.record.id, slot)).collect();
-        let reads = Reads::new(Rc::clone(&parts.runtime), parts.owner);
+        let planted = parts.settings.plan.planted;
+        let reads = Reads::new(Rc::clone(&parts.runtime), parts.owner, planted);
         Group {
             runtime: parts.runtime,
             owner: parts.owner,
@@ -209,6 +217,7 @@ impl Group {
             disks: parts.disks,
             slots,
             layers: parts.layers,
+            indexing: parts.indexing,
             interval: parts.interval,
             schedule: Schedule::new(parts.point_interval, now),
             points: parts.points,
@@ -231,6 +240,7 @@ impl Group {
             rates: RateMeter::default(),
             condition: (Condition::Opening, wall),
             vault_failed: None,
+            vault_failed_because: None,
             serving: false,
             stopping: false,
             sealed: false,
@@ -460,13 +470,13 @@ impl Group {
         for (disk, range, source) in std::mem::take(&mut self.delayed) {
             self.layers.insert(disk, range, source);
         }
-        for visible in self.writer.take_visible() {
-            self.apply(visible);
-        }
-        let mut cache = self.cache.borrow_mut();
         for written in self.writer.take_written() {
             self.counters.journal_bytes += written.bytes.len() as u64;
-            cache.insert(written.segment.index, written.sector, written.bytes);
+            self.cache.borrow_mut().insert(written.segment.index, written.sector, written.bytes);
+            self.indexing.add(written.covered);
+        }
+        for visible in self.writer.take_visible() {
+            self.apply(visible);
         }
     }
 
@@ -479,12 +489,13 @@ impl Group {
                     self.layers.insert(disk, range, source);
                 }
                 self.interval.touch();
-                if self.layers.is_full() {
-                    self.freeze(visible.lsn);
-                }
             }
             VisibleEvent::Marker(marker) => self.end_interval(visible.lsn, marker),
             VisibleEvent::Boundary => {}
+        }
+        // Where a frame ends, so that index runs are of whole frames.
+        if visible.ends_frame && self.layers.is_full() {
+            self.freeze(visible.lsn, None);
         }
         if let Some(cookie) = visible.cookie {
             self.acknowledge(cookie, visible.lsn);
@@ -501,14 +512,18 @@ impl Group {
         }
     }
 
-    pub(super) fn freeze(&mut self, last: Lsn) {
-        if let Some(layer) = self.layers.freeze(last) {
-            self.interval.add(layer);
+    /// Ends the open layer at record `last`, the end of a frame, with a marker or without one.
+    pub(super) fn freeze(&mut self, last: Lsn, marker: Option<&Marker>) {
+        let layer = self.layers.freeze(last);
+        if let Some(layer) = &layer {
+            self.interval.add(Rc::clone(layer));
         }
+        self.indexing.freeze(last, layer, marker);
     }
 
     pub(super) fn reader(&self) -> Reader {
-        Reader::new(Rc::clone(&self.runtime), Rc::clone(&self.cache), &self.segments)
+        let planted = self.settings.plan.planted;
+        Reader::new(Rc::clone(&self.runtime), Rc::clone(&self.cache), &self.segments, planted)
     }
 
     fn answer_barriers(&mut self) {
@@ -555,6 +570,7 @@ impl Group {
                     self.segments.created(segment);
                 }
                 Some(Done::Segment(Err(error))) => self.segment_failed(&error),
+                Some(Done::Indexed(result)) => self.finish_indexing(result),
                 Some(Done::Published(result)) => self.finish_publish(result),
                 Some(Done::PublishDelayed(kind)) => self.publish_retry.failed(self.runtime.now(), kind),
                 Some(Done::Joined(result, callback)) => self.finish_join(result, callback),

@@ -99,6 +99,17 @@ impl Layers {
         Some(layer)
     }
 
+    /// Adds a layer that opening made again, newer than all that are here.
+    pub fn adopt(&mut self, layer: Rc<Layer>) {
+        self.open_first = layer.last.next();
+        self.frozen.push_back(layer);
+    }
+
+    /// Records up to `last` are in no open layer any more.
+    pub fn resume(&mut self, last: Lsn) {
+        self.open_first = last.next();
+    }
+
     /// The frozen layers, oldest first.
     pub fn frozen(&self) -> &VecDeque<Rc<Layer>> {
         &self.frozen

@@ -89,7 +89,7 @@ impl Group {
             return callback(Err(error));
         }
         // The read path forgets the disk; the interval does not, for a marker that lists it may be under way.
-        self.freeze(self.writer.visible());
+        self.freeze(self.writer.visible(), None);
         self.layers.forget(slot);
         self.disks.remove(&slot);
         let (runtime, images) = (Rc::clone(&self.runtime), self.settings.plan.images());

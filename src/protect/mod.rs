@@ -10,6 +10,7 @@ pub mod allocation;
 mod destaging;
 pub mod disk;
 pub mod group;
+pub mod indexing;
 pub mod interval;
 pub mod latching;
 pub mod layers;

@@ -19,9 +19,10 @@ use crate::image::Image;
 use crate::image::mend::{Mend, mend};
 use crate::image::side::{self, SideNames};
 use crate::journal::cache::FrameCache;
-use crate::journal::open::{JournalPlan, OpenedJournal};
+use crate::journal::open::{JournalPlan, OpenedJournal, Recovered};
 use crate::journal::reader::Reader;
 use crate::journal::recover::Known;
+use crate::journal::runs::{self, CoveredFrame, IndexedLayer, LoadedRun, Needs};
 use crate::journal::scan::{Owner, Scanned};
 use crate::journal::segments::{SegmentIndex, Source};
 use crate::journal::writer::{Entry, Identity, Writer};
@@ -29,11 +30,12 @@ use crate::journal::{self};
 use crate::planted::Planted;
 use crate::protect::disk::Disk;
 use crate::protect::group::{Group, GroupSettings, Mailbox, Parts};
+use crate::protect::indexing::Indexing;
 use crate::protect::interval::{ClosedInterval, OpenInterval};
-use crate::protect::layers::Layers;
+use crate::protect::layers::{Layer, Layers};
 use crate::protect::publisher;
 use crate::runtime::Runtime;
-use crate::units::{DiskSlot, GroupId, GroupNanos, IncarnationId, Lsn, SECTOR_BYTES, TimelineId};
+use crate::units::{DiskSlot, GroupId, GroupNanos, IncarnationId, Lsn, TimelineId};
 use crate::vault::Vault;
 
 /// Where a group's files are, and its limits.
@@ -49,9 +51,14 @@ pub struct GroupPlan {
     pub journal_bytes: u64,
     /// Memory for recently written frames.
     pub cache_bytes_max: usize,
+    /// Journal bytes that an index run stands for, at least.
+    pub index_bytes_min: u64,
     /// A bug to plant; none but in the simulator.
     pub planted: Planted,
 }
+
+/// Less is read from the journal as fast as from an index run.
+pub const INDEX_BYTES_MIN: u64 = 64 << 20;
 
 impl GroupPlan {
     /// Directory of the journal's segments.
@@ -122,25 +129,28 @@ pub async fn open_over(runtime: Rc<Runtime>, plan: GroupPlan, vault: Rc<Vault>) 
         let vaulted = state.points().last().map_or(Lsn::ZERO, |point| point.marker);
         (state.group(), state.timeline(), vaulted)
     };
-    let stored = disks.values().map(Disk::stored).max().unwrap_or_default();
-    let known = Known { owner: Owner { group, timeline }, floor: vaulted.max(stored) };
+    let stored: BTreeMap<_, _> = disks.iter().map(|(&slot, disk)| (slot, disk.stored())).collect();
+    let floor = vaulted.max(stored.values().copied().max().unwrap_or_default());
+    let known = Known { owner: Owner { group, timeline }, floor };
+    let needs = Needs { vaulted, stored };
     let journal_plan = JournalPlan {
         directory: plan.journal(),
         segment_bytes: plan.segment_bytes,
         journal_bytes: plan.journal_bytes,
     };
     let began = runtime.now();
-    let journal = journal::open::open(Rc::clone(&runtime), &journal_plan, known, plan.planted).await?;
+    let journal =
+        journal::open::open(Rc::clone(&runtime), &journal_plan, known, &needs, plan.planted).await?;
     tracing::info!(
         %group,
         scanned_mib = journal.scanned_bytes >> 20,
-        frames = journal.accepted.len(),
+        pieces = journal.accepted.len(),
         ms = (runtime.now().0 - began.0) / 1_000_000,
         last = %journal.position.accepted,
         "the journal was opened"
     );
     let identity = Identity { group, timeline, incarnation: IncarnationId(runtime.random_u128()) };
-    assemble(runtime, plan, vault, disks, journal, identity, vaulted).await
+    assemble(runtime, plan, vault, disks, journal, identity, &needs).await
 }
 
 async fn open_disks(
@@ -195,15 +205,18 @@ async fn assemble(
     disks: BTreeMap<DiskSlot, Disk>,
     journal: OpenedJournal,
     identity: Identity,
-    vaulted: Lsn,
+    needs: &Needs,
 ) -> Result<Group> {
     let cache = Rc::new(RefCell::new(FrameCache::new(plan.cache_bytes_max)));
-    let reader = Reader::new(Rc::clone(&runtime), Rc::clone(&cache), &journal.segments);
-    let mut rebuilt = Rebuilt::new(&disks, vaulted, journal.position.accepted);
-    for (segment, scanned) in &journal.accepted {
-        rebuilt.take_frame(*segment, scanned, &reader).await?;
+    let reader = Reader::new(Rc::clone(&runtime), Rc::clone(&cache), &journal.segments, plan.planted);
+    let mut rebuilt = Rebuilt::new(needs, &reader, Indexing::new(plan.index_bytes_min));
+    for piece in journal.accepted {
+        match piece {
+            Recovered::Frame(segment, scanned) => rebuilt.take_frame(segment, &scanned).await?,
+            Recovered::Run(run) => rebuilt.take_run(run),
+        }
     }
-    let (layers, interval, intervals_waiting) = rebuilt.finish();
+    let (layers, indexing, interval, intervals_waiting) = rebuilt.finish();
     let owner = runtime.new_owner();
     let planted = plan.planted;
     let mut writer = Writer::new(Rc::clone(&runtime), owner, identity, journal.position, planted);
@@ -231,12 +244,13 @@ async fn assemble(
         cache,
         disks,
         layers,
+        indexing,
         interval,
         intervals_waiting,
         points,
         point_interval: Duration::from_millis(u64::from(interval_ms)),
         publisher,
-        vaulted,
+        vaulted: needs.vaulted,
         group_time,
         mailbox,
     }))
@@ -251,88 +265,128 @@ fn group_time_now(last: Option<(GroupNanos, crate::units::WallNanos)>, runtime: 
 }
 
 /// Layers and intervals, as the accepted records make them again.
+///
+/// One set of maps is made for both: a layer ends wherever image or vault say that they have everything up to there, so
+/// that it belongs to the read path of a disk, and to an interval, as a whole or not at all.
 struct Rebuilt<'a> {
-    disks: &'a BTreeMap<DiskSlot, Disk>,
-    vaulted: Lsn,
-    end: Lsn,
+    needs: &'a Needs,
+    reader: &'a Reader,
+    /// Where layers must end, the next one first.
+    boundaries: VecDeque<Lsn>,
+    open: Layers,
+    /// The last record that was taken.
+    last: Lsn,
     layers: Layers,
-    since_point: Layers,
+    indexing: Indexing,
     interval: OpenInterval,
     waiting: VecDeque<ClosedInterval>,
 }
 
 impl<'a> Rebuilt<'a> {
-    fn new(disks: &'a BTreeMap<DiskSlot, Disk>, vaulted: Lsn, end: Lsn) -> Rebuilt<'a> {
+    fn new(needs: &'a Needs, reader: &'a Reader, indexing: Indexing) -> Rebuilt<'a> {
         Rebuilt {
-            disks,
-            vaulted,
-            end,
+            needs,
+            reader,
+            boundaries: needs.boundaries().into(),
+            open: Layers::new(Lsn::ZERO),
+            last: Lsn::ZERO,
             layers: Layers::new(Lsn::ZERO),
-            since_point: Layers::new(Lsn::ZERO),
+            indexing,
             interval: OpenInterval::default(),
             waiting: VecDeque::new(),
         }
     }
 
-    async fn take_frame(&mut self, segment: SegmentIndex, scanned: &Scanned, reader: &Reader) -> Result<()> {
+    fn take_run(&mut self, run: LoadedRun) {
+        self.freeze(self.last, None);
+        self.indexing.adopt(&run);
+        for IndexedLayer { last, data_bytes, maps, marker, .. } in run.layers {
+            let first = std::mem::replace(&mut self.last, last).next();
+            self.pass(Rc::new(Layer { first, last, maps, bytes: data_bytes }));
+            if let Some(marker) = marker {
+                self.end_interval(last, marker);
+            }
+        }
+        self.last = run.end.last_lsn;
+    }
+
+    async fn take_frame(&mut self, segment: SegmentIndex, scanned: &Scanned) -> Result<()> {
         let frame = &scanned.frame;
-        let header_sectors = frame.header_bytes() as u64 / SECTOR_BYTES;
-        let base = frame.segment_offset() / SECTOR_BYTES + header_sectors;
-        let base =
-            u32::try_from(base).map_err(|_| Error::corrupt("a frame lies beyond 2 TiB of its segment"))?;
+        let base = frame.payload_base();
+        self.indexing.begin(runs::before(frame));
+        self.indexing.add(CoveredFrame::new(segment, frame, scanned.sum));
         for (index, record) in frame.records.iter().enumerate() {
             let lsn = frame.first_lsn.advance(index as u64);
+            self.end_at_boundary(lsn);
+            self.last = lsn;
             let sector = base + record.payload.sector;
             match record.kind {
                 RecordKind::Write { disk, range } => {
-                    let source = Source::Journal { segment, sector };
-                    self.take_data(lsn, disk, range, source);
+                    self.open.insert(disk, range, Source::Journal { segment, sector });
                 }
                 RecordKind::Zero { disk, range, allocated } => {
-                    self.take_data(lsn, disk, range, Source::Zero { allocated });
+                    self.open.insert(disk, range, Source::Zero { allocated });
                 }
-                RecordKind::Marker if lsn > self.vaulted => {
-                    let marker = read_marker(segment, sector, record, reader).await?;
-                    self.end_interval(lsn, marker, reader);
+                RecordKind::Marker => {
+                    let marker = read_marker(segment, sector, record, self.reader).await?;
+                    self.freeze(lsn, Some(&marker));
+                    self.end_interval(lsn, marker);
                 }
-                RecordKind::Marker | RecordKind::Opening | RecordKind::Seal => {}
+                RecordKind::Opening | RecordKind::Seal => {}
             }
+        }
+        if self.open.is_full() {
+            self.freeze(self.last, None);
         }
         Ok(())
     }
 
-    /// A disk that left has no image any more; but a point whose marker lies before that still holds it.
-    fn take_data(&mut self, lsn: Lsn, slot: DiskSlot, range: crate::units::SectorRange, source: Source) {
-        if self.disks.get(&slot).is_some_and(|disk| lsn > disk.stored()) {
-            self.layers.insert(slot, range, source);
-            if self.layers.is_full() {
-                self.layers.freeze(lsn);
-            }
-        }
-        if lsn > self.vaulted {
-            self.since_point.insert(slot, range, source);
-            self.interval.touch();
-            if self.since_point.is_full() {
-                self.freeze_interval(lsn);
-            }
+    /// Ends the layer before record `lsn` if image or vault have just what comes before.
+    fn end_at_boundary(&mut self, lsn: Lsn) {
+        while self.boundaries.pop_front_if(|boundary| *boundary < lsn).is_some() {
+            self.freeze(self.last, None);
         }
     }
 
-    fn freeze_interval(&mut self, lsn: Lsn) {
-        if let Some(layer) = self.since_point.freeze(lsn) {
+    fn freeze(&mut self, last: Lsn, marker: Option<&Marker>) {
+        let layer = self.open.freeze(last);
+        if let Some(layer) = &layer {
+            self.pass(Rc::clone(layer));
+        }
+        self.indexing.freeze(last, layer, marker);
+    }
+
+    /// Hands a layer to who needs it. A disk that left has no image any more; but a point whose marker lies before that
+    /// still holds it.
+    fn pass(&mut self, layer: Rc<Layer>) {
+        let lacks = |slot: &DiskSlot| self.needs.stored.get(slot).is_some_and(|&has| has < layer.last);
+        if layer.maps.keys().all(lacks) && !layer.maps.is_empty() {
+            self.layers.adopt(Rc::clone(&layer));
+        } else {
+            let maps = layer.maps.iter().filter(|(slot, _)| lacks(slot));
+            let maps: BTreeMap<_, _> = maps.map(|(&slot, map)| (slot, Rc::clone(map))).collect();
+            if !maps.is_empty() {
+                let Layer { first, last, bytes, .. } = *layer;
+                self.layers.adopt(Rc::new(Layer { first, last, maps, bytes }));
+            }
+        }
+        if layer.last > self.needs.vaulted && !layer.maps.is_empty() {
+            self.interval.touch();
             self.interval.add(layer);
         }
     }
 
-    fn end_interval(&mut self, lsn: Lsn, marker: Marker, reader: &Reader) {
-        self.freeze_interval(lsn);
-        self.waiting.push_back(self.interval.close(lsn, marker, reader.clone()));
+    fn end_interval(&mut self, lsn: Lsn, marker: Marker) {
+        if lsn > self.needs.vaulted {
+            self.waiting.push_back(self.interval.close(lsn, marker, self.reader.clone()));
+        }
     }
 
-    fn finish(mut self) -> (Layers, OpenInterval, VecDeque<ClosedInterval>) {
-        self.freeze_interval(self.end);
-        self.layers.freeze(self.end);
-        (self.layers, self.interval, self.waiting)
+    fn finish(mut self) -> (Layers, Indexing, OpenInterval, VecDeque<ClosedInterval>) {
+        self.freeze(self.last, None);
+        self.indexing.begin(runs::NOTHING);
+        self.layers.resume(self.last);
+        (self.layers, self.indexing, self.interval, self.waiting)
     }
 }
 

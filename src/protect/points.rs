@@ -102,6 +102,7 @@ impl Group {
                 tracing::error!(group = %self.name, %error, "a recovery point could not be published");
                 self.vault_failed = Some(error.kind());
                 self.publish_retry.succeeded();
+                self.vault_failed_because = Some(error.to_string());
                 self.fail_waiting_points();
             }
         }
@@ -109,7 +110,7 @@ impl Group {
 
     pub(super) fn end_interval(&mut self, lsn: Lsn, marker: Marker) {
         if !self.settings.plan.planted.is(Bug::DeltaFromOpenMap) {
-            self.freeze(lsn);
+            self.freeze(lsn, Some(&marker));
         }
         self.markers_pending -= 1;
         let reader = self.reader();

@@ -1,7 +1,7 @@
 //! Reads in flight: each is cut into pieces by where its bytes are, and answered when the last piece is there.
 //!
-//! A read pins the segments that it reads, so that recycling waits for it. What it reads of a side file is compared with
-//! its sum.
+//! A read pins the segments that it reads, so that recycling waits for it. What comes from the journal is verified by
+//! `journal::reader`, what comes from a side file by its sum; what comes from an image cannot be.
 
 use std::rc::Rc;
 
@@ -11,10 +11,12 @@ use crate::block::{DataPiece, Refusal, Reply, Response, Ticket};
 use crate::error::Result;
 use crate::image::side::{ChunkPart, SidePiece};
 use crate::journal::cache::FrameCache;
-use crate::journal::segments::{Segment, Segments, Source, byte_range};
+use crate::journal::reader::{Located, PayloadRead, locate};
+use crate::journal::segments::{Segments, Source};
+use crate::planted::Planted;
 use crate::protect::place::Place;
 use crate::runtime::{Runtime, Tag};
-use crate::storage::{Buffer, File, Op, Outcome, Slice};
+use crate::storage::{Buffer, File, Op, Outcome};
 use crate::units::{SectorRange, to_usize};
 
 /// Marks the operations of reads among those of a group.
@@ -25,6 +27,7 @@ const PIECE_BITS: u32 = 24;
 pub struct Reads {
     runtime: Rc<Runtime>,
     owner: u32,
+    planted: Planted,
     in_flight: Slab<Read>,
 }
 
@@ -33,43 +36,20 @@ struct Read {
     pieces: Vec<Piece>,
     missing: usize,
     failed: bool,
-    _pins: Vec<Rc<Segment>>,
 }
 
-/// A part of the answer.
+/// A part of a read's range.
 enum Piece {
     Here(DataPiece),
-    /// Being read as it is.
-    Awaited,
-    /// Being read with the rest of its chunk.
-    AwaitedIn(ChunkPart),
-}
-
-impl Piece {
-    /// Takes what was read for it.
-    fn fill(&mut self, slice: Slice) -> Result<()> {
-        let slice = match self {
-            Piece::AwaitedIn(part) => part.verified(&slice)?,
-            _ => slice,
-        };
-        *self = Piece::Here(DataPiece::Bytes(slice));
-        Ok(())
-    }
-
-    fn into_data(self) -> DataPiece {
-        match self {
-            Piece::Here(data) => data,
-            Piece::Awaited | Piece::AwaitedIn(_) => {
-                unreachable!("a read is answered when nothing is missing")
-            }
-        }
-    }
+    InImage,
+    InJournal(PayloadRead),
+    InSideFile(ChunkPart),
 }
 
 impl Reads {
     /// No reads; operations carry `owner`.
-    pub fn new(runtime: Rc<Runtime>, owner: u32) -> Reads {
-        Reads { runtime, owner, in_flight: Slab::new() }
+    pub fn new(runtime: Rc<Runtime>, owner: u32, planted: Planted) -> Reads {
+        Reads { runtime, owner, planted, in_flight: Slab::new() }
     }
 
     /// Number in flight.
@@ -94,42 +74,20 @@ impl Reads {
         let entry = self.in_flight.vacant_entry();
         let read_operation = OPERATION_READ | (entry.key() as u64) << PIECE_BITS;
         let mut pieces = Vec::with_capacity(parts.len());
-        let mut pins = Vec::new();
         let mut missing = 0;
         for (index, (range, place)) in parts.iter().enumerate() {
-            let (file, offset, bytes) = match place {
-                Place::Layer(Source::Zero { .. }) | Place::Side(SidePiece::Zero { .. }) => {
-                    pieces.push(Piece::Here(DataPiece::Zeros(range.bytes())));
-                    continue;
-                }
-                Place::Layer(Source::Journal { segment, sector }) => {
-                    if let Some(slice) = cache.get(*segment, *sector, range.sectors()) {
-                        pieces.push(Piece::Here(DataPiece::Bytes(slice)));
-                        continue;
-                    }
-                    let pinned = segments.get(*segment).expect("a layer names only segments that are in use");
-                    pins.push(Rc::clone(pinned));
-                    pieces.push(Piece::Awaited);
-                    (&pinned.file, byte_range(*sector, range.sectors()).start, to_usize(range.bytes()))
-                }
-                Place::Side(SidePiece::Data(part)) => {
-                    pieces.push(Piece::AwaitedIn(part.clone()));
-                    (&part.file, part.offset, part.bytes)
-                }
-                Place::Image => {
-                    pieces.push(Piece::Awaited);
-                    (image, range.byte_offset(), to_usize(range.bytes()))
-                }
-            };
-            missing += 1;
-            let buffer = Buffer::recycled(bytes);
-            let tag = Tag { owner: self.owner, operation: read_operation | index as u64 };
-            self.runtime.submit(tag, Op::Read { file: file.clone(), offset, buffer });
+            let (piece, operation) = find(*range, place, image, segments, cache);
+            pieces.push(piece);
+            if let Some(operation) = operation {
+                missing += 1;
+                let tag = Tag { owner: self.owner, operation: read_operation | index as u64 };
+                self.runtime.submit(tag, operation);
+            }
         }
         if missing == 0 {
-            return Some(Ok(data_of(pieces)));
+            return Some(Ok(answer(pieces)));
         }
-        entry.insert(Read { ticket, pieces, missing, failed: false, _pins: pins });
+        entry.insert(Read { ticket, pieces, missing, failed: false });
         None
     }
 
@@ -139,24 +97,74 @@ impl Reads {
         let key = to_usize(operation >> PIECE_BITS);
         let index = to_usize(operation & ((1 << PIECE_BITS) - 1));
         let read = self.in_flight.get_mut(key).expect("a read stays until its last piece");
-        let filled = result.and_then(|outcome| match outcome {
-            Outcome::Read(buffer) => read.pieces[index].fill(buffer.freeze()),
-            other => unreachable!("a read gives a buffer, not {other:?}"),
-        });
-        if let Err(error) = filled {
-            tracing::error!(%error, "a read failed");
-            read.failed = true;
+        let piece = &mut read.pieces[index];
+        match result.and_then(|outcome| piece.take(outcome.into_buffer(), self.planted)) {
+            Ok(data) => *piece = Piece::Here(data),
+            Err(error) => {
+                tracing::error!(%error, "a read failed");
+                read.failed = true;
+            }
         }
         read.missing -= 1;
         if read.missing > 0 {
             return None;
         }
         let read = self.in_flight.remove(key);
-        let reply = if read.failed { Err(Refusal::Io) } else { Ok(data_of(read.pieces)) };
+        let reply = if read.failed { Err(Refusal::Io) } else { Ok(answer(read.pieces)) };
         Some((read.ticket, reply))
     }
 }
 
-fn data_of(pieces: Vec<Piece>) -> Response {
-    Response::Data(pieces.into_iter().map(Piece::into_data).collect())
+/// A piece, and the operation that brings it if memory does not have it.
+fn find(
+    range: SectorRange,
+    place: &Place,
+    image: &File,
+    segments: &Segments,
+    cache: &FrameCache,
+) -> (Piece, Option<Op>) {
+    match place {
+        Place::Layer(Source::Zero { .. }) | Place::Side(SidePiece::Zero { .. }) => {
+            (Piece::Here(DataPiece::Zeros(range.bytes())), None)
+        }
+        Place::Layer(Source::Journal { segment, sector }) => {
+            match locate(cache, (*segment, *sector), range.sectors(), |index| segments.get(index)) {
+                Located::Cached(slice) => (Piece::Here(DataPiece::Bytes(slice)), None),
+                Located::Stored(read) => {
+                    let operation = read.operation();
+                    (Piece::InJournal(read), Some(operation))
+                }
+            }
+        }
+        Place::Side(SidePiece::Data(part)) => {
+            let buffer = Buffer::recycled(part.bytes);
+            let operation = Op::Read { file: part.file.clone(), offset: part.offset, buffer };
+            (Piece::InSideFile(part.clone()), Some(operation))
+        }
+        Place::Image => {
+            let buffer = Buffer::recycled(to_usize(range.bytes()));
+            let operation = Op::Read { file: image.clone(), offset: range.byte_offset(), buffer };
+            (Piece::InImage, Some(operation))
+        }
+    }
+}
+
+impl Piece {
+    /// What the piece's operation brought.
+    fn take(&self, buffer: Buffer, planted: Planted) -> Result<DataPiece> {
+        match self {
+            Piece::InJournal(read) => read.verify(buffer, planted).map(DataPiece::Bytes),
+            Piece::InSideFile(part) => part.verified(&buffer.freeze()).map(DataPiece::Bytes),
+            Piece::InImage => Ok(DataPiece::Bytes(buffer.freeze())),
+            Piece::Here(_) => unreachable!("a piece that is here has no operation"),
+        }
+    }
+}
+
+fn answer(pieces: Vec<Piece>) -> Response {
+    let data = pieces.into_iter().map(|piece| match piece {
+        Piece::Here(data) => data,
+        _ => unreachable!("no piece is missing"),
+    });
+    Response::Data(data.collect())
 }

@@ -47,6 +47,7 @@ impl Group {
             None => self.destaged,
         };
         let needless = self.vaulted_or_clean(vaulted).min(destaged);
+        self.index(needless);
         let (durable, next) = (self.writer.durable_frame(), self.writer.next_frame());
         let mut cache = self.cache.borrow_mut();
         for segment in self.segments.recycle(needless, durable, next) {

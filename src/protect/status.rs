@@ -22,7 +22,7 @@ pub enum Condition {
     JournalFull,
     /// Writes wait, or images lag: a file system is full.
     NoSpace,
-    /// One disk's image failed: that disk's writes fail.
+    /// One disk's image failed, or what the journal holds of it is damaged: that disk's writes fail.
     ImageFailed,
     /// The vault refused a point for good: the journal fills.
     VaultFailed,
@@ -98,8 +98,12 @@ pub struct GroupSnapshot {
     pub interval_ms: u64,
     /// Its disks.
     pub disks: Vec<DiskRecord>,
-    /// Names of the disks whose image failed.
+    /// Names of the disks whose image failed, or whose records in the journal are damaged,
     pub latched_disks: Vec<String>,
+    /// and what went wrong with each.
+    pub latched_because: Vec<String>,
+    /// Why the vault refused a point for good, if it did.
+    pub vault_failure: Option<String>,
     /// What it is doing,
     pub condition: Condition,
     /// and since when.
@@ -207,7 +211,7 @@ impl Group {
 
     /// The group as it stands.
     pub fn snapshot(&self) -> GroupSnapshot {
-        let latched = self.disks.values().filter(|disk| disk.latched.is_some());
+        let latched = || self.disks.values().filter(|disk| disk.latched.is_some());
         let (writes_per_s, bytes_per_s) = self.rates.rates(self.runtime.now(), &self.counters);
         GroupSnapshot {
             id: self.identity.group,
@@ -215,7 +219,9 @@ impl Group {
             created: self.settings.vault.manifest().state().record().created,
             interval_ms: u64::try_from(self.schedule.interval().as_millis()).unwrap_or(u64::MAX),
             disks: self.disks.values().map(|disk| disk.record.clone()).collect(),
-            latched_disks: latched.map(|disk| disk.record.name.clone()).collect(),
+            latched_disks: latched().map(|disk| disk.record.name.clone()).collect(),
+            latched_because: latched().filter_map(|disk| disk.last_failure.clone()).collect(),
+            vault_failure: self.vault_failed_because.clone(),
             condition: self.condition.0,
             since: self.condition.1,
             ladder: self.ladder(),

@@ -266,7 +266,7 @@ impl Site {
     }
 
     /// Small and unaligned mostly, now and then large; some places are hot.
-    fn draw_range(&mut self, sectors: u64) -> SectorRange {
+    pub(super) fn draw_range(&mut self, sectors: u64) -> SectorRange {
         let most = self.plan.write_sectors_max.min(sectors);
         let length = match self.random.below(16) {
             0..8 => 1 + self.random.below(8),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::answers::joined;
 use super::history::Contents;
 use super::process::group_plan;
+use super::rot::is_segment;
 use super::sector::stamps;
 use super::site::{Outcome, Site};
 use crate::error::Result;
@@ -34,6 +35,10 @@ impl Site {
         self.check_all_points()?;
         self.damage()?;
         self.settle()?;
+        if self.random.chance(1, 2) {
+            self.damage_alive()?;
+            self.settle()?;
+        }
         self.stop()?;
         self.settle()
     }
@@ -102,7 +107,7 @@ impl Site {
     }
 
     /// What the image files hold.
-    fn images(&self) -> std::result::Result<Contents, String> {
+    pub(super) fn images(&self) -> std::result::Result<Contents, String> {
         let directory = group_plan(&self.plan, self.planted).images();
         let staying = self.clients.members.iter().filter(|member| !member.leaving);
         let image = |number, id: DiskId| {
@@ -116,7 +121,8 @@ impl Site {
     /// The journal keeps to its limit.
     pub(super) fn check_bounds(&self) -> Outcome {
         let journal = group_plan(&self.plan, self.planted).journal();
-        let segments = self.disk.files().into_iter().filter(|path| path.starts_with(&journal)).count();
+        let is_there = |path: &std::path::PathBuf| path.starts_with(&journal) && is_segment(path);
+        let segments = self.disk.files().into_iter().filter(is_there).count();
         // An opening that finds the journal full takes one more.
         let limit = self.plan.segments + 1;
         if segments as u64 <= limit + self.report.faults {

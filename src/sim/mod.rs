@@ -14,7 +14,7 @@
 //! | after a clean stop the images alone hold everything | `finale` |
 //! | the journal stays within its limit; when faults end, everything comes to its end | `finale` |
 //! | a latched disk loses nothing, holds up nobody, and takes writes again once its image was mended and resumed | `repair`, `finale` |
-//! | bit rot is refused or harmless | `rot` |
+//! | bit rot is refused or harmless, whether it happens at rest or under a process that runs | `rot` |
 //!
 //! It proves itself by [planted bugs](crate::planted), which `tests/simulation.rs` has it find.
 
@@ -83,6 +83,10 @@ pub struct Report {
     pub rots: u64,
     /// Of these, how many were refused.
     pub rots_refused: u64,
+    /// Index runs that openings took for the frames.
+    pub runs_used: u64,
+    /// Reads and points that were refused because a bit had flipped while the process ran.
+    pub rots_met: u64,
 }
 
 impl Report {
@@ -102,6 +106,8 @@ impl Report {
         self.mends += other.mends;
         self.rots += other.rots;
         self.rots_refused += other.rots_refused;
+        self.runs_used += other.runs_used;
+        self.rots_met += other.rots_met;
     }
 }
 

@@ -15,6 +15,8 @@ pub struct Plan {
     pub segments: u64,
     /// Frame cache.
     pub cache_bytes: usize,
+    /// Journal bytes that an index run stands for, at least.
+    pub index_bytes: u64,
     /// Time between points.
     pub interval: Duration,
     /// Requests in flight at most.
@@ -52,6 +54,7 @@ impl Plan {
             segment_bytes,
             segments: 6 + random.below(11),
             cache_bytes: *random.choose(&[0, 16 << 10, 128 << 10]),
+            index_bytes: *random.choose(&[0, 8 << 10, 64 << 10, 1 << 30]),
             interval: Duration::from_millis(*random.choose(&[5, 20, 100, 500])),
             depth: *random.choose(&[1, 2, 4, 8, 16]),
             // The largest record and its header must fit in a segment.

@@ -7,7 +7,7 @@ use super::history::Contents;
 use super::process::GROUP;
 use super::sector::stamps;
 use super::site::{Outcome, Site};
-use crate::block::{Export, Request, Response, TestId, Ticket};
+use crate::block::{Export, Reply, Request, Response, TestId, Ticket};
 use crate::failover::TestFailover;
 use crate::format::record::DiskRecord;
 use crate::units::{DiskId, SectorRange};
@@ -32,6 +32,7 @@ impl Site {
         self.history.cut(count);
         self.points.cut(count)?;
         let Some(group) = self.process.group() else { return Ok(()) };
+        self.report.runs_used += group.adopted_runs() as u64;
         self.points.compare(group.points())?;
         self.points.observe(group.points(), &self.history)?;
         self.reconcile_tests()?;
@@ -100,25 +101,30 @@ impl Site {
         let mut contents = Contents::new();
         for member in members {
             let range = SectorRange::new(0, self.history.sectors(member.number));
-            let ticket = Ticket { session: SESSION, request: 0 };
-            self.process.submit(ticket, Export::Disk(GROUP, member.id), Request::Read { range });
-            let mut answer = self.process.replies();
-            let answered = |answer: &Vec<_>| answer.iter().any(|(other, _)| *other == ticket);
-            // The clients' answers wait until this one is there.
-            while !answered(&answer) {
-                self.step_disk();
-                self.process.step().map_err(|error| format!("an open group opened again: {error}"))?;
-                answer.extend(self.process.replies());
-            }
-            let place = answer.iter().position(|(other, _)| *other == ticket).expect("answered");
-            let (_, reply) = answer.remove(place);
-            self.take(answer)?;
-            let pieces = match reply {
+            let pieces = match self.read_now(member.id, range)? {
                 Ok(Response::Data(pieces)) => pieces,
                 other => return Err(format!("disk {} can't be read: {other:?}", member.number)),
             };
             contents.insert(member.number, stamps(member.number, 0, &joined(&pieces, range)?)?);
         }
         Ok(contents)
+    }
+
+    /// Reads a range of a disk, while nothing new is asked.
+    pub(super) fn read_now(&mut self, disk: DiskId, range: SectorRange) -> Result<Reply, String> {
+        let ticket = Ticket { session: SESSION, request: 0 };
+        self.process.submit(ticket, Export::Disk(GROUP, disk), Request::Read { range });
+        let mut answer = self.process.replies();
+        let answered = |answer: &Vec<_>| answer.iter().any(|(other, _)| *other == ticket);
+        // The clients' answers wait until this one is there.
+        while !answered(&answer) {
+            self.step_disk();
+            self.process.step().map_err(|error| format!("an open group opened again: {error}"))?;
+            answer.extend(self.process.replies());
+        }
+        let place = answer.iter().position(|(other, _)| *other == ticket).expect("answered");
+        let (_, reply) = answer.remove(place);
+        self.take(answer)?;
+        Ok(reply)
     }
 }

@@ -1,12 +1,29 @@
-//! Bit rot: a bit of what is stored flips while nobody looks. It is refused, or harmless; never served.
+//! Bit rot: a bit of what is stored flips while nobody looks, at rest or under a process that runs. It is refused, or
+//! harmless; never served, and never carried on to an image or a point.
 
+use std::cell::RefCell;
 use std::path::Path;
+use std::rc::Rc;
 
+use super::answers::joined;
+use super::clients::Member;
+use super::history::Contents;
+use super::sector::stamps;
 use super::site::{Outcome, Site};
+use crate::block::{Refusal, Response};
 use crate::error::{Error, ErrorKind};
+use crate::format::record::PointRecord;
+use crate::journal::segments::parse_file_name;
+use crate::units::{PointId, SectorRange};
 
-/// Bits flipped in one run, each on a copy of its own.
+/// Bits flipped at rest in one run, each on a copy of its own.
 const ROTS: u64 = 2;
+/// Bits flipped in the journal of a process that runs.
+const ROTS_ALIVE: u64 = 3;
+/// Writes that the journal still holds when that happens, at most.
+const BACKLOG_MAX: u64 = 24;
+/// What is read at a time: a refusal says nothing about all of it.
+const READ_SECTORS: u64 = 16;
 
 impl Site {
     /// Flips bits and opens the group each time; afterwards everything is as it was.
@@ -34,7 +51,112 @@ impl Site {
         Ok(())
     }
 
-    /// The group refuses to open, or a point refuses to be read, or everything is right.
+    /// Flips bits in the journal under the running process, which then reads, destages and makes a point; and opens
+    /// the group again. Afterwards everything is as it was.
+    pub(super) fn damage_alive(&mut self) -> Outcome {
+        self.write_backlog()?;
+        let sound = self.disk.image();
+        // From here on, what is refused is no failure; and no point is taken up that will not have been.
+        (self.is_faulted, self.is_verified) = (true, false);
+        for _ in 0..ROTS_ALIVE {
+            let seed = self.random.next();
+            let Some(rot) = self.disk.rot_somewhere(seed, is_segment) else { break };
+            self.report.rots += 1;
+            self.tracer.note(|| format!("under way: {rot:?}"));
+        }
+        self.judge_alive().map_err(|text| format!("after rot under way: {text}"))?;
+        self.disk.kill_process(self.process.id());
+        self.disk.run();
+        self.start_process();
+        self.judge_damage().map_err(|text| format!("reopened after rot under way: {text}"))?;
+        self.disk.kill_process(self.process.id());
+        self.disk.run();
+        self.disk.restore(&sound);
+        self.start_process();
+        Ok(())
+    }
+
+    /// Acknowledged writes that are in the journal only.
+    fn write_backlog(&mut self) -> Outcome {
+        for _ in 0..1 + self.random.below(BACKLOG_MAX) {
+            let staying: Vec<Member> =
+                self.clients.members.iter().filter(|member| !member.leaving).cloned().collect();
+            let member = self.random.choose(&staying).clone();
+            let range = self.draw_range(self.history.sectors(member.number));
+            let stamp = self.clients.next_stamp();
+            self.change(&member, range, Some(stamp))?;
+            self.drive("a write", |site| site.clients.pending.is_empty())?;
+        }
+        Ok(())
+    }
+
+    /// Reads are right or refused; so are the images in the end, and a point of all of it.
+    fn judge_alive(&mut self) -> Outcome {
+        self.compare_disks()?;
+        if let Some(point) = self.ask_rotten_point()? {
+            let issued = self.history.issued();
+            match self.try_view(point)? {
+                Ok(contents) if self.history.find(issued, issued, &contents).is_none() => {
+                    return Err(format!("a point: {}", self.history.explain(issued, issued, &contents)));
+                }
+                Ok(_) => {}
+                Err(error) => return Err(format!("a new point can't be read: {error}")),
+            }
+        }
+        self.rest()?;
+        // Behind what is not destaged an image may be; but no sector of it holds what nobody wrote there.
+        self.images().map_err(|text| format!("an image: {text}"))?;
+        self.compare_disks()
+    }
+
+    /// Asks for a point; its id, unless it was refused.
+    fn ask_rotten_point(&mut self) -> Result<Option<PointId>, String> {
+        let answer: Rc<RefCell<Option<crate::error::Result<PointRecord>>>> = Rc::default();
+        let slot = Rc::clone(&answer);
+        let Some(group) = self.process.group() else { return Err("the group is not open".to_owned()) };
+        group.create_point("rotten".to_owned(), Box::new(move |result| drop(slot.replace(Some(result)))));
+        self.drive("a point over rot", |_| answer.borrow().is_some())?;
+        match answer.take().expect("answered") {
+            Ok(record) => Ok(Some(record.id)),
+            Err(error) if matches!(error.kind(), ErrorKind::Latched | ErrorKind::Corrupt) => {
+                self.report.rots_met += 1;
+                Ok(None)
+            }
+            Err(error) => Err(format!("a point was refused as something else: {error}")),
+        }
+    }
+
+    /// Compares all disks with what was issued; what is refused is passed over.
+    fn compare_disks(&mut self) -> Outcome {
+        let members: Vec<Member> =
+            self.clients.members.iter().filter(|member| !member.leaving).cloned().collect();
+        let mut found = Contents::new();
+        for member in members {
+            let mut sectors = Vec::new();
+            let end = self.history.sectors(member.number);
+            for start in (0..end).step_by(READ_SECTORS.try_into().expect("small")) {
+                let range = SectorRange::new(start, end.min(start + READ_SECTORS));
+                match self.read_now(member.id, range)? {
+                    Ok(Response::Data(pieces)) => {
+                        sectors.extend(stamps(member.number, start, &joined(&pieces, range)?)?);
+                    }
+                    Err(Refusal::Io) => {
+                        self.report.rots_met += 1;
+                        sectors.extend(self.history.current(member.number, range));
+                    }
+                    other => return Err(format!("disk {} {range}: {other:?}", member.number)),
+                }
+            }
+            found.insert(member.number, sectors);
+        }
+        let issued = self.history.issued();
+        if self.history.find(issued, issued, &found).is_none() {
+            return Err(format!("served: {}", self.history.explain(issued, issued, &found)));
+        }
+        Ok(())
+    }
+
+    /// The group refuses to open, or a point refuses to be read, or everything that is served is right.
     fn judge_damage(&mut self) -> Outcome {
         loop {
             match self.process.step() {
@@ -49,11 +171,7 @@ impl Site {
             }
             self.step_disk();
         }
-        let found = self.read_disks()?;
-        let issued = self.history.issued();
-        if self.history.find(issued, issued, &found).is_none() {
-            return Err(format!("served: {}", self.history.explain(issued, issued, &found)));
-        }
+        self.compare_disks()?;
         let mut refused = false;
         for index in 0..self.points.len() {
             let point = self.points.id(index);
@@ -77,4 +195,8 @@ fn has_checksums(path: &Path) -> bool {
 /// A flipped bit of a version number reads as a version that is yet to come.
 fn is_refusal(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported)
+}
+
+pub(super) fn is_segment(path: &Path) -> bool {
+    path.file_name().and_then(|name| name.to_str()).and_then(parse_file_name).is_some()
 }

@@ -178,9 +178,15 @@ fn state(snapshot: &GroupSnapshot) -> GroupState {
         [] => String::new(),
         names => format!(" ({})", names.join(", ")),
     };
+    let because = match snapshot.condition {
+        Condition::ImageFailed => snapshot.latched_because.join("; "),
+        Condition::VaultFailed => snapshot.vault_failure.clone().unwrap_or_default(),
+        _ => String::new(),
+    };
+    let because = if because.is_empty() { because } else { format!(": {because}") };
     let reason = code.zip(snapshot.condition.explanation()).map(|(code, why)| Reason {
         code,
-        detail: format!("{}{disks}", why.what),
+        detail: format!("{}{disks}{because}", why.what),
         mend: why.mend.to_owned(),
     });
     GroupState { condition, reason, since: snapshot.since }

@@ -179,6 +179,7 @@ impl Inner {
             segment_bytes: self.configuration.journal.segment_size.0,
             journal_bytes: self.configuration.journal.size.0,
             cache_bytes_max: CACHE_BYTES_MAX,
+            index_bytes_min: crate::protect::open::INDEX_BYTES_MIN,
             planted: Planted::NONE,
         }
     }

@@ -316,6 +316,19 @@ pub enum Outcome {
     Names(Vec<String>),
 }
 
+impl Outcome {
+    /// What a read filled.
+    ///
+    /// # Panics
+    /// If the operation was no read.
+    pub fn into_buffer(self) -> Buffer {
+        match self {
+            Outcome::Read(buffer) => buffer,
+            other => unreachable!("a read gives a buffer, not {other:?}"),
+        }
+    }
+}
+
 /// A finished operation.
 #[derive(Debug)]
 pub struct Completion {

@@ -74,8 +74,8 @@ fn check_frame(frame: &Frame, sum: u64, whole: &[u8]) {
 fn check_recovery(scan: &SegmentScan) {
     let Some(first) = scan.frames.first() else { return };
     let known = Known { owner: first.frame.owner(), floor: Lsn::ZERO };
-    let _ = recover(std::slice::from_ref(scan), known, Checks::ALL);
-    let _ = recover(&[scan.clone(), scan.clone()], known, Checks::ALL);
+    let _ = recover(std::slice::from_ref(scan), known, Checks::ALL, &[]);
+    let _ = recover(&[scan.clone(), scan.clone()], known, Checks::ALL, &[]);
 }
 
 /// Makes the sums of whatever looks like a frame right, payloads first.

@@ -10,6 +10,7 @@ use afterimage::error::Result;
 use afterimage::format::marker::{Consistency, DiskEntry, Marker};
 use afterimage::journal::open::{self, JournalPlan, OpenedJournal};
 use afterimage::journal::recover::Known;
+use afterimage::journal::runs::Needs;
 use afterimage::journal::scan::Owner;
 use afterimage::journal::segments::{Segments, create};
 use afterimage::journal::writer::{Entry, Identity, Writer};
@@ -64,7 +65,7 @@ fn plan(directory: &Path) -> JournalPlan {
 
 fn open_in(runtime: &Rc<Runtime>, directory: &Path, known: Known) -> Result<OpenedJournal> {
     let (opening, plan) = (Rc::clone(runtime), plan(directory));
-    runtime.block_on(async move { open::open(opening, &plan, known, Planted::NONE).await })
+    runtime.block_on(async move { open::open(opening, &plan, known, &Needs::default(), Planted::NONE).await })
 }
 
 /// What the gateway's opening says to a journal, without keeping it open.

@@ -21,7 +21,9 @@ use crate::error::{Error, Result};
 use crate::format::checkpoint::Checkpoint;
 use crate::format::frame::{FrameFault, RecordKind, UntrustedHeader};
 use crate::format::marker::Marker;
+use crate::format::run::{Run, RunFault};
 use crate::journal::recover::{Accepted, Decision, Known, claims, recover};
+use crate::journal::runs;
 use crate::journal::scan::{
     Checks, Claims, Owner, Scanned, SegmentScan, is_needless, read_frame, scan_segment,
 };
@@ -190,6 +192,8 @@ pub struct Survey {
     pub strangers: Vec<PathBuf>,
     /// Segments whose creation a crash cut short: opening removes them.
     pub unfinished: Vec<PathBuf>,
+    /// Index runs, a cache for opening; and what is wrong with each, if anything.
+    pub runs: Vec<(PathBuf, Option<&'static str>)>,
     /// How far it must reach.
     pub floor: Floor,
     /// What opening would do; `None` for a single segment, which tells only about itself.
@@ -237,7 +241,7 @@ impl Survey {
         let claims = claims(&scans, owner, Checks::ALL);
         let floor = Floor { stated: claims.durable_through, destaged: listing.destaged };
         let known = Known { owner, floor: floor.destaged.unwrap_or_default() };
-        let decision = listing.whole.then(|| recover(&scans, known, Checks::ALL));
+        let decision = listing.whole.then(|| recover(&scans, known, Checks::ALL, &[]));
         let mut survey = Survey {
             path: path.to_owned(),
             in_use,
@@ -245,6 +249,7 @@ impl Survey {
             segments,
             strangers: listing.strangers,
             unfinished: listing.unfinished,
+            runs: listing.runs.into_iter().map(fault_of_run).collect(),
             floor,
             decision,
             incarnations: Vec::new(),
@@ -261,11 +266,12 @@ impl Survey {
             Some(Decision::Accept(chain)) => chain.clone(),
             Some(_) => Vec::new(),
             None => {
-                let whole = self
-                    .segments
-                    .iter()
-                    .enumerate()
-                    .map(|(scan, segment)| Accepted { scan, frames: segment.scan.frames.len() });
+                let whole = self.segments.iter().enumerate().map(|(scan, segment)| Accepted {
+                    scan,
+                    from: 0,
+                    frames: segment.scan.frames.len(),
+                    jump: None,
+                });
                 whole.filter(|accepted| accepted.frames > 0).collect()
             }
         }
@@ -287,12 +293,21 @@ impl Survey {
     }
 }
 
+/// Whether a run's file is whole; opening reads the frames instead of one that is not.
+fn fault_of_run(path: PathBuf) -> (PathBuf, Option<&'static str>) {
+    let fault = match fs::read(&path) {
+        Ok(mut bytes) => Run::decode(&mut bytes).err().map(|RunFault(what)| what),
+        Err(_) => Some("file: it cannot be read"),
+    };
+    (path, fault)
+}
+
 /// The scans as opening makes them: of a segment that nobody needs it reads the first page only.
 fn as_opening_scans(segments: &[SegmentSurvey], owner: Owner) -> Vec<SegmentScan> {
     let mut heads = Claims::default();
     segments.iter().for_each(|segment| heads.merge(segment.head.claims(owner, Checks::ALL)));
     let scans = segments.iter().map(|segment| {
-        let scan = if is_needless(segment.head.claims(owner, Checks::ALL), heads.tail) {
+        let scan = if is_needless(segment.head.claims(owner, Checks::ALL).segment, heads.tail) {
             &segment.head
         } else {
             &segment.scan
@@ -347,6 +362,7 @@ struct Listing {
     segments: Vec<(SegmentIndex, PathBuf)>,
     strangers: Vec<PathBuf>,
     unfinished: Vec<PathBuf>,
+    runs: Vec<PathBuf>,
     whole: bool,
     /// The group in whose directory the journal stands.
     group: Option<GroupId>,
@@ -361,6 +377,7 @@ impl Listing {
             segments: Vec::new(),
             strangers: Vec::new(),
             unfinished: Vec::new(),
+            runs: Vec::new(),
             whole: found.is_dir(),
             group: None,
             destaged: None,
@@ -385,8 +402,9 @@ impl Listing {
 
     fn add(&mut self, path: PathBuf, name: &str) {
         match parse_file_name(name) {
+            None if runs::is_file_name(name) => self.runs.push(path),
             Some(index) => self.segments.push((index, path)),
-            None if name.ends_with(".new") => self.unfinished.push(path),
+            None if name.ends_with(".new") || runs::is_partial_name(name) => self.unfinished.push(path),
             None => self.strangers.push(path),
         }
     }
