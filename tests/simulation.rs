@@ -98,6 +98,7 @@ fn a_clean_sweep_meets_everything_and_breaks_no_rule() {
         ("kills", report.kills),
         ("power cuts", report.power_cuts),
         ("deaths while opening", report.opening_deaths),
+        ("groups opened again", report.reopenings),
         ("clean stops", report.stops),
         ("points", report.points_checked),
         ("faults", report.faults),

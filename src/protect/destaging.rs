@@ -50,7 +50,7 @@ impl Group {
             self.destaging = true;
             let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
             let planted = self.settings.plan.planted;
-            self.runtime.spawn(async move {
+            self.tasks.spawn(async move {
                 let through = batch.through;
                 let disks = destage(runtime, batch, planted).await;
                 mailbox.borrow_mut().push_back(Done::Destaged { through, disks });

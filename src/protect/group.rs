@@ -45,6 +45,7 @@ use crate::protect::publisher::{Job, Published};
 use crate::protect::reads::{OPERATION_READ, Reads};
 use crate::protect::retry::Retry;
 use crate::protect::status::{Condition, RateMeter};
+use crate::protect::tasks::Tasks;
 use crate::runtime::{Event, Runtime};
 use crate::units::{
     DiskId, DiskSlot, GroupId, GroupNanos, Lsn, MonotonicNanos, PointId, SECTOR_BYTES, SectorRange,
@@ -127,6 +128,7 @@ pub struct Counters {
 /// A group at work.
 pub struct Group {
     pub(super) runtime: Rc<Runtime>,
+    pub(super) tasks: Tasks,
     pub(super) owner: u32,
     pub(super) identity: Identity,
     pub(super) settings: GroupSettings,
@@ -178,6 +180,7 @@ pub struct Group {
 /// What opening hands over to a new group.
 pub(super) struct Parts {
     pub runtime: Rc<Runtime>,
+    pub tasks: Tasks,
     pub owner: u32,
     pub identity: Identity,
     pub settings: GroupSettings,
@@ -206,6 +209,7 @@ impl Group {
         let reads = Reads::new(Rc::clone(&parts.runtime), parts.owner, planted);
         Group {
             runtime: parts.runtime,
+            tasks: parts.tasks,
             owner: parts.owner,
             identity: parts.identity,
             settings: parts.settings,
@@ -387,7 +391,7 @@ impl Group {
         let parts = self.places(slot, range);
         let image = self.disks[&slot].image.file.clone();
         let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
-        self.runtime.spawn(async move {
+        self.tasks.spawn(async move {
             let reply = allocation::describe(&runtime, &image, &parts).await;
             let reply = reply.map(Response::Allocation).map_err(|_| Refusal::Io);
             mailbox.borrow_mut().push_back(Done::Reply(ticket, reply));

@@ -248,7 +248,7 @@ impl Group {
     pub(super) fn index(&mut self, needless: Lsn) {
         for path in self.indexing.forget(needless) {
             let runtime = Rc::clone(&self.runtime);
-            self.runtime.spawn(async move {
+            self.tasks.spawn(async move {
                 if let Err(error) = runtime.remove(path).await {
                     tracing::warn!(%error, "an index run that is needed no longer stays");
                 }
@@ -266,7 +266,7 @@ impl Group {
         self.indexing.is_writing = true;
         let path = self.settings.plan.journal().join(runs::file_name(draft.end.number));
         let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
-        self.runtime.spawn(async move {
+        self.tasks.spawn(async move {
             let result = runs::write(&runtime, &path, &bytes).await;
             let run = StoredRun { path, through: draft.end.last_lsn };
             mailbox.borrow_mut().push_back(Done::Indexed(result.map(|()| run)));

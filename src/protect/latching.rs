@@ -145,7 +145,7 @@ impl Group {
         let work = SideWork { directory: self.settings.plan.images(), identity, maps, reader: self.reader() };
         let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
         let planted = self.settings.plan.planted;
-        self.runtime.spawn(async move {
+        self.tasks.spawn(async move {
             let result = side::write(&runtime, work, planted).await;
             mailbox.borrow_mut().push_back(Done::SideFile(slot, identity.disk, result));
         });
@@ -155,7 +155,7 @@ impl Group {
         let Some(disk) = self.disks.get_mut(&slot) else {
             // The disk left meanwhile, and its files with it, but for this one.
             let (runtime, images) = (Rc::clone(&self.runtime), self.settings.plan.images());
-            self.runtime.spawn(async move { drop(side::remove_all(&runtime, &images, id).await) });
+            self.tasks.spawn(async move { drop(side::remove_all(&runtime, &images, id).await) });
             return;
         };
         match result {
@@ -194,7 +194,7 @@ impl Group {
         };
         disk.care = Care::Mending;
         let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
-        self.runtime.spawn(async move {
+        self.tasks.spawn(async move {
             let result = mend(&runtime, work).await;
             mailbox.borrow_mut().push_back(Done::Mended(slot, result));
         });

@@ -44,7 +44,7 @@ impl Group {
         let vault = Rc::clone(&self.settings.vault);
         let images = self.settings.plan.images();
         let timeline = self.identity.timeline;
-        self.runtime.spawn(async move {
+        self.tasks.spawn(async move {
             let id = DiskId(runtime.random_u128());
             let files = Files { runtime: &runtime, vault: &vault, images: &images, id, timeline, size };
             let result = files.join(name, content).await;
@@ -71,7 +71,7 @@ impl Group {
         };
         self.slots.remove(&id);
         let (vault, mailbox) = (Rc::clone(&self.settings.vault), Rc::clone(&self.mailbox));
-        self.runtime.spawn(async move {
+        self.tasks.spawn(async move {
             let result = vault.manifest().append(Change::DiskRemoved(slot)).await.map(drop);
             mailbox.borrow_mut().push_back(Done::Left(id, slot, result, callback));
         });
@@ -93,7 +93,7 @@ impl Group {
         self.layers.forget(slot);
         self.disks.remove(&slot);
         let (runtime, images) = (Rc::clone(&self.runtime), self.settings.plan.images());
-        self.runtime.spawn(async move { callback(image::remove(&runtime, &images, id).await) });
+        self.tasks.spawn(async move { callback(image::remove(&runtime, &images, id).await) });
     }
 
     /// Changes how often recovery points are made.
@@ -102,7 +102,7 @@ impl Group {
             return callback(Err(Error::invalid("an interval above 49 days: choose a shorter one")));
         };
         let (vault, mailbox) = (Rc::clone(&self.settings.vault), Rc::clone(&self.mailbox));
-        self.runtime.spawn(async move {
+        self.tasks.spawn(async move {
             let result = vault.manifest().append(Change::PolicySet { interval_ms }).await.map(drop);
             mailbox.borrow_mut().push_back(Done::Interval(interval, result, callback));
         });

@@ -25,3 +25,4 @@ pub mod resume;
 mod retry;
 pub mod status;
 mod stopping;
+pub mod tasks;

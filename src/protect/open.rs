@@ -34,6 +34,7 @@ use crate::protect::indexing::Indexing;
 use crate::protect::interval::{ClosedInterval, OpenInterval};
 use crate::protect::layers::{Layer, Layers};
 use crate::protect::publisher;
+use crate::protect::tasks::Tasks;
 use crate::runtime::Runtime;
 use crate::units::{DiskSlot, GroupId, GroupNanos, IncarnationId, Lsn, TimelineId};
 use crate::vault::Vault;
@@ -111,6 +112,13 @@ pub async fn open(runtime: Rc<Runtime>, plan: GroupPlan) -> Result<Group> {
 pub async fn open_vault(runtime: &Rc<Runtime>, plan: &GroupPlan) -> Result<Rc<Vault>> {
     let vault = Vault::open(runtime, &plan.vault).await?;
     Ok(Rc::new(vault.with_planted(plan.planted)))
+}
+
+/// Opens a group again over the vault that it had. What the group before was about to append may be there or not, so the
+/// manifest is read again; one that was in doubt no longer is.
+pub async fn reopen_over(runtime: Rc<Runtime>, plan: GroupPlan, vault: Rc<Vault>) -> Result<Group> {
+    vault.manifest().reload().await?;
+    open_over(runtime, plan, vault).await
 }
 
 /// Opens a group over its open vault, which stays as it is if that fails. Drive it until it
@@ -223,7 +231,8 @@ async fn assemble(
     writer.enqueue_control(Entry::Opening(journal.opening), None);
     let mailbox = Mailbox::default();
     let (publisher, jobs) = mpsc::unbounded();
-    runtime.spawn(publisher::run(Rc::clone(&runtime), Rc::clone(&vault), jobs, Rc::clone(&mailbox)));
+    let tasks = Tasks::new(&runtime);
+    tasks.spawn(publisher::run(Rc::clone(&runtime), Rc::clone(&vault), jobs, Rc::clone(&mailbox)));
     let (name, interval_ms, points, group_time) = {
         let state = vault.manifest().state();
         let record = state.record();
@@ -235,6 +244,7 @@ async fn assemble(
     };
     Ok(Group::from_parts(Parts {
         runtime,
+        tasks,
         owner,
         identity,
         settings: GroupSettings { plan, vault },

@@ -26,7 +26,7 @@ impl Group {
             return self.segment_retry.succeeded();
         };
         let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
-        self.runtime.spawn(async move {
+        self.tasks.spawn(async move {
             let result = create(runtime, index, path, bytes).await;
             mailbox.borrow_mut().push_back(Done::Segment(result));
         });

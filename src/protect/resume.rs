@@ -1,8 +1,9 @@
 //! Resuming a group after a mend: what is latched is looked at again.
 //!
-//! It clears the latches of disks whose images work again. A journal or vault that failed it only names: the group has to
-//! be closed and opened again. A group that could not be opened is not here at all; its owner opens it.
+//! It clears the latches of disks whose images work again. Where journal or vault failed, the group has to be closed and
+//! opened again, which is its owner's to do, as for one that could not be opened at all.
 
+use crate::error::Error;
 use crate::protect::group::{Callback, Group};
 use crate::protect::latching::{Finding, ResumeReport};
 use crate::protect::status::Condition;
@@ -38,21 +39,20 @@ impl From<ResumeReport> for Resumed {
 impl Group {
     /// Looks again at what is latched; `callback` is told what was cleared and what was not.
     pub fn resume(&mut self, callback: Callback<Resumed>) {
-        if self.writer.failure().is_some() || self.vault_failed.is_some() {
-            return callback(Ok(Resumed { cleared: Vec::new(), latched: self.latches() }));
+        if let Some(error) = self.fatal() {
+            return callback(Err(error));
         }
         self.mend_disks(Box::new(move |report| callback(report.map(Resumed::from))));
     }
 
-    fn latches(&self) -> Vec<String> {
-        let line = |what: &str, condition: Condition| {
-            let why = condition.explanation().expect("a failure is explained");
-            format!("{what}: {}: {}", why.what, why.mend)
+    /// What failed so that only opening the group again can mend it: its journal, or its vault.
+    pub fn fatal(&self) -> Option<Error> {
+        let (kind, condition) = match (self.writer.failure(), self.vault_failed) {
+            (Some(kind), _) => (kind, Condition::JournalFailed),
+            (None, Some(kind)) => (kind, Condition::VaultFailed),
+            (None, None) => return None,
         };
-        let journal = self.writer.failure().map(|_| line("journal", Condition::JournalFailed));
-        let vault = self.vault_failed.map(|_| line("vault", Condition::VaultFailed));
-        let disks = self.disks.values().filter(|disk| disk.latched.is_some());
-        let disks = disks.map(|disk| line(&format!("disk {}", disk.record.name), Condition::ImageFailed));
-        journal.into_iter().chain(vault).chain(disks).collect()
+        let why = condition.explanation().expect("a failure is explained");
+        Some(Error::new(kind, why.what))
     }
 }

@@ -59,11 +59,11 @@ impl Condition {
             ),
             Condition::VaultFailed => (
                 "the vault refused a recovery point: no points are made, and the journal fills",
-                "see the log, mend the vault, restart the gateway",
+                "see the log, mend the vault, then `afterimage group resume` or restart the gateway",
             ),
             Condition::JournalFailed => (
                 "a journal write or sync failed: all writes fail, no points are made",
-                "see the log, mend the device, restart the gateway",
+                "see the log, mend the device, then `afterimage group resume` or restart the gateway",
             ),
         };
         Some(Explanation { what, mend })

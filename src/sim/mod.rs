@@ -67,6 +67,8 @@ pub struct Report {
     pub power_cuts: u64,
     /// Deaths while opening.
     pub opening_deaths: u64,
+    /// Groups closed and opened again by one process.
+    pub reopenings: u64,
     /// Clean stops.
     pub stops: u64,
     /// Recovery points whose every sector was compared.
@@ -98,6 +100,7 @@ impl Report {
         self.kills += other.kills;
         self.power_cuts += other.power_cuts;
         self.opening_deaths += other.opening_deaths;
+        self.reopenings += other.reopenings;
         self.stops += other.stops;
         self.points_checked += other.points_checked;
         self.faults += other.faults;

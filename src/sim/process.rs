@@ -34,12 +34,15 @@ pub fn group_plan(plan: &Plan, planted: Planted) -> GroupPlan {
     }
 }
 
-type Opened = Rc<RefCell<Option<Result<(Group, TestFailovers)>>>>;
+/// What a task leaves when it is done.
+type Left<T> = Rc<RefCell<Option<Result<T>>>>;
 
 /// How far a process is.
 enum Life {
-    Opening(Opened),
+    Opening(Left<(Group, TestFailovers)>),
     Open(Box<(Group, TestFailovers)>),
+    /// The group was closed, and is being opened again; its test failovers go on.
+    Reopening(Left<Group>, Box<TestFailovers>),
 }
 
 /// A living process.
@@ -61,7 +64,7 @@ impl Process {
         let storage = SimStorage::new(disk);
         let id = storage.process();
         let runtime = Runtime::new(Box::new(storage), Rc::clone(environment) as _);
-        let opened = Opened::default();
+        let opened = Left::default();
         let (filled, opening) = (Rc::clone(&opened), open_all(Rc::clone(&runtime), plan, interval));
         runtime.spawn(async move { drop(filled.replace(Some(opening.await))) });
         Process { id, runtime, life: Life::Opening(opened), replies: Vec::new() }
@@ -80,7 +83,7 @@ impl Process {
     /// The group, once it is open.
     pub fn group(&mut self) -> Option<&mut Group> {
         match &mut self.life {
-            Life::Opening(_) => None,
+            Life::Opening(_) | Life::Reopening(..) => None,
             Life::Open(open) => Some(&mut open.0),
         }
     }
@@ -90,6 +93,7 @@ impl Process {
         match &mut self.life {
             Life::Opening(_) => None,
             Life::Open(open) => Some(&mut open.1),
+            Life::Reopening(_, tests) => Some(tests),
         }
     }
 
@@ -109,9 +113,18 @@ impl Process {
                     self.life = Life::Open(Box::new(opened?));
                 }
             }
+            Life::Reopening(opened, tests) => {
+                tests.advance();
+                let done = opened.take();
+                if let Some(group) = done {
+                    self.finish_reopening(group?);
+                }
+            }
             Life::Open(open) => {
                 let (group, tests) = &mut **open;
-                for event in events {
+                // A group that was closed left its last completions to nobody.
+                let owner = group.owner();
+                for event in events.into_iter().filter(|event| event.tag.owner == owner) {
                     group.handle(event);
                 }
                 group.advance();
@@ -121,6 +134,26 @@ impl Process {
         }
         self.runtime.storage().start();
         Ok(())
+    }
+
+    /// Closes the open group, whatever it is doing, and opens it again, as a resume does after its journal or vault failed.
+    pub fn reopen(&mut self, plan: GroupPlan) {
+        let opened = Left::default();
+        let filled = Rc::clone(&opened);
+        let life = std::mem::replace(&mut self.life, Life::Opening(Left::default()));
+        let Life::Open(open) = life else { unreachable!("only an open group is closed") };
+        let (group, tests) = *open;
+        let vault = Rc::clone(group.vault());
+        drop(group);
+        let opening = open::reopen_over(Rc::clone(&self.runtime), plan, vault);
+        self.runtime.spawn(async move { drop(filled.replace(Some(opening.await))) });
+        self.life = Life::Reopening(opened, Box::new(tests));
+    }
+
+    fn finish_reopening(&mut self, group: Group) {
+        let life = std::mem::replace(&mut self.life, Life::Opening(Left::default()));
+        let Life::Reopening(_, tests) = life else { unreachable!("it is being opened again") };
+        self.life = Life::Open(Box::new((group, *tests)));
     }
 
     /// Hands a request over.

@@ -5,6 +5,7 @@ use crate::storage::sim::{FaultKind, Matcher, OpKind};
 use crate::units::{SECTOR_BYTES, SectorRange};
 
 use super::clients::{Member, News};
+use super::process::group_plan;
 use super::site::{Outcome, Site};
 
 /// One look at a broken image in so many steps ends in a mend.
@@ -14,6 +15,8 @@ const TURNS: u64 = 2;
 /// One resume in so many steps is asked for while a disk is latched, whether or not its image was mended; at other
 /// times one in ten times as many.
 const RESUME_EVERY: u64 = 60;
+/// One look at a group whose journal or vault failed in so many steps ends in a resume that opens it again.
+const REOPEN_EVERY: u64 = 20;
 
 impl Site {
     /// An image breaks for good; or somebody mends what is broken; or asks for a resume.
@@ -24,6 +27,9 @@ impl Site {
         }
         if self.disk.lasting_faults() > 0 && self.random.chance(1, MEND_EVERY) {
             self.mend_images();
+        }
+        if !self.clients.is_stopping && self.can_reopen() && self.random.chance(1, REOPEN_EVERY) {
+            return self.reopen();
         }
         if self.is_verified && !self.clients.is_stopping {
             let every = if self.has_latched_disks() { RESUME_EVERY } else { 10 * RESUME_EVERY };
@@ -65,6 +71,28 @@ impl Site {
         let Some(group) = self.process.group() else { return };
         self.clients.resuming += 1;
         group.mend_disks(callback);
+    }
+
+    /// Whether a resume closes the group and opens it again: its journal or its vault failed, and nobody waits for it.
+    pub(super) fn can_reopen(&mut self) -> bool {
+        let clients = &self.clients;
+        let is_quiet = clients.pending.is_empty()
+            && clients.asked == 0
+            && clients.resuming == 0
+            && clients.joining.is_empty()
+            && clients.starting.is_empty()
+            && clients.members.iter().all(|member| !member.leaving)
+            && clients.tests.values().all(|test| !test.leaving);
+        self.is_verified && is_quiet && self.process.group().is_some_and(|group| group.fatal().is_some())
+    }
+
+    /// The group is closed in the middle of whatever works for it, and opened again by the same process.
+    pub(super) fn reopen(&mut self) {
+        self.tracer.note(|| "the group is closed and opened again".to_owned());
+        self.report.reopenings += 1;
+        self.process.reopen(group_plan(&self.plan, self.planted));
+        self.note_failed_syncs(false);
+        self.is_verified = false;
     }
 
     pub(super) fn take_resumed(&mut self, report: &ResumeReport) -> Outcome {

@@ -242,12 +242,17 @@ impl Site {
             self.report.kills += 1;
             self.disk.kill_process(self.process.id());
         }
+        self.note_failed_syncs(power_cut);
+        self.start_process();
+    }
+
+    /// What a power cut or a failed sync lost was acknowledged, but never durable.
+    pub(super) fn note_failed_syncs(&mut self, power_cut: bool) {
         let failed_syncs = self.disk.failed_syncs("/journal/");
         if power_cut || failed_syncs > self.failed_syncs {
             self.history.lose_unsynced();
         }
         self.failed_syncs = failed_syncs;
-        self.start_process();
     }
 
     /// Starts a process in the place of one that died.

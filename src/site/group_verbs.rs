@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use super::convert;
 use super::gateway::{Answering, INTERVAL_MS_DEFAULT, Inner, cached};
+use super::group_table::Entry;
 use super::member::Member;
 use super::opening::Opened;
 use super::removal;
@@ -67,6 +68,10 @@ impl Inner {
     pub(super) async fn group_resume(self: &Arc<Self>, name: Name) -> Result<Resumed> {
         let _turn = self.turn.lock().await;
         let (name, entry) = self.find(&name)?;
+        let entry = match self.close_failed(&name, &entry).await? {
+            Some(closed) => closed,
+            None => entry,
+        };
         if entry.failure.is_some() {
             let name = self.reopen(&name, &entry).await?;
             self.remember(entry.id).await;
@@ -81,6 +86,21 @@ impl Inner {
             .await?;
         let group = self.group_model(&name, &entry).await?;
         Ok(Resumed { group, opened: false, cleared: resumed.cleared, latched: resumed.latched })
+    }
+
+    /// Closes an open group whose journal or vault failed, so that it can be opened again: its clients are disconnected,
+    /// its test failovers go on. `None` if nothing of that kind failed.
+    async fn close_failed(&self, name: &Name, entry: &Entry) -> Result<Option<Entry>> {
+        let id = entry.id;
+        if entry.failure.is_some() {
+            return Ok(None);
+        }
+        let Some(error) = self.read(id, |member| member.failure()).await? else { return Ok(None) };
+        let closed = Entry { id, failure: Some(self.failure(&error, true)) };
+        self.withdraw_disks(name, id).await?;
+        self.read(id, Member::close).await?;
+        self.note(closed.clone(), Some(name.clone()));
+        Ok(Some(closed))
     }
 
     pub(super) async fn group_remove(self: &Arc<Self>, name: Name) -> Result<()> {
@@ -115,10 +135,7 @@ impl Inner {
         for test in self.test_numbers(id).await? {
             self.end_test(name, id, test).await?;
         }
-        for record in self.read(id, |member| member.description().disks).await? {
-            self.withdraw(&convert::disk_path(name, &record.name)?.to_string(), Export::Disk(id, record.id))
-                .await;
-        }
+        self.withdraw_disks(name, id).await?;
         self.ask(id, |member: &mut Member, answer: Answering<()>| {
             let vault = Rc::clone(member.vault());
             vault.runtime().clone().spawn(async move {
@@ -128,6 +145,15 @@ impl Inner {
         .await?;
         self.ask(id, |member: &mut Member, answer: Answering<()>| member.stop(move || answer.send(Ok(()))))
             .await
+    }
+
+    /// Ends the exports of a group's disks, and the sessions on them.
+    async fn withdraw_disks(&self, name: &Name, id: GroupId) -> Result<()> {
+        for record in self.read(id, |member| member.description().disks).await? {
+            let path = convert::disk_path(name, &record.name)?;
+            self.withdraw(&path.to_string(), Export::Disk(id, record.id)).await;
+        }
+        Ok(())
     }
 
     /// Takes a group that is not at work off its thread, if it is on one, and deletes its files.

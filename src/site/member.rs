@@ -69,9 +69,19 @@ impl Member {
         self.tests.as_mut().map_err(|error| Error::new(error.kind(), error.to_string()))
     }
 
+    /// What only opening the group again can mend, if anything.
+    pub(super) fn failure(&self) -> Option<Error> {
+        self.group.as_ref().and_then(Group::fatal)
+    }
+
+    /// Lets the group go, with all that works for it. Whoever waited for it is told by its exports' end.
+    pub(super) fn close(&mut self) {
+        self.group = None;
+    }
+
     /// Whether all but the group is as it should be, so that opening the group is all that is left to do.
     pub(super) fn lacks_only_the_group(&self) -> bool {
-        self.group.is_none() && self.tests.is_ok() && !self.vault.manifest().is_in_doubt()
+        self.group.is_none() && self.tests.is_ok()
     }
 
     /// What people are told of its test failovers; none where their directory cannot be read.

@@ -218,7 +218,7 @@ impl Inner {
         self.note(Entry { id, failure: Some(self.failure(error, false)) }, name)
     }
 
-    fn note(&self, entry: Entry, wanted: Option<Name>) -> Name {
+    pub(super) fn note(&self, entry: Entry, wanted: Option<Name>) -> Name {
         if let Some((before, _)) = self.find_by_id(entry.id) {
             self.threads.exports().end_refusal(before.as_str());
         }
@@ -233,7 +233,7 @@ impl Inner {
         name
     }
 
-    fn failure(&self, error: &Error, has_vault: bool) -> OpeningFailure {
+    pub(super) fn failure(&self, error: &Error, has_vault: bool) -> OpeningFailure {
         OpeningFailure::new(error, self.environment.wall(), has_vault)
     }
 
@@ -292,7 +292,7 @@ impl Inner {
             let Some(vault) = host.volume(id).map(|member| Rc::clone(member.vault())) else { return };
             let (runtime, later) = (Rc::clone(host.runtime()), host.later());
             host.runtime().spawn(async move {
-                let opened = open::open_over(runtime, plan, vault).await;
+                let opened = open::reopen_over(runtime, plan, vault).await;
                 later.run(move |host| {
                     if let Some(member) = host.volume(id) {
                         protect(member, opened, sender);

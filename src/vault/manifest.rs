@@ -125,10 +125,23 @@ impl Manifest {
                 self.snapshot_when_due().await;
                 return Ok(number);
             }
-            let replayed = replay(&self.runtime, &self.layout).await?;
-            self.state.replace(replayed.state);
-            self.newest_snapshot.set(replayed.newest_snapshot);
+            self.replay().await?;
         }
+    }
+
+    async fn replay(&self) -> Result<()> {
+        let replayed = replay(&self.runtime, &self.layout).await?;
+        self.state.replace(replayed.state);
+        self.newest_snapshot.set(replayed.newest_snapshot);
+        Ok(())
+    }
+
+    /// Replays the manifest anew: afterwards the state is what is on disk, and a latch is gone.
+    pub async fn reload(&self) -> Result<()> {
+        let _turn = self.turn.lock().await;
+        self.replay().await?;
+        self.latched.replace(None);
+        Ok(())
     }
 
     /// Keeps appends waiting while the returned guard lives: for who reads the manifest's files.

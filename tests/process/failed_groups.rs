@@ -369,3 +369,34 @@ fn a_time_that_no_point_holds_is_refused() {
     gateway.says(&format!("failover test erp --point {time}"));
     assert_serves(&gateway, "erp/db@test-1", &content(1, 1 << 20));
 }
+
+/// The manifest step after the newest.
+fn next_step(gateway: &Gateway, group: &GroupId) -> PathBuf {
+    let manifest = group.vault(gateway, "manifest");
+    let names = fs::read_dir(&manifest).unwrap().map(|entry| entry.unwrap().file_name());
+    let newest = names.filter_map(|name| name.to_str()?.parse::<u64>().ok()).max().expect("a step");
+    manifest.join(format!("{:016}", newest + 1))
+}
+
+#[test]
+fn a_vault_that_contradicted_itself_takes_points_again_after_a_resume() {
+    let site = Site::sound();
+    let gateway = &site.gateway;
+    let stranger = next_step(gateway, &site.erp);
+    fs::write(&stranger, "no step of ours").unwrap();
+    gateway.refuses("point create erp --label refused", 1);
+    let status = gateway.until("the vault's failure", |status| status.to_string().contains("vault_failed"));
+    assert!(status.to_string().contains("group resume"), "{status:#}");
+    let still = gateway.refuses("group resume erp", 1);
+    assert!(still.contains("manifest"), "{still}");
+    assert_serves(gateway, "erp/db@test-1", &old_content(2));
+    fs::remove_file(&stranger).unwrap();
+    gateway.says("group resume erp");
+    gateway.says("point create erp --label found");
+    assert_serves(gateway, "erp/db", &new_content(2));
+    assert_serves(gateway, "erp/db@test-1", &old_content(2));
+    assert_serves(gateway, "crm/db", &new_content(1));
+    let points = gateway.says("point list erp");
+    // The refused one's marker was durable, and so it is published after all.
+    assert!(points.contains("found") && points.contains("refused"), "{points}");
+}
