@@ -15,7 +15,7 @@ const SEEDS_MAX: u64 = 2000;
 const CLEAN_SEEDS: u64 = if cfg!(debug_assertions) { 40 } else { 600 };
 
 /// Seeds that found a real bug once, and what it was.
-const REGRESSIONS: [(u64, &str); 16] = [
+const REGRESSIONS: [(u64, &str); 17] = [
     (
         0,
         "the wall clock stepped back over a restart: a point was refused, and its content lost to all later ones",
@@ -46,6 +46,10 @@ const REGRESSIONS: [(u64, &str); 16] = [
         "the same when the sync of its checkpoint had failed, which leaves open whether the checkpoint is there",
     ),
     (437, "a sync had failed, and the next opening took what the page cache showed for durable"),
+    (
+        2580,
+        "an image had been synced and its checkpoint not written: the mend left the checkpoint behind, and began anew for ever",
+    ),
     (16, "an opening created a segment although there were free ones"),
 ];
 

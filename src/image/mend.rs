@@ -46,7 +46,8 @@ pub struct Rest {
 pub async fn mend(runtime: &Rc<Runtime>, mend: Mend) -> Result<Image> {
     let Mend { directory, mut image, sides, rest } = mend;
     image.confirm(runtime).await?;
-    let mut through = image.destaged();
+    // Beyond the checkpoint, if that could not be written when the image had been synced.
+    let mut through = image.synced();
     let mut written = 0;
     for side in &sides {
         through = through.max(side.through());
