@@ -1,7 +1,10 @@
 //! What each verb asks of the gateway, and what it says then. Decides nothing but whether to ask first.
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::arguments::{
     ClientCommand, Consent, DiskCommand, FailoverCommand, GroupCommand, PointCommand, PolicyCommand,
@@ -64,6 +67,21 @@ pub async fn run(command: ClientCommand, client: Client, output: Output) -> Resu
 /// `?group=NAME`, where one is named.
 fn of_group(group: Option<&Name>) -> String {
     group.map(|group| format!("?group={group}")).unwrap_or_default()
+}
+
+/// Somebody wants this process to end: Ctrl-C, or SIGTERM.
+async fn interrupted() {
+    let terminated = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut signals) => drop(signals.recv().await),
+            // Then only Ctrl-C is heard.
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        () = terminated => {}
+    }
 }
 
 /// A directory that is there, by the one name that the kernel has for it.
@@ -164,8 +182,13 @@ impl Session {
             PointCommand::Mount { disk, point, partition, directory } => {
                 let directory = existing(&directory)?;
                 let mounting = async |test: &Test| tools::mount(test, &disk, partition, &directory).await;
-                let (_, mounted) =
-                    self.with_test(&disk.group, point.point, Keep::OnSuccess, mounting).await?;
+                let mounted = self.with_test(&disk.group, point.point, Keep::OnSuccess, mounting).await;
+                if let Err(Failure::Failed(error)) = &mounted
+                    && error.kind() == ErrorKind::Shutdown
+                {
+                    tools::abandon(&directory).await?;
+                }
+                let (_, mounted) = mounted?;
                 self.output.show(&mounted, render::mounted)
             }
             PointCommand::Unmount { directory } => {
@@ -255,7 +278,10 @@ impl Session {
         consent: Consent,
     ) -> Result<(), Failure> {
         let directory = absolute(to)?;
-        std::fs::create_dir_all(&directory)
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&directory)
             .map_err(|error| Error::io("creating the directory", error).at_path(&directory))?;
         let writing = async |test: &Test| match tools::restore(test, &directory, format, consent.yes).await {
             Err(Failure::Failed(error)) if error.kind() == ErrorKind::AlreadyExists && !consent.yes => {
@@ -285,9 +311,7 @@ impl Session {
             self.client.post(&format!("/v1/groups/{group}/tests"), &TestRequest { point }).await?;
         let worked = tokio::select! {
             worked = work(&test) => worked,
-            _ = tokio::signal::ctrl_c() => {
-                Err(Error::new(ErrorKind::Shutdown, "interrupted; nothing is left behind").into())
-            }
+            () = interrupted() => Err(Error::new(ErrorKind::Shutdown, "interrupted").into()),
         };
         if keep == Keep::Never || worked.is_err() {
             let ended = self.end_test(group.as_str(), test.number.0).await;

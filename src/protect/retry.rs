@@ -49,6 +49,11 @@ impl Retry {
     pub(super) fn wants_space(&self) -> bool {
         self.failed == Some(ErrorKind::NoSpace)
     }
+
+    /// Whether the last attempt failed, whatever it was.
+    pub(super) fn is_failing(&self) -> bool {
+        self.failed.is_some()
+    }
 }
 
 #[cfg(test)]

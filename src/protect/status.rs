@@ -22,6 +22,8 @@ pub enum Condition {
     JournalFull,
     /// Writes wait, or images lag: a file system is full.
     NoSpace,
+    /// Images, journal or vault meet errors: what failed is tried again.
+    Retrying,
     /// One disk's image failed, or what the journal holds of it is damaged: that disk's writes fail.
     ImageFailed,
     /// The vault refused a point for good: the journal fills.
@@ -53,6 +55,10 @@ impl Condition {
             Condition::NoSpace => {
                 ("a file system is full: writes wait", "free space; it is tried again every second")
             }
+            Condition::Retrying => (
+                "an image, a new journal segment or the vault meets errors: points or destaging wait",
+                "see the log and mend the device; what failed is tried again every second",
+            ),
             Condition::ImageFailed => (
                 "a disk's image cannot be written: its writes fail, the other disks go on",
                 "see the log, mend the device, then `afterimage group resume` or restart the gateway",
@@ -180,6 +186,8 @@ impl Group {
             Condition::VaultFailed
         } else if self.wants_space() {
             Condition::NoSpace
+        } else if self.retries().iter().any(|retry| retry.is_failing()) {
+            Condition::Retrying
         } else if self.is_journal_full() {
             Condition::JournalFull
         } else {
@@ -190,7 +198,11 @@ impl Group {
     /// Whether images, journal or vault wait for space: from the first refusal until the work succeeds, so that attempts
     /// in between do not make another reason of it.
     fn wants_space(&self) -> bool {
-        [self.destage_retry, self.segment_retry, self.publish_retry].iter().any(Retry::wants_space)
+        self.retries().iter().any(Retry::wants_space)
+    }
+
+    fn retries(&self) -> [Retry; 3] {
+        [self.destage_retry, self.segment_retry, self.publish_retry]
     }
 
     /// Why the vault refused a point for good, if it did.

@@ -170,6 +170,7 @@ fn state(snapshot: &GroupSnapshot) -> GroupState {
         Condition::Stopping => (ApiCondition::Stopping, None),
         Condition::JournalFull => (ApiCondition::Degraded, Some(ReasonCode::JournalFull)),
         Condition::NoSpace => (ApiCondition::Degraded, Some(ReasonCode::NoSpace)),
+        Condition::Retrying => (ApiCondition::Degraded, Some(ReasonCode::Io)),
         Condition::ImageFailed => (ApiCondition::Latched, Some(ReasonCode::ImageFailed)),
         Condition::VaultFailed => (ApiCondition::Degraded, Some(ReasonCode::VaultFailed)),
         Condition::JournalFailed => (ApiCondition::Latched, Some(ReasonCode::JournalFailed)),

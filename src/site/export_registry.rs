@@ -57,6 +57,11 @@ impl ExportRegistry {
         Ok(())
     }
 
+    /// Whether something is served by `name`.
+    pub fn has(&self, name: &str) -> bool {
+        self.directory.read().exports.contains_key(name)
+    }
+
     /// Serves nothing by `name` any more; sessions that are under way stay.
     pub fn remove(&self, name: &str) -> Option<ExportInfo> {
         self.directory.write().exports.remove(name)

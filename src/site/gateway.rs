@@ -4,12 +4,14 @@
 //! which groups, disks and exports exist take turns. What a group is and has is asked of its owner, never kept here
 //! but for its name and id, and why it could not be opened.
 
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use parking_lot::RwLock;
-use tokio::sync::{Mutex, oneshot};
+use tokio::sync::{Mutex, OwnedMutexGuard, oneshot};
 use tokio::task::JoinSet;
 
 use crate::block::Export;
@@ -64,8 +66,13 @@ pub(super) struct Inner {
     pub(super) storage: StorageFound,
     pub(super) started: WallNanos,
     pub(super) groups: RwLock<GroupTable>,
-    /// Held by verbs that change which groups, disks and exports exist.
-    pub(super) turn: Mutex<()>,
+    /// Held while a group is created: a name is given once.
+    pub(super) creating: Mutex<()>,
+    /// Held by verbs that change what exists of a group: its disks, its test failovers, itself. One for each group, so that
+    /// one that takes long, or waits, is felt by its own group only.
+    pub(super) turns: parking_lot::Mutex<HashMap<GroupId, Arc<Mutex<()>>>>,
+    /// Directories that a restore writes to.
+    pub(super) restoring: parking_lot::Mutex<HashSet<PathBuf>>,
     /// What goes on without anybody having asked; ended when the gateway stops.
     background: Mutex<JoinSet<()>>,
 }
@@ -104,7 +111,9 @@ impl Gateway {
             storage,
             started,
             groups: RwLock::default(),
-            turn: Mutex::new(()),
+            creating: Mutex::new(()),
+            turns: parking_lot::Mutex::default(),
+            restoring: parking_lot::Mutex::default(),
             background: Mutex::default(),
         }))
     }
@@ -187,6 +196,17 @@ impl Inner {
     /// The group that a person means, with the name that it goes by.
     pub(super) fn find(&self, name: &Name) -> Result<(Name, Entry)> {
         self.groups.read().find(name)
+    }
+
+    /// The turn of a group: what is decided while it is held stays so. To be taken before the group is looked up for good.
+    pub(super) async fn turn_of(&self, meant: &Name) -> Result<OwnedMutexGuard<()>> {
+        let (_, entry) = self.find(meant)?;
+        Ok(self.turn_of_id(entry.id).await)
+    }
+
+    pub(super) async fn turn_of_id(&self, id: GroupId) -> OwnedMutexGuard<()> {
+        let turn = Arc::clone(self.turns.lock().entry(id).or_default());
+        turn.lock_owned().await
     }
 
     /// The same, if it is open.

@@ -376,7 +376,7 @@ impl Inner {
     }
 
     async fn retry(self: &Arc<Self>, id: GroupId) {
-        let _turn = self.turn.lock().await;
+        let _turn = self.turn_of_id(id).await;
         // Somebody may have opened or removed it meanwhile.
         if let Some((name, entry)) = self.find_by_id(id)
             && self.wants_space(id)

@@ -136,8 +136,8 @@ impl Inner {
         size: SectorCount,
         content: impl FnOnce() -> Content + Send + 'static,
     ) -> Result<Disk> {
-        let _turn = self.turn.lock().await;
-        let (group, id) = self.find_open(&path.group)?;
+        // Copying an image takes its time, so this is in nobody's turn: the manifest gives a name once.
+        let (_, id) = self.find_open(&path.group)?;
         let name = path.disk.to_string();
         let record: DiskRecord = self
             .ask(id, move |member: &mut Member, answer: Answering<DiskRecord>| match member.group() {
@@ -145,7 +145,14 @@ impl Inner {
                 Err(error) => answer.send(Err(error)),
             })
             .await?;
-        self.serve_disk(&group, id, &record)?;
+        let _turn = self.turn_of_id(id).await;
+        let gone = || Error::new(ErrorKind::NotFound, "the group was removed meanwhile");
+        let (group, entry) = self.find_by_id(id).ok_or_else(gone)?;
+        // Whoever opened the group again meanwhile serves the disk already.
+        let export = convert::disk_path(&group, &record.name)?.to_string();
+        if entry.failure.is_none() && !self.threads.exports().has(&export) {
+            self.serve_disk(&group, id, &record)?;
+        }
         self.remember(id).await;
         convert::disk(&group, &record, true, self.address())
     }
@@ -170,16 +177,17 @@ impl Inner {
     }
 
     async fn disk_remove(&self, path: DiskPath) -> Result<()> {
-        let _turn = self.turn.lock().await;
+        let _turn = self.turn_of(&path.group).await?;
         let (group, id) = self.find_open(&path.group)?;
         let path = DiskPath { group, disk: path.disk };
         let disk = self.disk_id(id, &path).await?;
-        self.withdraw(&path.to_string(), Export::Disk(id, disk)).await;
+        // It refuses its clients from now on; if it cannot be removed, it goes on serving them.
         self.ask(id, move |member: &mut Member, answer: Answering<()>| match member.group() {
             Ok(group) => group.remove_disk(disk, answer.callback()),
             Err(error) => answer.send(Err(error)),
         })
         .await?;
+        self.withdraw(&path.to_string(), Export::Disk(id, disk)).await;
         cached(self.catalogue.as_ref().map(|catalogue| catalogue.remove_disk(disk))).await;
         Ok(())
     }
@@ -208,6 +216,7 @@ impl Inner {
     async fn point_create(&self, group: Name, label: Option<Label>) -> Result<Point> {
         let (_, id) = self.find_open(&group)?;
         let label = label.map_or_else(String::new, |label| label.as_str().to_owned());
+        self.refuse_ambiguous(&label)?;
         let record = self
             .ask(id, move |member: &mut Member, answer: Answering<_>| match member.group() {
                 Ok(group) => group.create_point(label, answer.callback()),
@@ -220,6 +229,18 @@ impl Inner {
         Ok(point)
     }
 
+    /// A label that `--point` would take for something else could never be named.
+    fn refuse_ambiguous(&self, label: &str) -> Result<()> {
+        let utc = jiff::tz::TimeZone::UTC;
+        match PointSelector::parse(label, self.environment.wall(), &utc) {
+            Ok(PointSelector::Latest | PointSelector::Time(_)) => {
+                let text = format!("label = `{label}`: --point would take it for a time: choose other words");
+                Err(Error::invalid(text))
+            }
+            _ => Ok(()),
+        }
+    }
+
     async fn points_of(&self, id: GroupId) -> Result<Vec<Point>> {
         self.read(id, |member| member.points().iter().map(convert::point).collect()).await
     }
@@ -230,7 +251,7 @@ impl Inner {
     }
 
     async fn test_start(&self, group: Name, selector: PointSelector) -> Result<Test> {
-        let _turn = self.turn.lock().await;
+        let _turn = self.turn_of(&group).await?;
         let (group, id) = self.find_vault(&group)?;
         let point = self.select(id, &selector).await?;
         let listing: TestListing = self
@@ -256,7 +277,7 @@ impl Inner {
     }
 
     async fn test_cleanup(&self, group: Name, test: Option<TestId>) -> Result<Vec<TestId>> {
-        let _turn = self.turn.lock().await;
+        let _turn = self.turn_of(&group).await?;
         let (group, id) = self.find_vault(&group)?;
         let ended = match test {
             Some(test) => vec![test],
@@ -311,6 +332,7 @@ impl Inner {
         let (_, id) = self.find_vault(&group)?;
         let selected = self.select(id, &request.point).await?;
         let RestoreRequest { directory, overwrite, .. } = request;
+        let _claim = RestoreClaim::new(self, &directory)?;
         let (files, bytes) = self
             .ask(id, move |member: &mut Member, answer: Answering<(Vec<PathBuf>, u64)>| {
                 let vault = Rc::clone(member.vault());
@@ -462,6 +484,28 @@ async fn restore(
     })
     .await?;
     Ok((files, told))
+}
+
+/// A directory that one restore writes to: two would take each other's files for left-overs.
+struct RestoreClaim<'a> {
+    inner: &'a Inner,
+    directory: PathBuf,
+}
+
+impl RestoreClaim<'_> {
+    fn new<'a>(inner: &'a Inner, directory: &Path) -> Result<RestoreClaim<'a>> {
+        if !inner.restoring.lock().insert(directory.to_owned()) {
+            let text = "another restore is writing there: wait for its end, or choose another directory";
+            return Err(Error::invalid(text).at_path(directory));
+        }
+        Ok(RestoreClaim { inner, directory: directory.to_owned() })
+    }
+}
+
+impl Drop for RestoreClaim<'_> {
+    fn drop(&mut self) {
+        self.inner.restoring.lock().remove(&self.directory);
+    }
 }
 
 async fn remove_old(runtime: &Rc<Runtime>, view: &View, directory: &Path) -> Result<()> {

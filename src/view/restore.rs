@@ -53,7 +53,7 @@ pub async fn restore(
     for target in &targets {
         let taken = |path: &Path| names.iter().any(|name| Some(name.as_ref()) == path.file_name());
         if let Some(path) = [&target.path, &target.partial].into_iter().find(|path| taken(path)) {
-            let text = "restoring never overwrites: name another directory, or move this file away";
+            let text = "this file is there already: name another directory, or move it away";
             return Err(Error::new(ErrorKind::AlreadyExists, text).at_path(path));
         }
     }

@@ -400,3 +400,27 @@ fn a_vault_that_contradicted_itself_takes_points_again_after_a_resume() {
     // The refused one's marker was durable, and so it is published after all.
     assert!(points.contains("found") && points.contains("refused"), "{points}");
 }
+
+/// A review found that exports were withdrawn first, and stayed so when the manifest did not take the removal.
+#[test]
+fn what_could_not_be_removed_is_still_served() {
+    let site = Site::sound();
+    let gateway = &site.gateway;
+    for verb in ["disk remove web/db --yes", "group remove web --yes"] {
+        let stranger = next_step(gateway, &site.web);
+        fs::write(&stranger, "no step of ours").unwrap();
+        gateway.refuses(verb, 1);
+        assert_serves(gateway, "web/db", &new_content(4));
+        fs::remove_file(&stranger).unwrap();
+        assert_serves(gateway, "web/db", &new_content(4));
+    }
+    gateway.says("group remove web --yes");
+    assert!(!gateway.says("group list").contains("web"));
+}
+
+#[test]
+fn no_group_is_named_like_the_id_of_another() {
+    let site = Site::sound();
+    let refused = site.gateway.refuses(&format!("group create {}", site.erp.0), 1);
+    assert!(refused.contains("another name"), "{refused}");
+}

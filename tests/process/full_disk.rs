@@ -215,3 +215,20 @@ fn a_gateway_killed_on_a_full_disk_starts_on_it() {
     gateway.until("protected again", is_protected);
     assert_reads(&gateway, BLOCKS);
 }
+
+/// Removal is how people get space back. A review found that it waited for the points and images of what it was about to
+/// delete, for which there was no room, and kept every other verb waiting.
+#[test]
+fn a_group_is_removed_from_a_full_disk() {
+    let small = SmallFileSystem::new();
+    let gateway = protect(&small);
+    gateway.says("group create other");
+    let writer = write_all(&gateway);
+    until_writes_wait(&gateway);
+    small.fill_up();
+    gateway.says("group remove erp --yes");
+    assert!(writer.join().unwrap() < BLOCKS, "its client was disconnected");
+    gateway.says("disk create other/db --size 8M");
+    gateway.says("point create other");
+    assert!(!gateway.says("group list").contains("erp"));
+}

@@ -4,13 +4,14 @@
 //! its name: a file that is there is whole.
 
 use std::fs;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 
 use super::{command, failed, not_started, run};
 use crate::cli::failure::Failure;
@@ -84,23 +85,35 @@ pub async fn restore(
         return Err(Error::new(ErrorKind::AlreadyExists, text).into());
     }
     for (export, file) in test.exports.iter().zip(&files) {
-        let partial = partial(file);
-        let written = write(export, &partial, format).await;
-        let named = written.and_then(|()| publish(&partial, file));
-        if named.is_err() {
-            // What there is of it is of no use to anybody; the error that matters is the first.
-            let _ = fs::remove_file(&partial);
-        }
-        named?;
+        let partial = Partial::create(file)?;
+        write(export, &partial.0, format).await?;
+        publish(&partial.0, file)?;
     }
     sync_directory(directory)?;
     Ok(files)
 }
 
-fn partial(file: &Path) -> PathBuf {
-    let mut name = file.as_os_str().to_owned();
-    name.push(".partial");
-    PathBuf::from(name)
+/// An image under its temporary name, which goes with this: what there is of it is of no use to anybody.
+struct Partial(PathBuf);
+
+impl Partial {
+    /// A file that nobody else may read, as a disk's content is nobody else's.
+    fn create(file: &Path) -> Result<Partial, Failure> {
+        let mut name = file.as_os_str().to_owned();
+        name.push(".partial");
+        let partial = PathBuf::from(name);
+        let created =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial);
+        created.map_err(|error| Error::io("creating the image", error).at_path(&partial))?;
+        Ok(Partial(partial))
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        // Once it has its own name there is nothing here any more.
+        let _ = fs::remove_file(&self.0);
+    }
 }
 
 async fn write(export: &TestExport, file: &Path, format: ImageFormat) -> Result<(), Failure> {
@@ -118,6 +131,7 @@ async fn convert(export: &TestExport, file: &Path, format: ImageFormat) -> Resul
     convert.args(["convert", "-p", "-f", "raw", "-O", format.driver()]).args(format.options());
     convert.arg(&export.uri).arg(file).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = convert.spawn().map_err(|error| not_started("qemu-img", error))?;
+    let complaints = tokio::spawn(read_all(child.stderr.take().expect("a pipe")));
     let bar = ProgressBar::new(PROGRESS_STEPS).with_message(format!("writing {}", export.disk));
     bar.set_style(
         ProgressStyle::with_template("{msg} [{bar:30}] {percent} %, {eta} left")
@@ -130,11 +144,20 @@ async fn convert(export: &TestExport, file: &Path, format: ImageFormat) -> Resul
         bar.set_position(progress(&line).unwrap_or_else(|| bar.position()));
     }
     bar.finish_and_clear();
-    let output = child.wait_with_output().await.map_err(|error| Error::io("waiting for qemu-img", error))?;
-    if output.status.success() {
+    let status = child.wait().await.map_err(|error| Error::io("waiting for qemu-img", error))?;
+    if status.success() {
         return Ok(());
     }
-    Err(failed("qemu-img", &String::from_utf8_lossy(&output.stderr)))
+    let complaints = complaints.await.unwrap_or_default();
+    Err(failed("qemu-img", if complaints.trim().is_empty() { "it was ended" } else { &complaints }))
+}
+
+/// What a program writes to a pipe, read as it comes: a full pipe would stop it.
+async fn read_all(mut pipe: impl AsyncRead + Unpin) -> String {
+    let mut bytes = Vec::new();
+    // What could be read until then is what there is to tell.
+    let _ = pipe.read_to_end(&mut bytes).await;
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Hundredths of a per cent.

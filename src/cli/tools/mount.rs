@@ -210,6 +210,19 @@ fn serve_file(place: &Place, uri: &str) -> Result<(), Failure> {
     Err(Error::new(ErrorKind::Io, text).into())
 }
 
+/// Takes down what an interrupted [`mount`] left.
+pub async fn abandon(directory: &Path) -> Result<(), Failure> {
+    let place = Place::of(directory);
+    if !place.root.exists() {
+        return Ok(());
+    }
+    let device = place.read(directory).ok().map(|mounted| mounted.device);
+    if is_mounted(directory)? {
+        run("umount", [directory]).await?;
+    }
+    take_down(&place, device.as_deref()).await
+}
+
 /// Takes a mount down; what was mounted.
 pub async fn unmount(directory: &Path) -> Result<Mounted, Failure> {
     let place = Place::of(directory);
