@@ -205,7 +205,7 @@ impl Inner {
         let (group, id) = self.find_open(&group)?;
         let interval = Duration::from_millis(policy.interval_ms);
         self.ask(id, move |member: &mut Member, answer: Answering<()>| match member.group() {
-            Ok(group) => group.set_interval(interval, answer.callback()),
+            Ok(group) => group.set_policy(Some(interval), None, answer.callback()),
             Err(error) => answer.send(Err(error)),
         })
         .await?;

@@ -1,7 +1,7 @@
 //! The bases: one sparse raw file per disk that holds the disk as it was before the oldest delta.
 //!
-//! A base is complete when it is published; the manifest step that adds the disk comes after. Advancing a base belongs
-//! to retention, which does not exist yet: until then a base is never written again.
+//! A base is complete when it is published; the manifest step that adds the disk comes after. Only a base advance
+//! (`super::advance`) writes to one again.
 
 use std::rc::Rc;
 
@@ -9,7 +9,7 @@ use super::files::remove_partials;
 use super::layout::{self, Layout, parse_base_name};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::Runtime;
-use crate::storage::{File, OpenOptions};
+use crate::storage::{Access, Create, File, Lock, OpenOptions};
 use crate::units::{DiskId, SectorCount, to_usize};
 
 /// Bytes of one copied piece.
@@ -73,6 +73,23 @@ impl Bases {
     /// Opens a disk's base for reading.
     pub async fn open(&self, disk: DiskId) -> Result<File> {
         self.runtime.open(self.layout.base(disk), OpenOptions::READ).await
+    }
+
+    /// Opens a disk's base to write to it, once the writes of a dead owner have landed.
+    pub(super) async fn open_to_write(&self, disk: DiskId) -> Result<File> {
+        let options = OpenOptions {
+            access: Access::ReadWrite,
+            create: Create::Existing,
+            lock: Lock::Wait,
+            direct: false,
+        };
+        self.runtime.open(self.layout.base(disk), options).await
+    }
+
+    /// The disks that have a base.
+    pub async fn list(&self) -> Result<Vec<DiskId>> {
+        let names = self.runtime.list(self.layout.bases()).await?;
+        Ok(names.iter().filter_map(|name| parse_base_name(name)).collect())
     }
 
     /// Deletes a disk's base; one that is not there is deleted already.
