@@ -3,6 +3,8 @@
 //! A base is complete when it is published; the manifest step that adds the disk comes after. Only a base advance
 //! (`super::advance`) writes to one again.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use super::files::remove_partials;
@@ -19,11 +21,13 @@ const COPY_BYTES: u64 = 1 << 20;
 pub struct Bases {
     runtime: Rc<Runtime>,
     layout: Layout,
+    /// Deleted by this process.
+    deleted: RefCell<BTreeSet<DiskId>>,
 }
 
 impl Bases {
     pub(super) fn new(runtime: &Rc<Runtime>, layout: &Layout) -> Bases {
-        Bases { runtime: Rc::clone(runtime), layout: layout.clone() }
+        Bases { runtime: Rc::clone(runtime), layout: layout.clone(), deleted: RefCell::default() }
     }
 
     /// Creates the base of a new disk: nothing but zeros, without space.
@@ -86,18 +90,19 @@ impl Bases {
         self.runtime.open(self.layout.base(disk), options).await
     }
 
-    /// The disks that have a base.
-    pub async fn list(&self) -> Result<Vec<DiskId>> {
-        let names = self.runtime.list(self.layout.bases()).await?;
-        Ok(names.iter().filter_map(|name| parse_base_name(name)).collect())
+    /// Whether this process deleted the disk's base.
+    pub(super) fn is_deleted(&self, disk: DiskId) -> bool {
+        self.deleted.borrow().contains(&disk)
     }
 
     /// Deletes a disk's base; one that is not there is deleted already.
     pub async fn delete(&self, disk: DiskId) -> Result<()> {
         match self.runtime.remove(self.layout.base(disk)).await {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
         }
+        self.deleted.borrow_mut().insert(disk);
+        Ok(())
     }
 
     /// Removes what an owner before this one did not publish.

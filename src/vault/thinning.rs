@@ -147,13 +147,11 @@ impl Vault {
             if !self.leases.are_for_points(state.points()) {
                 return Ok(());
             }
-            let left = state.all_disks().iter().filter(|disk| disk.removed && !state.needs_base(disk));
+            let left = state.all_disks().iter().filter(|disk| disk.removed);
+            let left = left.filter(|disk| !self.bases.is_deleted(disk.record.id) && !state.needs_base(disk));
             left.map(|disk| disk.record.id).collect()
         };
-        if unneeded.is_empty() {
-            return Ok(());
-        }
-        for disk in self.bases.list().await?.into_iter().filter(|disk| unneeded.contains(disk)) {
+        for disk in unneeded {
             tracing::info!(%disk, "removing the base of a disk that left: no recovery point holds it");
             self.bases.delete(disk).await?;
         }
