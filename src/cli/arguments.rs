@@ -443,7 +443,7 @@ mod tests {
             ("group create a/b", "letters"),
             ("policy set erp --interval 1ms", "100ms"),
             ("policy set erp --interval soon", "1s"),
-            ("policy set erp", "--retain"),
+            ("policy set erp", "--interval"),
             ("policy set erp --retain 1h", "1h:all,24h:1m,15d:1h"),
             ("policy set erp --interval 1s --dry-run", "--retain"),
             ("point delete erp id:xyz", "hexadecimal"),

@@ -19,7 +19,8 @@ use crate::storage::{Buffer, Slice};
 use crate::units::{SECTOR_BYTES, SectorRange, to_usize};
 
 /// Sectors of a chunk that is put together.
-const CHUNK_SECTORS: u32 = CHUNK_BYTES / SECTOR_BYTES as u32;
+const CHUNK_SECTORS: u32 = CHUNK_BYTES / 512;
+const _: () = assert!(CHUNK_SECTORS as u64 * SECTOR_BYTES == CHUNK_BYTES as u64);
 /// Chunks being read at a time.
 const CHUNKS_AHEAD: usize = 4;
 

@@ -127,7 +127,11 @@ mod tests {
         GroupNanos(nanos(ms))
     }
 
-    /// The points that are left, in milliseconds.
+    fn one(run: Range<usize>) -> Vec<Range<usize>> {
+        vec![run]
+    }
+
+    /// The points that are left.
     fn left(points: &[PlannedPoint], plan: &Plan) -> Vec<PlannedPoint> {
         let going: HashSet<usize> = plan.going().collect();
         points
@@ -144,7 +148,7 @@ mod tests {
         let points = points(&[0, 3, 6, 12, 15, 30]);
         // At 19 the bucket 0..10 ends 9 before now, at 20 it has aged past 10.
         assert_eq!(plan(&points, &ladder, at(19)), Plan::default());
-        assert_eq!(plan(&points, &ladder, at(20)), Plan { base: None, merges: vec![1..3] });
+        assert_eq!(plan(&points, &ladder, at(20)), Plan { base: None, merges: one(1..3) });
         assert_eq!(plan(&points, &ladder, at(30)), Plan { base: None, merges: vec![1..3, 4..5] });
     }
 
@@ -154,8 +158,8 @@ mod tests {
         let mut points = points(&[0, 1, 2, 3, 20]);
         assert_eq!(plan(&points, &ladder, at(12)), Plan { base: Some(2), merges: vec![] });
         points[1].must_stay = true;
-        assert_eq!(plan(&points, &ladder, at(14)), Plan { base: Some(1), merges: vec![2..4] });
-        assert_eq!(plan(&points, &ladder, at(1000)), Plan { base: Some(1), merges: vec![2..4] });
+        assert_eq!(plan(&points, &ladder, at(14)), Plan { base: Some(1), merges: one(2..4) });
+        assert_eq!(plan(&points, &ladder, at(1000)), Plan { base: Some(1), merges: one(2..4) });
     }
 
     #[test]
