@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use super::history::{Contents, History};
 use super::retention::Rules;
 use crate::format::record::PointRecord;
-use crate::units::{DiskId, PointId};
+use crate::units::{DiskId, Lsn, PointId};
 
 /// A point, and the least and most changes that it may hold.
 #[derive(Clone, Debug)]
@@ -36,8 +36,8 @@ pub struct Points {
     requested: BTreeSet<PointId>,
     /// and those of them that were.
     deleted: BTreeSet<PointId>,
-    /// Group times of all points that ever were.
-    times: BTreeSet<u64>,
+    /// Group times and markers of all points that ever were.
+    times: BTreeSet<(u64, Lsn)>,
 }
 
 impl Points {
@@ -103,7 +103,7 @@ impl Points {
             }
             let before = self.known.last().map_or(0, |known| known.low);
             let low = self.admit(record)?.max(before);
-            self.times.insert(record.group_time.0);
+            self.times.insert((record.group_time.0, record.marker));
             self.known.push(Known { record: record.clone(), low, high: history.issued() });
         }
         gone.iter().try_for_each(|record| self.drop_point(record, rules))?;
@@ -116,14 +116,8 @@ impl Points {
         if self.known.last().is_some_and(|newest| newest.record.id == *id) {
             return Err(format!("point {id}, the newest, is gone"));
         }
-        // The point itself does not stand for itself.
-        let was_only = self.known.iter().filter(|known| known.record.group_time == *group_time).count() == 1;
-        if was_only {
-            self.times.remove(&group_time.0);
-        }
         let by_request = self.requested.contains(id) && rules.may_go(*id);
-        let is_right = by_request || rules.allow(*id, *group_time, &self.times);
-        self.times.insert(group_time.0);
+        let is_right = by_request || rules.allow(record, &self.times);
         self.known.retain(|known| known.record.id != *id);
         self.dropped.insert(*id);
         if is_right { Ok(()) } else { Err(format!("point {id} of group time {} is gone", group_time.0)) }

@@ -13,7 +13,8 @@ use super::site::{Outcome, Site};
 use crate::block::DataPiece;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::ladder::{Ladder, Rung};
-use crate::units::{DiskId, GroupNanos, PointId, SectorRange};
+use crate::format::record::PointRecord;
+use crate::units::{DiskId, GroupNanos, Lsn, PointId, SectorRange};
 use crate::view::View;
 
 /// Times that an open view is read.
@@ -55,12 +56,12 @@ pub(super) struct Rules {
 }
 
 impl Rules {
-    /// Whether a ladder may have dropped a point of that time; `seen` are the times of all points that ever were.
-    pub(super) fn allow(&self, point: PointId, time: GroupNanos, seen: &BTreeSet<u64>) -> bool {
-        let by_ladder = |ladder: &Ladder| {
-            is_expired(ladder, time.0, self.now) || is_thinned(ladder, time.0, self.now, seen)
-        };
-        self.may_go(point) && self.ladders.iter().any(by_ladder)
+    /// Whether a ladder may have dropped a point; `seen` are the times and markers of all points that ever were.
+    pub(super) fn allow(&self, point: &PointRecord, seen: &BTreeSet<(u64, Lsn)>) -> bool {
+        let at = (point.group_time.0, point.marker);
+        let by_ladder =
+            |ladder: &Ladder| is_expired(ladder, at.0, self.now) || is_thinned(ladder, at, self.now, seen);
+        self.may_go(point.id) && self.ladders.iter().any(by_ladder)
     }
 
     /// Whether nobody keeps the point.
@@ -74,13 +75,13 @@ fn is_expired(ladder: &Ladder, time: u64, now: u64) -> bool {
 }
 
 /// Whether an older point of the same bucket stands for this one.
-fn is_thinned(ladder: &Ladder, time: u64, now: u64, seen: &BTreeSet<u64>) -> bool {
+fn is_thinned(ladder: &Ladder, at: (u64, Lsn), now: u64, seen: &BTreeSet<(u64, Lsn)>) -> bool {
     let mut begins = 0;
     ladder.rungs().iter().any(|rung| {
         let from = std::mem::replace(&mut begins, rung.until_ms * 1_000_000);
         let spacing = rung.spacing_ms * 1_000_000;
-        let Some(bucket) = time.checked_div(spacing) else { return false };
-        let has_older = seen.range(bucket * spacing..=time).next().is_some();
+        let Some(bucket) = at.0.checked_div(spacing) else { return false };
+        let has_older = seen.range((bucket * spacing, Lsn::ZERO)..at).next().is_some();
         has_older && (bucket + 1) * spacing + from <= now
     })
 }
