@@ -120,7 +120,11 @@ impl Points {
         let is_right = by_request || rules.allow(record, &self.times);
         self.known.retain(|known| known.record.id != *id);
         self.dropped.insert(*id);
-        if is_right { Ok(()) } else { Err(format!("point {id} of group time {} is gone", group_time.0)) }
+        if is_right {
+            Ok(())
+        } else {
+            Err(format!("point {id} of group time {} is gone: {}", group_time.0, rules.describe()))
+        }
     }
 
     /// Somebody asked for a point to be deleted.

@@ -64,6 +64,11 @@ impl Rules {
         self.may_go(point.id) && self.ladders.iter().any(by_ladder)
     }
 
+    /// What was in force, for people.
+    pub(super) fn describe(&self) -> String {
+        format!("at {}, {} kept, {:?}", self.now, self.kept.len(), self.ladders)
+    }
+
     /// Whether nobody keeps the point.
     pub(super) fn may_go(&self, point: PointId) -> bool {
         !self.kept.contains(&point)
