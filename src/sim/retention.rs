@@ -41,8 +41,10 @@ pub(super) struct Retention {
     confirmed: Option<Ladder>,
     /// Held points, and whether they are for sure.
     holds: BTreeMap<PointId, bool>,
-    /// Requests without answers.
+    /// Requests without answers,
     pub(super) asked: usize,
+    /// and those among them that set a ladder.
+    ladders_asked: usize,
     /// Open views.
     pub(super) views: usize,
     newest: GroupNanos,
@@ -104,12 +106,20 @@ pub(super) fn ladder(rungs: &[(u64, u64)]) -> Ladder {
 impl Retention {
     pub(super) fn new(ladder: Ladder) -> Retention {
         let (holds, newest) = (BTreeMap::new(), GroupNanos(0));
-        Retention { ladders: vec![ladder], confirmed: None, holds, asked: 0, views: 0, newest }
+        Retention {
+            ladders: vec![ladder],
+            confirmed: None,
+            holds,
+            asked: 0,
+            ladders_asked: 0,
+            views: 0,
+            newest,
+        }
     }
 
     /// The process died: what was asked may have happened.
     pub(super) fn forget_pending(&mut self) {
-        (self.asked, self.views) = (0, 0);
+        (self.asked, self.ladders_asked, self.views) = (0, 0, 0);
     }
 }
 
@@ -138,6 +148,7 @@ impl Site {
         self.retention.ladders.push(ladder.clone());
         self.retention.confirmed = None;
         self.retention.asked += 1;
+        self.retention.ladders_asked += 1;
         let set = ladder.clone();
         let callback = self.callback(move |result| News::Retain(set, result));
         let Some(group) = self.process.group() else { return };
@@ -210,11 +221,14 @@ impl Site {
         match news {
             News::Retain(ladder, Ok(())) => {
                 self.retention.asked -= 1;
-                // Of several on their way, none is known to be the last.
-                if self.retention.ladders.last() == Some(&ladder) {
-                    self.retention.confirmed = Some(ladder);
-                }
+                self.tracer.note(|| format!("retained {:?}", ladder.rungs()));
+                self.confirm_ladder();
                 Ok(())
+            }
+            News::Retain(_, Err(error)) => {
+                self.retention.asked -= 1;
+                self.confirm_ladder();
+                self.refused_retention(&error)
             }
             News::Held(point, Ok(())) => {
                 self.retention.asked -= 1;
@@ -232,16 +246,24 @@ impl Site {
                 self.points.deleted(point);
                 Ok(())
             }
-            News::Retain(_, Err(error))
-            | News::Held(_, Err(error))
-            | News::Released(_, Err(error))
-            | News::Deleted(_, Err(error)) => {
+            News::Held(_, Err(error)) | News::Released(_, Err(error)) | News::Deleted(_, Err(error)) => {
                 self.retention.asked -= 1;
                 self.refused_retention(&error)
             }
             News::Viewed(point, result) => self.take_readings(point, result),
             _ => unreachable!("not about retention"),
         }
+    }
+
+    /// Of several ladders on their way nobody knows which will be the last; once all were answered, the group says.
+    fn confirm_ladder(&mut self) {
+        self.retention.ladders_asked -= 1;
+        if self.retention.ladders_asked > 0 {
+            return;
+        }
+        let Some(group) = self.process.group() else { return };
+        let ladder = group.vault().manifest().state().record().retain.clone();
+        self.retention.confirmed = Some(ladder);
     }
 
     /// Points go at any time, are held or the newest: whoever asks learns it.
