@@ -227,7 +227,8 @@ impl Site {
             }
             News::Retain(_, Err(error)) => {
                 self.retention.asked -= 1;
-                self.confirm_ladder();
+                // It may be in force all the same, so all that may be stay.
+                self.retention.ladders_asked -= 1;
                 self.refused_retention(&error)
             }
             News::Held(point, Ok(())) => {
