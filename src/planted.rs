@@ -45,11 +45,21 @@ pub enum Bug {
     UnverifiedRead,
     /// An index run is written before its frames are durable.
     RunAheadOfDurable,
+    /// Points that a pin names are retired, and the base moves past them.
+    BaseAdvancedUnderPin,
+    /// The base is said to be advanced before its files are synced.
+    BaseSetBeforeSync,
+    /// A merge lets the oldest bytes win.
+    MergeOldestWins,
+    /// The blobs that a merge replaces are deleted before the step that replaces them.
+    BlobsDeletedBeforeStep,
+    /// Blobs are deleted although a view reads them.
+    LeaseIgnored,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 19] = [
+    pub const ALL: [Bug; 24] = [
         Bug::AcknowledgeBeforeWritten,
         Bug::VisibleAfterAcknowledged,
         Bug::SyncCoversInFlight,
@@ -69,6 +79,11 @@ impl Bug {
         Bug::SideFileNotSynced,
         Bug::UnverifiedRead,
         Bug::RunAheadOfDurable,
+        Bug::BaseAdvancedUnderPin,
+        Bug::BaseSetBeforeSync,
+        Bug::MergeOldestWins,
+        Bug::BlobsDeletedBeforeStep,
+        Bug::LeaseIgnored,
     ];
 }
 

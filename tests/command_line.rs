@@ -60,6 +60,11 @@ fn every_listing_is_text_or_json() {
     says(&gateway, "disk list", "20.0 GiB");
     says(&gateway, "point list erp", "before");
     says(&gateway, "policy set erp --interval 5s", "every 5s");
+    says(&gateway, "policy set erp --retain 1h:all,2d:1m --dry-run", "would go");
+    says(&gateway, "policy set erp --retain 1h:all,2d:1m", "kept are 1h:all,2d:1m");
+    says(&gateway, "point hold erp before", "held");
+    assert_eq!(json(&gateway, "point list erp")[0]["held"], true);
+    says(&gateway, "point release erp before", "released");
     assert_eq!(json(&gateway, "group list")[0]["policy"]["interval_ms"], 5000);
     assert_eq!(json(&gateway, "group show erp")["name"], "erp");
     assert_eq!(json(&gateway, "disk list erp")[0]["size_bytes"], 20_u64 << 30);

@@ -40,6 +40,11 @@ async fn a_group_lives_from_creation_to_removal() {
     let disk = r#"{"name": "db", "source": {"size_bytes": 1048576}}"#;
     let (status, disk) = ask(&gateway, "POST", "/v1/groups/erp/disks", disk).await;
     assert_eq!((status, &disk["export"]), (StatusCode::CREATED, &json!("erp/db")));
+    let retain = r#"{"retain": "2h:all,2d:5m"}"#;
+    let (status, group) = ask(&gateway, "PUT", "/v1/groups/erp/policy", retain).await;
+    assert_eq!((status, &group["retain"]), (StatusCode::OK, &json!("2h:all,2d:5m")));
+    let (status, forecast) = ask(&gateway, "POST", "/v1/groups/erp/policy/dry-run", retain).await;
+    assert_eq!((status, &forecast["bytes_max"]), (StatusCode::OK, &json!(4096)));
     let (status, group) = ask(&gateway, "PUT", "/v1/groups/erp/policy", r#"{"interval_ms": 5000}"#).await;
     assert_eq!((status, &group["policy"]["interval_ms"]), (StatusCode::OK, &json!(5000)));
     let (status, resumed) = ask(&gateway, "POST", "/v1/groups/erp/resume", "").await;
@@ -129,6 +134,8 @@ async fn what_can_not_be_has_a_kind_a_status_and_one_line() {
         ("GET", "/v1/groups/a%20b", "", 400, "invalid", "letters"),
         ("GET", "/v1/disks?grup=erp", "", 400, "invalid", "grup"),
         ("PUT", "/v1/groups/erp/policy", r#"{"interval_ms": 1}"#, 400, "invalid", "100ms"),
+        ("PUT", "/v1/groups/erp/policy", "{}", 400, "invalid", "interval_ms, retain"),
+        ("PUT", "/v1/groups/erp/policy", r#"{"retain": "1h"}"#, 400, "invalid", "1h:all,24h:1m,15d:1h"),
         (
             "POST",
             "/v1/groups/erp/disks",

@@ -8,6 +8,7 @@ use afterimage::block::{DataPiece, Export, Refusal, Reply, Request, Response, Ti
 use afterimage::env::OsEnvironment;
 use afterimage::error::{ErrorKind, Result};
 use afterimage::failover::TestFailovers;
+use afterimage::format::ladder::Ladder;
 use afterimage::format::record::{DiskRecord, GroupRecord, PointRecord};
 use afterimage::planted::Planted;
 use afterimage::protect::group::Group;
@@ -55,7 +56,12 @@ impl Harness {
     }
 
     fn create_with(plan: GroupPlan) -> Harness {
-        let record = GroupRecord { name: "g".into(), created: WallNanos(0), interval_ms: 3_600_000 };
+        let record = GroupRecord {
+            name: "g".into(),
+            created: WallNanos(0),
+            interval_ms: 3_600_000,
+            retain: Ladder::keep_all(),
+        };
         let runtime = runtime();
         let opening = open::create(Rc::clone(&runtime), plan, GroupId(7), record);
         let group = runtime.block_on(opening).expect("create");

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use afterimage::block::{DataPiece, Export, Refusal, Reply, Request, Response, Ticket};
 use afterimage::error::{ErrorKind, Result};
+use afterimage::format::ladder::Ladder;
 use afterimage::format::record::{DiskRecord, GroupRecord};
 use afterimage::image::image_path;
 use afterimage::image::side::side_path;
@@ -59,7 +60,12 @@ impl Machine {
     fn new(seed: u64) -> (Machine, DiskId, DiskId) {
         let disk = SimDisk::new(seed);
         let mut machine = Machine::boot(disk, SimEnvironment::new(seed));
-        let record = GroupRecord { name: "g".into(), created: WallNanos(0), interval_ms: 100 };
+        let record = GroupRecord {
+            name: "g".into(),
+            created: WallNanos(0),
+            interval_ms: 100,
+            retain: Ladder::keep_all(),
+        };
         let opening = open::create(Rc::clone(&machine.runtime), plan(), GROUP, record);
         machine.serve(opening).expect("creates");
         let (first, second) = (machine.add_disk("first"), machine.add_disk("second"));
@@ -311,7 +317,9 @@ fn a_disk_that_is_mended_while_a_batch_runs_loses_nothing() {
     for seed in 0..24 {
         let (mut machine, broken, sound) = Machine::new(seed);
         // No marker freezes a layer between the two failures.
-        machine.called(|group, done| group.set_interval(Duration::from_secs(3600), done)).expect("set");
+        machine
+            .called(|group, done| group.set_policy(Some(Duration::from_secs(3600)), None, done))
+            .expect("set");
         machine.disk.fail_always(Matcher::kind(OpKind::Write).path(part(&image(broken))), FaultKind::Io);
         assert!(machine.write(broken, 0, 1, 16).is_ok());
         machine.drive("the first failure", |machine| {

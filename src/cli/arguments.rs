@@ -8,6 +8,7 @@ use super::tools::ImageFormat;
 use crate::byte_size::ByteSize;
 use crate::control::model::Policy;
 use crate::control::name::{DiskPath, Label, Name};
+use crate::control::retain::Retain;
 use crate::control::selector::PointSelector;
 use crate::env::{Environment, OsEnvironment};
 use crate::error::Error;
@@ -218,14 +219,21 @@ pub struct SourceArgument {
 
 #[derive(Debug, Subcommand)]
 pub enum PolicyCommand {
-    /// Set the time between recovery points
-    #[command(after_help = "Example:\n  afterimage policy set erp --interval 1s")]
+    /// Set the time between recovery points, and which of them are kept
+    #[command(after_help = "Example:\n  afterimage policy set erp --interval 1s\n  \
+                            afterimage policy set erp --retain 1h:all,24h:1m,15d:1h --dry-run")]
     Set {
         /// The group
         group: Name,
-        /// From 100ms to 24h
-        #[arg(long, value_parser = interval)]
-        interval: Policy,
+        /// Time between points: from 100ms to 24h
+        #[arg(long, value_parser = interval, required_unless_present = "retain")]
+        interval: Option<Policy>,
+        /// Which points are kept: AGE:SPACING,… (units s, m, h, d, w), each rung up to its age; or all, for ever
+        #[arg(long, value_name = "LADDER")]
+        retain: Option<Retain>,
+        /// Change nothing; say how many points, and at most how many bytes, would go now
+        #[arg(long, requires = "retain")]
+        dry_run: bool,
     },
 }
 
@@ -239,6 +247,35 @@ pub enum PointCommand {
         /// What to call it
         #[arg(long, value_name = "TEXT")]
         label: Option<Label>,
+    },
+    /// Keep a recovery point until it is released, whatever the policy says
+    #[command(after_help = "Example:\n  afterimage point hold erp before-upgrade")]
+    Hold {
+        /// The group
+        group: Name,
+        /// latest, an id's first digits, a label, or a time
+        #[arg(value_name = "POINT", value_parser = point)]
+        point: PointSelector,
+    },
+    /// Leave a held recovery point to the policy again
+    #[command(after_help = "Example:\n  afterimage point release erp before-upgrade")]
+    Release {
+        /// The group
+        group: Name,
+        /// latest, an id's first digits, a label, or a time
+        #[arg(value_name = "POINT", value_parser = point)]
+        point: PointSelector,
+    },
+    /// Delete a recovery point: the next one stays as it is; not the newest, a held one, or one in use
+    #[command(after_help = "Example:\n  afterimage point delete erp before-upgrade --yes")]
+    Delete {
+        /// The group
+        group: Name,
+        /// latest, an id's first digits, a label, or a time
+        #[arg(value_name = "POINT", value_parser = point)]
+        point: PointSelector,
+        #[command(flatten)]
+        consent: Consent,
     },
     /// List a group's recovery points, oldest first
     #[command(after_help = "Example:\n  afterimage point list erp --json")]
@@ -406,6 +443,10 @@ mod tests {
             ("group create a/b", "letters"),
             ("policy set erp --interval 1ms", "100ms"),
             ("policy set erp --interval soon", "1s"),
+            ("policy set erp", "--interval"),
+            ("policy set erp --retain 1h", "1h:all,24h:1m,15d:1h"),
+            ("policy set erp --interval 1s --dry-run", "--retain"),
+            ("point delete erp id:xyz", "hexadecimal"),
             ("point create erp --label \u{7}", "one line"),
             ("failover test erp", "--point"),
             ("failover test erp --point id:xyz", "hexadecimal"),

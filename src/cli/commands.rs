@@ -16,8 +16,9 @@ use super::output::{Output, confirm, print};
 use super::tools::{self, ImageFormat};
 use super::{progress, render};
 use crate::control::model::{
-    Disk, DiskRequest, DiskSource, Group, GroupRequest, Job, JobResult, Point, PointRequest, RestoreRequest,
-    Restored, Resumed, Status, Test, TestRequest, VerifyRequest,
+    Disk, DiskRequest, DiskSource, Group, GroupRequest, Job, JobResult, Point, PointRequest, PointSelection,
+    PolicyForecast, PolicyRequest, RestoreRequest, Restored, Resumed, Status, Test, TestRequest,
+    VerifyRequest,
 };
 use crate::control::name::{DiskPath, Name};
 use crate::control::selector::PointSelector;
@@ -45,12 +46,7 @@ pub async fn run(command: ClientCommand, client: Client, output: Output) -> Resu
     match command {
         ClientCommand::Group(command) => session.group(command).await,
         ClientCommand::Disk(command) => session.disk(command).await,
-        ClientCommand::Policy(PolicyCommand::Set { group, interval }) => {
-            let group: Group = session.client.put(&format!("/v1/groups/{group}/policy"), &interval).await?;
-            output.show(&group, |group| {
-                format!("group {}: a recovery point every {}\n", group.name, render::interval(group.policy))
-            })
-        }
+        ClientCommand::Policy(command) => session.policy(command).await,
         ClientCommand::Point(command) => session.point(command).await,
         ClientCommand::Failover(command) => session.failover(command).await,
         ClientCommand::Restore { group, point, to, format: ImageFormat::Raw, consent } => {
@@ -175,6 +171,14 @@ impl Session {
                 let point: Point = self.client.post(&route, &PointRequest { label }).await?;
                 self.output.show(&point, render::point_created)
             }
+            PointCommand::Hold { group, point } => self.change_point(&group, "hold", point, "held").await,
+            PointCommand::Release { group, point } => {
+                self.change_point(&group, "release", point, "released").await
+            }
+            PointCommand::Delete { group, point, consent } => {
+                confirm(consent.yes, "This deletes a recovery point.")?;
+                self.change_point(&group, "delete", point, "deleted").await
+            }
             PointCommand::List { group } => {
                 let points: Vec<Point> = self.client.get(&format!("/v1/groups/{group}/points")).await?;
                 self.output.show(&points, |points| render::points(points))
@@ -197,6 +201,34 @@ impl Session {
                 self.output.show(&mounted, render::unmounted)
             }
         }
+    }
+
+    async fn policy(&self, command: PolicyCommand) -> Result<(), Failure> {
+        let PolicyCommand::Set { group, interval, retain, dry_run } = command;
+        let request = PolicyRequest { interval_ms: interval.map(|policy| policy.interval_ms), retain };
+        if dry_run {
+            let route = format!("/v1/groups/{group}/policy/dry-run");
+            let forecast: PolicyForecast = self.client.post(&route, &request).await?;
+            return self.output.show(&forecast, render::forecast);
+        }
+        let group: Group = self.client.put(&format!("/v1/groups/{group}/policy"), &request).await?;
+        self.output.show(&group, |group| {
+            let (interval, retain) = (render::interval(group.policy), render::retain(group));
+            format!("group {}: a recovery point every {interval}; kept are {retain}\n", group.name)
+        })
+    }
+
+    /// Asks for something about one point; `done` is how that reads.
+    async fn change_point(
+        &self,
+        group: &Name,
+        verb: &str,
+        point: PointSelector,
+        done: &str,
+    ) -> Result<(), Failure> {
+        let route = format!("/v1/groups/{group}/points/{verb}");
+        let point: Point = self.client.post(&route, &PointSelection { point }).await?;
+        self.output.show(&point, |point| render::point_changed(point, done))
     }
 
     async fn failover(&self, command: FailoverCommand) -> Result<(), Failure> {

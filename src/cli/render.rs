@@ -9,8 +9,8 @@ use super::output::table;
 use super::tools::Mounted;
 use crate::byte_size::ByteSize;
 use crate::control::model::{
-    Condition, Disk, Failure, Group, GroupStatus, JournalStatus, Point, PointKind, Policy, Reason, Restored,
-    Resumed, Status, Test, VerifyReport,
+    Condition, Disk, Failure, Group, GroupStatus, JournalStatus, Point, PointKind, Policy, PolicyForecast,
+    Reason, Restored, Resumed, Status, Test, VerifyReport,
 };
 use crate::control::wire::rfc3339;
 use crate::units::WallNanos;
@@ -31,6 +31,16 @@ const UNKNOWN: &str = "-";
 
 pub fn interval(policy: Option<Policy>) -> String {
     policy.map_or(UNKNOWN.to_owned(), |policy| duration(policy.interval_ms))
+}
+
+/// Which points a group keeps.
+pub fn retain(group: &Group) -> String {
+    group.retain.as_ref().map_or(UNKNOWN.to_owned(), ToString::to_string)
+}
+
+pub fn forecast(forecast: &PolicyForecast) -> String {
+    let PolicyForecast { points, bytes_max } = forecast;
+    format!("{points} points would go, and with them at most {}; nothing was changed\n", size(*bytes_max))
 }
 
 fn created(group: &Group) -> String {
@@ -68,11 +78,12 @@ pub fn group(group: &Group) -> String {
         format!("state     FAILED: could not be opened, since {}\n{}", failure.since, why(&failure.reason))
     };
     format!(
-        "group     {}\nid        {}\ncreated   {}\ninterval  {}\n{}\n{}",
+        "group     {}\nid        {}\ncreated   {}\ninterval  {}\nretain    {}\n{}\n{}",
         group.name,
         group.id,
         created(group),
         interval(group.policy),
+        retain(group),
         group.failure.as_ref().map(failed).unwrap_or_default(),
         disks(&group.disks)
     )
@@ -110,6 +121,10 @@ pub fn point_created(point: &Point) -> String {
     format!("point {} of {} created\n", point.id, rfc3339(point.time))
 }
 
+pub fn point_changed(point: &Point, done: &str) -> String {
+    format!("point {} of {} {done}\n", point.id, rfc3339(point.time))
+}
+
 pub fn points(points: &[Point]) -> String {
     let rows = points.iter().map(|point| {
         [
@@ -121,10 +136,11 @@ pub fn points(points: &[Point]) -> String {
             },
             size(point.delta_bytes),
             point.lsn.to_string(),
+            if point.held { "held" } else { "" }.to_owned(),
             point.label.clone().unwrap_or_default(),
         ]
     });
-    table(["POINT", "TIME", "KIND", "DELTA", "LSN", "LABEL"], rows)
+    table(["POINT", "TIME", "KIND", "DELTA", "LSN", "HELD", "LABEL"], rows)
 }
 
 pub fn tests(tests: &[Test]) -> String {
@@ -273,6 +289,9 @@ fn group_details(status: &GroupStatus) -> String {
             lsn.submitted, lsn.written, lsn.visible, lsn.durable, lsn.destaged, lsn.vaulted
         );
     }
+    if let Some(retention) = &status.history.retention {
+        let _ = writeln!(text, "  retention  {retention}");
+    }
     text + &status.state.reason.as_ref().map(why).unwrap_or_default()
 }
 
@@ -314,6 +333,7 @@ mod tests {
             kind: PointKind::Crash,
             label: None,
             delta_bytes: 0,
+            held: false,
         };
         for text in [point_created(&point), points(std::slice::from_ref(&point))] {
             assert!(text.contains("2026-11-21T12:00:00.123456789Z"), "{text}");

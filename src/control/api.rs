@@ -5,6 +5,8 @@
 //! | `GET /v1/status` | [`Status`](super::model::Status) |
 //! | `GET, POST /v1/groups` · `GET, DELETE /v1/groups/{group}` | [`Group`](super::model::Group) |
 //! | `PUT /v1/groups/{group}/policy` | [`Group`](super::model::Group) |
+//! | `POST /v1/groups/{group}/policy/dry-run` | [`PolicyForecast`](super::model::PolicyForecast) |
+//! | `POST /v1/groups/{group}/points/hold`, `…/release`, `…/delete` | [`Point`](super::model::Point) |
 //! | `POST /v1/groups/{group}/resume` | [`Resumed`](super::model::Resumed) |
 //! | `GET /v1/disks?group=` | a list of [`Disk`] |
 //! | `POST /v1/groups/{group}/disks` · `DELETE /v1/groups/{group}/disks/{disk}` | [`Disk`], or a [`Job`](super::model::Job) for an import |
@@ -34,8 +36,8 @@ use serde::de::DeserializeOwned;
 use super::backend::Backend;
 use super::jobs::Jobs;
 use super::model::{
-    ApiError, Disk, DiskRequest, DiskSource, GroupRequest, JobKind, JobResult, PointRequest, Policy,
-    RestoreRequest, TestRequest, VerifyRequest,
+    ApiError, Disk, DiskRequest, DiskSource, GroupRequest, JobKind, JobResult, PointRequest, PointSelection,
+    PolicyRequest, RestoreRequest, TestRequest, VerifyRequest,
 };
 use super::name::{DiskPath, Name};
 use crate::block::TestId;
@@ -67,6 +69,10 @@ pub fn router(backend: Arc<dyn Backend>, environment: Arc<dyn Environment + Send
         .route("/v1/groups/{group}/disks", post(disk_create))
         .route("/v1/groups/{group}/disks/{disk}", delete(disk_remove))
         .route("/v1/groups/{group}/points", get(points).post(point_create))
+        .route("/v1/groups/{group}/policy/dry-run", post(policy_dry_run))
+        .route("/v1/groups/{group}/points/hold", post(point_hold))
+        .route("/v1/groups/{group}/points/release", post(point_release))
+        .route("/v1/groups/{group}/points/delete", post(point_delete))
         .route("/v1/groups/{group}/tests", post(test_start).delete(test_cleanup_all))
         .route("/v1/groups/{group}/tests/{number}", delete(test_cleanup))
         .route("/v1/groups/{group}/restore", post(restore))
@@ -233,9 +239,41 @@ async fn group_resume(
 async fn policy_set(
     State(api): State<Api>,
     Segments(group): Segments<Name>,
-    Body(policy): Body<Policy>,
+    Body(policy): Body<PolicyRequest>,
 ) -> Answered<impl IntoResponse> {
     Ok(Json(api.backend.policy_set(group, policy.checked()?).await?))
+}
+
+async fn policy_dry_run(
+    State(api): State<Api>,
+    Segments(group): Segments<Name>,
+    Body(policy): Body<PolicyRequest>,
+) -> Answered<impl IntoResponse> {
+    Ok(Json(api.backend.policy_dry_run(group, policy.checked()?).await?))
+}
+
+async fn point_hold(
+    State(api): State<Api>,
+    Segments(group): Segments<Name>,
+    Body(selection): Body<PointSelection>,
+) -> Answered<impl IntoResponse> {
+    Ok(Json(api.backend.point_hold(group, selection.point).await?))
+}
+
+async fn point_release(
+    State(api): State<Api>,
+    Segments(group): Segments<Name>,
+    Body(selection): Body<PointSelection>,
+) -> Answered<impl IntoResponse> {
+    Ok(Json(api.backend.point_release(group, selection.point).await?))
+}
+
+async fn point_delete(
+    State(api): State<Api>,
+    Segments(group): Segments<Name>,
+    Body(selection): Body<PointSelection>,
+) -> Answered<impl IntoResponse> {
+    Ok(Json(api.backend.point_delete(group, selection.point).await?))
 }
 
 async fn disks(State(api): State<Api>, Parameters(of): Parameters<OfGroup>) -> Answered<impl IntoResponse> {

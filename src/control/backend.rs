@@ -10,7 +10,8 @@ use futures::future::BoxFuture;
 
 use super::jobs::Progress;
 use super::model::{
-    Disk, Group, Point, Policy, RestoreRequest, Restored, Resumed, Status, Test, VerifyReport,
+    Disk, Group, Point, PolicyForecast, PolicyRequest, RestoreRequest, Restored, Resumed, Status, Test,
+    VerifyReport,
 };
 use super::name::{DiskPath, Label, Name};
 use super::selector::PointSelector;
@@ -42,7 +43,15 @@ pub trait Backend: Send + Sync + 'static {
     /// Removes a disk; points made before keep it.
     fn disk_remove(&self, path: DiskPath) -> Answer<'_, ()>;
     /// Changes a group's policy from now on.
-    fn policy_set(&self, group: Name, policy: Policy) -> Answer<'_, Group>;
+    fn policy_set(&self, group: Name, policy: PolicyRequest) -> Answer<'_, Group>;
+    /// What a policy would do to a group's points; changes nothing.
+    fn policy_dry_run(&self, group: Name, policy: PolicyRequest) -> Answer<'_, PolicyForecast>;
+    /// Keeps a point until it is released.
+    fn point_hold(&self, group: Name, point: PointSelector) -> Answer<'_, Point>;
+    /// Ends a hold.
+    fn point_release(&self, group: Name, point: PointSelector) -> Answer<'_, Point>;
+    /// Drops a point: the next one takes over what changed up to it. Not the newest, nor one that is held or in use.
+    fn point_delete(&self, group: Name, point: PointSelector) -> Answer<'_, Point>;
     /// Makes a point that holds all that was acknowledged before, and nothing issued after the answer.
     fn point_create(&self, group: Name, label: Option<Label>) -> Answer<'_, Point>;
     /// Every point of a group, oldest first.

@@ -469,6 +469,8 @@ fn point(row: &SqliteRow) -> Result<Point> {
         kind: unword(POINT_KINDS, &column::<String>(row, "kind")?)?,
         label: column(row, "label")?,
         delta_bytes: unsigned(row, "delta_bytes")?,
+        // The manifest's pins say which are; nobody asks the cache.
+        held: false,
     })
 }
 

@@ -10,6 +10,7 @@ fn point(lsn: u64, label: Option<&str>) -> Point {
         kind: if label.is_some() { PointKind::Application } else { PointKind::Crash },
         label: label.map(str::to_owned),
         delta_bytes: lsn * 4096,
+        held: false,
     }
 }
 

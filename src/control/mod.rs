@@ -9,5 +9,6 @@ pub mod catalogue;
 pub mod jobs;
 pub mod model;
 pub mod name;
+pub mod retain;
 pub mod selector;
 pub(crate) mod wire;

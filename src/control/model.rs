@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::name::{Label, Name};
+use super::retain::Retain;
 use super::selector::PointSelector;
 use crate::block::TestId;
 use crate::error::{Error, ErrorKind};
@@ -23,6 +24,8 @@ pub struct Group {
     pub created: Option<WallNanos>,
     /// How it is protected; unknown where its manifest cannot be read.
     pub policy: Option<Policy>,
+    /// Which points it keeps; unknown where its manifest cannot be read.
+    pub retain: Option<Retain>,
     /// Its disks, by name; none where its manifest cannot be read.
     pub disks: Vec<Disk>,
     /// Why it could not be opened, if so. Its points, test failovers and restores are served as far as its vault can be
@@ -99,6 +102,9 @@ pub struct Point {
     pub label: Option<String>,
     /// Bytes of the delta since the point before it, as stored.
     pub delta_bytes: u64,
+    /// Whether somebody holds it: it stays until it is released.
+    #[serde(default)]
+    pub held: bool,
 }
 
 /// How consistent a recovery point is.
@@ -149,6 +155,48 @@ pub struct TestExport {
 pub struct GroupRequest {
     /// The new group's name.
     pub name: Name,
+}
+
+/// `PUT /v1/groups/{group}/policy`, and `POST …/policy/dry-run`; what is not given stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PolicyRequest {
+    /// Time between recovery points.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval_ms: Option<u64>,
+    /// Which points are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retain: Option<Retain>,
+}
+
+impl PolicyRequest {
+    /// The request, if it asks for something that can be.
+    pub fn checked(self) -> Result<PolicyRequest, Error> {
+        if self == PolicyRequest::default() {
+            return Err(Error::invalid("nothing to set: give interval_ms, retain, or both"));
+        }
+        if let Some(interval_ms) = self.interval_ms {
+            Policy { interval_ms }.checked()?;
+        }
+        Ok(self)
+    }
+}
+
+/// What a policy would do now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyForecast {
+    /// Points that would go.
+    pub points: u64,
+    /// Bytes that would come back at most: what a merge keeps of the deltas stays.
+    pub bytes_max: u64,
+}
+
+/// `POST /v1/groups/{group}/points/hold`, `…/release` and `…/delete`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PointSelection {
+    /// Which point.
+    pub point: PointSelector,
 }
 
 /// `POST /v1/groups/{group}/disks`
@@ -485,7 +533,7 @@ pub struct NewestPoint {
 }
 
 /// A group's recovery points.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
     /// How many there are.
     pub points: u64,
@@ -493,6 +541,9 @@ pub struct History {
     pub oldest: Option<WallNanos>,
     /// The newest one's time.
     pub newest: Option<WallNanos>,
+    /// Why points that should go stay, if so.
+    #[serde(default)]
+    pub retention: Option<String>,
 }
 
 /// What a group's guests write, averaged over the last seconds.

@@ -276,6 +276,7 @@ mod tests {
             kind: PointKind::Crash,
             label: label.map(str::to_owned),
             delta_bytes: 0,
+            held: false,
         }
     }
 

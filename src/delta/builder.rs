@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::extent::{Extent, Location};
 use crate::format::checksum;
 use crate::format::delta::{
-    CHUNK_BYTES, Chunk, Content, DeltaExtent, DeltaRef, DiskTable, Footer, Header, Tables,
+    CHUNK_BYTES, Chunk, Content, DeltaExtent, DeltaRef, DiskTable, Footer, HEADER_BYTES, Header, Tables,
 };
 use crate::storage::{Buffer, Slice};
 use crate::units::{BlobId, DiskId, DiskSlot, SECTOR_BYTES, SectorCount, SectorRange, to_usize};
@@ -23,7 +23,7 @@ const CHUNKS_AHEAD: usize = 4;
 /// Sectors of a chunk.
 const CHUNK_SECTORS: u64 = CHUNK_BYTES as u64 / SECTOR_BYTES;
 /// Sectors that an extent's entry can say.
-const EXTENT_SECTORS_MAX: u64 = u32::MAX as u64;
+pub(super) const EXTENT_SECTORS_MAX: u64 = u32::MAX as u64;
 
 /// The tables are written in pieces of this size.
 const TAIL_PIECE_BYTES: usize = 1 << 20;
@@ -108,17 +108,9 @@ where
     /// Writes the blob that `header` announces; its `chunk_bytes` is the builder's to say.
     pub async fn write(self, sink: &mut impl Sink, mut header: Header) -> Result<BuiltDelta> {
         header.chunk_bytes = CHUNK_BYTES;
-        let encoded_header = header.encode();
-        sink.append(Buffer::copy_of(&encoded_header).freeze()).await?;
+        let encoded_header = write_header(sink, &header).await?;
         let tables = self.write_chunks(sink, header.blob).await?;
-        let encoded_tables = tables.encode();
-        let footer = Footer::new(&encoded_header, header.blob, &tables, &encoded_tables);
-        let tail = [encoded_tables.as_slice(), &footer.encode()].concat();
-        for piece in tail.chunks(TAIL_PIECE_BYTES) {
-            sink.append(Buffer::copy_of(piece).freeze()).await?;
-        }
-        let (extents, plain_bytes) = (footer.extents, footer.plain_bytes);
-        Ok(BuiltDelta { reference: footer.reference(), extents, plain_bytes })
+        write_tail(sink, &encoded_header, header.blob, &tables).await
     }
 
     async fn write_chunks(self, sink: &mut impl Sink, blob: BlobId) -> Result<Tables> {
@@ -138,7 +130,31 @@ where
     }
 }
 
-fn directory_entry(tables: &Tables, blob: BlobId, offset: u64, bytes: &Slice) -> Chunk {
+/// Begins a blob.
+pub(super) async fn write_header(sink: &mut impl Sink, header: &Header) -> Result<[u8; HEADER_BYTES]> {
+    let encoded = header.encode();
+    sink.append(Buffer::copy_of(&encoded).freeze()).await?;
+    Ok(encoded)
+}
+
+/// Ends a blob whose chunks were written.
+pub(super) async fn write_tail(
+    sink: &mut impl Sink,
+    header: &[u8; HEADER_BYTES],
+    blob: BlobId,
+    tables: &Tables,
+) -> Result<BuiltDelta> {
+    let encoded_tables = tables.encode();
+    let footer = Footer::new(header, blob, tables, &encoded_tables);
+    let tail = [encoded_tables.as_slice(), &footer.encode()].concat();
+    for piece in tail.chunks(TAIL_PIECE_BYTES) {
+        sink.append(Buffer::copy_of(piece).freeze()).await?;
+    }
+    let (extents, plain_bytes) = (footer.extents, footer.plain_bytes);
+    Ok(BuiltDelta { reference: footer.reference(), extents, plain_bytes })
+}
+
+pub(super) fn directory_entry(tables: &Tables, blob: BlobId, offset: u64, bytes: &Slice) -> Chunk {
     let length = u32::try_from(bytes.len()).expect("a chunk is bounded");
     Chunk {
         offset,

@@ -1,10 +1,14 @@
-//! Delta blobs: built from an interval's extents in one pass, read by ranges of chunks.
+//! Delta blobs: built from an interval's extents in one pass, read by ranges of chunks, layered, merged.
 //!
-//! The bytes are `format::delta`'s, the place is the vault's to choose. Merging, compressing and sealing belong here and do
-//! not exist yet; the format has their fields.
+//! The bytes are `format::delta`'s, the place is the vault's to choose. Compressing and sealing belong here and do not
+//! exist yet; the format has their fields.
 
 mod builder;
+mod layers;
+mod merge;
 mod reader;
 
 pub use builder::{Build, BuiltDelta, DiskExtents, Sink, Source, SourceContent};
+pub use layers::{LayeredDisk, Layering, Place};
+pub use merge::merge;
 pub use reader::{DeltaReader, read_chunk};

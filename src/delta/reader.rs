@@ -71,6 +71,19 @@ impl DeltaReader {
         self.tables
     }
 
+    /// What the blob's I/O runs on.
+    pub fn runtime(&self) -> &Rc<Runtime> {
+        &self.runtime
+    }
+
+    /// A chunk as it is stored, verified: for who copies it.
+    ///
+    /// # Panics
+    /// As [`DeltaReader::chunk`].
+    pub async fn stored_chunk(&self, index: u32) -> Result<Slice> {
+        read_chunk(&self.runtime, &self.file, &self.tables.chunks[index as usize]).await
+    }
+
     /// The plain bytes of a chunk.
     ///
     /// # Panics

@@ -11,7 +11,11 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::checksum;
 use super::codec::{Decoder, Encoder};
-use super::record::{Change, DiskRecord, GroupRecord, PinRecord, PointDisk, PointRecord};
+use super::delta::DeltaRef;
+use super::record::{
+    Change, DiskRecord, GroupRecord, PinRecord, PointDisk, PointRecord, REFERENCE_BYTES, decode_reference,
+    encode_reference,
+};
 use crate::block::TestId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{GroupId, TimelineId, WriterId};
@@ -139,6 +143,8 @@ pub struct Contents {
     pub points: Vec<PointRecord>,
     /// All pins, ascending by id.
     pub pins: Vec<PinRecord>,
+    /// While the base is on its way to the oldest point: the deltas of the points before it, oldest first.
+    pub retired: Option<Vec<DeltaRef>>,
 }
 
 /// The state after a step.
@@ -195,6 +201,11 @@ impl Contents {
         }
         to.count(self.pins.len());
         self.pins.iter().for_each(|pin| pin.encode(to));
+        to.flag(self.retired.is_some());
+        if let Some(retired) = &self.retired {
+            to.count(retired.len());
+            retired.iter().for_each(|delta| encode_reference(delta, to));
+        }
     }
 
     fn decode(from: &mut Decoder<'_>) -> Result<Contents> {
@@ -211,19 +222,28 @@ impl Contents {
         let pins = (0..from.count(PinRecord::ENCODED_BYTES, "pin count")?)
             .map(|_| PinRecord::decode(from))
             .collect::<Result<Vec<_>>>()?;
+        let retired = from.flag("retired flag")?.then(|| decode_retired(from)).transpose()?;
+        if retired.is_some() && points.is_empty() {
+            return Err(from.corrupt("the base is on its way to a point, but there is none"));
+        }
         let sorted = disks.is_sorted_by(|a, b| a.record.slot < b.record.slot)
             && points.is_sorted_by(|a, b| a.marker < b.marker)
             && pins.is_sorted_by(|a, b| a.id < b.id);
         if !sorted {
             return Err(from.corrupt("the snapshot's tables are not in order"));
         }
-        Ok(Contents { group, removed, newest_test, disks, points, pins })
+        Ok(Contents { group, removed, newest_test, disks, points, pins, retired })
     }
 }
 
 /// Shortest encoded disk and point: bound what a count can make the decoder reserve.
 const DISK_BYTES_MIN: usize = 4 + 16 + 8 + 2 + 1;
 const POINT_BYTES_MIN: usize = 16 + 8 + 8 + 8 + 1 + 2 + 1 + 1;
+
+fn decode_retired(from: &mut Decoder<'_>) -> Result<Vec<DeltaRef>> {
+    let count = from.count(REFERENCE_BYTES, "retired count")?;
+    (0..count).map(|_| decode_reference(from)).collect()
+}
 
 fn decode_points(from: &mut Decoder<'_>) -> Result<Vec<PointRecord>> {
     let count = from.count(POINT_BYTES_MIN, "point count")?;

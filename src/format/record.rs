@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::codec::{Decoder, Encoder};
 use super::delta::{DISK_SECTORS_MAX, DeltaRef};
+use super::ladder::Ladder;
 use super::marker::{Consistency, LABEL_BYTES_MAX};
 use crate::block::TestId;
 use crate::error::{Error, Result};
@@ -26,6 +27,8 @@ pub struct GroupRecord {
     pub created: WallNanos,
     /// How often a point is made, in milliseconds.
     pub interval_ms: u32,
+    /// Which points are kept.
+    pub retain: Ladder,
 }
 
 /// A disk of the group.
@@ -91,6 +94,8 @@ pub enum PinKind {
     Test(TestId),
     /// A restore reads the point.
     Restore,
+    /// Somebody wants it kept.
+    Hold,
 }
 
 /// A durable note that a point's blobs are still needed.
@@ -115,10 +120,12 @@ pub enum Change {
     DiskAdded(DiskRecord),
     /// A disk leaves; points that hold it stay.
     DiskRemoved(DiskSlot),
-    /// Points are made as often as this from now on, in milliseconds.
+    /// The policy becomes another one; what is not given stays.
     PolicySet {
         /// Milliseconds between points.
-        interval_ms: u32,
+        interval_ms: Option<u32>,
+        /// Which points are kept.
+        retain: Option<Ladder>,
     },
     /// A point becomes restorable.
     PointPublished(PointRecord),
@@ -128,6 +135,23 @@ pub enum Change {
     PinRemoved(PinId),
     /// The group ends; its directory may be deleted.
     GroupRemoved,
+    /// The points before this one are gone, and the base is about to become it; their deltas are needed until then.
+    PointsRetired(PointId),
+    /// The base is the oldest point now, the one that the newest retirement named; its delta is part of it.
+    BaseSet(PointId),
+    /// A run of points is gone, and what changed up to them belongs to the point after them.
+    PointsMerged(MergeRecord),
+}
+
+/// Which points became one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MergeRecord {
+    /// The first point that goes.
+    pub first: PointId,
+    /// The point that stays: all from the first up to it go.
+    pub into: PointId,
+    /// What changed since the point before the first one; nothing if nothing did.
+    pub delta: Option<DeltaRef>,
 }
 
 /// Checks a name: 1 to 255 bytes without control characters.
@@ -162,6 +186,7 @@ impl GroupRecord {
         to.string(&self.name);
         to.i64(self.created.0);
         to.u32(self.interval_ms);
+        self.retain.encode(to);
     }
 
     pub(super) fn decode(from: &mut Decoder<'_>) -> Result<GroupRecord> {
@@ -169,6 +194,7 @@ impl GroupRecord {
             name: from.string("group name")?.to_owned(),
             created: WallNanos(from.i64("creation time")?),
             interval_ms: from.u32("interval")?,
+            retain: Ladder::decode(from)?,
         };
         as_stored(group.check(), from)?;
         Ok(group)
@@ -276,10 +302,7 @@ impl PointRecord {
         to.u64(self.group_time.0);
         to.u8(self.consistency.code());
         to.string(&self.label);
-        to.flag(self.delta.is_some());
-        if let Some(delta) = &self.delta {
-            encode_reference(delta, to);
-        }
+        encode_optional_reference(self.delta.as_ref(), to);
         let known = previous == Some(&*self.disks);
         to.flag(!known);
         if !known {
@@ -297,7 +320,7 @@ impl PointRecord {
             consistency: Consistency::from_code(from.u8("consistency")?)
                 .ok_or_else(|| from.corrupt("the point's consistency is not legal"))?,
             label: from.string("label")?.to_owned(),
-            delta: from.flag("delta flag")?.then(|| decode_reference(from)).transpose()?,
+            delta: decode_optional_reference(from)?,
             disks: match (from.flag("disk table flag")?, previous) {
                 (true, _) => PointDisk::decode_table(from)?,
                 (false, Some(previous)) => Arc::clone(previous),
@@ -309,20 +332,36 @@ impl PointRecord {
     }
 }
 
-fn encode_reference(delta: &DeltaRef, to: &mut Encoder) {
+fn encode_optional_reference(delta: Option<&DeltaRef>, to: &mut Encoder) {
+    to.flag(delta.is_some());
+    if let Some(delta) = delta {
+        encode_reference(delta, to);
+    }
+}
+
+fn decode_optional_reference(from: &mut Decoder<'_>) -> Result<Option<DeltaRef>> {
+    from.flag("delta flag")?.then(|| decode_reference(from)).transpose()
+}
+
+pub(super) fn encode_reference(delta: &DeltaRef, to: &mut Encoder) {
     to.u128(delta.blob.0);
     to.u64(delta.total_bytes);
     to.u64(delta.tables_bytes);
     to.u128(delta.checksum);
 }
 
-fn decode_reference(from: &mut Decoder<'_>) -> Result<DeltaRef> {
-    Ok(DeltaRef {
+/// Length of an encoded reference.
+pub(super) const REFERENCE_BYTES: usize = 16 + 8 + 8 + 16;
+
+pub(super) fn decode_reference(from: &mut Decoder<'_>) -> Result<DeltaRef> {
+    let delta = DeltaRef {
         blob: BlobId(from.u128("blob id")?),
         total_bytes: from.u64("blob length")?,
         tables_bytes: from.u64("tables length")?,
         checksum: from.u128("footer checksum")?,
-    })
+    };
+    as_stored(delta.check(), from)?;
+    Ok(delta)
 }
 
 impl PinRecord {
@@ -334,6 +373,7 @@ impl PinRecord {
         let (kind, number) = match self.kind {
             PinKind::Test(test) => (1, test.0),
             PinKind::Restore => (2, 0),
+            PinKind::Hold => (3, 0),
         };
         to.u8(kind);
         to.u64(number);
@@ -345,10 +385,47 @@ impl PinRecord {
         let kind = match (from.u8("pin kind")?, from.u64("pin number")?) {
             (1, number) if number > 0 => PinKind::Test(TestId(number)),
             (2, 0) => PinKind::Restore,
+            (3, 0) => PinKind::Hold,
             (kind, number) => return Err(from.corrupt(format!("pin kind {kind}, number {number}"))),
         };
         Ok(PinRecord { id, point, kind, created: WallNanos(from.i64("pin time")?) })
     }
+}
+
+impl MergeRecord {
+    fn encode(&self, to: &mut Encoder) {
+        to.u128(self.first.0);
+        to.u128(self.into.0);
+        encode_optional_reference(self.delta.as_ref(), to);
+    }
+
+    fn decode(from: &mut Decoder<'_>) -> Result<MergeRecord> {
+        Ok(MergeRecord {
+            first: PointId(from.u128("first point")?),
+            into: PointId(from.u128("kept point")?),
+            delta: decode_optional_reference(from)?,
+        })
+    }
+}
+
+fn encode_policy(interval_ms: Option<u32>, retain: Option<&Ladder>, to: &mut Encoder) {
+    to.flag(interval_ms.is_some());
+    if let Some(interval_ms) = interval_ms {
+        to.u32(interval_ms);
+    }
+    to.flag(retain.is_some());
+    if let Some(retain) = retain {
+        retain.encode(to);
+    }
+}
+
+fn decode_policy(from: &mut Decoder<'_>) -> Result<Change> {
+    let interval_ms = from.flag("interval flag")?.then(|| from.u32("interval")).transpose()?;
+    if let Some(interval_ms) = interval_ms {
+        as_stored(check_interval(interval_ms), from)?;
+    }
+    let retain = from.flag("ladder flag")?.then(|| Ladder::decode(from)).transpose()?;
+    Ok(Change::PolicySet { interval_ms, retain })
 }
 
 /// What is bad in a request is corrupt when it was stored.
@@ -366,6 +443,10 @@ mod kind {
     pub(super) const PIN_ADDED: u16 = 6;
     pub(super) const PIN_REMOVED: u16 = 7;
     pub(super) const GROUP_REMOVED: u16 = 8;
+    pub(super) const POINTS_RETIRED: u16 = 9;
+    pub(super) const BASE_SET: u16 = 10;
+    // 11 and 12 are kept for forked timelines and resized disks.
+    pub(super) const POINTS_MERGED: u16 = 13;
 }
 
 impl Change {
@@ -385,8 +466,8 @@ impl Change {
                 to.u32(slot.0);
                 kind::DISK_REMOVED
             }
-            Change::PolicySet { interval_ms } => {
-                to.u32(*interval_ms);
+            Change::PolicySet { interval_ms, retain } => {
+                encode_policy(*interval_ms, retain.as_ref(), &mut to);
                 kind::POLICY_SET
             }
             Change::PointPublished(point) => {
@@ -402,6 +483,18 @@ impl Change {
                 kind::PIN_REMOVED
             }
             Change::GroupRemoved => kind::GROUP_REMOVED,
+            Change::PointsRetired(point) => {
+                to.u128(point.0);
+                kind::POINTS_RETIRED
+            }
+            Change::BaseSet(point) => {
+                to.u128(point.0);
+                kind::BASE_SET
+            }
+            Change::PointsMerged(merge) => {
+                merge.encode(&mut to);
+                kind::POINTS_MERGED
+            }
         };
         (kind, to.finish())
     }
@@ -412,15 +505,14 @@ impl Change {
             kind::GROUP_CREATED => Change::GroupCreated(GroupRecord::decode(&mut from)?),
             kind::DISK_ADDED => Change::DiskAdded(DiskRecord::decode(&mut from)?),
             kind::DISK_REMOVED => Change::DiskRemoved(DiskSlot(from.u32("disk slot")?)),
-            kind::POLICY_SET => {
-                let interval_ms = from.u32("interval")?;
-                as_stored(check_interval(interval_ms), &from)?;
-                Change::PolicySet { interval_ms }
-            }
+            kind::POLICY_SET => decode_policy(&mut from)?,
             kind::POINT_PUBLISHED => Change::PointPublished(PointRecord::decode(&mut from, None)?),
             kind::PIN_ADDED => Change::PinAdded(PinRecord::decode(&mut from)?),
             kind::PIN_REMOVED => Change::PinRemoved(PinId(from.u128("pin id")?)),
             kind::GROUP_REMOVED => Change::GroupRemoved,
+            kind::POINTS_RETIRED => Change::PointsRetired(PointId(from.u128("point id")?)),
+            kind::BASE_SET => Change::BaseSet(PointId(from.u128("point id")?)),
+            kind::POINTS_MERGED => Change::PointsMerged(MergeRecord::decode(&mut from)?),
             _ => return Ok(None),
         };
         from.finish("the change")?;

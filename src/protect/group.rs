@@ -43,6 +43,7 @@ use crate::protect::open::GroupPlan;
 use crate::protect::place::{Place, places};
 use crate::protect::publisher::{Job, Published};
 use crate::protect::reads::{OPERATION_READ, Reads};
+use crate::protect::retention;
 use crate::protect::retry::Retry;
 use crate::protect::status::{Condition, RateMeter};
 use crate::protect::tasks::Tasks;
@@ -78,8 +79,10 @@ pub(super) enum Done {
     Joined(Result<Joined>, Callback<DiskRecord>),
     /// A disk left, or not.
     Left(DiskId, DiskSlot, Result<()>, Callback<()>),
-    /// The interval between points was changed, or not.
-    Interval(Duration, Result<()>, Callback<()>),
+    /// The policy was changed, or not; with the interval between points, if that was to change.
+    Policy(Option<Duration>, Result<()>, Callback<()>),
+    /// Retention took a step, or came to rest.
+    Retained { changed: bool },
 }
 
 /// The group's mailbox.
@@ -151,6 +154,10 @@ pub struct Group {
     pub(super) vaulted: Lsn,
     pub(super) destaged: Lsn,
     pub(super) destaging: bool,
+    pub(super) retention: Rc<retention::Shared>,
+    pub(super) retention_jobs: mpsc::UnboundedSender<retention::Job>,
+    /// Retention was told that a view ended.
+    pub(super) swept: bool,
     pub(super) pace: Rc<Pace>,
     /// When destaging, segment creation and publication are tried again. The publisher keeps its own time.
     pub(super) destage_retry: Retry,
@@ -196,6 +203,8 @@ pub(super) struct Parts {
     pub points: Vec<PointRecord>,
     pub point_interval: Duration,
     pub publisher: mpsc::UnboundedSender<Job>,
+    pub retention: Rc<retention::Shared>,
+    pub retention_jobs: mpsc::UnboundedSender<retention::Job>,
     pub vaulted: Lsn,
     pub group_time: GroupNanos,
     pub mailbox: Mailbox,
@@ -232,6 +241,9 @@ impl Group {
             vaulted: parts.vaulted,
             destaged: Lsn::ZERO,
             destaging: false,
+            retention: parts.retention,
+            retention_jobs: parts.retention_jobs,
+            swept: false,
             pace: Rc::default(),
             destage_retry: Retry::default(),
             segment_retry: Retry::default(),
@@ -436,6 +448,7 @@ impl Group {
         self.start_destage();
         self.supply_segments();
         self.recycle();
+        self.mind_retention();
         self.writer.advance(&mut self.segments);
     }
 
@@ -463,6 +476,9 @@ impl Group {
             self.writer.want_durable(self.writer.visible());
             let stated = self.writer.visible() >= self.writer.first();
             self.serving = stated && (self.writer.durable() >= self.writer.first() || self.skips_statement());
+            if self.serving {
+                self.look_at_ladder();
+            }
         }
     }
 
@@ -579,12 +595,10 @@ impl Group {
                 Some(Done::PublishDelayed(kind)) => self.publish_retry.failed(self.runtime.now(), kind),
                 Some(Done::Joined(result, callback)) => self.finish_join(result, callback),
                 Some(Done::Left(id, slot, result, callback)) => self.finish_leave(id, slot, result, callback),
-                Some(Done::Interval(interval, result, callback)) => {
-                    if result.is_ok() {
-                        self.schedule.set_interval(interval);
-                    }
-                    callback(result);
+                Some(Done::Policy(interval, result, callback)) => {
+                    self.finish_policy(interval, result, callback)
                 }
+                Some(Done::Retained { changed }) => self.finish_retained(changed),
             }
         }
     }

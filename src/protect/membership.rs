@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::ladder::Ladder;
 use crate::format::record::{Change, DiskRecord};
 use crate::image::{self, Image};
 use crate::protect::disk::Disk;
@@ -70,6 +71,7 @@ impl Group {
             return callback(Err(Error::new(ErrorKind::NotFound, "the group has no such disk")));
         };
         self.slots.remove(&id);
+        self.mind_retention();
         let (vault, mailbox) = (Rc::clone(&self.settings.vault), Rc::clone(&self.mailbox));
         self.tasks.spawn(async move {
             let result = vault.manifest().append(Change::DiskRemoved(slot)).await.map(drop);
@@ -96,16 +98,30 @@ impl Group {
         self.tasks.spawn(async move { callback(image::remove(&runtime, &images, id).await) });
     }
 
-    /// Changes how often recovery points are made.
-    pub fn set_interval(&mut self, interval: Duration, callback: Callback<()>) {
-        let Ok(interval_ms) = u32::try_from(interval.as_millis()) else {
+    /// Changes how often recovery points are made, and which are kept; what is not given stays.
+    pub fn set_policy(&mut self, interval: Option<Duration>, retain: Option<Ladder>, callback: Callback<()>) {
+        let Ok(interval_ms) = interval.map(|interval| u32::try_from(interval.as_millis())).transpose() else {
             return callback(Err(Error::invalid("an interval above 49 days: choose a shorter one")));
         };
         let (vault, mailbox) = (Rc::clone(&self.settings.vault), Rc::clone(&self.mailbox));
         self.tasks.spawn(async move {
-            let result = vault.manifest().append(Change::PolicySet { interval_ms }).await.map(drop);
-            mailbox.borrow_mut().push_back(Done::Interval(interval, result, callback));
+            let change = Change::PolicySet { interval_ms, retain };
+            let result = vault.manifest().append(change).await.map(drop);
+            mailbox.borrow_mut().push_back(Done::Policy(interval, result, callback));
         });
+    }
+
+    pub(super) fn finish_policy(
+        &mut self,
+        interval: Option<Duration>,
+        result: Result<()>,
+        callback: Callback<()>,
+    ) {
+        if result.is_ok() {
+            interval.into_iter().for_each(|interval| self.schedule.set_interval(interval));
+            self.look_at_ladder();
+        }
+        callback(result);
     }
 }
 

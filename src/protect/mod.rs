@@ -22,6 +22,7 @@ pub mod publisher;
 pub mod reads;
 mod recycling;
 pub mod resume;
+pub mod retention;
 mod retry;
 pub mod status;
 mod stopping;

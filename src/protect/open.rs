@@ -34,9 +34,10 @@ use crate::protect::indexing::Indexing;
 use crate::protect::interval::{ClosedInterval, OpenInterval};
 use crate::protect::layers::{Layer, Layers};
 use crate::protect::publisher;
+use crate::protect::retention::{self, GroupClock, Retention};
 use crate::protect::tasks::Tasks;
 use crate::runtime::Runtime;
-use crate::units::{DiskSlot, GroupId, GroupNanos, IncarnationId, Lsn, TimelineId};
+use crate::units::{DiskSlot, GroupId, GroupNanos, IncarnationId, Lsn, TimelineId, WallNanos};
 use crate::vault::Vault;
 
 /// Where a group's files are, and its limits.
@@ -242,6 +243,8 @@ async fn assemble(
         let time = group_time_now(last, &runtime);
         (record.name.clone(), record.interval_ms, state.points().to_vec(), time)
     };
+    let (retention, retention_jobs) = start_retention(&tasks, &runtime, &vault, &mailbox, group_time);
+    let group_time = group_time.at_opening;
     Ok(Group::from_parts(Parts {
         runtime,
         tasks,
@@ -260,6 +263,8 @@ async fn assemble(
         points,
         point_interval: Duration::from_millis(u64::from(interval_ms)),
         publisher,
+        retention,
+        retention_jobs,
         vaulted: needs.vaulted,
         group_time,
         mailbox,
@@ -268,10 +273,31 @@ async fn assemble(
 
 /// Group time goes on where the newest marker left it, published or not, by as much as the wall clock moved since, if it
 /// moved forward.
-fn group_time_now(last: Option<(GroupNanos, crate::units::WallNanos)>, runtime: &Runtime) -> GroupNanos {
-    let Some((group_time, wall)) = last else { return GroupNanos(0) };
-    let passed = runtime.wall().0.saturating_sub(wall.0);
-    GroupNanos(group_time.0 + u64::try_from(passed).unwrap_or(0))
+fn group_time_now(last: Option<(GroupNanos, WallNanos)>, runtime: &Runtime) -> GroupClock {
+    let (opened, wall_now) = (runtime.now(), runtime.wall());
+    let (group_time, wall) = last.unwrap_or((GroupNanos(0), wall_now));
+    let passed = u64::try_from(wall_now.0.saturating_sub(wall.0)).unwrap_or(0);
+    GroupClock {
+        at_opening: GroupNanos(group_time.0 + passed),
+        opened,
+        assumed: Duration::from_nanos(passed),
+    }
+}
+
+/// Starts the group's retention; gives what it shares with the group, and the way to ask it.
+fn start_retention(
+    tasks: &Tasks,
+    runtime: &Rc<Runtime>,
+    vault: &Rc<Vault>,
+    mailbox: &Mailbox,
+    clock: GroupClock,
+) -> (Rc<retention::Shared>, mpsc::UnboundedSender<retention::Job>) {
+    let (sender, jobs) = mpsc::unbounded();
+    let shared = Rc::new(retention::Shared::default());
+    let (runtime, vault, mailbox) = (Rc::clone(runtime), Rc::clone(vault), Rc::clone(mailbox));
+    let task = Retention::new(Rc::clone(&runtime), vault, Rc::clone(&shared), mailbox, clock);
+    tasks.spawn(task.run(jobs));
+    (shared, sender)
 }
 
 /// Layers and intervals, as the accepted records make them again.

@@ -93,7 +93,10 @@ impl Group {
                 self.vaulted = published.point.marker;
                 self.counters.vault_bytes += published.stored_bytes;
                 let callback = self.waiting_points.remove(&published.point.id);
-                self.points.push(published.point.clone());
+                // Retention may have been told of it first.
+                if self.points.last().is_none_or(|newest| newest.marker < published.point.marker) {
+                    self.points.push(published.point.clone());
+                }
                 if let Some(callback) = callback {
                     callback(Ok(published.point));
                 }

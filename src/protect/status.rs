@@ -3,6 +3,7 @@
 use crate::error::ErrorKind;
 use crate::format::record::{DiskRecord, PointRecord};
 use crate::protect::group::{Counters, Group};
+use crate::protect::retention::RetentionStatus;
 use crate::protect::retry::Retry;
 use crate::units::{GroupId, Lsn, MonotonicNanos, WallNanos};
 
@@ -134,6 +135,10 @@ pub struct GroupSnapshot {
     pub writes_per_s: f64,
     /// Bytes of write requests a second, lately.
     pub bytes_per_s: f64,
+    /// How retention stands.
+    pub retention: RetentionStatus,
+    /// Which points are kept.
+    pub retain: crate::format::ladder::Ladder,
     /// Whether the images bypass the page cache.
     pub direct: bool,
 }
@@ -246,6 +251,8 @@ impl Group {
             counters: self.counters,
             writes_per_s,
             bytes_per_s,
+            retention: self.retention(),
+            retain: self.settings.vault.manifest().state().record().retain.clone(),
             direct: self.segments.live().all(|segment| segment.file.is_direct())
                 && self.disks.values().all(|disk| disk.image.file.is_direct()),
         }

@@ -10,6 +10,7 @@ impl Group {
     pub fn stop(&mut self) {
         self.stopping = true;
         self.refuse_resumes(ErrorKind::Shutdown, "the group is stopping");
+        self.retention.stopping.set(true);
     }
 
     /// Whether a stop has come to its end: drained, destaged, sealed and durable. To be polled after
@@ -19,7 +20,8 @@ impl Group {
             return true;
         }
         let vaulted = self.vaulted_all() || self.vault_failed.is_some();
-        let quiet = !self.owes_replies() && self.writer.is_idle() && vaulted && !self.destaging;
+        let settled = vaulted && !self.retention.busy.get();
+        let quiet = !self.owes_replies() && self.writer.is_idle() && settled && !self.destaging;
         if !self.stopping || !quiet || !self.layers.is_destaged() || self.is_caring() {
             return false;
         }

@@ -5,6 +5,7 @@ use super::history::Contents;
 use super::sector::{Stamp, stamps};
 use super::site::{Outcome, Site};
 use crate::block::{AllocationRun, DataPiece, Refusal, Reply, Response, TestId, Ticket};
+use crate::error::ErrorKind;
 use crate::units::{PointId, SECTOR_BYTES, SectorRange, to_usize};
 
 impl Site {
@@ -118,6 +119,9 @@ impl Site {
 
     fn take_one(&mut self, news: News) -> Outcome {
         let failed = match news {
+            News::Retain(..) | News::Held(..) | News::Released(..) | News::Deleted(..) | News::Viewed(..) => {
+                return self.take_retention_news(news);
+            }
             News::Point(label, result) => {
                 self.clients.asked -= 1;
                 match result {
@@ -158,6 +162,11 @@ impl Site {
                     }
                     Err(error) => Some(error),
                 }
+            }
+            // The point went before it was pinned.
+            News::TestStarted(point, Err(error)) if error.kind() == ErrorKind::NotFound => {
+                self.forget_starting(point);
+                None
             }
             // Whether it happened is seen at the next opening.
             News::Interval(Err(error))

@@ -8,12 +8,14 @@ use bytes::Bytes;
 
 use super::history::{Change, Contents};
 use super::process::GROUP;
+use super::retention::{Readings, Unread};
 use super::sector::{Stamp, content};
 use super::site::{Outcome, Site};
 use crate::block::{Export, Request, TestId, Ticket};
 use crate::error::Result;
 use crate::failover::TestFailover;
 use crate::format::frame::RECORD_PAYLOAD_BYTES_MAX;
+use crate::format::ladder::Ladder;
 use crate::format::record::{DiskRecord, PointRecord};
 use crate::protect::latching::ResumeReport;
 use crate::protect::membership::Content;
@@ -34,6 +36,11 @@ pub(super) enum News {
     TestStarted(PointId, Result<TestFailover>),
     TestCleaned(TestId, Result<()>),
     Resumed(Result<ResumeReport>),
+    Retain(Ladder, Result<()>),
+    Held(PointId, Result<()>),
+    Released(PointId, Result<()>),
+    Deleted(PointId, Result<()>),
+    Viewed(PointId, std::result::Result<Readings, Unread>),
 }
 
 /// A request without its answer.
@@ -136,6 +143,8 @@ impl Site {
             self.change_membership(disks);
         } else if self.random.chance(1, self.plan.test_every) {
             self.change_tests();
+        } else if self.random.chance(1, self.plan.retention_every) {
+            self.change_retention();
         } else if self.random.chance(1, 48) {
             self.ask_point();
         } else if self.clients.pending.len() < self.plan.depth {
@@ -187,7 +196,7 @@ impl Site {
         let interval = Duration::from_millis(*self.random.choose(&[1, 5, 50, 1000]));
         let callback = self.callback(News::Interval);
         let Some(group) = self.process.group() else { return };
-        group.set_interval(interval, callback);
+        group.set_policy(Some(interval), None, callback);
     }
 
     pub(super) fn ask_point(&mut self) {

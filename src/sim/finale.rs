@@ -7,12 +7,14 @@ use std::time::Duration;
 use super::answers::joined;
 use super::history::Contents;
 use super::process::group_plan;
+use super::retention::read_whole;
 use super::rot::is_segment;
 use super::sector::stamps;
 use super::site::{Outcome, Site};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::image::image_path;
-use crate::units::{DiskId, PointId, SectorRange};
+use crate::protect::group::Group;
+use crate::units::{DiskId, PointId};
 use crate::view::View;
 
 /// Points that are compared at the end, at most.
@@ -35,6 +37,8 @@ impl Site {
         self.check_all_points()?;
         self.damage()?;
         self.settle()?;
+        self.check_space()?;
+        self.check_all_points()?;
         if self.random.chance(1, 2) {
             self.damage_alive()?;
             self.settle()?;
@@ -60,10 +64,14 @@ impl Site {
         }
         self.ask_point();
         self.drive("a point", |site| site.clients.asked == 0)?;
-        let newest = self.points.len() - 1;
-        let contents = self.view_point(newest)?;
-        let id = self.points.id(newest);
-        self.check_point(id, &contents)
+        // The newest point goes only once there is a newer one.
+        for _ in 0..POINTS_MAX {
+            let newest = self.points.id(self.points.len() - 1);
+            if self.compare_point(newest)? {
+                return Ok(());
+            }
+        }
+        Err("the newest point never stays".to_owned())
     }
 
     /// Whether everything that the clients asked for was answered.
@@ -73,6 +81,7 @@ impl Site {
             && clients.joining.is_empty()
             && clients.starting.is_empty()
             && clients.resuming == 0
+            && (self.retention.asked, self.retention.views) == (0, 0)
     }
 
     /// A clean stop: afterwards the images alone hold everything, durably.
@@ -133,20 +142,31 @@ impl Site {
 
     /// Compares points, old ones as well as new ones.
     pub(super) fn check_all_points(&mut self) -> Outcome {
-        let count = self.points.len();
-        let mut order: Vec<usize> = (0..count).collect();
-        self.random.shuffle(&mut order);
-        for index in order.into_iter().take(POINTS_MAX) {
-            let contents = self.view_point(index)?;
-            let id = self.points.id(index);
-            self.check_point(id, &contents)?;
+        let mut points: Vec<PointId> = (0..self.points.len()).map(|index| self.points.id(index)).collect();
+        self.random.shuffle(&mut points);
+        for point in points.into_iter().take(POINTS_MAX) {
+            self.compare_point(point)?;
         }
         Ok(())
     }
 
-    fn view_point(&mut self, index: usize) -> std::result::Result<Contents, String> {
-        let point = self.points.id(index);
-        self.try_view(point)?.map_err(|error| format!("point {point} can't be read: {error}"))
+    /// Compares what a point holds with the history; `false` if it is gone meanwhile.
+    fn compare_point(&mut self, point: PointId) -> std::result::Result<bool, String> {
+        let contents = match self.try_view(point)? {
+            Ok(contents) => contents,
+            Err(error) if self.is_gone(point, &error) => return Ok(false),
+            Err(error) => return Err(format!("point {point} can't be read: {error}")),
+        };
+        if !self.points.is_known(point) {
+            return Ok(false);
+        }
+        self.check_point(point, &contents).map(|()| true)
+    }
+
+    /// Whether a point can't be had because it went.
+    pub(super) fn is_gone(&mut self, point: PointId, error: &crate::error::Error) -> bool {
+        let is_listed = |group: &mut Group| group.vault().manifest().state().point(point).is_some();
+        error.kind() == ErrorKind::NotFound && !self.process.group().is_some_and(is_listed)
     }
 
     /// What the disks of a point hold, or why that can't be read.
@@ -158,12 +178,7 @@ impl Site {
         self.process.runtime().spawn(async move {
             let read = async {
                 let view = View::open(&vault, point).await?;
-                let mut disks = Vec::new();
-                for disk in view.disks() {
-                    let range = SectorRange::new(0, disk.sectors().0);
-                    disks.push((disk.id(), range, view.read(disk.id(), range).await?));
-                }
-                Ok(disks)
+                read_whole(&view).await
             };
             let read = read.await;
             filled.replace(Some(read));

@@ -10,7 +10,8 @@
 //! | a read shows the latest acknowledged write of each sector, or one in flight | `answers`, `history` |
 //! | after kill -9, what was acknowledged is there; after a power cut, what was flushed; both are prefixes over all disks | `history`, `recovery` |
 //! | what was served after an opening never vanishes again | `recovery` |
-//! | a point holds a prefix: all that was acknowledged before it was asked for, nothing issued after it was granted; it never changes or goes | `points` |
+//! | a point holds a prefix: all that was acknowledged before it was asked for, nothing issued after it was granted; it never changes | `points` |
+//! | a point goes only by a ladder or by request, and not while it is held or a test failover shows it; an open view reads the same for ever; space comes back | `points`, `retention` |
 //! | after a clean stop the images alone hold everything | `finale` |
 //! | the journal stays within its limit; when faults end, everything comes to its end | `finale` |
 //! | a latched disk loses nothing, holds up nobody, and takes writes again once its image was mended and resumed | `repair`, `finale` |
@@ -27,6 +28,7 @@ mod points;
 mod process;
 mod recovery;
 mod repair;
+mod retention;
 mod rot;
 mod sector;
 mod site;
@@ -73,6 +75,10 @@ pub struct Report {
     pub stops: u64,
     /// Recovery points whose every sector was compared.
     pub points_checked: u64,
+    /// Recovery points that went, by their ladder or by request.
+    pub points_dropped: u64,
+    /// Open views that were read again and again.
+    pub views: u64,
     /// Faults injected.
     pub faults: u64,
     /// Images broken until a mend.
@@ -103,6 +109,8 @@ impl Report {
         self.reopenings += other.reopenings;
         self.stops += other.stops;
         self.points_checked += other.points_checked;
+        self.points_dropped += other.points_dropped;
+        self.views += other.views;
         self.faults += other.faults;
         self.breaks += other.breaks;
         self.side_files += other.side_files;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::retention::LADDERS;
 use crate::storage::sim::Random;
 
 /// The parameters of one run.
@@ -19,6 +20,8 @@ pub struct Plan {
     pub index_bytes: u64,
     /// Time between points.
     pub interval: Duration,
+    /// Which points are kept at first: one of `retention::LADDERS`.
+    pub ladder: usize,
     /// Requests in flight at most.
     pub depth: usize,
     /// Sectors of a write at most.
@@ -43,6 +46,8 @@ pub struct Plan {
     pub flushes: u64,
     /// Durable (FUA) writes in 64 writes.
     pub durables: u64,
+    /// One change, or slow reader, of what is kept in so many steps, about.
+    pub retention_every: u64,
 }
 
 impl Plan {
@@ -69,6 +74,8 @@ impl Plan {
             tick_micros: *random.choose(&[50, 500, 5000]),
             flushes: *random.choose(&[1, 8, 24]),
             durables: *random.choose(&[0, 4, 32]),
+            ladder: random.index(LADDERS.len()),
+            retention_every: *random.choose(&[20, 60, 400]),
         }
     }
 }

@@ -1,8 +1,12 @@
-//! What the oracle knows of recovery points: between which changes each lies, and that none ever changes or goes.
+//! What the oracle knows of recovery points: between which changes each lies, that none ever changes, and that none
+//! goes but by a ladder or by request.
+
+use std::collections::BTreeSet;
 
 use super::history::{Contents, History};
+use super::retention::Rules;
 use crate::format::record::PointRecord;
-use crate::units::{DiskId, PointId};
+use crate::units::{DiskId, Lsn, PointId};
 
 /// A point, and the least and most changes that it may hold.
 #[derive(Clone, Debug)]
@@ -27,6 +31,13 @@ struct Asked {
 pub struct Points {
     known: Vec<Known>,
     asked: Vec<Asked>,
+    dropped: BTreeSet<PointId>,
+    /// Points that somebody asked to be deleted,
+    requested: BTreeSet<PointId>,
+    /// and those of them that were.
+    deleted: BTreeSet<PointId>,
+    /// Group times and markers of all points that ever were.
+    times: BTreeSet<(u64, Lsn)>,
 }
 
 impl Points {
@@ -59,29 +70,84 @@ impl Points {
 
     /// A point that was asked for is restorable: it holds nothing that was not issued by now.
     pub fn granted(&mut self, record: &PointRecord, history: &History) -> Result<(), String> {
+        if self.dropped.contains(&record.id) {
+            return Ok(());
+        }
         let found = self.known.iter_mut().find(|known| known.record.id == record.id);
         let known = found.ok_or_else(|| format!("point {} was granted but is not listed", record.id))?;
         known.high = known.high.min(history.issued());
         Ok(())
     }
 
-    /// Compares the group's points with those seen before, and takes up new ones.
-    pub fn observe(&mut self, points: &[PointRecord], history: &History) -> Result<(), String> {
-        if points.len() < self.known.len() {
-            return Err(format!("{} points were there, now {}", self.known.len(), points.len()));
+    /// Compares the group's points with those seen before, and takes up new ones; gives how many went.
+    pub fn observe(
+        &mut self,
+        points: &[PointRecord],
+        history: &History,
+        rules: &Rules,
+    ) -> Result<u64, String> {
+        let mut listed = points.iter().peekable();
+        let mut gone = Vec::new();
+        for known in &self.known {
+            match listed.next_if(|record| record.id == known.record.id) {
+                Some(record) if self.deleted.contains(&record.id) => {
+                    return Err(format!("point {} was deleted and is still listed", record.id));
+                }
+                Some(_) => {}
+                None => gone.push(known.record.clone()),
+            }
         }
-        for record in &points[self.known.len()..] {
+        for record in listed {
+            if self.dropped.contains(&record.id) {
+                return Err(format!("point {} was gone and is back", record.id));
+            }
             let before = self.known.last().map_or(0, |known| known.low);
             let low = self.admit(record)?.max(before);
+            self.times.insert((record.group_time.0, record.marker));
             self.known.push(Known { record: record.clone(), low, high: history.issued() });
         }
-        Ok(())
+        gone.iter().try_for_each(|record| self.drop_point(record, rules))?;
+        Ok(gone.len() as u64)
+    }
+
+    /// A point is gone: that must be right.
+    fn drop_point(&mut self, record: &PointRecord, rules: &Rules) -> Result<(), String> {
+        let PointRecord { id, group_time, .. } = record;
+        if self.known.last().is_some_and(|newest| newest.record.id == *id) {
+            return Err(format!("point {id}, the newest, is gone"));
+        }
+        let by_request = self.requested.contains(id) && rules.may_go(*id);
+        let is_right = by_request || rules.allow(record, &self.times);
+        self.known.retain(|known| known.record.id != *id);
+        self.dropped.insert(*id);
+        if is_right {
+            Ok(())
+        } else {
+            Err(format!("point {id} of group time {} is gone: {}", group_time.0, rules.describe()))
+        }
+    }
+
+    /// Somebody asked for a point to be deleted.
+    pub fn request_deletion(&mut self, point: PointId) {
+        self.requested.insert(point);
+    }
+
+    /// It was.
+    pub fn deleted(&mut self, point: PointId) {
+        self.deleted.insert(point);
+    }
+
+    /// Whether the point is there.
+    pub fn is_known(&self, point: PointId) -> bool {
+        self.known.iter().any(|known| known.record.id == point)
     }
 
     /// Compares every known point with the group's: after an opening.
     pub fn compare(&self, points: &[PointRecord]) -> Result<(), String> {
-        for (known, found) in self.known.iter().zip(points) {
-            if known.record != *found {
+        for known in &self.known {
+            let Some(found) = points.iter().find(|found| found.id == known.record.id) else { continue };
+            // What was merged into it since is part of its delta.
+            if known.record != (PointRecord { delta: known.record.delta, ..found.clone() }) {
                 return Err(format!("point {} became {found:?}", known.record.id));
             }
         }

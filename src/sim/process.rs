@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::block::{Export, Reply, Request, Ticket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failover::TestFailovers;
+use crate::format::ladder::Ladder;
 use crate::format::record::GroupRecord;
 use crate::planted::Planted;
 use crate::protect::group::Group;
@@ -59,13 +60,13 @@ impl Process {
         disk: &SimDisk,
         environment: &Rc<SimEnvironment>,
         plan: GroupPlan,
-        interval: Duration,
+        policy: (Duration, Ladder),
     ) -> Process {
         let storage = SimStorage::new(disk);
         let id = storage.process();
         let runtime = Runtime::new(Box::new(storage), Rc::clone(environment) as _);
         let opened = Left::default();
-        let (filled, opening) = (Rc::clone(&opened), open_all(Rc::clone(&runtime), plan, interval));
+        let (filled, opening) = (Rc::clone(&opened), open_all(Rc::clone(&runtime), plan, policy));
         runtime.spawn(async move { drop(filled.replace(Some(opening.await))) });
         Process { id, runtime, life: Life::Opening(opened), replies: Vec::new() }
     }
@@ -193,13 +194,13 @@ impl Process {
 async fn open_all(
     runtime: Rc<Runtime>,
     plan: GroupPlan,
-    interval: Duration,
+    (interval, retain): (Duration, Ladder),
 ) -> Result<(Group, TestFailovers)> {
     let tests = plan.tests();
     let group = match open::open(Rc::clone(&runtime), plan.clone()).await {
         Err(error) if is_nothing_there(&runtime, &plan, &error).await => {
             let interval_ms = u32::try_from(interval.as_millis()).expect("plans are below seconds");
-            let record = GroupRecord { name: "group".into(), created: WallNanos(0), interval_ms };
+            let record = GroupRecord { name: "group".into(), created: WallNanos(0), interval_ms, retain };
             open::create(Rc::clone(&runtime), plan, GROUP, record).await?
         }
         opened => opened?,

@@ -34,7 +34,8 @@ impl Site {
         let Some(group) = self.process.group() else { return Ok(()) };
         self.report.runs_used += group.adopted_runs() as u64;
         self.points.compare(group.points())?;
-        self.points.observe(group.points(), &self.history)?;
+        self.observe_points()?;
+        self.verify_holds()?;
         self.reconcile_tests()?;
         self.is_verified = true;
         Ok(())

@@ -178,6 +178,7 @@ impl Site {
             match self.try_view(point)? {
                 Ok(contents) => self.check_point(point, &contents)?,
                 Err(error) if is_refusal(&error) => refused = true,
+                Err(error) if self.is_gone(point, &error) => {}
                 Err(error) => return Err(format!("point {point} refused as something else: {error}")),
             }
         }

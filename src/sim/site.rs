@@ -14,6 +14,7 @@ use super::history::History;
 use super::plan::Plan;
 use super::points::Points;
 use super::process::{Process, group_plan};
+use super::retention::{LADDERS, Retention, ladder};
 use super::trace::Tracer;
 use super::{Options, Report};
 
@@ -38,6 +39,7 @@ pub(super) struct Site {
     pub(super) history: History,
     pub(super) points: Points,
     pub(super) clients: Clients,
+    pub(super) retention: Retention,
     /// The numbers of all disks that ever were.
     pub(super) numbers: Vec<(usize, DiskId)>,
     /// Results of what was asked with a callback.
@@ -55,6 +57,11 @@ pub(super) struct Site {
     step: Rc<RefCell<u64>>,
 }
 
+/// The policy that the group begins with.
+fn policy(plan: &Plan) -> (Duration, crate::format::ladder::Ladder) {
+    (plan.interval, ladder(LADDERS[plan.ladder]))
+}
+
 impl Site {
     pub(super) fn new(seed: u64, options: &Options, step: Rc<RefCell<u64>>) -> Site {
         let mut random = Random::new(seed);
@@ -63,8 +70,9 @@ impl Site {
         let environment = SimEnvironment::new(random.next());
         let mut tracer = Tracer::new(options.sink.clone(), &disk);
         tracer.note(|| format!("seed {seed}: {plan:?}"));
-        let process = Process::start(&disk, &environment, group_plan(&plan, options.planted), plan.interval);
+        let process = Process::start(&disk, &environment, group_plan(&plan, options.planted), policy(&plan));
         Site {
+            retention: Retention::new(ladder(LADDERS[plan.ladder])),
             plan,
             planted: options.planted,
             random,
@@ -150,10 +158,9 @@ impl Site {
         self.take_replies()?;
         self.take_news()?;
         self.watch_side_files();
-        if self.is_verified
-            && let Some(group) = self.process.group()
-        {
-            self.points.observe(group.points(), &self.history)?;
+        self.note_time();
+        if self.is_verified {
+            self.observe_points()?;
         }
         self.take_grants()
     }
@@ -258,9 +265,10 @@ impl Site {
     /// Starts a process in the place of one that died.
     pub(super) fn start_process(&mut self) {
         let plan = group_plan(&self.plan, self.planted);
-        let next = Process::start(&self.disk, &self.environment, plan, self.plan.interval);
+        let next = Process::start(&self.disk, &self.environment, plan, policy(&self.plan));
         std::mem::replace(&mut self.process, next).bury();
         self.clients.forget_pending();
+        self.retention.forget_pending();
         self.news.borrow_mut().clear();
         self.is_verified = false;
         self.is_faulted =

@@ -6,11 +6,13 @@ use crate::control::model::{
     LsnLadder, NewestPoint, Point, PointKind, Policy, Reason, ReasonCode, Test, TestExport, WriteRate,
 };
 use crate::control::name::{DiskPath, Name};
+use crate::control::retain::Retain;
 use crate::error::{Error, Result};
 use crate::failover::TestListing;
 use crate::format::marker::Consistency;
 use crate::format::record::{DiskRecord, GroupRecord, PointRecord};
 use crate::listen::ListenAddress;
+use crate::protect::retention::RetentionStatus;
 use crate::protect::status::{Condition, GroupSnapshot};
 use crate::site::member::{Description, Member};
 use crate::units::{GroupId, WallNanos};
@@ -57,6 +59,7 @@ pub(super) fn group(
         name: name.clone(),
         created: Some(record.created),
         policy: Some(policy(record)),
+        retain: Some(Retain(record.retain.clone())),
         disks,
         failure,
     })
@@ -68,7 +71,7 @@ fn policy(record: &GroupRecord) -> Policy {
 
 /// A group whose manifest cannot be read.
 pub fn unreadable_group(id: GroupId, name: &Name, failure: Option<Failure>) -> Group {
-    Group { id, name: name.clone(), created: None, policy: None, disks: Vec::new(), failure }
+    Group { id, name: name.clone(), created: None, policy: None, retain: None, disks: Vec::new(), failure }
 }
 
 /// A recovery point.
@@ -83,7 +86,15 @@ pub fn point(record: &PointRecord) -> Point {
         },
         label: Some(record.label.clone()).filter(|label| !label.is_empty()),
         delta_bytes: record.delta.map_or(0, |delta| delta.total_bytes),
+        held: false,
     }
+}
+
+/// A group's points, and which of them are held.
+pub(super) fn points(member: &Member) -> Vec<Point> {
+    let held = member.held();
+    let model = |record: &PointRecord| Point { held: held.contains(&record.id), ..point(record) };
+    member.points().iter().map(model).collect()
 }
 
 /// A test failover.
@@ -129,10 +140,19 @@ pub fn status(group: Group, snapshot: &GroupSnapshot, connections: u64, now: Wal
             points: snapshot.points,
             oldest: snapshot.oldest,
             newest: snapshot.newest_point.as_ref().map(|point| point.wall),
+            retention: retention(&snapshot.retention),
         },
         writes: WriteRate { writes_per_s: snapshot.writes_per_s, bytes_per_s: snapshot.bytes_per_s },
         connections,
     }
+}
+
+/// Why retention does not do what the policy says, if so.
+fn retention(status: &RetentionStatus) -> Option<String> {
+    let stalled = status.stalled.as_ref().map(|why| format!("stalled: {why}; it is tried again"));
+    let suspended = || status.suspended.then(|| "suspended: the clock may have been set".to_owned());
+    let waits = || status.waits_for_view.then(|| "waits for a view of a point that is gone".to_owned());
+    stalled.or_else(suspended).or_else(waits)
 }
 
 /// How a group stands that could not be opened; `points` are those that its vault gives.
@@ -152,6 +172,7 @@ pub fn failed_status(group: Group, failure: Failure, points: &[PointRecord], now
             points: points.len() as u64,
             oldest: points.first().map(|point| point.wall),
             newest: points.last().map(|point| point.wall),
+            retention: None,
         },
         writes: WriteRate::default(),
         connections: 0,

@@ -17,6 +17,7 @@ use crate::block::Export;
 use crate::control::model::{Group, Resumed};
 use crate::control::name::Name;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::ladder::Ladder;
 use crate::format::record::{Change, GroupRecord};
 use crate::protect::{open, resume};
 use crate::units::GroupId;
@@ -33,7 +34,8 @@ impl Inner {
         }
         let id = GroupId(self.environment.random_u128());
         let created = self.environment.wall();
-        let record = GroupRecord { name: name.to_string(), created, interval_ms: INTERVAL_MS_DEFAULT };
+        let (interval_ms, retain) = (INTERVAL_MS_DEFAULT, Ladder::default());
+        let record = GroupRecord { name: name.to_string(), created, interval_ms, retain };
         let begun = match self.create_vault(id, record).await {
             Ok(()) => self.open(id).await?,
             Err(error) => Opened::Nothing(error),

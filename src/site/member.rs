@@ -2,16 +2,17 @@
 //!
 //! Without the group, what the vault gives is served all the same: points, views of them, test failovers.
 
+use std::collections::HashSet;
 use std::rc::Rc;
 
 use crate::block::{Export, Refusal, Reply, Request, Ticket, Volume};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failover::{TestFailover, TestFailovers, TestListing};
-use crate::format::record::{DiskRecord, GroupRecord, PointRecord};
+use crate::format::record::{DiskRecord, GroupRecord, PinKind, PointRecord};
 use crate::protect::group::Group;
 use crate::protect::open::GroupPlan;
 use crate::runtime::{Event, Runtime};
-use crate::units::MonotonicNanos;
+use crate::units::{MonotonicNanos, PointId};
 use crate::vault::Vault;
 
 type Notice<T> = Box<dyn FnOnce(T)>;
@@ -98,6 +99,13 @@ impl Member {
     /// The recovery points that can be opened.
     pub(super) fn points(&self) -> Vec<PointRecord> {
         self.vault.manifest().state().points().to_vec()
+    }
+
+    /// The points that somebody holds.
+    pub(super) fn held(&self) -> HashSet<PointId> {
+        let state = self.vault.manifest().state();
+        let held = state.pins().iter().filter(|pin| pin.kind == PinKind::Hold);
+        held.map(|pin| pin.point).collect()
     }
 
     /// Begins a clean stop; `when_stopped` is called at its end.

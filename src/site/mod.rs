@@ -21,6 +21,7 @@ mod member;
 mod message;
 mod opening;
 mod removal;
+mod retention_verbs;
 mod serve;
 mod session;
 mod verbs;

@@ -2,18 +2,18 @@
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::Duration;
 
 use super::convert;
 use super::gateway::{Answering, Gateway, Inner, SESSIONS_END, cached};
 use super::group_table::Entry;
 use super::member::Member;
+use super::retention_verbs::PointVerb;
 use crate::block::{Export, TestId};
 use crate::control::backend::{Answer, Backend};
 use crate::control::jobs::Progress;
 use crate::control::model::{
-    Disk, Group, GroupStatus, Point, Policy, RestoreRequest, Restored, Resumed, Status, StorageStatus, Test,
-    VerifyReport,
+    Disk, Group, GroupStatus, Point, PolicyForecast, PolicyRequest, RestoreRequest, Restored, Resumed,
+    Status, StorageStatus, Test, VerifyReport,
 };
 use crate::control::name::{DiskPath, Label, Name};
 use crate::control::selector::{PointSelector, resolve};
@@ -66,8 +66,30 @@ impl Backend for Gateway {
         self.detached(|inner| Box::pin(async move { inner.disk_remove(path).await }))
     }
 
-    fn policy_set(&self, group: Name, policy: Policy) -> Answer<'_, Group> {
+    fn policy_set(&self, group: Name, policy: PolicyRequest) -> Answer<'_, Group> {
         self.detached(move |inner| Box::pin(async move { inner.policy_set(group, policy).await }))
+    }
+
+    fn policy_dry_run(&self, group: Name, policy: PolicyRequest) -> Answer<'_, PolicyForecast> {
+        self.detached(move |inner| Box::pin(async move { inner.policy_dry_run(group, policy).await }))
+    }
+
+    fn point_hold(&self, group: Name, point: PointSelector) -> Answer<'_, Point> {
+        self.detached(|inner| {
+            Box::pin(async move { inner.point_change(group, point, PointVerb::Hold).await })
+        })
+    }
+
+    fn point_release(&self, group: Name, point: PointSelector) -> Answer<'_, Point> {
+        self.detached(|inner| {
+            Box::pin(async move { inner.point_change(group, point, PointVerb::Release).await })
+        })
+    }
+
+    fn point_delete(&self, group: Name, point: PointSelector) -> Answer<'_, Point> {
+        self.detached(|inner| {
+            Box::pin(async move { inner.point_change(group, point, PointVerb::Delete).await })
+        })
     }
 
     fn point_create(&self, group: Name, label: Option<Label>) -> Answer<'_, Point> {
@@ -200,19 +222,6 @@ impl Inner {
         description.disks.iter().find(|disk| disk.name == name).map(|disk| disk.id).ok_or_else(missing)
     }
 
-    async fn policy_set(&self, group: Name, policy: Policy) -> Result<Group> {
-        let policy = policy.checked()?;
-        let (group, id) = self.find_open(&group)?;
-        let interval = Duration::from_millis(policy.interval_ms);
-        self.ask(id, move |member: &mut Member, answer: Answering<()>| match member.group() {
-            Ok(group) => group.set_interval(interval, answer.callback()),
-            Err(error) => answer.send(Err(error)),
-        })
-        .await?;
-        cached(self.catalogue.as_ref().map(|catalogue| catalogue.put_policy(id, policy))).await;
-        self.group_model(&group, &self.find(&group)?.1).await
-    }
-
     async fn point_create(&self, group: Name, label: Option<Label>) -> Result<Point> {
         let (_, id) = self.find_open(&group)?;
         let label = label.map_or_else(String::new, |label| label.as_str().to_owned());
@@ -241,8 +250,8 @@ impl Inner {
         }
     }
 
-    async fn points_of(&self, id: GroupId) -> Result<Vec<Point>> {
-        self.read(id, |member| member.points().iter().map(convert::point).collect()).await
+    pub(super) async fn points_of(&self, id: GroupId) -> Result<Vec<Point>> {
+        self.read(id, |member| convert::points(member)).await
     }
 
     async fn select(&self, id: GroupId, selector: &PointSelector) -> Result<PointId> {

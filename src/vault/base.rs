@@ -1,15 +1,17 @@
 //! The bases: one sparse raw file per disk that holds the disk as it was before the oldest delta.
 //!
-//! A base is complete when it is published; the manifest step that adds the disk comes after. Advancing a base belongs
-//! to retention, which does not exist yet: until then a base is never written again.
+//! A base is complete when it is published; the manifest step that adds the disk comes after. Only a base advance
+//! (`super::advance`) writes to one again.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use super::files::remove_partials;
 use super::layout::{self, Layout, parse_base_name};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::Runtime;
-use crate::storage::{File, OpenOptions};
+use crate::storage::{Access, Create, File, Lock, OpenOptions};
 use crate::units::{DiskId, SectorCount, to_usize};
 
 /// Bytes of one copied piece.
@@ -19,11 +21,13 @@ const COPY_BYTES: u64 = 1 << 20;
 pub struct Bases {
     runtime: Rc<Runtime>,
     layout: Layout,
+    /// Deleted by this process.
+    deleted: RefCell<BTreeSet<DiskId>>,
 }
 
 impl Bases {
     pub(super) fn new(runtime: &Rc<Runtime>, layout: &Layout) -> Bases {
-        Bases { runtime: Rc::clone(runtime), layout: layout.clone() }
+        Bases { runtime: Rc::clone(runtime), layout: layout.clone(), deleted: RefCell::default() }
     }
 
     /// Creates the base of a new disk: nothing but zeros, without space.
@@ -75,12 +79,30 @@ impl Bases {
         self.runtime.open(self.layout.base(disk), OpenOptions::READ).await
     }
 
+    /// Opens a disk's base to write to it, once the writes of a dead owner have landed.
+    pub(super) async fn open_to_write(&self, disk: DiskId) -> Result<File> {
+        let options = OpenOptions {
+            access: Access::ReadWrite,
+            create: Create::Existing,
+            lock: Lock::Wait,
+            direct: false,
+        };
+        self.runtime.open(self.layout.base(disk), options).await
+    }
+
+    /// Whether this process deleted the disk's base.
+    pub(super) fn is_deleted(&self, disk: DiskId) -> bool {
+        self.deleted.borrow().contains(&disk)
+    }
+
     /// Deletes a disk's base; one that is not there is deleted already.
     pub async fn delete(&self, disk: DiskId) -> Result<()> {
         match self.runtime.remove(self.layout.base(disk)).await {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
         }
+        self.deleted.borrow_mut().insert(disk);
+        Ok(())
     }
 
     /// Removes what an owner before this one did not publish.

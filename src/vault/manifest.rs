@@ -91,6 +91,7 @@ impl Manifest {
 
     pub(super) fn plant(&mut self, planted: Planted) {
         self.planted = planted;
+        self.state.borrow_mut().plant(planted);
     }
 
     /// The state after the newest step that this manifest knows of; not to be held across an await.
@@ -132,6 +133,7 @@ impl Manifest {
     async fn replay(&self) -> Result<()> {
         let replayed = replay(&self.runtime, &self.layout).await?;
         self.state.replace(replayed.state);
+        self.state.borrow_mut().plant(self.planted);
         self.newest_snapshot.set(replayed.newest_snapshot);
         Ok(())
     }

@@ -6,21 +6,32 @@
 //!
 //! Invariant: whatever the manifest names was durable before the step that names it.
 
+mod advance;
 mod base;
 mod blobs;
 mod files;
 mod layout;
+mod leases;
 mod manifest;
+mod plan;
+mod retention;
 mod state;
+mod thinning;
 mod verify;
 
 use std::path::Path;
 use std::rc::Rc;
 
+use futures::lock::{Mutex, MutexGuard};
+
+pub use advance::Advance;
 pub use base::{Bases, copy_sparse};
 pub use blobs::{BlobWriter, Blobs};
 pub use layout::Layout;
+pub use leases::{Lease, Leases};
 pub use manifest::{Manifest, SNAPSHOT_STEPS};
+pub use plan::{Plan, PlannedPoint, plan};
+pub use retention::{Forecast, RetentionStep};
 pub use state::{Refusal, State};
 pub use verify::{Finding, Severity, VerifyReport, verify};
 
@@ -41,6 +52,10 @@ pub struct Vault {
     manifest: Manifest,
     blobs: Blobs,
     bases: Bases,
+    leases: Leases,
+    /// One retention at a time, also while a group is opened anew over its vault.
+    turn: Mutex<()>,
+    planted: Planted,
 }
 
 impl Vault {
@@ -96,12 +111,14 @@ impl Vault {
     fn new(runtime: &Rc<Runtime>, layout: Layout, manifest: Manifest) -> Vault {
         let blobs = Blobs::new(runtime, &layout);
         let bases = Bases::new(runtime, &layout);
-        Vault { runtime: Rc::clone(runtime), layout, manifest, blobs, bases }
+        let (leases, turn, planted) = (Leases::default(), Mutex::new(()), Planted::NONE);
+        Vault { runtime: Rc::clone(runtime), layout, manifest, blobs, bases, leases, turn, planted }
     }
 
     /// The same vault with a bug: for the simulator.
     #[must_use]
     pub fn with_planted(mut self, planted: Planted) -> Vault {
+        self.planted = planted;
         self.manifest.plant(planted);
         self.blobs.plant(planted);
         self
@@ -130,6 +147,16 @@ impl Vault {
     /// Its bases.
     pub fn bases(&self) -> &Bases {
         &self.bases
+    }
+
+    /// What the views of this process read.
+    pub fn leases(&self) -> &Leases {
+        &self.leases
+    }
+
+    /// Keeps others from retention while the returned guard lives.
+    pub async fn retention_turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().await
     }
 
     /// Builds the delta that `header` announces and puts it into the vault; durable when this returns. `disks` ascend by

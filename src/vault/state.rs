@@ -3,19 +3,23 @@
 //! The same rules decide a change before it is written ([`State::check`]) and judge it at replay. No I/O, no clock.
 //!
 //! Invariant: slots, disk ids, point ids and blob ids are given once; points ascend by marker and by group time; a
-//! pin names a point that exists.
+//! pin names a point that exists. Points go only where no pin names them, and the newest never does.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use thiserror::Error as ThisError;
 
 use crate::block::TestId;
 use crate::error::{Error, ErrorKind};
+use crate::format::delta::DeltaRef;
 use crate::format::manifest::{Contents, DiskState, Header, Snapshot, Step, StepNumber};
 use crate::format::record::{
-    Change, DISKS_MAX, DiskRecord, GroupRecord, PinKind, PinRecord, PointDisk, PointRecord, check_interval,
+    Change, DISKS_MAX, DiskRecord, GroupRecord, MergeRecord, PinKind, PinRecord, PointDisk, PointRecord,
+    check_interval,
 };
+use crate::planted::{Bug, Planted};
 use crate::units::{BlobId, DiskId, DiskSlot, GroupId, GroupNanos, Lsn, PinId, PointId, TimelineId};
 
 /// Why a step or a change does not fit the state before it.
@@ -34,7 +38,9 @@ pub enum Refusal {
     Creation,
     #[error("the group was removed")]
     Removed,
-    #[error("the group still has pins: clean up its test failovers and wait for its restores")]
+    #[error(
+        "the group still has pins: clean up its test failovers, wait for its restores, release its held points"
+    )]
     Pinned,
     #[error("a disk named {0:?} exists already")]
     NameTaken(String),
@@ -64,6 +70,18 @@ pub enum Refusal {
     UnknownPin(PinId),
     #[error("test failover {} was given before", .0.0)]
     TestTaken(TestId),
+    #[error("recovery point {0} is held: 'point release' it first")]
+    PointHeld(PointId),
+    #[error("recovery point {0} is held already")]
+    HeldAlready(PointId),
+    #[error("recovery point {0} is in use by a test failover or restore: clean it up, or wait for it")]
+    PointInUse(PointId),
+    #[error("no recovery point lies between {first} and {last} that could go")]
+    NothingGoes { first: PointId, last: PointId },
+    #[error("the base is on its way to point {0}")]
+    BaseOnItsWay(PointId),
+    #[error("the base is not on its way to point {0}")]
+    BaseNotOnItsWay(PointId),
     #[error("{0}")]
     Malformed(String),
 }
@@ -77,6 +95,7 @@ impl Refusal {
             | Refusal::PointTaken(_)
             | Refusal::DeltaTaken(_)
             | Refusal::PinTaken(_)
+            | Refusal::HeldAlready(_)
             | Refusal::TestTaken(_) => ErrorKind::AlreadyExists,
             Refusal::UnknownSlot(_)
             | Refusal::UnknownDisk(_)
@@ -105,10 +124,11 @@ pub struct State {
     group: GroupId,
     timeline: TimelineId,
     contents: Contents,
-    /// Point → its index in `contents.points`.
-    points: BTreeMap<PointId, usize>,
-    /// The blobs that points name.
+    /// Point → its marker, by which it is found in `contents.points`.
+    points: BTreeMap<PointId, Lsn>,
+    /// The blobs that points name, and those of retired ones that the base still needs.
     blobs: BTreeSet<BlobId>,
+    planted: Planted,
 }
 
 impl State {
@@ -129,6 +149,7 @@ impl State {
             disks: Vec::new(),
             points: Vec::new(),
             pins: Vec::new(),
+            retired: None,
         };
         Ok(State::indexed(header.number, checksum, header, contents))
     }
@@ -140,9 +161,16 @@ impl State {
     }
 
     fn indexed(newest: StepNumber, checksum: u128, header: &Header, contents: Contents) -> State {
-        let points = contents.points.iter().enumerate().map(|(index, point)| (point.id, index)).collect();
-        let blobs = contents.points.iter().filter_map(|point| point.delta).map(|delta| delta.blob).collect();
-        State { newest, checksum, group: header.group, timeline: header.timeline, contents, points, blobs }
+        let points = contents.points.iter().map(|point| (point.id, point.marker)).collect();
+        let deltas = contents.points.iter().filter_map(|point| point.delta);
+        let blobs =
+            deltas.chain(contents.retired.iter().flatten().copied()).map(|delta| delta.blob).collect();
+        let (group, timeline, planted) = (header.group, header.timeline, Planted::NONE);
+        State { newest, checksum, group, timeline, contents, points, blobs, planted }
+    }
+
+    pub(super) fn plant(&mut self, planted: Planted) {
+        self.planted = planted;
     }
 
     /// The newest step.
@@ -213,7 +241,38 @@ impl State {
 
     /// A point by its id.
     pub fn point(&self, id: PointId) -> Option<&PointRecord> {
-        self.points.get(&id).map(|&index| &self.contents.points[index])
+        self.index_of(id).map(|index| &self.contents.points[index])
+    }
+
+    /// A point's place among the points.
+    pub fn index_of(&self, id: PointId) -> Option<usize> {
+        let marker = self.points.get(&id)?;
+        self.contents.points.binary_search_by_key(marker, |point| point.marker).ok()
+    }
+
+    /// The deltas that lie above the base at a point, oldest first.
+    pub fn deltas_up_to(&self, marker: Lsn) -> Vec<DeltaRef> {
+        let points = self.contents.points.iter().take_while(|point| point.marker <= marker);
+        let retired = self.contents.retired.iter().flatten().copied();
+        retired.chain(points.filter_map(|point| point.delta)).collect()
+    }
+
+    /// The point that the base is on its way to, and the deltas of those before it, which are gone.
+    pub fn base_advance(&self) -> Option<(&PointRecord, &[DeltaRef])> {
+        let retired = self.contents.retired.as_deref()?;
+        self.contents.points.first().map(|point| (point, retired))
+    }
+
+    /// The pin that holds a point, if it is held.
+    pub fn hold_of(&self, point: PointId) -> Option<PinId> {
+        let held = |pin: &&PinRecord| pin.point == point && pin.kind == PinKind::Hold;
+        self.contents.pins.iter().find(held).map(|pin| pin.id)
+    }
+
+    /// Whether a disk's base is needed: the group has it, or a point does.
+    pub fn needs_base(&self, disk: &DiskState) -> bool {
+        let holds = |point: &PointRecord| point.disks.iter().any(|member| member.slot == disk.record.slot);
+        !disk.removed || self.contents.points.iter().any(holds)
     }
 
     /// All pins, ascending by id.
@@ -221,7 +280,7 @@ impl State {
         &self.contents.pins
     }
 
-    /// Whether a point names the blob.
+    /// Whether a point names the blob, or the base still needs it.
     pub fn names_blob(&self, blob: BlobId) -> bool {
         self.blobs.contains(&blob)
     }
@@ -265,7 +324,7 @@ impl State {
                 Some(disk) if !disk.removed => Ok(()),
                 _ => Err(Refusal::UnknownSlot(*slot)),
             },
-            Change::PolicySet { interval_ms } => well_formed(check_interval(*interval_ms)),
+            Change::PolicySet { interval_ms, .. } => well_formed(interval_ms.map_or(Ok(()), check_interval)),
             Change::PointPublished(point) => self.check_point(point),
             Change::PinAdded(pin) => self.check_pin(pin),
             Change::PinRemoved(pin) => match self.pin_index(*pin) {
@@ -274,7 +333,62 @@ impl State {
             },
             Change::GroupRemoved if !self.contents.pins.is_empty() => Err(Refusal::Pinned),
             Change::GroupRemoved => Ok(()),
+            Change::PointsRetired(point) => self.check_retirement(*point),
+            Change::BaseSet(point) => match self.base_advance() {
+                Some((target, _)) if target.id == *point => Ok(()),
+                _ => Err(Refusal::BaseNotOnItsWay(*point)),
+            },
+            Change::PointsMerged(merge) => self.check_merge(merge),
         }
+    }
+
+    fn check_retirement(&self, point: PointId) -> Verdict {
+        let index = self.index_of(point).ok_or(Refusal::UnknownPoint(point))?;
+        if let Some((target, _)) = self.base_advance() {
+            return Err(Refusal::BaseOnItsWay(target.id));
+        }
+        if index == 0 {
+            return Err(Refusal::NothingGoes { first: point, last: point });
+        }
+        if self.planted.is(Bug::BaseAdvancedUnderPin) {
+            return Ok(());
+        }
+        self.check_unpinned(0..index)
+    }
+
+    fn check_merge(&self, merge: &MergeRecord) -> Verdict {
+        let MergeRecord { first, into, delta } = merge;
+        let start = self.index_of(*first).ok_or(Refusal::UnknownPoint(*first))?;
+        let end = self.index_of(*into).ok_or(Refusal::UnknownPoint(*into))?;
+        if start >= end {
+            return Err(Refusal::NothingGoes { first: *first, last: *into });
+        }
+        // The base is on its way to the oldest point: it must stay what it is.
+        if let Some((target, _)) = self.base_advance().filter(|_| start == 0) {
+            return Err(Refusal::BaseOnItsWay(target.id));
+        }
+        if let Some(delta) = delta {
+            well_formed(delta.check())?;
+            let own = self.contents.points[end].delta.as_ref() == Some(delta);
+            if !own && self.blobs.contains(&delta.blob) {
+                return Err(Refusal::DeltaTaken(delta.blob));
+            }
+        }
+        self.check_unpinned(start..end)
+    }
+
+    /// No pin names one of these points.
+    fn check_unpinned(&self, points: Range<usize>) -> Verdict {
+        let going = &self.contents.points[points];
+        for pin in &self.contents.pins {
+            if going.iter().any(|point| point.id == pin.point) {
+                return Err(match pin.kind {
+                    PinKind::Hold => Refusal::PointHeld(pin.point),
+                    PinKind::Test(_) | PinKind::Restore => Refusal::PointInUse(pin.point),
+                });
+            }
+        }
+        Ok(())
     }
 
     fn check_disk(&self, disk: &DiskRecord) -> Verdict {
@@ -332,7 +446,8 @@ impl State {
         }
         match pin.kind {
             PinKind::Test(test) if test <= self.contents.newest_test => Err(Refusal::TestTaken(test)),
-            PinKind::Test(_) | PinKind::Restore => Ok(()),
+            PinKind::Hold if self.hold_of(pin.point).is_some() => Err(Refusal::HeldAlready(pin.point)),
+            PinKind::Test(_) | PinKind::Restore | PinKind::Hold => Ok(()),
         }
     }
 
@@ -351,7 +466,13 @@ impl State {
                     disk.removed = true;
                 }
             }
-            Change::PolicySet { interval_ms } => self.contents.group.interval_ms = interval_ms,
+            Change::PolicySet { interval_ms, retain } => {
+                let group = &mut self.contents.group;
+                group.interval_ms = interval_ms.unwrap_or(group.interval_ms);
+                if let Some(retain) = retain {
+                    group.retain = retain;
+                }
+            }
             Change::PointPublished(point) => self.push_point(point),
             Change::PinAdded(pin) => {
                 if let PinKind::Test(test) = pin.kind {
@@ -363,6 +484,40 @@ impl State {
             }
             Change::PinRemoved(pin) => self.contents.pins.retain(|other| other.id != pin),
             Change::GroupRemoved => self.contents.removed = true,
+            Change::PointsRetired(point) => self.retire_before(point),
+            Change::BaseSet(_) => self.settle_base(),
+            Change::PointsMerged(merge) => self.merge_points(&merge),
+        }
+    }
+
+    fn retire_before(&mut self, point: PointId) {
+        let index = self.index_of(point).expect("checked before");
+        let retired: Vec<_> = self.contents.points.drain(..index).collect();
+        for point in &retired {
+            self.points.remove(&point.id);
+        }
+        // Their blobs stay named until the base holds what they hold.
+        self.contents.retired = Some(retired.iter().filter_map(|point| point.delta).collect());
+    }
+
+    fn settle_base(&mut self) {
+        let retired = self.contents.retired.take().unwrap_or_default();
+        let own = self.contents.points.first_mut().and_then(|point| point.delta.take());
+        for delta in retired.into_iter().chain(own) {
+            self.blobs.remove(&delta.blob);
+        }
+    }
+
+    fn merge_points(&mut self, merge: &MergeRecord) {
+        let start = self.index_of(merge.first).expect("checked before");
+        let end = self.index_of(merge.into).expect("checked before");
+        for delta in self.contents.points[start..=end].iter().filter_map(|point| point.delta) {
+            self.blobs.remove(&delta.blob);
+        }
+        self.blobs.extend(merge.delta.map(|delta| delta.blob));
+        self.contents.points[end].delta = merge.delta;
+        for point in self.contents.points.drain(start..end) {
+            self.points.remove(&point.id);
         }
     }
 
@@ -373,7 +528,7 @@ impl State {
         {
             point.disks = Arc::clone(&newest.disks);
         }
-        self.points.insert(point.id, self.contents.points.len());
+        self.points.insert(point.id, point.marker);
         self.blobs.extend(point.delta.map(|delta| delta.blob));
         self.contents.points.push(point);
     }

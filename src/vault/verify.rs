@@ -11,8 +11,10 @@ use super::layout::{self, parse_base_name, parse_blob_name};
 use super::manifest::{Listing, advance, read_snapshot, read_step};
 use super::state::State;
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::delta::{DeltaRef, Header, Tables};
 use crate::format::manifest::StepNumber;
 use crate::format::record::PointRecord;
+use crate::units::Lsn;
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -94,7 +96,7 @@ pub async fn verify(vault: &Vault, progress: impl Fn(u64, u64)) -> Result<Verify
     let state = vault.manifest().state().clone();
     verify_manifest(vault, &state, &mut report).await?;
     drop(pause);
-    verify_blobs(vault, state.points(), &mut report, progress).await?;
+    verify_blobs(vault, &state, &mut report, progress).await?;
     verify_bases(vault, &state, &mut report).await?;
     report.findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     Ok(report)
@@ -157,17 +159,28 @@ async fn verify_snapshot(
 /// Reads every blob that a point names, whole, and looks for blobs that none names.
 async fn verify_blobs(
     vault: &Vault,
-    points: &[PointRecord],
+    state: &State,
     report: &mut VerifyReport,
     progress: impl Fn(u64, u64),
 ) -> Result<()> {
-    let total: u64 = points.iter().filter_map(|point| point.delta).map(|delta| delta.total_bytes).sum();
-    let directory = vault.layout().blobs();
+    let retired = state.base_advance().map_or(&[][..], |(_, retired)| retired);
+    let retired = retired.iter().map(|delta| (None, *delta));
+    let named = state.points().iter().filter_map(|point| point.delta.map(|delta| (Some(point), delta)));
+    let named: Vec<_> = retired.chain(named).collect();
+    let total: u64 = named.iter().map(|(_, delta)| delta.total_bytes).sum();
     find_orphan_blobs(vault, report).await?;
-    for point in points.iter().filter(|point| point.delta.is_some()) {
-        if let Err(error) = verify_blob(vault, point, report).await {
-            let blob = point.delta.map_or(directory.clone(), |delta| vault.layout().blob(delta.blob));
-            report.damage(error, &blob)?;
+    for (point, delta) in named {
+        let lease = {
+            // Retention goes on: what it has merged since is judged next time.
+            let is_named = vault.manifest().state().names_blob(delta.blob);
+            is_named
+                .then(|| vault.leases().take(point.map_or(Lsn::ZERO, |point| point.marker), vec![delta.blob]))
+        };
+        if lease.is_none() {
+            continue;
+        }
+        if let Err(error) = verify_blob(vault, point, delta, report).await {
+            report.damage(error, &vault.layout().blob(delta.blob))?;
         }
         progress(report.blob_bytes, total);
     }
@@ -179,7 +192,8 @@ async fn find_orphan_blobs(vault: &Vault, report: &mut VerifyReport) -> Result<(
     let directory = vault.layout().blobs();
     let names = vault.runtime().list(&directory).await?;
     let state = vault.manifest().state();
-    let named = |blob| state.names_blob(blob) || vault.blobs().is_unsettled(blob);
+    let named =
+        |blob| state.names_blob(blob) || vault.blobs().is_unsettled(blob) || vault.leases().is_doomed(blob);
     for name in names.iter().filter(|name| !layout::is_partial(name)) {
         if parse_blob_name(name).is_none_or(|blob| !named(blob)) {
             report.orphan(directory.join(name), "no recovery point names this blob");
@@ -188,21 +202,17 @@ async fn find_orphan_blobs(vault: &Vault, report: &mut VerifyReport) -> Result<(
     Ok(())
 }
 
-async fn verify_blob(vault: &Vault, point: &PointRecord, report: &mut VerifyReport) -> Result<()> {
-    let Some(reference) = point.delta else { return Ok(()) };
+async fn verify_blob(
+    vault: &Vault,
+    point: Option<&PointRecord>,
+    reference: DeltaRef,
+    report: &mut VerifyReport,
+) -> Result<()> {
     let reader = vault.open_delta(&reference).await?;
     let path = vault.layout().blob(reference.blob);
     let (header, tables) = (reader.header(), reader.tables());
-    if header.marker != point.marker {
-        let text = format!("its marker is {}, its point's is {}", header.marker, point.marker);
-        return Err(Error::corrupt(text).at_path(&path).at_offset(80));
-    }
-    for table in &tables.disks {
-        let member = point.disks.iter().find(|member| member.slot == table.slot);
-        if member.is_none_or(|member| member.disk != table.disk || member.sectors != table.sectors) {
-            let text = format!("its disk in slot {} is not the one of its point", table.slot.0);
-            report.damage(Error::corrupt(text).at_offset(reference.tables_offset()), &path)?;
-        }
+    if let Some(point) = point {
+        check_is_of(point, header, tables, &reference).map_err(|error| error.at_path(&path))?;
     }
     report.blobs += 1;
     report.blob_bytes += reference.total_bytes;
@@ -215,7 +225,23 @@ async fn verify_blob(vault: &Vault, point: &PointRecord, report: &mut VerifyRepo
     Ok(())
 }
 
-/// Looks at every base: it must be there, and as long as its disk.
+/// A blob's marker and disks are those of its point.
+fn check_is_of(point: &PointRecord, header: &Header, tables: &Tables, reference: &DeltaRef) -> Result<()> {
+    if header.marker != point.marker {
+        let text = format!("its marker is {}, its point's is {}", header.marker, point.marker);
+        return Err(Error::corrupt(text).at_offset(80));
+    }
+    for table in &tables.disks {
+        let member = point.disks.iter().find(|member| member.slot == table.slot);
+        if member.is_none_or(|member| member.disk != table.disk || member.sectors != table.sectors) {
+            let text = format!("its disk in slot {} is not the one of its point", table.slot.0);
+            return Err(Error::corrupt(text).at_offset(reference.tables_offset()));
+        }
+    }
+    Ok(())
+}
+
+/// Looks at every base that is needed: it must be there, and as long as its disk.
 async fn verify_bases(vault: &Vault, state: &State, report: &mut VerifyReport) -> Result<()> {
     let directory = vault.layout().bases();
     for name in vault.runtime().list(&directory).await? {
@@ -224,7 +250,7 @@ async fn verify_bases(vault: &Vault, state: &State, report: &mut VerifyReport) -
             report.orphan(directory.join(&name), "no disk of the group has this base");
         }
     }
-    for disk in state.all_disks() {
+    for disk in state.all_disks().iter().filter(|disk| state.needs_base(disk)) {
         let path = vault.layout().base(disk.record.id);
         report.bases += 1;
         let length = match vault.bases().open(disk.record.id).await {

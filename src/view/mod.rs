@@ -4,8 +4,8 @@
 //! base. Opening reads header and tables of each delta; chunks are read, and compared with their checksums, when they are
 //! asked for. Overlay and restore build on this; serving over NBD is the failover room's.
 //!
-//! Invariant: what a view reads never changes while it lives. The base is never written and blobs are immutable; a pin
-//! keeps both from being retired.
+//! Invariant: what a view reads never changes while it lives. Blobs are immutable, and a lease keeps them; the base is
+//! written only where the view's map has something (`docs/retention.md`). A pin keeps the point over restarts.
 
 mod cache;
 mod overlay;
@@ -22,15 +22,15 @@ pub use restore::{RestoreProgress, restore};
 
 use self::cache::Recent;
 use crate::block::{AllocationRun, DataPiece};
-use crate::delta::{DeltaReader, read_chunk};
+use crate::delta::{LayeredDisk, Layering, Place, read_chunk};
 use crate::error::{Error, ErrorKind, Result};
-use crate::extent::{ExtentMap, FrozenMap, Location};
-use crate::format::delta::{Chunk, Content, DeltaRef, Tables};
-use crate::format::record::{Membership, PointRecord};
+use crate::extent::FrozenMap;
+use crate::format::delta::Chunk;
+use crate::format::record::{Membership, PointDisk, PointRecord};
 use crate::runtime::Runtime;
 use crate::storage::{File, Slice};
 use crate::units::{BlobId, DiskId, DiskSlot, PointId, SECTOR_BYTES, SectorCount, SectorRange, to_usize};
-use crate::vault::{State, Vault};
+use crate::vault::{Lease, Vault};
 
 /// Deltas whose tables are read at a time while a view opens.
 const OPENS_IN_FLIGHT: usize = 16;
@@ -40,29 +40,6 @@ const READS_IN_FLIGHT: usize = 16;
 const CHUNKS_KEPT: usize = 32;
 /// Blobs kept open per view: a view of a day of points has more of them than a process may have files.
 const FILES_KEPT: usize = 32;
-/// Extents that are layered before the owner's hot path gets its turn.
-const EXTENTS_PER_TURN: usize = 8192;
-
-/// Where a view finds a sector.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    /// In a chunk of a layer.
-    Chunk { layer: u32, chunk: u32, sector: u32 },
-    /// Nowhere: it is zero.
-    Zero { allocated: bool },
-}
-
-impl Location for Place {
-    fn advance(self, sectors: u64) -> Place {
-        match self {
-            Place::Chunk { layer, chunk, sector } => {
-                let sectors = u32::try_from(sectors).expect("an extent with data lies within one chunk");
-                Place::Chunk { layer, chunk, sector: sector + sectors }
-            }
-            zero @ Place::Zero { .. } => zero,
-        }
-    }
-}
 
 /// A delta of the view.
 struct Layer {
@@ -116,18 +93,24 @@ pub struct View {
     layers: Vec<Layer>,
     chunks: Recent<(u32, u32), Slice>,
     files: Recent<u32, File>,
+    _lease: Lease,
 }
 
 impl View {
-    /// Opens the view of a point. Whoever does this has pinned the point.
+    /// Opens the view of a point. It leases what it reads; whoever wants it to last longer than the process pins the point.
     pub async fn open(vault: &Rc<Vault>, point: PointId) -> Result<Rc<View>> {
-        let (point, deltas, mut drafts) = {
+        let (point, deltas, lease) = {
             let state = vault.manifest().state();
             let point = state.point(point).ok_or_else(|| {
                 Error::new(ErrorKind::NotFound, format!("there is no recovery point {point}"))
             })?;
-            (point.clone(), deltas_up_to(&state, point), drafts(&state, point))
+            let deltas = state.deltas_up_to(point.marker);
+            // Taken in the same breath: nothing goes between the look and the lease.
+            let lease = vault.leases().take(point.marker, deltas.iter().map(|delta| delta.blob).collect());
+            (point.clone(), deltas, lease)
         };
+        let sizes = included(&point).map(|disk| (disk.slot, disk.disk, disk.sectors));
+        let mut layering = Layering::new(sizes);
         let mut layers = Vec::with_capacity(deltas.len());
         let mut readers = stream::iter(deltas)
             .map(|delta| async move { vault.open_delta(&delta).await })
@@ -135,15 +118,18 @@ impl View {
             .boxed_local();
         while let Some(reader) = readers.next().await {
             let layer = u32::try_from(layers.len()).expect("a vault has fewer than 2^32 points");
-            layers.push(add_layer(vault.runtime(), &mut drafts, layer, reader?).await);
+            let reader = reader?;
+            layering.add(vault.runtime(), layer, &reader.tables().disks).await;
+            let blob = reader.header().blob;
+            layers.push(Layer { blob, chunks: reader.into_tables().chunks.into_boxed_slice() });
         }
         drop(readers);
-        let mut disks = Vec::with_capacity(drafts.len());
-        for draft in drafts {
-            disks.push(draft.finish(vault).await?);
+        let mut disks = Vec::new();
+        for layered in layering.finish() {
+            disks.push(ViewDisk::open(vault, layered).await?);
         }
         let (chunks, files) = (Recent::new(CHUNKS_KEPT), Recent::new(FILES_KEPT));
-        Ok(Rc::new(View { vault: Rc::clone(vault), point, disks, layers, chunks, files }))
+        Ok(Rc::new(View { vault: Rc::clone(vault), point, disks, layers, chunks, files, _lease: lease }))
     }
 
     /// The point.
@@ -284,59 +270,18 @@ pub(crate) fn add_run(runs: &mut Vec<AllocationRun>, bytes: u64, allocated: bool
     }
 }
 
-/// The deltas whose layers make up a point, oldest first.
-fn deltas_up_to(state: &State, point: &PointRecord) -> Vec<DeltaRef> {
-    let points = state.points().iter().take_while(|other| other.marker <= point.marker);
-    points.filter_map(|other| other.delta).collect()
+/// The disks that can be had at a point.
+fn included(point: &PointRecord) -> impl Iterator<Item = &PointDisk> {
+    point.disks.iter().filter(|disk| disk.membership == Membership::Included)
 }
 
-/// A disk whose layers are being merged.
-struct Draft {
-    slot: DiskSlot,
-    id: DiskId,
-    name: String,
-    sectors: SectorCount,
-    map: ExtentMap<Place>,
-}
-
-fn drafts(state: &State, point: &PointRecord) -> Vec<Draft> {
-    let included = point.disks.iter().filter(|disk| disk.membership == Membership::Included);
-    let draft = |disk: &crate::format::record::PointDisk| Draft {
-        slot: disk.slot,
-        id: disk.disk,
-        name: state.disk(disk.slot).map_or_else(String::new, |disk| disk.record.name.clone()),
-        sectors: disk.sectors,
-        map: ExtentMap::new(),
-    };
-    included.map(draft).collect()
-}
-
-impl Draft {
-    async fn finish(self, vault: &Vault) -> Result<ViewDisk> {
-        let base = vault.bases().open(self.id).await?;
+impl ViewDisk {
+    async fn open(vault: &Vault, disk: LayeredDisk<FrozenMap<Place>>) -> Result<ViewDisk> {
+        let LayeredDisk { slot, id, sectors, map } = disk;
+        let name =
+            vault.manifest().state().disk(slot).map_or_else(String::new, |disk| disk.record.name.clone());
+        let base = vault.bases().open(id).await?;
         let base_sectors = vault.runtime().length(&base).await? / SECTOR_BYTES;
-        let Draft { slot, id, name, sectors, mut map } = self;
-        // A disk that shrank since has older extents past its end.
-        map.remove(SectorRange::new(sectors.0, u64::MAX));
-        Ok(ViewDisk { slot, id, name, sectors, map: map.freeze(), base, base_sectors })
+        Ok(ViewDisk { slot, id, name, sectors, map, base, base_sectors })
     }
-}
-
-async fn add_layer(runtime: &Rc<Runtime>, drafts: &mut [Draft], layer: u32, reader: DeltaReader) -> Layer {
-    let blob = reader.header().blob;
-    let Tables { disks, chunks } = reader.into_tables();
-    for table in disks {
-        let Some(draft) = drafts.iter_mut().find(|draft| draft.slot == table.slot) else { continue };
-        for batch in table.extents.chunks(EXTENTS_PER_TURN) {
-            for extent in batch {
-                let place = match extent.content {
-                    Content::Data { chunk, sector } => Place::Chunk { layer, chunk, sector },
-                    Content::Zero { allocated } => Place::Zero { allocated },
-                };
-                draft.map.insert(extent.range, place);
-            }
-            runtime.yield_now().await;
-        }
-    }
-    Layer { blob, chunks: chunks.into_boxed_slice() }
 }

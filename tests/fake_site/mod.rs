@@ -11,9 +11,11 @@ use afterimage::control::backend::{Answer, Backend};
 use afterimage::control::jobs::Progress;
 use afterimage::control::model::*;
 use afterimage::control::name::{DiskPath, Label, Name};
+use afterimage::control::retain::Retain;
 use afterimage::control::selector::{self, PointSelector};
 use afterimage::env::OsEnvironment;
 use afterimage::error::{Error, ErrorKind, Result};
+use afterimage::format::ladder::Ladder;
 use afterimage::listen::bind_unix;
 use afterimage::units::{DiskId, GroupId, Lsn, PointId, SectorCount, WallNanos};
 use futures::FutureExt;
@@ -70,6 +72,15 @@ impl FakeSite {
     }
 }
 
+impl FakeGroup {
+    fn hold(&mut self, point: &PointSelector, held: bool) -> Result<Point> {
+        let id = selector::resolve(point, &self.points, TEATIME)?.id;
+        let point = self.points.iter_mut().find(|point| point.id == id).unwrap();
+        point.held = held;
+        Ok(point.clone())
+    }
+}
+
 impl Backend for FakeSite {
     fn group_create(&self, name: Name) -> Answer<'_, Group> {
         let mut groups = self.groups.lock().unwrap();
@@ -82,6 +93,7 @@ impl Backend for FakeSite {
             name: name.clone(),
             created: Some(NOON),
             policy: Some(Policy { interval_ms: 1000 }),
+            retain: Some(Retain(Ladder::default())),
             disks: Vec::new(),
             failure: None,
         };
@@ -138,10 +150,33 @@ impl Backend for FakeSite {
         })
     }
 
-    fn policy_set(&self, group: Name, policy: Policy) -> Answer<'_, Group> {
+    fn policy_set(&self, group: Name, policy: PolicyRequest) -> Answer<'_, Group> {
         self.with(&group, |fake| {
-            fake.group.policy = Some(policy);
+            if let Some(interval_ms) = policy.interval_ms {
+                fake.group.policy = Some(Policy { interval_ms });
+            }
+            fake.group.retain = policy.retain.or(fake.group.retain.take());
             Ok(fake.group.clone())
+        })
+    }
+
+    fn policy_dry_run(&self, group: Name, _: PolicyRequest) -> Answer<'_, PolicyForecast> {
+        self.with(&group, |fake| Ok(PolicyForecast { points: fake.points.len() as u64, bytes_max: 4096 }))
+    }
+
+    fn point_hold(&self, group: Name, point: PointSelector) -> Answer<'_, Point> {
+        self.with(&group, |fake| fake.hold(&point, true))
+    }
+
+    fn point_release(&self, group: Name, point: PointSelector) -> Answer<'_, Point> {
+        self.with(&group, |fake| fake.hold(&point, false))
+    }
+
+    fn point_delete(&self, group: Name, point: PointSelector) -> Answer<'_, Point> {
+        self.with(&group, |fake| {
+            let id = selector::resolve(&point, &fake.points, TEATIME)?.id;
+            let index = fake.points.iter().position(|point| point.id == id).unwrap();
+            Ok(fake.points.remove(index))
         })
     }
 
@@ -155,6 +190,7 @@ impl Backend for FakeSite {
                 kind: PointKind::Crash,
                 label: label.map(String::from),
                 delta_bytes: 4096,
+                held: false,
             };
             fake.points.push(point.clone());
             Ok(point)
@@ -284,6 +320,7 @@ fn group_status(fake: &FakeGroup) -> GroupStatus {
             points: u64::try_from(fake.points.len()).unwrap(),
             oldest: fake.points.first().map(|point| point.time),
             newest: newest.map(|point| point.time),
+            retention: None,
         },
         writes: WriteRate { writes_per_s: 1000.0, bytes_per_s: 4e6 },
         connections: 3,

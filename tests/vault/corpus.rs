@@ -5,9 +5,10 @@ use std::fs;
 use std::path::Path;
 
 use afterimage::block::TestId;
+use afterimage::format::ladder::Ladder;
 use afterimage::format::manifest::StepNumber;
 use afterimage::format::manifest::{self, Snapshot};
-use afterimage::format::record::{Change, PinKind, PinRecord};
+use afterimage::format::record::{Change, MergeRecord, PinKind, PinRecord};
 use afterimage::units::{DiskSlot, PinId, SectorRange, WallNanos, WriterId};
 
 use crate::support::{Group, block_on};
@@ -24,7 +25,7 @@ fn group() -> Group {
     group.write(1, SectorRange::new(60, 64), 2);
     let point = group.publish();
     let changes = [
-        Change::PolicySet { interval_ms: 250 },
+        Change::PolicySet { interval_ms: Some(250), retain: Some(Ladder::default()) },
         Change::PinAdded(PinRecord {
             id: PinId(1),
             point,
@@ -33,13 +34,32 @@ fn group() -> Group {
         }),
         Change::PinAdded(PinRecord { id: PinId(2), point, kind: PinKind::Restore, created: WallNanos(8) }),
         Change::PinRemoved(PinId(1)),
+        Change::PinRemoved(PinId(2)),
         Change::DiskRemoved(DiskSlot(1)),
     ];
+    append(&group, changes);
+    group.publish();
+    group.write(0, SectorRange::new(8, 16), 3);
+    let third = group.publish();
+    let newest = group.publish();
+    let delta = group.vault.manifest().state().point(third).and_then(|point| point.delta);
+    let hold = PinRecord { id: PinId(3), point: newest, kind: PinKind::Hold, created: WallNanos(9) };
+    let second = group.points[1].0;
+    append(
+        &group,
+        [
+            Change::PointsMerged(MergeRecord { first: second, into: third, delta }),
+            Change::PinAdded(hold),
+            Change::PointsRetired(third),
+        ],
+    );
+    group
+}
+
+fn append<const N: usize>(group: &Group, changes: [Change; N]) {
     for change in changes {
         block_on(&group.runtime, group.vault.manifest().append(change)).expect("it fits");
     }
-    group.publish();
-    group
 }
 
 /// Writers are drawn at random; seeds must not change each time that they are made.
@@ -73,7 +93,8 @@ fn manifest_seeds(group: &Group) -> Seeds {
 
 fn delta_seeds(group: &Group) -> Seeds {
     let state = group.vault.manifest().state();
-    let blobs = state.points().iter().filter_map(|point| point.delta).map(|delta| {
+    let (_, retired) = state.base_advance().expect("the base is on its way");
+    let blobs = retired[..1].iter().map(|delta| {
         let bytes = fs::read(group.vault.layout().blob(delta.blob)).expect("the blob is there");
         ("interval".to_owned(), bytes)
     });

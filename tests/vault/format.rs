@@ -9,10 +9,11 @@ use afterimage::format::delta::{
     self, CHUNK_BYTES, Chunk, Content, DeltaExtent, DeltaRef, DiskTable, FOOTER_BYTES, Footer, HEADER_BYTES,
     Tables,
 };
+use afterimage::format::ladder::Ladder;
 use afterimage::format::manifest::{self, Contents, DiskState, Snapshot, Step, StepNumber};
 use afterimage::format::marker::Consistency;
 use afterimage::format::record::{
-    Change, DiskRecord, GroupRecord, Membership, PinKind, PinRecord, PointDisk, PointRecord,
+    Change, DiskRecord, GroupRecord, Membership, MergeRecord, PinKind, PinRecord, PointDisk, PointRecord,
 };
 use afterimage::units::{
     BlobId, DiskId, DiskSlot, GroupId, GroupNanos, Lsn, PinId, PointId, SECTOR_BYTES, SectorCount,
@@ -196,11 +197,13 @@ fn changes() -> Vec<Change> {
     let disks = [disk_record(0, "a", 8), disk_record(2, "β", 1 << 54)];
     let mut point = point_record(9, &disks);
     point.delta = Some(DeltaRef { blob: BLOB, total_bytes: 4096, tables_bytes: 100, checksum: 77 });
+    let point_delta = point.delta;
     vec![
         Change::GroupCreated(group_record("group")),
         Change::DiskAdded(disks[1].clone()),
         Change::DiskRemoved(DiskSlot(2)),
-        Change::PolicySet { interval_ms: 250 },
+        Change::PolicySet { interval_ms: Some(250), retain: Some(Ladder::default()) },
+        Change::PolicySet { interval_ms: None, retain: Some(Ladder::keep_all()) },
         Change::PointPublished(point),
         Change::PointPublished(point_record(10, &[])),
         Change::PinAdded(PinRecord {
@@ -215,7 +218,17 @@ fn changes() -> Vec<Change> {
             kind: PinKind::Restore,
             created: WallNanos(4),
         }),
+        Change::PinAdded(PinRecord {
+            id: PinId(1),
+            point: PointId(2),
+            kind: PinKind::Hold,
+            created: WallNanos(4),
+        }),
         Change::PinRemoved(PinId(1)),
+        Change::PointsRetired(PointId(2)),
+        Change::BaseSet(PointId(2)),
+        Change::PointsMerged(MergeRecord { first: PointId(2), into: PointId(3), delta: None }),
+        Change::PointsMerged(MergeRecord { first: PointId(2), into: PointId(3), delta: point_delta }),
         Change::GroupRemoved,
     ]
 }
@@ -243,11 +256,11 @@ fn a_step_that_was_cut_off_or_has_a_flipped_bit_is_noticed() {
 #[test]
 fn a_step_of_an_unknown_kind_is_unsupported_not_skipped() {
     let mut bytes = Step { header: step_header(2), change: Change::GroupRemoved }.encode().bytes;
-    bytes[12..14].copy_from_slice(&9_u16.to_le_bytes());
+    bytes[12..14].copy_from_slice(&12_u16.to_le_bytes());
     let end = manifest::HEADER_BYTES;
     let sum = checksum(&bytes[..end - 16]).to_le_bytes();
     bytes[end - 16..end].copy_from_slice(&sum);
-    assert_eq!(Step::decode(&bytes).expect_err("kind 9 is reserved").kind(), ErrorKind::Unsupported);
+    assert_eq!(Step::decode(&bytes).expect_err("kind 12 is reserved").kind(), ErrorKind::Unsupported);
 }
 
 fn names() -> impl Strategy<Value = String> {
@@ -310,16 +323,24 @@ prop_compose! {
         points in points(),
         pins in proptest::collection::btree_map(any::<u128>(), (any::<u128>(), 0..3_u64), 0..4),
         newest_test in any::<u64>(),
+        retired in proptest::option::of(proptest::collection::vec(any::<u128>(), 0..3)),
     ) -> Snapshot {
         let pins = pins.into_iter().map(|(id, (point, test))| PinRecord {
             id: PinId(id),
             point: PointId(point),
-            kind: if test == 0 { PinKind::Restore } else { PinKind::Test(TestId(test)) },
+            kind: match test {
+                0 => PinKind::Restore,
+                1 => PinKind::Hold,
+                test => PinKind::Test(TestId(test)),
+            },
             created: WallNanos(created),
         });
-        let group = GroupRecord { name, created: WallNanos(created), interval_ms };
+        let group = GroupRecord { name, created: WallNanos(created), interval_ms, retain: Ladder::default() };
+        let delta = |blob| DeltaRef { blob: BlobId(blob), total_bytes: 5000, tables_bytes: 96, checksum: 7 };
+        // A base is on its way only to a point.
+        let retired = retired.filter(|_| !points.is_empty()).map(|blobs| blobs.into_iter().map(delta).collect());
         let contents = Contents {
-            group, removed, newest_test: TestId(newest_test), disks, points, pins: pins.collect(),
+            group, removed, newest_test: TestId(newest_test), disks, points, pins: pins.collect(), retired,
         };
         Snapshot { header: step_header(256), contents }
     }

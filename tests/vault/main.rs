@@ -7,6 +7,7 @@ mod manifest;
 mod overlay;
 #[cfg(feature = "sim")]
 mod power;
+mod retention;
 mod support;
 #[path = "../support/vault_fuzz.rs"]
 mod vault_fuzz;

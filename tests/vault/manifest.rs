@@ -125,7 +125,7 @@ fn change(number: u64, state: &State) -> Change {
     let disks: Vec<_> = state.disks().cloned().collect();
     match number % 5 {
         0 => add_disk(state).expect("always fits"),
-        1 => Change::PolicySet { interval_ms: u32::try_from(number).expect("small") },
+        1 => Change::PolicySet { interval_ms: Some(u32::try_from(number).expect("small")), retain: None },
         2 if disks.len() > 3 => Change::DiskRemoved(disks[0].slot),
         _ => Change::PointPublished(point_record(number + 1, &disks)),
     }
@@ -166,7 +166,8 @@ fn a_writer_that_slept_through_a_snapshot_does_not_believe_its_own_success() {
     }
     assert!(!layout.step(StepNumber(2)).exists(), "the sleeper's next step is free again");
     let newest = vault.manifest().state().newest();
-    let step = block_on(&runtime, sleeper.append(Change::PolicySet { interval_ms: 7 })).expect("anew");
+    let step = block_on(&runtime, sleeper.append(Change::PolicySet { interval_ms: Some(7), retain: None }))
+        .expect("anew");
     assert_eq!(step, newest.next());
     let again = block_on(&runtime, Manifest::open(&runtime, &layout)).expect("sound");
     assert_eq!(again.state().record().interval_ms, 7);
@@ -228,7 +229,10 @@ fn what_does_not_fit_is_refused_with_its_reason() {
     for (change, refusal) in cases {
         assert_eq!(state.check(&change), Err(refusal), "{change:?}");
     }
-    assert!(matches!(state.check(&Change::PolicySet { interval_ms: 0 }), Err(Refusal::Malformed(_))));
+    assert!(matches!(
+        state.check(&Change::PolicySet { interval_ms: Some(0), retain: None }),
+        Err(Refusal::Malformed(_))
+    ));
     assert_eq!(state.next_test(), TestId(2));
 }
 

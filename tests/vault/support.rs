@@ -14,6 +14,7 @@ use afterimage::env::OsEnvironment;
 use afterimage::error::{Error, Result};
 use afterimage::extent::{ExtentMap, FrozenMap, Location};
 use afterimage::format::delta::{CHUNK_BYTES, Header};
+use afterimage::format::ladder::Ladder;
 use afterimage::format::marker::Consistency;
 use afterimage::format::record::{Change, DiskRecord, GroupRecord, Membership, PointDisk, PointRecord};
 use afterimage::runtime::Runtime;
@@ -153,7 +154,7 @@ pub fn faulty_runtime() -> (Rc<Runtime>, Faults) {
 }
 
 pub fn group_record(name: &str) -> GroupRecord {
-    GroupRecord { name: name.to_owned(), created: WallNanos(1), interval_ms: 1000 }
+    GroupRecord { name: name.to_owned(), created: WallNanos(1), interval_ms: 1000, retain: Ladder::default() }
 }
 
 pub fn disk_record(slot: u32, name: &str, sectors: u64) -> DiskRecord {

@@ -1,0 +1,324 @@
+//! The task that keeps a group's history to its ladder: one step at a time, beside everything else.
+//!
+//! It decides when; what is done is the vault's (`docs/retention.md`). Each step is whole or not begun for whoever comes
+//! after, so that the task may die at any await. What fails is tried again, and shown meanwhile.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures::channel::mpsc;
+use futures::future::{Either, select};
+use futures::{FutureExt, StreamExt};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::ladder::Ladder;
+use crate::protect::group::{Callback, Done, Group, Mailbox, nanos};
+use crate::protect::retry::RETRY_DELAY;
+use crate::runtime::Runtime;
+use crate::units::{GroupNanos, MonotonicNanos, PointId};
+use crate::vault::{Advance, Forecast, Vault};
+
+/// A pass is due after the first rung's age divided by this,
+const PASSES_PER_RUNG: u64 = 60;
+/// but not more often,
+const PASS_MIN: Duration = Duration::from_millis(10);
+/// nor less often than this. So long it also waits after damage, which no other try mends.
+const PASS_MAX: Duration = Duration::from_secs(60);
+/// Wall and monotonic clock may part by so much between two passes: more is a step.
+const STEP_MIN: Duration = Duration::from_secs(1);
+/// Longest suspension after a step.
+const SUSPENSION_MAX: Duration = Duration::from_secs(3600);
+
+/// What the task is asked.
+pub(super) enum Job {
+    /// To look again: the policy changed, or a view ended.
+    Look,
+    /// To drop a point.
+    Delete(PointId, Callback<()>),
+}
+
+/// How a group's retention stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RetentionStatus {
+    /// Why the last try failed, until one succeeds.
+    pub stalled: Option<String>,
+    /// Whether it waits because of a step of the clock.
+    pub suspended: bool,
+    /// Whether the base waits for a view of a point that is gone.
+    pub waits_for_view: bool,
+}
+
+/// What task and group share.
+#[derive(Default)]
+pub(super) struct Shared {
+    pub(super) status: RefCell<RetentionStatus>,
+    /// Whether a step is under way.
+    pub(super) busy: Cell<bool>,
+    /// Whether no marker is under way that could list a disk that left.
+    pub(super) quiet: Cell<bool>,
+    /// No new step: the group stops.
+    pub(super) stopping: Cell<bool>,
+}
+
+/// A group's own time, as far as the task needs it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct GroupClock {
+    /// Group time at opening,
+    pub(super) at_opening: GroupNanos,
+    /// when the monotonic clock showed this.
+    pub(super) opened: MonotonicNanos,
+    /// How much of it was taken from the wall clock: nobody ran to see it pass.
+    pub(super) assumed: Duration,
+}
+
+impl GroupClock {
+    fn now(&self, runtime: &Runtime) -> GroupNanos {
+        GroupNanos(self.at_opening.0 + (runtime.now().0 - self.opened.0))
+    }
+}
+
+/// The task.
+pub(super) struct Retention {
+    runtime: Rc<Runtime>,
+    vault: Rc<Vault>,
+    shared: Rc<Shared>,
+    mailbox: Mailbox,
+    clock: GroupClock,
+    /// Wall minus monotonic clock, as seen last.
+    offset: i128,
+    suspended_until: MonotonicNanos,
+}
+
+impl Retention {
+    pub(super) fn new(
+        runtime: Rc<Runtime>,
+        vault: Rc<Vault>,
+        shared: Rc<Shared>,
+        mailbox: Mailbox,
+        clock: GroupClock,
+    ) -> Retention {
+        let (offset, suspended_until) = (offset(&runtime), MonotonicNanos(0));
+        let mut task = Retention { runtime, vault, shared, mailbox, clock, offset, suspended_until };
+        let ladder = task.ladder();
+        if ladder.rungs().first().is_some_and(|rung| clock.assumed > Duration::from_millis(rung.until_ms)) {
+            task.suspend(&ladder);
+        }
+        task
+    }
+
+    fn ladder(&self) -> Ladder {
+        self.vault.manifest().state().record().retain.clone()
+    }
+
+    /// Works until the group is dropped; begins when it is told that the group serves.
+    pub(super) async fn run(mut self, mut jobs: mpsc::UnboundedReceiver<Job>) {
+        let Some(first) = jobs.next().await else { return };
+        let mut job = Some(first);
+        loop {
+            let delay = self.take_turn(job).await;
+            let timer = self.runtime.sleep(delay);
+            job = match select(jobs.next(), timer.boxed_local()).await {
+                Either::Left((None, _)) => return,
+                Either::Left((job, _)) => job,
+                Either::Right(_) => None,
+            };
+        }
+    }
+
+    /// Does what is asked, then what the ladder wants; how long to wait then.
+    async fn take_turn(&mut self, job: Option<Job>) -> Duration {
+        if self.shared.stopping.get() {
+            refuse(job);
+            return PASS_MAX;
+        }
+        self.shared.busy.set(true);
+        if let Some(Job::Delete(point, callback)) = job {
+            callback(self.delete(point).await);
+        }
+        let result = self.pass().await;
+        self.shared.busy.set(false);
+        // Whoever waits for the task to be idle hears of it.
+        self.report(false);
+        self.note(result)
+    }
+
+    async fn delete(&self, point: PointId) -> Result<()> {
+        let _turn = self.vault.retention_turn().await;
+        self.vault.finish_advance().await?;
+        let result = self.vault.delete_point(point).await;
+        self.report(true);
+        result
+    }
+
+    /// Tells the group of a step, or, where nothing changed, that the task is at rest.
+    fn report(&self, changed: bool) {
+        self.mailbox.borrow_mut().push_back(Done::Retained { changed });
+    }
+
+    /// Does what there is to do.
+    async fn pass(&mut self) -> Result<()> {
+        let vault = Rc::clone(&self.vault);
+        let _turn = vault.retention_turn().await;
+        self.watch_clock();
+        loop {
+            let advance = vault.finish_advance().await?;
+            self.shared.status.borrow_mut().waits_for_view = advance == Advance::Waits;
+            vault.sweep().await?;
+            self.report(advance == Advance::Done);
+            self.runtime.yield_now().await;
+            if self.shared.stopping.get() || self.is_suspended() {
+                break;
+            }
+            let ladder = self.ladder();
+            let Some(step) = vault.next_step(&ladder, self.clock.now(&self.runtime)) else { break };
+            match vault.take_step(step, Some(&ladder)).await {
+                // Since then somebody pinned one of the points, or set another policy: the next pass plans anew.
+                Err(error) if matches!(error.kind(), ErrorKind::Invalid | ErrorKind::NotFound) => break,
+                taken => taken?,
+            }
+            self.report(true);
+        }
+        if self.shared.quiet.get() {
+            vault.delete_unneeded_bases().await?;
+        }
+        Ok(())
+    }
+
+    /// Notes how a pass went; when the next one is due.
+    fn note(&self, result: Result<()>) -> Duration {
+        let mut status = self.shared.status.borrow_mut();
+        let Err(error) = result else {
+            status.stalled = None;
+            let period = period(&self.ladder());
+            return if status.waits_for_view { period.min(RETRY_DELAY) } else { period };
+        };
+        if status.stalled.is_none() {
+            tracing::warn!(%error, "retention is stalled; it is tried again");
+        }
+        status.stalled = Some(error.to_string());
+        match error.kind() {
+            ErrorKind::Io | ErrorKind::NoSpace => RETRY_DELAY,
+            _ => PASS_MAX,
+        }
+    }
+
+    fn watch_clock(&mut self) {
+        let offset = offset(&self.runtime);
+        if offset.abs_diff(self.offset) > STEP_MIN.as_nanos() {
+            self.suspend(&self.ladder());
+        }
+        self.offset = offset;
+    }
+
+    fn suspend(&mut self, ladder: &Ladder) {
+        let Some(rung) = ladder.rungs().first() else { return };
+        let suspension = Duration::from_millis(rung.until_ms).min(SUSPENSION_MAX);
+        tracing::warn!(
+            ?suspension,
+            "the clock may have been set: no recovery point goes by its age meanwhile"
+        );
+        self.suspended_until = MonotonicNanos(self.runtime.now().0 + nanos(suspension));
+    }
+
+    fn is_suspended(&self) -> bool {
+        let suspended = self.runtime.now() < self.suspended_until;
+        self.shared.status.borrow_mut().suspended = suspended;
+        suspended
+    }
+}
+
+fn offset(runtime: &Runtime) -> i128 {
+    i128::from(runtime.wall().0) - i128::from(runtime.now().0)
+}
+
+fn period(ladder: &Ladder) -> Duration {
+    let first = ladder
+        .rungs()
+        .first()
+        .map_or(PASS_MAX, |rung| Duration::from_millis(rung.until_ms / PASSES_PER_RUNG));
+    first.clamp(PASS_MIN, PASS_MAX)
+}
+
+fn refuse(job: Option<Job>) {
+    if let Some(Job::Delete(_, callback)) = job {
+        callback(Err(Error::new(ErrorKind::Shutdown, "the group is stopping")));
+    }
+}
+
+impl Group {
+    /// Keeps a point until it is released.
+    pub fn hold_point(&mut self, point: PointId, callback: Callback<()>) {
+        let vault = Rc::clone(&self.settings.vault);
+        self.tasks.spawn(async move { callback(vault.hold_point(point).await) });
+    }
+
+    /// Ends a hold.
+    pub fn release_point(&mut self, point: PointId, callback: Callback<()>) {
+        let vault = Rc::clone(&self.settings.vault);
+        self.tasks.spawn(async move { callback(vault.release_point(point).await) });
+    }
+
+    /// Drops a point.
+    pub fn delete_point(&mut self, point: PointId, callback: Callback<()>) {
+        if let Err(refused) = self.retention_jobs.unbounded_send(Job::Delete(point, callback)) {
+            refuse(Some(refused.into_inner()));
+        }
+    }
+
+    /// What a ladder would do to the points now.
+    pub fn forecast(&self, ladder: &Ladder) -> Forecast {
+        self.settings.vault.forecast(ladder, self.group_time())
+    }
+
+    /// How retention stands.
+    pub fn retention(&self) -> RetentionStatus {
+        self.retention.status.borrow().clone()
+    }
+
+    /// Has the ladder looked at again.
+    pub(super) fn look_at_ladder(&self) {
+        // The task ends only with the runtime.
+        let _ = self.retention_jobs.unbounded_send(Job::Look);
+    }
+
+    /// Tells the task how things stand; wakes it when a view ended that it waited for.
+    pub(super) fn mind_retention(&mut self) {
+        let under_way = self.markers_pending + self.intervals_waiting.len() + self.intervals_publishing;
+        // A disk that is leaving is still in the table, and so in the next marker.
+        self.retention.quiet.set(under_way == 0 && self.slots.len() == self.disks.len());
+        self.retention.stopping.set(self.stopping);
+        let vault = &self.settings.vault;
+        if !self.retention.busy.get() && !self.stopping && vault.leases().has_freed() && !self.swept {
+            self.swept = true;
+            self.look_at_ladder();
+        }
+    }
+
+    /// The task took a step, or is done for now: the points are what the vault says.
+    pub(super) fn finish_retained(&mut self, changed: bool) {
+        self.swept = false;
+        if !changed {
+            return;
+        }
+        let state = self.settings.vault.manifest().state();
+        // A point that was published a moment ago is announced when the publisher says so.
+        let known = state.points().iter().take_while(|point| point.marker <= self.vaulted);
+        self.points = known.cloned().collect();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::ladder::Rung;
+
+    #[test]
+    fn passes_follow_the_first_rung_within_bounds() {
+        let ladder = |until_ms| Ladder::new(vec![Rung { until_ms, spacing_ms: 0 }]).expect("legal");
+        assert_eq!(period(&ladder(10)), PASS_MIN);
+        assert_eq!(period(&ladder(60_000)), Duration::from_secs(1));
+        assert_eq!(period(&Ladder::default()), PASS_MAX);
+        assert_eq!(period(&Ladder::keep_all()), PASS_MAX);
+    }
+}

@@ -1,0 +1,108 @@
+//! Retention, one step at a time: what a ladder asks for, what a person asks for. The task that calls this is
+//! `protect::retention`.
+
+use std::collections::HashSet;
+
+use super::plan::{Plan, PlannedPoint, plan};
+use super::{State, Vault};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::ladder::Ladder;
+use crate::format::record::{Change, PinKind, PinRecord};
+use crate::units::{GroupNanos, PinId, PointId};
+
+/// The next thing to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RetentionStep {
+    /// Retire the points before this one.
+    RetireBefore(PointId),
+    /// Merge the points from the first into the second.
+    Merge(PointId, PointId),
+}
+
+/// What a ladder would do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Forecast {
+    /// Points that would go.
+    pub points: u64,
+    /// Bytes of their deltas: at most so many come back, for what a merge keeps of them stays.
+    pub bytes_max: u64,
+}
+
+impl Vault {
+    fn planned(&self, state: &State, ladder: &Ladder, now: GroupNanos) -> Plan {
+        let pinned: HashSet<PointId> = state.pins().iter().map(|pin| pin.point).collect();
+        let is_planted = self.planted.is(crate::planted::Bug::BaseAdvancedUnderPin);
+        let points = state.points().iter().map(|point| PlannedPoint {
+            group_time: point.group_time,
+            must_stay: !is_planted && (pinned.contains(&point.id) || self.leases.holds_point(point.marker)),
+        });
+        plan(&points.collect::<Vec<_>>(), ladder, now)
+    }
+
+    /// The next thing that the ladder asks for at a group time.
+    pub fn next_step(&self, ladder: &Ladder, now: GroupNanos) -> Option<RetentionStep> {
+        let state = self.manifest.state();
+        let plan = self.planned(&state, ladder, now);
+        let id = |index: usize| state.points()[index].id;
+        let base = plan.base.filter(|_| state.base_advance().is_none());
+        let merge = plan.merges.first().map(|run| RetentionStep::Merge(id(run.start), id(run.end)));
+        base.map(|index| RetentionStep::RetireBefore(id(index))).or(merge)
+    }
+
+    /// Takes a step, for a ladder or for a person.
+    pub async fn take_step(&self, step: RetentionStep, ladder: Option<&Ladder>) -> Result<()> {
+        match step {
+            RetentionStep::RetireBefore(point) => self.retire_before(point, ladder).await,
+            RetentionStep::Merge(first, into) => self.merge_points(first, into, ladder).await,
+        }
+    }
+
+    /// What a ladder would do now.
+    pub fn forecast(&self, ladder: &Ladder, now: GroupNanos) -> Forecast {
+        let state = self.manifest.state();
+        let plan = self.planned(&state, ladder, now);
+        let going = plan.going().map(|index| &state.points()[index]);
+        // The delta of the point that the base becomes goes into it too.
+        let base = plan.base.map(|index| &state.points()[index]);
+        let bytes = going.chain(base).filter_map(|point| point.delta).map(|delta| delta.total_bytes).sum();
+        Forecast { points: plan.points() as u64, bytes_max: bytes }
+    }
+
+    /// Drops a point: what changed up to it becomes part of the next one. Of the oldest, [`Vault::finish_advance`] has to
+    /// follow.
+    pub async fn delete_point(&self, point: PointId) -> Result<()> {
+        let step = {
+            let state = self.manifest.state();
+            let unknown = || Error::new(ErrorKind::NotFound, format!("there is no recovery point {point}"));
+            let index = state.index_of(point).ok_or_else(unknown)?;
+            let Some(next) = state.points().get(index + 1) else {
+                let text =
+                    "the newest recovery point cannot be deleted: make another one first ('point create')";
+                return Err(Error::invalid(text));
+            };
+            self.check_unread(&state.points()[index])?;
+            match index {
+                0 => RetentionStep::RetireBefore(next.id),
+                _ => RetentionStep::Merge(point, next.id),
+            }
+        };
+        self.take_step(step, None).await
+    }
+
+    /// Keeps a point until it is released.
+    pub async fn hold_point(&self, point: PointId) -> Result<()> {
+        let (id, created) = (PinId(self.runtime.random_u128()), self.runtime.wall());
+        let pin = PinRecord { id, point, created, kind: PinKind::Hold };
+        self.manifest.append(Change::PinAdded(pin)).await.map(drop)
+    }
+
+    /// Ends a hold.
+    pub async fn release_point(&self, point: PointId) -> Result<()> {
+        let decide = |state: &State| {
+            state.hold_of(point).map(Change::PinRemoved).ok_or_else(|| {
+                Error::invalid(format!("recovery point {point} is not held: 'point list' shows which are"))
+            })
+        };
+        self.manifest.append_with(decide).await.map(drop)
+    }
+}

@@ -1,0 +1,169 @@
+//! Thinning: points go, and what changed up to them becomes part of the point after them. See `docs/retention.md`.
+//!
+//! Invariant: a blob is deleted only after the step that took its name away, and when no view reads it.
+
+use super::{State, Vault};
+use crate::delta::{DeltaReader, Layering, merge};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::delta::{DeltaRef, Header};
+use crate::format::ladder::Ladder;
+use crate::format::record::{Change, MergeRecord, PointRecord};
+use crate::planted::Bug;
+use crate::units::{BlobId, Lsn, PointId};
+
+/// Deltas that are read at a time, at most: each is an open file with its tables in memory.
+const DELTAS_MAX: usize = 64;
+/// Bytes of their tables at most; a single pair may exceed it.
+const TABLES_BYTES_MAX: u64 = 64 << 20;
+
+/// How many of `points`, from the first, can be worked on at a time: at least two.
+pub(super) fn batch(points: &[PointRecord]) -> usize {
+    let (mut deltas, mut tables) = (0, 0);
+    let fits = |point: &&PointRecord| {
+        deltas += usize::from(point.delta.is_some());
+        tables += point.delta.map_or(0, |delta| delta.tables_bytes);
+        deltas <= DELTAS_MAX && tables <= TABLES_BYTES_MAX
+    };
+    let count = points.iter().take_while(fits).count();
+    count.max(2).min(points.len())
+}
+
+impl Vault {
+    /// Merges the points from `first` into `into`, or as many of them as are merged at a time. Refused where a pin names
+    /// one of those that would go, or where the group has another ladder by now than the one that asks for it.
+    pub async fn merge_points(&self, first: PointId, into: PointId, ladder: Option<&Ladder>) -> Result<()> {
+        let (before, run) = {
+            let state = self.manifest.state();
+            state.check(&Change::PointsMerged(MergeRecord { first, into, delta: None }))?;
+            let (start, end) = (state.index_of(first), state.index_of(into));
+            let (start, end) = (start.expect("checked"), end.expect("checked"));
+            let before = start.checked_sub(1).map_or(Lsn::ZERO, |index| state.points()[index].marker);
+            let run = &state.points()[start..=end];
+            (before, run[..batch(run)].to_vec())
+        };
+        let into = run.last().expect("a run has two points at least");
+        let old: Vec<DeltaRef> = run.iter().filter_map(|point| point.delta).collect();
+        // What changed at the kept point only is its delta already.
+        let is_own = old.len() == usize::from(into.delta.is_some());
+        let delta = if is_own { into.delta } else { self.put_merged(before, &run).await? };
+        if self.planted.is(Bug::BlobsDeletedBeforeStep) {
+            self.delete_all(old.iter().filter(|old| Some(**old) != delta)).await?;
+        }
+        let change = Change::PointsMerged(MergeRecord { first, into: into.id, delta });
+        let step = self.append_for(ladder, change).await;
+        let new = delta.filter(|_| !is_own);
+        if let Err(error) = step {
+            if let Some(new) = new.filter(|_| !self.manifest.is_in_doubt()) {
+                // Best effort: what stays is removed when the vault is opened next.
+                let _ = self.blobs.delete(new.blob).await;
+            }
+            return Err(error);
+        }
+        new.iter().for_each(|new| self.blobs.settle(new.blob));
+        old.iter().filter(|old| Some(**old) != delta).for_each(|old| self.leases.doom(old.blob));
+        Ok(())
+    }
+
+    /// Appends a step that a ladder asks for, if that is the group's still: what was just said to stay must not go.
+    pub(super) async fn append_for(&self, ladder: Option<&Ladder>, change: Change) -> Result<()> {
+        let decide = |state: &State| match ladder {
+            Some(ladder) if *ladder != state.record().retain => Err(Error::invalid("the policy was changed")),
+            _ => Ok(change.clone()),
+        };
+        self.manifest.append_with(decide).await.map(drop)
+    }
+
+    async fn delete_all(&self, deltas: impl Iterator<Item = &DeltaRef>) -> Result<()> {
+        for delta in deltas {
+            self.blobs.delete(delta.blob).await?;
+        }
+        Ok(())
+    }
+
+    /// Puts one delta in the place of those of `run`, for its last point; durable when this returns.
+    async fn put_merged(&self, before: Lsn, run: &[PointRecord]) -> Result<Option<DeltaRef>> {
+        let into = run.last().expect("a run is not empty");
+        let sizes = into.disks.iter().map(|disk| (disk.slot, disk.disk, disk.sectors));
+        let mut layering = Layering::new(sizes);
+        let mut readers = Vec::new();
+        for delta in run.iter().filter_map(|point| point.delta) {
+            readers.push(self.open_delta(&delta).await?);
+        }
+        let mut opened = (0_u32..).zip(&readers);
+        let mut layers: Vec<_> =
+            run.iter().map(|point| (point, point.delta.and_then(|_| opened.next()))).collect();
+        if self.planted.is(Bug::MergeOldestWins) {
+            layers.reverse();
+        }
+        for (point, delta) in layers {
+            point.disks.iter().for_each(|disk| layering.cut(disk.slot, disk.sectors));
+            if let Some((layer, reader)) = delta {
+                layering.add(&self.runtime, layer, &reader.tables().disks).await;
+            }
+        }
+        let header = self.merged_header(before, into.marker, &readers);
+        let mut writer = self.blobs.create(header.blob).await?;
+        match merge(&mut writer, header, &readers, &layering.finish()).await {
+            Ok(Some(built)) => writer.finish().await.map(|()| Some(built.reference)),
+            Ok(None) => writer.abandon().await.map(|()| None),
+            Err(error) => {
+                // Best effort, as above.
+                let _ = writer.abandon().await;
+                Err(error)
+            }
+        }
+    }
+
+    fn merged_header(&self, before: Lsn, marker: Lsn, readers: &[DeltaReader]) -> Header {
+        let state = self.manifest.state();
+        Header {
+            blob: BlobId(self.runtime.random_u128()),
+            group: state.group(),
+            timeline: state.timeline(),
+            after: before,
+            through: marker,
+            marker,
+            created: self.runtime.wall(),
+            intervals: readers.iter().map(|reader| reader.header().intervals).fold(0, u32::saturating_add),
+            chunk_bytes: 0,
+        }
+    }
+
+    /// Deletes the blobs that no step names any more and no view reads.
+    pub async fn sweep(&self) -> Result<()> {
+        for blob in self.leases.deletable(self.planted.is(Bug::LeaseIgnored)) {
+            self.blobs.delete(blob).await?;
+            self.leases.deleted(blob);
+        }
+        Ok(())
+    }
+
+    /// Deletes the bases of disks that left and that no point holds any more. Only while no marker is under way that
+    /// could list one of them.
+    pub async fn delete_unneeded_bases(&self) -> Result<()> {
+        let unneeded: Vec<_> = {
+            let state = self.manifest.state();
+            // Somebody may be opening the view of a point that is gone, and with it such a base.
+            if !self.leases.are_for_points(state.points()) {
+                return Ok(());
+            }
+            let left = state.all_disks().iter().filter(|disk| disk.removed);
+            let left = left.filter(|disk| !self.bases.is_deleted(disk.record.id) && !state.needs_base(disk));
+            left.map(|disk| disk.record.id).collect()
+        };
+        for disk in unneeded {
+            tracing::info!(%disk, "removing the base of a disk that left: no recovery point holds it");
+            self.bases.delete(disk).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether a view of this process reads the point.
+    pub(super) fn check_unread(&self, point: &PointRecord) -> Result<()> {
+        if self.leases.holds_point(point.marker) {
+            let text = format!("recovery point {} is being read: try again when that is done", point.id);
+            return Err(Error::new(ErrorKind::Invalid, text));
+        }
+        Ok(())
+    }
+}
