@@ -176,7 +176,7 @@ impl Session {
                 self.change_point(&group, "release", point, "released").await
             }
             PointCommand::Delete { group, point, consent } => {
-                confirm(consent.yes, "This deletes a recovery point.")?;
+                confirm(consent.yes, &format!("deleting a recovery point of {group}"))?;
                 self.change_point(&group, "delete", point, "deleted").await
             }
             PointCommand::List { group } => {
