@@ -25,7 +25,8 @@ use crate::units::GroupId;
 impl Inner {
     pub(super) async fn group_create(self: &Arc<Self>, name: Name) -> Result<Group> {
         let _turn = self.creating.lock().await;
-        if name.as_str().parse::<GroupId>().is_ok() {
+        // All its digits: `cafe` is a name like any other.
+        if name.as_str().parse().is_ok_and(|id: GroupId| id.to_string() == name.as_str()) {
             let text = format!("`{name}` reads as the id of a group: choose another name");
             return Err(Error::invalid(text));
         }

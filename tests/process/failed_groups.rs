@@ -423,4 +423,5 @@ fn no_group_is_named_like_the_id_of_another() {
     let site = Site::sound();
     let refused = site.gateway.refuses(&format!("group create {}", site.erp.0), 1);
     assert!(refused.contains("another name"), "{refused}");
+    site.gateway.says("group create cafe");
 }
