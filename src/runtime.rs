@@ -276,7 +276,11 @@ impl Runtime {
 
     /// Reads `len` bytes at `offset`.
     pub async fn read(&self, file: &File, offset: u64, len: usize) -> Result<Buffer> {
-        let buffer = Buffer::recycled(len);
+        self.read_into(file, offset, Buffer::recycled(len)).await
+    }
+
+    /// Reads as many bytes at `offset` as `buffer` is long, into it.
+    pub async fn read_into(&self, file: &File, offset: u64, buffer: Buffer) -> Result<Buffer> {
         Ok(self.call(Op::Read { file: file.clone(), offset, buffer }).await?.into_buffer())
     }
 

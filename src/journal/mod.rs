@@ -4,12 +4,15 @@
 //!  intake ─▶ writer ─(commit policy)─▶ frames ─▶ segments          opening: scan ─▶ recover ─▶ writer
 //! ```
 //!
-//! `segments` keeps the files, `payloads` what stands in each, `writer` is the only one who writes to them, `scan` reads them back, `recover`
-//! decides what that means, `open` applies the decision, `cache` keeps what was written last, `reader` reads back and
-//! verifies, `runs` says much of it again in few bytes, for the next opening, `inspect` looks at all of it from outside. The frame's bytes are `format::frame`'s.
+//! `segments` keeps the files, `payloads` what stands in each, `writer` is the only one who writes to them: `frame_plan` lays out
+//! what it writes, `durability` says what of it survives a power cut. `scan` reads them back, `recover` decides what that means,
+//! `open` applies the decision, `cache` keeps what was written last, `reader` reads back and verifies, `runs` says much of it again
+//! in few bytes, for the next opening, `inspect` looks at all of it from outside. The frame's bytes are `format::frame`'s.
 
 pub mod cache;
 pub mod commit;
+mod durability;
+mod frame_plan;
 pub mod inspect;
 pub mod intake;
 pub mod open;

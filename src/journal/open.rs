@@ -6,6 +6,7 @@
 //! The opening frame that names the predecessor is the writer's first, and is synced before the group
 //! serves.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -27,7 +28,7 @@ use crate::storage::Buffer;
 use crate::units::{FrameNumber, Lsn, PAGE_BYTES, SegmentSequence, to_usize};
 
 /// Segments that are read at a time.
-const SEGMENTS_READ_AHEAD: usize = 2;
+const SEGMENTS_READ_AHEAD: usize = 3;
 /// First pages that are read at a time.
 const HEADS_READ_AHEAD: usize = 32;
 /// What an opening frame takes, a page of header and a page of payload, and the empty frame that may have to follow
@@ -237,16 +238,16 @@ impl<'a> Survey<'a> {
             !self.is_whole[*index] && !is_passed && !is_needless(used, tail)
         };
         let wanted: Vec<usize> = (0..self.files.len()).filter(is_wanted).collect();
-        let reads = wanted.iter().map(|&index| {
-            let segment = &self.files[index];
-            self.runtime.read(&segment.file, 0, to_usize(segment.bytes))
-        });
-        // The device reads the next segment while this thread sums the one before.
+        // A large buffer's fresh pages cost as much as its content: each serves again once it is scanned.
+        let scanned = RefCell::new(Vec::new());
+        let reads = wanted.iter().map(|&index| read_segment(self.runtime, &self.files[index], &scanned));
+        // The device reads the next segments while this thread sums the one before.
         let mut reads = stream::iter(reads.collect::<Vec<_>>()).buffered(SEGMENTS_READ_AHEAD);
         for &index in &wanted {
             let bytes = reads.next().await.expect("one read for each wanted segment")?;
             self.scans[index] = scan_segment(self.files[index].index, &bytes, self.checks);
             self.is_whole[index] = true;
+            scanned.borrow_mut().push(bytes);
         }
         Ok(())
     }
@@ -266,6 +267,18 @@ async fn read_head(runtime: &Rc<Runtime>, segment: &Segment) -> Result<Buffer> {
         return Ok(head);
     }
     runtime.read(&segment.file, 0, bytes).await
+}
+
+/// Reads all of a segment, into a buffer of one that was scanned if there is one of its length.
+async fn read_segment(
+    runtime: &Runtime,
+    segment: &Segment,
+    scanned: &RefCell<Vec<Buffer>>,
+) -> Result<Buffer> {
+    let len = to_usize(segment.bytes);
+    let spare = scanned.borrow_mut().pop().filter(|buffer: &Buffer| buffer.len() == len);
+    let buffer = spare.unwrap_or_else(|| Buffer::recycled(len));
+    runtime.read_into(&segment.file, 0, buffer).await
 }
 
 fn refuse_newer_version(page: &[u8], segment: &Segment) -> Result<()> {

@@ -11,23 +11,20 @@
 
 use std::collections::VecDeque;
 use std::rc::Rc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::frame::{
-    FRAME_PAYLOAD_BYTES_MAX, Frame, Payload, RECORD_PAYLOAD_BYTES_MAX, RECORDS_MAX, Record, RecordKind,
-    header_bytes,
-};
+use crate::format::frame::{FRAME_PAYLOAD_BYTES_MAX, Frame, RECORD_PAYLOAD_BYTES_MAX};
 use crate::format::marker::{Marker, Opening};
 use crate::journal::commit::{Decision, FRAMES_IN_FLIGHT_MAX, QueueState, decide};
+use crate::journal::durability::Durability;
+use crate::journal::frame_plan::{FramePlan, Pending, control_bytes};
 use crate::journal::runs::CoveredFrame;
 use crate::journal::segments::{Segment, Segments, Source};
 use crate::planted::{Bug, Planted};
 use crate::runtime::{Runtime, Tag};
-use crate::storage::{Buffer, Op, Outcome, Slice};
+use crate::storage::{Op, Outcome, Slice};
 use crate::units::{
     DiskSlot, FrameNumber, GroupId, IncarnationId, Lsn, MonotonicNanos, PAGE_BYTES, SECTOR_BYTES,
     SectorRange, TimelineId,
@@ -35,8 +32,6 @@ use crate::units::{
 
 /// Frames are closed at this size, header included.
 const FRAME_BYTES_TARGET: usize = 1 << 20;
-/// How long a sync that nothing follows waits for a frame that would state it anyway.
-const STATEMENT_DELAY: Duration = Duration::from_millis(50);
 
 const _: () = assert!(FRAME_BYTES_TARGET <= FRAME_PAYLOAD_BYTES_MAX);
 const _: () = assert!(RECORD_PAYLOAD_BYTES_MAX + 2 * PAGE_BYTES <= FRAME_BYTES_TARGET);
@@ -82,7 +77,8 @@ pub enum Entry {
 }
 
 impl Entry {
-    fn payload_bytes(&self) -> usize {
+    /// Payload that it brings.
+    pub(super) fn payload_bytes(&self) -> usize {
         match self {
             Entry::Write { payload, .. } => payload.len(),
             _ => 0,
@@ -138,11 +134,6 @@ pub struct Position {
     pub newest: Lsn,
 }
 
-struct Pending {
-    entry: Entry,
-    cookie: Option<u64>,
-}
-
 struct InFlight {
     number: FrameNumber,
     segment: Rc<Segment>,
@@ -152,13 +143,6 @@ struct InFlight {
     last_lsn: Lsn,
     visible: Vec<Visible>,
     covered: CoveredFrame,
-}
-
-/// A sync in flight.
-struct SyncRound {
-    covers: Lsn,
-    covers_frame: FrameNumber,
-    remaining: usize,
 }
 
 /// A frame that was written: for the cache.
@@ -190,17 +174,9 @@ pub struct Writer {
     first: Lsn,
     next_lsn: Lsn,
     visible: Lsn,
-    durable: Lsn,
-    wanted: Lsn,
     /// The newest frame that is written, as all before it are.
     written_frame: FrameNumber,
-    durable_frame: FrameNumber,
-    wanted_frame: FrameNumber,
-    /// Segments that hold written frames which no sync has covered yet.
-    unsynced: Vec<Rc<Segment>>,
-    sync: Option<SyncRound>,
-    stated: Lsn,
-    statement_due: Option<MonotonicNanos>,
+    durability: Durability,
     stalled: bool,
     failed: Option<ErrorKind>,
 }
@@ -236,15 +212,8 @@ impl Writer {
             first: next_lsn,
             next_lsn,
             visible: last,
-            durable: last,
-            wanted: Lsn::ZERO,
             written_frame: last_frame,
-            durable_frame: last_frame,
-            wanted_frame: FrameNumber(0),
-            unsynced: Vec::new(),
-            sync: None,
-            stated: Lsn::ZERO,
-            statement_due: None,
+            durability: Durability::of_opening(last, last_frame),
             stalled: false,
             failed: None,
         }
@@ -267,12 +236,12 @@ impl Writer {
 
     /// The last record that survives a power cut.
     pub fn durable(&self) -> Lsn {
-        self.durable
+        self.durability.record()
     }
 
     /// The last frame that survives a power cut, as all before it do.
     pub fn durable_frame(&self) -> FrameNumber {
-        self.durable_frame
+        self.durability.frame()
     }
 
     /// The frame that will be submitted next.
@@ -287,7 +256,10 @@ impl Writer {
 
     /// Whether nothing waits and nothing is in flight.
     pub fn is_idle(&self) -> bool {
-        self.control.is_empty() && self.data.is_empty() && self.in_flight.is_empty() && self.sync.is_none()
+        self.control.is_empty()
+            && self.data.is_empty()
+            && self.in_flight.is_empty()
+            && !self.durability.is_syncing()
     }
 
     /// Why the writer stopped, if it did.
@@ -309,12 +281,12 @@ impl Writer {
 
     /// Asks that records up to `lsn` become durable.
     pub fn want_durable(&mut self, lsn: Lsn) {
-        self.wanted = self.wanted.max(lsn);
+        self.durability.want(lsn);
     }
 
     /// Asks that a frame, which may be the next one, becomes durable.
     pub fn want_durable_frame(&mut self, frame: FrameNumber) {
-        self.wanted_frame = self.wanted_frame.max(frame);
+        self.durability.want_frame(frame);
     }
 
     /// What became visible since the last call, in LSN order.
@@ -336,7 +308,7 @@ impl Writer {
 
     /// When [`Writer::advance`] has something to do even if nothing happens.
     pub fn next_deadline(&self) -> Option<MonotonicNanos> {
-        self.statement_due
+        self.durability.statement_due()
     }
 
     /// Submits what the policy says, and a sync if one is wanted.
@@ -400,7 +372,7 @@ impl Writer {
             need.reserve(control_bytes(&pending.entry));
         }
         // What is neither data nor the group's own is a statement, for which the reserve is not meant either.
-        let for_data = need.records == 0;
+        let for_data = need.is_empty();
         if for_data && let Some(first) = self.data.front() {
             need.reserve(first.entry.payload_bytes());
         }
@@ -437,11 +409,11 @@ impl Writer {
             number: self.position.next_frame,
             chain: self.position.chain,
             first_lsn,
-            durable_through: self.durable,
+            durable_through: self.durability.record(),
             segment: segment.sequence(),
             segment_page: page,
             tail: segments.tail().unwrap_or(segment.sequence()),
-            records: Vec::with_capacity(plan.pending.len()),
+            records: Vec::with_capacity(plan.records()),
             payload_pages: 0,
         };
         let first_sector = page * u32::try_from(PAGE_BYTES as u64 / SECTOR_BYTES).expect("eight");
@@ -449,8 +421,7 @@ impl Writer {
         self.position.chain = sum;
         self.position.next_frame = frame.number.next();
         self.next_lsn = first_lsn.advance(frame.records.len() as u64);
-        self.stated = self.stated.max(frame.durable_through);
-        self.statement_due = None;
+        self.durability.stated(frame.durable_through);
         segment.takes_frame(&frame);
         let covered = CoveredFrame::new(segment.index, &frame, sum);
         let tag = Tag { owner: self.owner, operation: frame.number.0 };
@@ -497,9 +468,7 @@ impl Writer {
         }
         let frame = self.in_flight.get_mut(index).expect("only frames in flight complete");
         frame.written = true;
-        if !self.unsynced.iter().any(|segment| Rc::ptr_eq(segment, &frame.segment)) {
-            self.unsynced.push(Rc::clone(&frame.segment));
-        }
+        self.durability.wrote_to(&frame.segment);
         while self.failed.is_none() && self.in_flight.front().is_some_and(|frame| frame.written) {
             let Some(mut frame) = self.in_flight.pop_front() else { break };
             self.first_in_flight = self.first_in_flight.next();
@@ -513,7 +482,8 @@ impl Writer {
 
     /// A wanted frame that nothing else brings about is submitted empty.
     fn submit_wanted_frame(&mut self, segments: &mut Segments) {
-        let is_missing = self.wanted_frame >= self.position.next_frame && self.in_flight.is_empty();
+        let is_missing =
+            self.durability.wanted_frame() >= self.position.next_frame && self.in_flight.is_empty();
         if is_missing && self.room_for_statement(segments) {
             self.submit_plan(FramePlan::default(), segments);
         }
@@ -530,12 +500,10 @@ impl Writer {
     }
 
     fn start_sync(&mut self) {
-        let wants_records = self.wanted.min(self.visible) > self.durable;
-        let wants_frame = self.wanted_frame.min(self.written_frame) > self.durable_frame;
-        if self.sync.is_some() || !(wants_records || wants_frame) {
+        if !self.durability.is_sync_due(self.visible, self.written_frame) {
             return;
         }
-        let mut segments = std::mem::take(&mut self.unsynced);
+        let mut segments = self.durability.take_unsynced();
         let mut covers = self.visible;
         if self.planted.is(Bug::SyncCoversInFlight) {
             covers = self.submitted();
@@ -546,13 +514,7 @@ impl Writer {
         {
             segments.retain(|segment| Rc::ptr_eq(segment, current));
         }
-        let covers_frame = self.written_frame;
-        if segments.is_empty() {
-            self.durable = covers;
-            self.durable_frame = covers_frame;
-            return;
-        }
-        self.sync = Some(SyncRound { covers, covers_frame, remaining: segments.len() });
+        self.durability.begin_sync(covers, self.written_frame, segments.len());
         for segment in segments {
             let tag = Tag { owner: self.owner, operation: OPERATION_SYNC };
             self.runtime.submit(tag, Op::Sync { file: segment.file.clone() });
@@ -560,31 +522,21 @@ impl Writer {
     }
 
     fn handle_sync(&mut self, result: Result<Outcome>) {
-        if let Err(error) = result {
-            self.fail(&error);
-            return;
+        match result {
+            Ok(_) => self.durability.synced_one(self.runtime.now()),
+            Err(error) => self.fail(&error),
         }
-        let round = self.sync.as_mut().expect("only a submitted sync completes");
-        round.remaining -= 1;
-        if round.remaining == 0 {
-            assert!(round.covers <= self.visible, "a sync covers what was visible when it was submitted");
-            self.durable = self.durable.max(round.covers);
-            self.durable_frame = self.durable_frame.max(round.covers_frame);
-            self.sync = None;
-            let delay = u64::try_from(STATEMENT_DELAY.as_nanos()).expect("milliseconds");
-            self.statement_due = Some(MonotonicNanos(self.runtime.now().0 + delay));
-        }
+        assert!(
+            self.durability.record() <= self.visible,
+            "a sync covers what was visible when it was submitted"
+        );
     }
 
     /// A sync that nothing followed is stated by an empty frame, so that the next opening knows of it.
     fn state_durability(&mut self, segments: &mut Segments) {
-        let Some(due) = self.statement_due else { return };
-        if self.runtime.now() < due {
-            return;
-        }
-        self.statement_due = None;
         let settled = self.in_flight.is_empty() && self.data.is_empty() && self.control.is_empty();
-        if settled && self.stated < self.durable && self.room_for_next(segments).is_some() {
+        let is_due = self.durability.takes_statement(self.runtime.now());
+        if is_due && settled && self.room_for_next(segments).is_some() {
             self.submit_plan(FramePlan::default(), segments);
         }
     }
@@ -592,127 +544,6 @@ impl Writer {
     fn fail(&mut self, error: &Error) {
         tracing::error!(group = %self.identity.group, %error, "the journal failed; the group is latched");
         self.failed.get_or_insert(error.kind());
-        self.statement_due = None;
-    }
-}
-
-/// Payload that a control record takes, at most.
-fn control_bytes(entry: &Entry) -> usize {
-    match entry {
-        Entry::Marker(marker) => marker.encode().len(),
-        Entry::Opening(opening) => opening.encode().len(),
-        Entry::Write { .. } | Entry::Zero { .. } | Entry::Seal => 0,
-    }
-}
-
-/// The records that one frame is to carry.
-#[derive(Default)]
-struct FramePlan {
-    pending: Vec<Pending>,
-    records: usize,
-    payload_bytes: usize,
-}
-
-impl FramePlan {
-    fn reserve(&mut self, payload_bytes: usize) {
-        self.records += 1;
-        self.payload_bytes = aligned_start(self.payload_bytes, payload_bytes) + payload_bytes;
-    }
-
-    fn push(&mut self, pending: Pending) {
-        self.reserve(pending.entry.payload_bytes().max(control_bytes(&pending.entry)));
-        self.pending.push(pending);
-    }
-
-    fn total_bytes(&self) -> usize {
-        header_bytes(self.records) + self.payload_bytes.next_multiple_of(PAGE_BYTES)
-    }
-
-    fn fits(&self, entry: &Entry, limit: usize) -> bool {
-        let payload = entry.payload_bytes();
-        let with = FramePlan {
-            pending: Vec::new(),
-            records: self.records + 1,
-            payload_bytes: aligned_start(self.payload_bytes, payload) + payload,
-        };
-        with.records <= RECORDS_MAX && with.total_bytes() <= limit
-    }
-
-    /// Fills in the frame's records and lays header and payloads out in one aligned buffer; with the header's sum.
-    fn assemble(self, frame: &mut Frame, segment: &Segment, first_sector: u32) -> (Slice, u64, Vec<Visible>) {
-        let header = header_bytes(self.pending.len());
-        let total = self.total_bytes();
-        let mut buffer = Buffer::recycled(total);
-        let mut visible = Vec::with_capacity(self.pending.len());
-        let (mut end, records) = (0, self.pending.len());
-        let header_sectors = u32::try_from(header as u64 / SECTOR_BYTES).expect("a header has few pages");
-        for (index, pending) in self.pending.into_iter().enumerate() {
-            let body = Body::of(pending.entry);
-            let start = aligned_start(end, body.payload.len());
-            buffer[header + end..header + start].fill(0);
-            end = start + body.payload.len();
-            buffer[header + start..header + end].copy_from_slice(&body.payload);
-            let payload = Payload {
-                sector: u32::try_from(start as u64 / SECTOR_BYTES).expect("frames are small"),
-                sectors: u32::try_from(body.payload.len() as u64 / SECTOR_BYTES).expect("records are small"),
-                sum: if body.payload.is_empty() { 0 } else { xxh3_64(&buffer[header + start..header + end]) },
-            };
-            let sector = first_sector + header_sectors + payload.sector;
-            frame.records.push(Record { kind: body.kind, payload });
-            let lsn = frame.first_lsn.advance(index as u64);
-            let source = Source::Journal { segment: segment.index, sector };
-            let ends_frame = index + 1 == records;
-            visible.push(Visible { lsn, event: body.event(source), cookie: pending.cookie, ends_frame });
-        }
-        buffer[header + end..].fill(0);
-        frame.payload_pages = u32::try_from((total - header) / PAGE_BYTES).expect("frames are small");
-        let sum = frame.encode_header(&mut buffer[..header]);
-        (buffer.freeze(), sum, visible)
-    }
-}
-
-/// Where a payload of `len` bytes starts when the area is filled to `end`: whole pages go to page boundaries, so
-/// that what is page-aligned on the disk is page-aligned in the journal.
-fn aligned_start(end: usize, len: usize) -> usize {
-    if len > 0 && len.is_multiple_of(PAGE_BYTES) { end.next_multiple_of(PAGE_BYTES) } else { end }
-}
-
-/// An entry, ready to be laid out.
-struct Body {
-    kind: RecordKind,
-    payload: Bytes,
-    marker: Option<Marker>,
-}
-
-impl Body {
-    fn of(entry: Entry) -> Body {
-        match entry {
-            Entry::Write { disk, range, payload } => {
-                Body { kind: RecordKind::Write { disk, range }, payload, marker: None }
-            }
-            Entry::Zero { disk, range, allocated } => Body {
-                kind: RecordKind::Zero { disk, range, allocated },
-                payload: Bytes::new(),
-                marker: None,
-            },
-            Entry::Marker(marker) => {
-                Body { kind: RecordKind::Marker, payload: marker.encode().into(), marker: Some(marker) }
-            }
-            Entry::Opening(opening) => {
-                Body { kind: RecordKind::Opening, payload: opening.encode().into(), marker: None }
-            }
-            Entry::Seal => Body { kind: RecordKind::Seal, payload: Bytes::new(), marker: None },
-        }
-    }
-
-    fn event(self, source: Source) -> VisibleEvent {
-        match (self.kind, self.marker) {
-            (RecordKind::Write { disk, range }, _) => VisibleEvent::Data { disk, range, source },
-            (RecordKind::Zero { disk, range, allocated }, _) => {
-                VisibleEvent::Data { disk, range, source: Source::Zero { allocated } }
-            }
-            (_, Some(marker)) => VisibleEvent::Marker(marker),
-            (_, None) => VisibleEvent::Boundary,
-        }
+        self.durability.give_up();
     }
 }
