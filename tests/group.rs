@@ -33,6 +33,7 @@ fn plan(root: &Path) -> GroupPlan {
         segment_bytes: 4 << 20,
         journal_bytes: 64 << 20,
         cache_bytes_max: 8 << 20,
+        map_bytes_max: 16 << 20,
         index_bytes_min: INDEX_BYTES_MIN,
         planted: Planted::NONE,
     }

@@ -40,6 +40,7 @@ fn plan() -> GroupPlan {
         journal_bytes: SEGMENT_BYTES * SEGMENTS,
         index_bytes_min: 1 << 20,
         cache_bytes_max: 64 << 10,
+        map_bytes_max: 16 << 20,
         planted: Planted::NONE,
     }
 }

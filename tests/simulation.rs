@@ -112,6 +112,7 @@ fn a_clean_sweep_meets_everything_and_breaks_no_rule() {
         ("refused rot", report.rots_refused),
         ("index runs", report.runs_used),
         ("rot met while running", report.rots_met),
+        ("rounds of waiting for maps", report.map_waits),
     ] {
         assert!(count > CLEAN_SEEDS / 10, "only {count} {what} in {CLEAN_SEEDS} seeds");
     }

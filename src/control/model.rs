@@ -476,6 +476,8 @@ pub enum ReasonCode {
     JournalFailed,
     /// The journal is at its limit: writes wait.
     JournalFull,
+    /// The extent maps are at their limit of memory: writes wait.
+    MapsFull,
     /// The file system is full: writes wait.
     NoSpace,
     /// A disk's image failed; that disk's writes fail.

@@ -74,6 +74,16 @@ impl Payloads {
         holds.then_some(found)
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
     /// Those that begin within `sectors`.
     pub fn within(&self, sectors: &std::ops::Range<u32>) -> &[StoredPayload] {
         let first = self.table.partition_point(|payload| payload.sector < sectors.start);

@@ -130,6 +130,11 @@ impl Segment {
         self.payloads.borrow().within(sectors).to_vec()
     }
 
+    /// How many payloads stand in it.
+    pub fn payload_count(&self) -> usize {
+        self.payloads.borrow().len()
+    }
+
     /// The record's payload that holds `sectors` sectors from `sector` on.
     pub fn payload(&self, sector: u32, sectors: u64) -> Option<StoredPayload> {
         self.payloads.borrow().find(sector, sectors)

@@ -167,6 +167,7 @@ pub struct Writer {
     control: VecDeque<Pending>,
     data: VecDeque<Pending>,
     data_bytes: usize,
+    data_held: bool,
     in_flight: VecDeque<InFlight>,
     first_in_flight: FrameNumber,
     became_visible: VecDeque<Visible>,
@@ -206,6 +207,7 @@ impl Writer {
             control: VecDeque::new(),
             data: VecDeque::new(),
             data_bytes: 0,
+            data_held: false,
             in_flight: VecDeque::new(),
             became_visible: VecDeque::new(),
             written: Vec::new(),
@@ -279,6 +281,21 @@ impl Writer {
         self.control.push_back(Pending { entry, cookie });
     }
 
+    /// Lets data wait, or go on. Control records are not concerned.
+    pub fn hold_data(&mut self, held: bool) {
+        self.data_held = held;
+    }
+
+    /// Whether data waits because it is [held](Writer::hold_data).
+    pub fn holds_data(&self) -> bool {
+        self.data_held && !self.data.is_empty()
+    }
+
+    /// The data that may go next.
+    fn next_data(&self) -> Option<&Pending> {
+        self.data.front().filter(|_| !self.data_held)
+    }
+
     /// Asks that records up to `lsn` become durable.
     pub fn want_durable(&mut self, lsn: Lsn) {
         self.durability.want(lsn);
@@ -333,7 +350,7 @@ impl Writer {
             return self.in_flight.len() < FRAMES_IN_FLIGHT_MAX;
         }
         let state = QueueState {
-            records: self.data.len(),
+            records: if self.data_held { 0 } else { self.data.len() },
             payload_bytes: self.data_bytes,
             frames_in_flight: self.in_flight.len(),
         };
@@ -353,7 +370,7 @@ impl Writer {
         }
         let limit = room.min(FRAME_BYTES_TARGET);
         let may_take_data = !is_ended && segments.is_reserve_whole();
-        while let Some(pending) = self.data.front().filter(|_| may_take_data) {
+        while let Some(pending) = self.next_data().filter(|_| may_take_data) {
             if !plan.fits(&pending.entry, limit) {
                 break;
             }
@@ -373,7 +390,7 @@ impl Writer {
         }
         // What is neither data nor the group's own is a statement, for which the reserve is not meant either.
         let for_data = need.is_empty();
-        if for_data && let Some(first) = self.data.front() {
+        if for_data && let Some(first) = self.next_data() {
             need.reserve(first.entry.payload_bytes());
         }
         let need = need.total_bytes();
@@ -534,7 +551,7 @@ impl Writer {
 
     /// A sync that nothing followed is stated by an empty frame, so that the next opening knows of it.
     fn state_durability(&mut self, segments: &mut Segments) {
-        let settled = self.in_flight.is_empty() && self.data.is_empty() && self.control.is_empty();
+        let settled = self.in_flight.is_empty() && self.next_data().is_none() && self.control.is_empty();
         let is_due = self.durability.takes_statement(self.runtime.now());
         if is_due && settled && self.room_for_next(segments).is_some() {
             self.submit_plan(FramePlan::default(), segments);

@@ -34,7 +34,7 @@ impl Group {
     pub(super) fn start_destage(&mut self) {
         let now = self.runtime.now();
         let pressed = self.segments.room_bytes() < self.segments.limit_bytes() / FREE_PART_PRESSED;
-        let wanted = pressed || self.stopping || now >= self.idle_at();
+        let wanted = pressed || self.are_maps_full() || self.stopping || now >= self.idle_at();
         self.pace.hold(!wanted);
         if !self.destage_retry.take_turn(now) || self.destaging || !wanted {
             return;
@@ -131,6 +131,7 @@ impl Group {
         self.destage_retry.succeeded();
         let latched = |slot: &DiskSlot| self.disks.get(slot).is_some_and(|disk| disk.latched.is_some());
         self.layers.retire(through, latched);
+        self.measure_maps();
         self.destaged = self.destaged.max(through);
     }
 }

@@ -143,6 +143,8 @@ pub struct Group {
     pub(super) disks: BTreeMap<DiskSlot, Disk>,
     pub(super) slots: HashMap<DiskId, DiskSlot>,
     pub(super) layers: Layers,
+    /// What maps take of memory, as measured last.
+    pub(super) map_bytes: usize,
     pub(super) indexing: Indexing,
     pub(super) interval: OpenInterval,
     pub(super) schedule: Schedule,
@@ -216,7 +218,7 @@ impl Group {
         let slots = parts.disks.iter().map(|(&slot, disk)| (disk.record.id, slot)).collect();
         let planted = parts.settings.plan.planted;
         let reads = Reads::new(Rc::clone(&parts.runtime), parts.owner, planted);
-        Group {
+        let mut group = Group {
             runtime: parts.runtime,
             tasks: parts.tasks,
             owner: parts.owner,
@@ -230,6 +232,7 @@ impl Group {
             disks: parts.disks,
             slots,
             layers: parts.layers,
+            map_bytes: 0,
             indexing: parts.indexing,
             interval: parts.interval,
             schedule: Schedule::new(parts.point_interval, now),
@@ -266,7 +269,9 @@ impl Group {
             reads,
             replies: Vec::new(),
             delayed: Vec::new(),
-        }
+        };
+        group.measure_maps();
+        group
     }
 
     /// The group's id.
@@ -444,6 +449,7 @@ impl Group {
         }
         self.make_due_marker();
         self.publish_waiting();
+        self.writer.hold_data(self.are_maps_full());
         self.care_for_latched();
         self.start_destage();
         self.supply_segments();
@@ -539,6 +545,7 @@ impl Group {
             self.interval.add(Rc::clone(layer));
         }
         self.indexing.freeze(last, layer, marker);
+        self.measure_maps();
     }
 
     pub(super) fn reader(&self) -> Reader {

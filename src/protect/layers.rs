@@ -7,17 +7,18 @@
 //! A layer leaves when every image it concerns holds it under a durable checkpoint. What a latched disk lacks of it is
 //! held until a side file has it. Maps live on for as long as a delta still needs them.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
-use crate::extent::{ExtentMap, FrozenMap};
+use crate::extent::{Extent, ExtentMap, FrozenMap};
 use crate::journal::segments::Source;
 use crate::units::{DiskSlot, Lsn, SectorRange};
 
 /// A layer is frozen when it holds this many extents, marker or not.
-pub const LAYER_EXTENTS_MAX: usize = 32 << 10;
+const LAYER_EXTENTS_MAX: usize = 32 << 10;
 /// A layer is frozen when its records carry this many bytes, marker or not.
-pub const LAYER_BYTES_MAX: u64 = 128 << 20;
+const LAYER_BYTES_MAX: u64 = 128 << 20;
 
 /// Maps of consecutive records, frozen.
 #[derive(Debug)]
@@ -30,12 +31,50 @@ pub struct Layer {
     pub maps: BTreeMap<DiskSlot, Rc<FrozenMap<Source>>>,
     /// Bytes of data that the records carried.
     pub bytes: u64,
+    memory: MapMemory,
 }
 
 impl Layer {
+    fn new(
+        (first, last): (Lsn, Lsn),
+        maps: BTreeMap<DiskSlot, Rc<FrozenMap<Source>>>,
+        bytes: u64,
+        memory: MapMemory,
+    ) -> Layer {
+        let layer = Layer { first, last, maps, bytes, memory };
+        layer.memory.0.set(layer.memory.0.get() + layer.memory_bytes());
+        layer
+    }
+
+    /// The same records, but only these of its maps.
+    pub fn with_maps(&self, maps: BTreeMap<DiskSlot, Rc<FrozenMap<Source>>>) -> Layer {
+        Layer::new((self.first, self.last), maps, self.bytes, self.memory.clone())
+    }
+
+    fn memory_bytes(&self) -> usize {
+        self.extents() * size_of::<Extent<Source>>()
+    }
+
     /// Number of extents.
     pub fn extents(&self) -> usize {
         self.maps.values().map(|map| map.len()).sum()
+    }
+}
+
+impl Drop for Layer {
+    fn drop(&mut self) {
+        self.memory.0.set(self.memory.0.get() - self.memory_bytes());
+    }
+}
+
+/// Memory that a group's frozen maps take, whoever still holds them: reads, destage, or a delta that is not built yet.
+/// Maps that two layers share count twice.
+#[derive(Clone, Debug, Default)]
+struct MapMemory(Rc<Cell<usize>>);
+
+impl MapMemory {
+    fn bytes(&self) -> usize {
+        self.0.get()
     }
 }
 
@@ -54,6 +93,8 @@ pub struct Layers {
     frozen: VecDeque<Rc<Layer>>,
     /// What latched disks lack in images and side files, oldest first: it stays in the journal.
     held: Vec<Rc<Layer>>,
+    memory: MapMemory,
+    extents_max: usize,
 }
 
 impl Layers {
@@ -64,7 +105,40 @@ impl Layers {
             open_first: last.next(),
             frozen: VecDeque::new(),
             held: Vec::new(),
+            memory: MapMemory::default(),
+            extents_max: LAYER_EXTENTS_MAX,
         }
+    }
+
+    /// Has layers frozen at `extents` extents, if that is earlier.
+    #[must_use]
+    pub fn with_extents_max(mut self, extents: usize) -> Layers {
+        self.extents_max = extents.min(LAYER_EXTENTS_MAX);
+        self
+    }
+
+    /// Layers without content, whose maps count with these.
+    pub fn sibling(&self) -> Layers {
+        Layers { memory: self.memory.clone(), extents_max: self.extents_max, ..Layers::new(Lsn::ZERO) }
+    }
+
+    /// Memory that maps take, whoever holds the frozen ones.
+    pub fn memory_bytes(&self) -> usize {
+        self.memory.bytes() + self.open_extents() * size_of::<Extent<Source>>()
+    }
+
+    fn open_extents(&self) -> usize {
+        self.open.maps.values().map(ExtentMap::len).sum()
+    }
+
+    /// A frozen layer of the records from `first` to `last`, which carry `bytes` of data.
+    pub fn make(
+        &self,
+        (first, last): (Lsn, Lsn),
+        maps: BTreeMap<DiskSlot, Rc<FrozenMap<Source>>>,
+        bytes: u64,
+    ) -> Rc<Layer> {
+        Rc::new(Layer::new((first, last), maps, bytes, self.memory.clone()))
     }
 
     /// Takes a record that became visible.
@@ -77,8 +151,7 @@ impl Layers {
 
     /// Whether the open layer reached its limits.
     pub fn is_full(&self) -> bool {
-        let extents: usize = self.open.maps.values().map(ExtentMap::len).sum();
-        extents >= LAYER_EXTENTS_MAX || self.open.bytes >= LAYER_BYTES_MAX
+        self.open_extents() >= self.extents_max || self.open.bytes >= LAYER_BYTES_MAX
     }
 
     /// Whether the open layer holds nothing.
@@ -94,7 +167,7 @@ impl Layers {
         }
         let open = std::mem::take(&mut self.open);
         let maps = open.maps.into_iter().map(|(disk, map)| (disk, Rc::new(map.freeze()))).collect();
-        let layer = Rc::new(Layer { first, last, maps, bytes: open.bytes });
+        let layer = self.make((first, last), maps, open.bytes);
         self.frozen.push_back(Rc::clone(&layer));
         Some(layer)
     }
@@ -123,12 +196,7 @@ impl Layers {
             let maps = layer.maps.iter().filter(|(slot, _)| is_latched(slot));
             let maps: BTreeMap<_, _> = maps.map(|(&slot, map)| (slot, Rc::clone(map))).collect();
             if !maps.is_empty() {
-                self.held.push(Rc::new(Layer {
-                    first: layer.first,
-                    last: layer.last,
-                    maps,
-                    bytes: layer.bytes,
-                }));
+                self.held.push(Rc::new(layer.with_maps(maps)));
             }
         }
     }
@@ -206,7 +274,7 @@ fn without(layer: &mut Rc<Layer>, disk: DiskSlot) {
     if layer.maps.contains_key(&disk) {
         let mut maps = layer.maps.clone();
         maps.remove(&disk);
-        *layer = Rc::new(Layer { first: layer.first, last: layer.last, maps, bytes: layer.bytes });
+        *layer = Rc::new(layer.with_maps(maps));
     }
 }
 

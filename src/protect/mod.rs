@@ -14,6 +14,7 @@ pub mod indexing;
 pub mod interval;
 pub mod latching;
 pub mod layers;
+mod map_limit;
 pub mod membership;
 pub mod open;
 pub mod place;

@@ -33,6 +33,7 @@ use crate::protect::group::{Group, GroupSettings, Mailbox, Parts};
 use crate::protect::indexing::Indexing;
 use crate::protect::interval::{ClosedInterval, OpenInterval};
 use crate::protect::layers::{Layer, Layers};
+use crate::protect::map_limit::layer_extents_max;
 use crate::protect::publisher;
 use crate::protect::retention::{self, GroupClock, Retention};
 use crate::protect::tasks::Tasks;
@@ -53,12 +54,16 @@ pub struct GroupPlan {
     pub journal_bytes: u64,
     /// Memory for recently written frames.
     pub cache_bytes_max: usize,
+    /// Memory for extent maps and payload tables, beyond which writes wait. At least [`MAP_BYTES_MIN`] to be of use.
+    pub map_bytes_max: usize,
     /// Journal bytes that an index run stands for, at least.
     pub index_bytes_min: u64,
     /// A bug to plant; none but in the simulator.
     pub planted: Planted,
 }
 
+/// Below this, maps are frozen and destaged so often that little is coalesced.
+pub const MAP_BYTES_MIN: usize = 16 << 20;
 /// Less is read from the journal as fast as from an index run.
 pub const INDEX_BYTES_MIN: u64 = 64 << 20;
 
@@ -218,7 +223,12 @@ async fn assemble(
 ) -> Result<Group> {
     let cache = Rc::new(RefCell::new(FrameCache::new(plan.cache_bytes_max)));
     let reader = Reader::new(Rc::clone(&runtime), Rc::clone(&cache), &journal.segments, plan.planted);
-    let mut rebuilt = Rebuilt::new(needs, &reader, Indexing::new(plan.index_bytes_min));
+    let mut rebuilt = Rebuilt::new(
+        needs,
+        &reader,
+        Indexing::new(plan.index_bytes_min),
+        layer_extents_max(plan.map_bytes_max),
+    );
     for piece in journal.accepted {
         match piece {
             Recovered::Frame(segment, scanned) => rebuilt.take_frame(segment, &scanned).await?,
@@ -319,14 +329,20 @@ struct Rebuilt<'a> {
 }
 
 impl<'a> Rebuilt<'a> {
-    fn new(needs: &'a Needs, reader: &'a Reader, indexing: Indexing) -> Rebuilt<'a> {
+    fn new(
+        needs: &'a Needs,
+        reader: &'a Reader,
+        indexing: Indexing,
+        layer_extents_max: usize,
+    ) -> Rebuilt<'a> {
+        let layers = Layers::new(Lsn::ZERO).with_extents_max(layer_extents_max);
         Rebuilt {
             needs,
             reader,
             boundaries: needs.boundaries().into(),
-            open: Layers::new(Lsn::ZERO),
+            open: layers.sibling(),
             last: Lsn::ZERO,
-            layers: Layers::new(Lsn::ZERO),
+            layers,
             indexing,
             interval: OpenInterval::default(),
             waiting: VecDeque::new(),
@@ -338,7 +354,7 @@ impl<'a> Rebuilt<'a> {
         self.indexing.adopt(&run);
         for IndexedLayer { last, data_bytes, maps, marker, .. } in run.layers {
             let first = std::mem::replace(&mut self.last, last).next();
-            self.pass(Rc::new(Layer { first, last, maps, bytes: data_bytes }));
+            self.pass(self.layers.make((first, last), maps, data_bytes));
             if let Some(marker) = marker {
                 self.end_interval(last, marker);
             }
@@ -402,8 +418,7 @@ impl<'a> Rebuilt<'a> {
             let maps = layer.maps.iter().filter(|(slot, _)| lacks(slot));
             let maps: BTreeMap<_, _> = maps.map(|(&slot, map)| (slot, Rc::clone(map))).collect();
             if !maps.is_empty() {
-                let Layer { first, last, bytes, .. } = *layer;
-                self.layers.adopt(Rc::new(Layer { first, last, maps, bytes }));
+                self.layers.adopt(Rc::new(layer.with_maps(maps)));
             }
         }
         if layer.last > self.needs.vaulted && !layer.maps.is_empty() {

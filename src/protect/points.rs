@@ -1,6 +1,6 @@
 //! Markers and recovery points of a group: when an interval ends, and what becomes of it.
 //!
-//! A marker is made when it is time, when somebody asks, and when the journal is full or about to be sealed. Its
+//! A marker is made when it is time, when somebody asks, and when the journal or the maps' memory is full, and when the journal is about to be sealed. Its
 //! interval goes to the publisher once the marker is durable: the vault never knows more than the journal keeps.
 
 use crate::error::{Error, ErrorKind, Result};
@@ -26,10 +26,15 @@ impl Group {
     /// Ends an interval when it is time, when the journal has no room for more data, or when nothing more comes.
     pub(super) fn make_due_marker(&mut self) {
         let is_last = self.stopping && self.writer.is_idle();
-        let is_due = self.runtime.now() >= self.schedule.due() || self.is_journal_full() || is_last;
+        let is_due = self.runtime.now() >= self.schedule.due() || self.is_short() || is_last;
         if is_due && self.wants_marker() {
             self.mark(String::new());
         }
+    }
+
+    /// Whether writes wait for what only a point gives back.
+    fn is_short(&self) -> bool {
+        self.is_journal_full() || self.are_maps_full()
     }
 
     pub(super) fn mark(&mut self, label: String) -> PointId {
@@ -89,6 +94,7 @@ impl Group {
         match result {
             Ok(published) => {
                 self.intervals_publishing -= 1;
+                self.measure_maps();
                 self.publish_retry.succeeded();
                 self.vaulted = published.point.marker;
                 self.counters.vault_bytes += published.stored_bytes;

@@ -50,7 +50,8 @@ impl Group {
         self.index(needless);
         let (durable, next) = (self.writer.durable_frame(), self.writer.next_frame());
         let mut cache = self.cache.borrow_mut();
-        for segment in self.segments.recycle(needless, durable, next) {
+        let recycled = self.segments.recycle(needless, durable, next);
+        for &segment in &recycled {
             cache.forget(segment);
         }
         self.segments.release(durable);
@@ -59,6 +60,10 @@ impl Group {
         }
         if self.segments.live().count() <= 1 && self.layers.extents() == 0 && self.vaulted_all() {
             cache.clear();
+        }
+        drop(cache);
+        if !recycled.is_empty() {
+            self.measure_maps();
         }
     }
 

@@ -21,6 +21,8 @@ pub enum Condition {
     Protected,
     /// Writes wait: the journal is at its limit.
     JournalFull,
+    /// Writes wait: the maps are at their limit of memory.
+    MapsFull,
     /// Writes wait, or images lag: a file system is full.
     NoSpace,
     /// Images, journal or vault meet errors: what failed is tried again.
@@ -52,6 +54,10 @@ impl Condition {
             Condition::JournalFull => (
                 "the journal is at its limit: writes wait until images and vault catch up",
                 "nothing, if it passes; else a larger [journal] size, or faster disks",
+            ),
+            Condition::MapsFull => (
+                "the extent maps are at their limit of memory: writes wait until images and vault catch up",
+                "nothing, if it passes; else a larger [memory] maps, or faster disks",
             ),
             Condition::NoSpace => {
                 ("a file system is full: writes wait", "free space; it is tried again every second")
@@ -195,6 +201,8 @@ impl Group {
             Condition::Retrying
         } else if self.is_journal_full() {
             Condition::JournalFull
+        } else if self.writer.holds_data() {
+            Condition::MapsFull
         } else {
             Condition::Protected
         }

@@ -95,6 +95,8 @@ pub struct Report {
     pub runs_used: u64,
     /// Reads and points that were refused because a bit had flipped while the process ran.
     pub rots_met: u64,
+    /// Rounds in which writes waited for the memory of maps.
+    pub map_waits: u64,
 }
 
 impl Report {
@@ -119,6 +121,7 @@ impl Report {
         self.rots_refused += other.rots_refused;
         self.runs_used += other.runs_used;
         self.rots_met += other.rots_met;
+        self.map_waits += other.map_waits;
     }
 }
 

@@ -16,6 +16,8 @@ pub struct Plan {
     pub segments: u64,
     /// Frame cache.
     pub cache_bytes: usize,
+    /// Memory for maps: so little that writes wait for it, or as much as there is.
+    pub map_bytes: usize,
     /// Journal bytes that an index run stands for, at least.
     pub index_bytes: u64,
     /// Time between points.
@@ -59,6 +61,7 @@ impl Plan {
             segment_bytes,
             segments: 6 + random.below(11),
             cache_bytes: *random.choose(&[0, 16 << 10, 128 << 10]),
+            map_bytes: *random.choose(&[usize::MAX, usize::MAX, 8 << 10, 1 << 10]),
             index_bytes: *random.choose(&[0, 8 << 10, 64 << 10, 1 << 30]),
             interval: Duration::from_millis(*random.choose(&[5, 20, 100, 500])),
             depth: *random.choose(&[1, 2, 4, 8, 16]),

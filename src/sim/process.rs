@@ -30,6 +30,7 @@ pub fn group_plan(plan: &Plan, planted: Planted) -> GroupPlan {
         segment_bytes: plan.segment_bytes,
         journal_bytes: plan.segment_bytes * plan.segments,
         cache_bytes_max: plan.cache_bytes,
+        map_bytes_max: plan.map_bytes,
         index_bytes_min: plan.index_bytes,
         planted,
     }

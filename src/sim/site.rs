@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::planted::Planted;
+use crate::protect::status::Condition;
 use crate::storage::sim::{FaultKind, Matcher, OpKind, Random, SimDisk, SimEnvironment};
 use crate::units::DiskId;
 
@@ -158,6 +159,8 @@ impl Site {
         self.take_replies()?;
         self.take_news()?;
         self.watch_side_files();
+        let condition = self.process.group().map(|group| group.condition());
+        self.report.map_waits += u64::from(condition == Some(Condition::MapsFull));
         self.note_time();
         if self.is_verified {
             self.observe_points()?;

@@ -190,6 +190,7 @@ fn state(snapshot: &GroupSnapshot) -> GroupState {
         Condition::Protected => (ApiCondition::Protected, None),
         Condition::Stopping => (ApiCondition::Stopping, None),
         Condition::JournalFull => (ApiCondition::Degraded, Some(ReasonCode::JournalFull)),
+        Condition::MapsFull => (ApiCondition::Degraded, Some(ReasonCode::MapsFull)),
         Condition::NoSpace => (ApiCondition::Degraded, Some(ReasonCode::NoSpace)),
         Condition::Retrying => (ApiCondition::Degraded, Some(ReasonCode::Io)),
         Condition::ImageFailed => (ApiCondition::Latched, Some(ReasonCode::ImageFailed)),

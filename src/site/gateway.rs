@@ -34,10 +34,8 @@ use crate::site::convert;
 use crate::site::data_threads::DataThreads;
 use crate::site::group_table::{Entry, GroupTable};
 use crate::site::member::Member;
-use crate::units::{GroupId, WallNanos};
+use crate::units::{GroupId, WallNanos, to_usize};
 
-/// Memory for recently written frames, per group.
-const CACHE_BYTES_MAX: usize = 64 << 20;
 /// Time between the recovery points of a new group.
 pub(super) const INTERVAL_MS_DEFAULT: u32 = 5_000;
 /// How long the sessions of a disk that is removed may take to end.
@@ -187,7 +185,8 @@ impl Inner {
             vault: self.directory.vault().join(id.to_string()),
             segment_bytes: self.configuration.journal.segment_size.0,
             journal_bytes: self.configuration.journal.size.0,
-            cache_bytes_max: CACHE_BYTES_MAX,
+            cache_bytes_max: to_usize(self.configuration.memory.frames.0),
+            map_bytes_max: to_usize(self.configuration.memory.maps.0),
             index_bytes_min: crate::protect::open::INDEX_BYTES_MIN,
             planted: Planted::NONE,
         }
