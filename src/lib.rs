@@ -4,7 +4,6 @@
 //! are in `docs/format.md`.
 
 pub mod block;
-#[cfg(feature = "server")]
 pub mod byte_size;
 pub mod capture;
 #[cfg(feature = "server")]

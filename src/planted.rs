@@ -47,6 +47,8 @@ pub enum Bug {
     RunAheadOfDurable,
     /// Points that a pin names are retired, and the base moves past them.
     BaseAdvancedUnderPin,
+    /// Points go for lack of space before anybody was told.
+    ShrinkUnannounced,
     /// The base is said to be advanced before its files are synced.
     BaseSetBeforeSync,
     /// A merge lets the oldest bytes win.
@@ -59,7 +61,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 24] = [
+    pub const ALL: [Bug; 25] = [
         Bug::AcknowledgeBeforeWritten,
         Bug::VisibleAfterAcknowledged,
         Bug::SyncCoversInFlight,
@@ -80,6 +82,7 @@ impl Bug {
         Bug::UnverifiedRead,
         Bug::RunAheadOfDurable,
         Bug::BaseAdvancedUnderPin,
+        Bug::ShrinkUnannounced,
         Bug::BaseSetBeforeSync,
         Bug::MergeOldestWins,
         Bug::BlobsDeletedBeforeStep,

@@ -24,7 +24,7 @@ use futures::task::{ArcWake, waker_ref};
 
 use crate::env::Environment;
 use crate::error::Result;
-use crate::storage::{Buffer, Completion, File, Op, OpenOptions, Outcome, Slice, Storage, Token};
+use crate::storage::{Buffer, Completion, File, Op, OpenOptions, Outcome, Slice, Space, Storage, Token};
 use crate::units::{MonotonicNanos, WallNanos};
 
 /// Names a hot-path operation to its owner.
@@ -352,6 +352,14 @@ impl Runtime {
         match self.call(Op::List { path: path.into() }).await? {
             Outcome::Names(names) => Ok(names),
             other => unreachable!("list gives names, not {other:?}"),
+        }
+    }
+
+    /// How full the file system of a directory is.
+    pub async fn space(&self, path: impl Into<PathBuf>) -> Result<Space> {
+        match self.call(Op::Space { path: path.into() }).await? {
+            Outcome::Space(space) => Ok(space),
+            other => unreachable!("space gives space, not {other:?}"),
         }
     }
 

@@ -14,6 +14,7 @@ use afterimage::planted::Planted;
 use afterimage::protect::group::Group;
 use afterimage::protect::membership::Content;
 use afterimage::protect::open::{self, GroupPlan, INDEX_BYTES_MIN};
+use afterimage::protect::shrinking::SpaceLimits;
 use afterimage::protect::status::Condition;
 use afterimage::runtime::Runtime;
 use afterimage::storage::blocking::Blocking;
@@ -35,6 +36,7 @@ fn plan(root: &Path) -> GroupPlan {
         cache_bytes_max: 8 << 20,
         map_bytes_max: 16 << 20,
         index_bytes_min: INDEX_BYTES_MIN,
+        space: SpaceLimits::default(),
         planted: Planted::NONE,
     }
 }

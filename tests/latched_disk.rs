@@ -20,6 +20,7 @@ use afterimage::protect::group::Group;
 use afterimage::protect::latching::{Finding, ResumeReport};
 use afterimage::protect::membership::Content;
 use afterimage::protect::open::{self, GroupPlan};
+use afterimage::protect::shrinking::SpaceLimits;
 use afterimage::runtime::Runtime;
 use afterimage::storage::sim::{FaultKind, Matcher, OpKind, ProcessId, SimDisk, SimEnvironment, SimStorage};
 use afterimage::units::{DiskId, GroupId, Lsn, SectorCount, SectorRange, WallNanos, to_usize};
@@ -39,6 +40,7 @@ fn plan() -> GroupPlan {
         segment_bytes: SEGMENT_BYTES,
         journal_bytes: SEGMENT_BYTES * SEGMENTS,
         index_bytes_min: 1 << 20,
+        space: SpaceLimits::default(),
         cache_bytes_max: 64 << 10,
         map_bytes_max: 16 << 20,
         planted: Planted::NONE,

@@ -113,6 +113,7 @@ fn a_clean_sweep_meets_everything_and_breaks_no_rule() {
         ("index runs", report.runs_used),
         ("rot met while running", report.rots_met),
         ("rounds of waiting for maps", report.map_waits),
+        ("announcements of a shorter history", report.shrinks),
     ] {
         assert!(count > CLEAN_SEEDS / 10, "only {count} {what} in {CLEAN_SEEDS} seeds");
     }

@@ -276,6 +276,7 @@ fn errors_name_their_kind_and_path(machine: &Machine) {
     assert_eq!(process.kind(remove(&absent)), ErrorKind::NotFound);
     assert_eq!(process.kind(Op::List { path: absent.clone() }), ErrorKind::NotFound);
     assert_eq!(process.kind(Op::SyncDirectory { path: absent.clone() }), ErrorKind::NotFound);
+    assert_eq!(process.kind(Op::Space { path: absent.clone() }), ErrorKind::NotFound);
     assert_eq!(process.kind(Op::RemoveDirectory { path: absent.clone() }), ErrorKind::NotFound);
     assert_eq!(process.kind(publish(&absent, &machine.path("to"))), ErrorKind::NotFound);
     assert_eq!(process.kind(Op::RemoveDirectory { path: machine.directory.clone() }), ErrorKind::Io);
@@ -312,6 +313,10 @@ fn names_come_and_go(machine: &Machine) {
     process.done(remove(&nested.join("mole")));
     assert_eq!(process.names(&nested), ["ant", "zebra"]);
     process.done(Op::SyncDirectory { path: nested.clone() });
+    match process.call(Op::Space { path: nested.clone() }) {
+        Ok(Outcome::Space(space)) => assert!(space.free > 0 && space.free <= space.total, "{space:?}"),
+        other => panic!("how full is it? {other:?}"),
+    }
     assert_eq!(process.kind(Op::RemoveDirectory { path: nested.clone() }), ErrorKind::Io);
     process.done(remove(&nested.join("ant")));
     process.done(remove(&nested.join("zebra")));

@@ -135,6 +135,8 @@ pub struct Contents {
     pub group: GroupRecord,
     /// Whether the group was removed.
     pub removed: bool,
+    /// Whether timed points and retention rest.
+    pub paused: bool,
     /// The newest test failover's number, 0 if there never was one.
     pub newest_test: TestId,
     /// All disks that ever were, ascending by slot.
@@ -187,6 +189,7 @@ impl Contents {
     fn encode(&self, to: &mut Encoder) {
         self.group.encode(to);
         to.flag(self.removed);
+        to.flag(self.paused);
         to.u64(self.newest_test.0);
         to.count(self.disks.len());
         for disk in &self.disks {
@@ -211,6 +214,7 @@ impl Contents {
     fn decode(from: &mut Decoder<'_>) -> Result<Contents> {
         let group = GroupRecord::decode(from)?;
         let removed = from.flag("removed flag")?;
+        let paused = from.flag("paused flag")?;
         let newest_test = TestId(from.u64("newest test")?);
         let disks = (0..from.count(DISK_BYTES_MIN, "disk count")?)
             .map(|_| {
@@ -232,7 +236,7 @@ impl Contents {
         if !sorted {
             return Err(from.corrupt("the snapshot's tables are not in order"));
         }
-        Ok(Contents { group, removed, newest_test, disks, points, pins, retired })
+        Ok(Contents { group, removed, paused, newest_test, disks, points, pins, retired })
     }
 }
 

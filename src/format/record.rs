@@ -127,6 +127,8 @@ pub enum Change {
         /// Which points are kept.
         retain: Option<Ladder>,
     },
+    /// Timed points and retention rest, or go on.
+    PauseSet(bool),
     /// A point becomes restorable.
     PointPublished(PointRecord),
     /// A point is needed.
@@ -447,6 +449,7 @@ mod kind {
     pub(super) const BASE_SET: u16 = 10;
     // 11 and 12 are kept for forked timelines and resized disks.
     pub(super) const POINTS_MERGED: u16 = 13;
+    pub(super) const PAUSE_SET: u16 = 14;
 }
 
 impl Change {
@@ -469,6 +472,10 @@ impl Change {
             Change::PolicySet { interval_ms, retain } => {
                 encode_policy(*interval_ms, retain.as_ref(), &mut to);
                 kind::POLICY_SET
+            }
+            Change::PauseSet(paused) => {
+                to.flag(*paused);
+                kind::PAUSE_SET
             }
             Change::PointPublished(point) => {
                 point.encode(&mut to, None);
@@ -513,6 +520,7 @@ impl Change {
             kind::POINTS_RETIRED => Change::PointsRetired(PointId(from.u128("point id")?)),
             kind::BASE_SET => Change::BaseSet(PointId(from.u128("point id")?)),
             kind::POINTS_MERGED => Change::PointsMerged(MergeRecord::decode(&mut from)?),
+            kind::PAUSE_SET => Change::PauseSet(from.flag("pause flag")?),
             _ => return Ok(None),
         };
         from.finish("the change")?;

@@ -34,6 +34,7 @@ use crate::journal::writer::{Entry, Identity, Visible, VisibleEvent, Writer};
 use crate::planted::Bug;
 use crate::protect::allocation;
 use crate::protect::disk::Disk;
+use crate::protect::events::GroupEvent;
 use crate::protect::indexing::{Indexing, StoredRun};
 use crate::protect::interval::{ClosedInterval, OpenInterval, Schedule};
 use crate::protect::latching::Resume;
@@ -81,6 +82,8 @@ pub(super) enum Done {
     Left(DiskId, DiskSlot, Result<()>, Callback<()>),
     /// The policy was changed, or not; with the interval between points, if that was to change.
     Policy(Option<Duration>, Result<()>, Callback<()>),
+    /// The group was paused, or goes on, or not.
+    Paused(bool, Result<()>, Callback<()>),
     /// Retention took a step, or came to rest.
     Retained { changed: bool },
 }
@@ -172,9 +175,12 @@ pub struct Group {
     pub(super) counters: Counters,
     pub(super) rates: RateMeter,
     pub(super) condition: (Condition, WallNanos),
+    pub(super) events: Vec<GroupEvent>,
     pub(super) vault_failed: Option<ErrorKind>,
     pub(super) vault_failed_because: Option<String>,
     pub(super) serving: bool,
+    /// Timed points and retention rest.
+    pub(super) is_paused: bool,
     pub(super) stopping: bool,
     pub(super) sealed: bool,
     /// Markers on their way into the journal.
@@ -218,6 +224,7 @@ impl Group {
         let slots = parts.disks.iter().map(|(&slot, disk)| (disk.record.id, slot)).collect();
         let planted = parts.settings.plan.planted;
         let reads = Reads::new(Rc::clone(&parts.runtime), parts.owner, planted);
+        let is_paused = parts.settings.vault.manifest().state().is_paused();
         let mut group = Group {
             runtime: parts.runtime,
             tasks: parts.tasks,
@@ -258,9 +265,11 @@ impl Group {
             counters: Counters::default(),
             rates: RateMeter::default(),
             condition: (Condition::Opening, wall),
+            events: Vec::new(),
             vault_failed: None,
             vault_failed_because: None,
             serving: false,
+            is_paused,
             stopping: false,
             sealed: false,
             markers_pending: 0,
@@ -468,7 +477,7 @@ impl Group {
         if self.writer.failure().is_some() {
             return None;
         }
-        let marker = self.wants_marker().then(|| self.schedule.due());
+        let marker = (self.wants_marker() && !self.is_paused).then(|| self.schedule.due());
         // While a retry is due, idleness is no reason to come back before it.
         let retry_at = self.destage_retry.at().unwrap_or_default();
         let idle = self.has_undestaged().then(|| self.idle_at().max(retry_at));
@@ -605,6 +614,7 @@ impl Group {
                 Some(Done::Policy(interval, result, callback)) => {
                     self.finish_policy(interval, result, callback)
                 }
+                Some(Done::Paused(paused, result, callback)) => self.finish_pause(paused, result, callback),
                 Some(Done::Retained { changed }) => self.finish_retained(changed),
             }
         }

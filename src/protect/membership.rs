@@ -12,6 +12,7 @@ use crate::format::ladder::Ladder;
 use crate::format::record::{Change, DiskRecord};
 use crate::image::{self, Image};
 use crate::protect::disk::Disk;
+use crate::protect::events::GroupEvent;
 use crate::protect::group::{Callback, Done, Group};
 use crate::runtime::Runtime;
 use crate::storage::OpenOptions;
@@ -109,6 +110,24 @@ impl Group {
             let result = vault.manifest().append(change).await.map(drop);
             mailbox.borrow_mut().push_back(Done::Policy(interval, result, callback));
         });
+    }
+
+    /// Has timed points and retention rest, or go on; durable when `callback` is called. Guests do not feel it.
+    pub fn set_paused(&mut self, paused: bool, callback: Callback<()>) {
+        let (vault, mailbox) = (Rc::clone(&self.settings.vault), Rc::clone(&self.mailbox));
+        self.tasks.spawn(async move {
+            let result = vault.manifest().append(Change::PauseSet(paused)).await.map(drop);
+            mailbox.borrow_mut().push_back(Done::Paused(paused, result, callback));
+        });
+    }
+
+    pub(super) fn finish_pause(&mut self, paused: bool, result: Result<()>, callback: Callback<()>) {
+        if result.is_ok() && self.is_paused != paused {
+            self.is_paused = paused;
+            self.tell(if paused { GroupEvent::Paused } else { GroupEvent::Resumed });
+            self.look_at_ladder();
+        }
+        callback(result);
     }
 
     pub(super) fn finish_policy(

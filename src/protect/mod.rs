@@ -9,6 +9,7 @@
 pub mod allocation;
 mod destaging;
 pub mod disk;
+pub mod events;
 pub mod group;
 pub mod indexing;
 pub mod interval;
@@ -25,6 +26,7 @@ mod recycling;
 pub mod resume;
 pub mod retention;
 mod retry;
+pub mod shrinking;
 pub mod status;
 mod stopping;
 pub mod tasks;

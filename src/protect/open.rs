@@ -36,6 +36,7 @@ use crate::protect::layers::{Layer, Layers};
 use crate::protect::map_limit::layer_extents_max;
 use crate::protect::publisher;
 use crate::protect::retention::{self, GroupClock, Retention};
+use crate::protect::shrinking::SpaceLimits;
 use crate::protect::tasks::Tasks;
 use crate::runtime::Runtime;
 use crate::units::{DiskSlot, GroupId, GroupNanos, IncarnationId, Lsn, TimelineId, WallNanos};
@@ -58,6 +59,8 @@ pub struct GroupPlan {
     pub map_bytes_max: usize,
     /// Journal bytes that an index run stands for, at least.
     pub index_bytes_min: u64,
+    /// What its vault may take.
+    pub space: SpaceLimits,
     /// A bug to plant; none but in the simulator.
     pub planted: Planted,
 }
@@ -253,7 +256,7 @@ async fn assemble(
         let time = group_time_now(last, &runtime);
         (record.name.clone(), record.interval_ms, state.points().to_vec(), time)
     };
-    let (retention, retention_jobs) = start_retention(&tasks, &runtime, &vault, &mailbox, group_time);
+    let (retention, retention_jobs) = start_retention(&tasks, &runtime, &vault, &mailbox, group_time, &plan);
     let group_time = group_time.at_opening;
     Ok(Group::from_parts(Parts {
         runtime,
@@ -301,11 +304,20 @@ fn start_retention(
     vault: &Rc<Vault>,
     mailbox: &Mailbox,
     clock: GroupClock,
+    plan: &GroupPlan,
 ) -> (Rc<retention::Shared>, mpsc::UnboundedSender<retention::Job>) {
     let (sender, jobs) = mpsc::unbounded();
     let shared = Rc::new(retention::Shared::default());
     let (runtime, vault, mailbox) = (Rc::clone(runtime), Rc::clone(vault), Rc::clone(mailbox));
-    let task = Retention::new(Rc::clone(&runtime), vault, Rc::clone(&shared), mailbox, clock);
+    let task = Retention::new(
+        Rc::clone(&runtime),
+        vault,
+        Rc::clone(&shared),
+        mailbox,
+        clock,
+        plan.space,
+        plan.planted,
+    );
     tasks.spawn(task.run(jobs));
     (shared, sender)
 }

@@ -23,10 +23,11 @@ impl Group {
         wanted && self.vault_failed.is_none() && waiting < INTERVALS_WAITING_MAX
     }
 
-    /// Ends an interval when it is time, when the journal has no room for more data, or when nothing more comes.
+    /// Ends an interval when it is time and the group is not paused, when the journal has no room for more data, or when nothing more comes.
     pub(super) fn make_due_marker(&mut self) {
         let is_last = self.stopping && self.writer.is_idle();
-        let is_due = self.runtime.now() >= self.schedule.due() || self.is_short() || is_last;
+        let is_time = !self.is_paused && self.runtime.now() >= self.schedule.due();
+        let is_due = is_time || self.is_short() || is_last;
         if is_due && self.wants_marker() {
             self.mark(String::new());
         }

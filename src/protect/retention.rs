@@ -13,8 +13,11 @@ use futures::{FutureExt, StreamExt};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::ladder::Ladder;
+use crate::planted::Planted;
+use crate::protect::events::GroupEvent;
 use crate::protect::group::{Callback, Done, Group, Mailbox, nanos};
 use crate::protect::retry::RETRY_DELAY;
+use crate::protect::shrinking::{Shrink, Shrinking, SpaceLimits, SpaceStatus};
 use crate::runtime::Runtime;
 use crate::units::{GroupNanos, MonotonicNanos, PointId};
 use crate::vault::{Advance, Forecast, Vault};
@@ -47,6 +50,10 @@ pub struct RetentionStatus {
     pub suspended: bool,
     /// Whether the base waits for a view of a point that is gone.
     pub waits_for_view: bool,
+    /// How much room there is, as far as it was looked at.
+    pub space: Option<SpaceStatus>,
+    /// Whether points go because of space.
+    pub shrink: Shrink,
 }
 
 /// What task and group share.
@@ -59,6 +66,15 @@ pub(super) struct Shared {
     pub(super) quiet: Cell<bool>,
     /// No new step: the group stops.
     pub(super) stopping: Cell<bool>,
+    /// What happened that the group has not said yet.
+    pub(super) events: RefCell<Vec<GroupEvent>>,
+}
+
+impl Shared {
+    /// Has the group say something.
+    pub(super) fn tell(&self, event: GroupEvent) {
+        self.events.borrow_mut().push(event);
+    }
 }
 
 /// A group's own time, as far as the task needs it.
@@ -88,6 +104,9 @@ pub(super) struct Retention {
     /// Wall minus monotonic clock, as seen last.
     offset: i128,
     suspended_until: MonotonicNanos,
+    shrinking: Shrinking,
+    /// When space is to be looked at again.
+    space_due: MonotonicNanos,
 }
 
 impl Retention {
@@ -97,9 +116,22 @@ impl Retention {
         shared: Rc<Shared>,
         mailbox: Mailbox,
         clock: GroupClock,
+        limits: SpaceLimits,
+        planted: Planted,
     ) -> Retention {
         let (offset, suspended_until) = (offset(&runtime), MonotonicNanos(0));
-        let mut task = Retention { runtime, vault, shared, mailbox, clock, offset, suspended_until };
+        let (shrinking, space_due) = (Shrinking::new(limits, planted), MonotonicNanos(0));
+        let mut task = Retention {
+            runtime,
+            vault,
+            shared,
+            mailbox,
+            clock,
+            offset,
+            suspended_until,
+            shrinking,
+            space_due,
+        };
         let ladder = task.ladder();
         if ladder.rungs().first().is_some_and(|rung| clock.assumed > Duration::from_millis(rung.until_ms)) {
             task.suspend(&ladder);
@@ -167,7 +199,7 @@ impl Retention {
             vault.sweep().await?;
             self.report(advance == Advance::Done);
             self.runtime.yield_now().await;
-            if self.shared.stopping.get() || self.is_suspended() {
+            if self.shared.stopping.get() || self.is_suspended() || self.is_paused() {
                 break;
             }
             let ladder = self.ladder();
@@ -179,9 +211,27 @@ impl Retention {
             }
             self.report(true);
         }
+        self.mind_space(&vault).await?;
         if self.shared.quiet.get() {
             vault.delete_unneeded_bases().await?;
         }
+        Ok(())
+    }
+
+    fn is_paused(&self) -> bool {
+        self.vault.manifest().state().is_paused()
+    }
+
+    async fn mind_space(&mut self, vault: &Vault) -> Result<()> {
+        if self.runtime.now() < self.space_due || self.shared.stopping.get() || self.is_paused() {
+            return Ok(());
+        }
+        let before = vault.manifest().state().points().len();
+        let wait = self.shrinking.pass(&self.runtime, vault, &self.shared).await;
+        if vault.manifest().state().points().len() < before {
+            self.report(true);
+        }
+        self.space_due = MonotonicNanos(self.runtime.now().0 + nanos(wait?));
         Ok(())
     }
 
@@ -190,7 +240,8 @@ impl Retention {
         let mut status = self.shared.status.borrow_mut();
         let Err(error) = result else {
             status.stalled = None;
-            let period = period(&self.ladder());
+            let space = self.space_due.0.saturating_sub(self.runtime.now().0);
+            let period = period(&self.ladder()).min(Duration::from_nanos(space).max(PASS_MIN));
             return if status.waits_for_view { period.min(RETRY_DELAY) } else { period };
         };
         if status.stalled.is_none() {

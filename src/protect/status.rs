@@ -2,9 +2,11 @@
 
 use crate::error::ErrorKind;
 use crate::format::record::{DiskRecord, PointRecord};
+use crate::protect::events::GroupEvent;
 use crate::protect::group::{Counters, Group};
 use crate::protect::retention::RetentionStatus;
 use crate::protect::retry::Retry;
+use crate::protect::shrinking::Shrink;
 use crate::units::{GroupId, Lsn, MonotonicNanos, WallNanos};
 
 /// Rates are averaged over this many samples,
@@ -25,6 +27,10 @@ pub enum Condition {
     MapsFull,
     /// Writes wait, or images lag: a file system is full.
     NoSpace,
+    /// The vault has too little room: its oldest points go, or should.
+    SpaceShort,
+    /// Points and retention rest: somebody asked for it.
+    Paused,
     /// Images, journal or vault meet errors: what failed is tried again.
     Retrying,
     /// One disk's image failed, or what the journal holds of it is damaged: that disk's writes fail.
@@ -47,10 +53,34 @@ pub struct Explanation {
 }
 
 impl Condition {
+    /// In one word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Condition::Opening => "opening",
+            Condition::Protected => "protected",
+            Condition::JournalFull => "journal full",
+            Condition::MapsFull => "maps full",
+            Condition::NoSpace => "no space",
+            Condition::SpaceShort => "space short",
+            Condition::Paused => "paused",
+            Condition::Retrying => "retrying",
+            Condition::ImageFailed => "image failed",
+            Condition::VaultFailed => "vault failed",
+            Condition::JournalFailed => "journal failed",
+            Condition::Stopping => "stopping",
+        }
+    }
+
     /// Why a group is in this condition; none for those that nothing is wrong with.
     pub fn explanation(self) -> Option<Explanation> {
         let (what, mend) = match self {
-            Condition::Opening | Condition::Protected | Condition::Stopping => return None,
+            Condition::Opening | Condition::Protected | Condition::Paused | Condition::Stopping => {
+                return None;
+            }
+            Condition::SpaceShort => (
+                "the vault has too little room: its oldest points go",
+                "free space, raise [vault] history_max, shorten the ladder, or release held points",
+            ),
             Condition::JournalFull => (
                 "the journal is at its limit: writes wait until images and vault catch up",
                 "nothing, if it passes; else a larger [journal] size, or faster disks",
@@ -201,8 +231,12 @@ impl Group {
             Condition::Retrying
         } else if self.is_journal_full() {
             Condition::JournalFull
+        } else if self.retention.status.borrow().shrink != Shrink::Rests {
+            Condition::SpaceShort
         } else if self.writer.holds_data() {
             Condition::MapsFull
+        } else if self.is_paused {
+            Condition::Paused
         } else {
             Condition::Protected
         }
@@ -271,8 +305,9 @@ impl Group {
         let condition = self.condition();
         if condition != self.condition.0 {
             self.condition = (condition, self.runtime.wall());
-            tracing::info!(group = %self.name, ?condition, "the group's state changed");
+            self.tell(GroupEvent::Condition(condition));
         }
+        self.tell_noted();
         self.rates.sample(self.runtime.now(), &self.counters);
     }
 }

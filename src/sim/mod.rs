@@ -97,6 +97,8 @@ pub struct Report {
     pub rots_met: u64,
     /// Rounds in which writes waited for the memory of maps.
     pub map_waits: u64,
+    /// Announcements that points go for lack of space.
+    pub shrinks: u64,
 }
 
 impl Report {
@@ -122,6 +124,7 @@ impl Report {
         self.runs_used += other.runs_used;
         self.rots_met += other.rots_met;
         self.map_waits += other.map_waits;
+        self.shrinks += other.shrinks;
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::retention::LADDERS;
+use crate::protect::shrinking::SpaceLimits;
 use crate::storage::sim::Random;
 
 /// The parameters of one run.
@@ -18,6 +19,8 @@ pub struct Plan {
     pub cache_bytes: usize,
     /// Memory for maps: so little that writes wait for it, or as much as there is.
     pub map_bytes: usize,
+    /// What the vault may take.
+    pub space: SpaceLimits,
     /// Journal bytes that an index run stands for, at least.
     pub index_bytes: u64,
     /// Time between points.
@@ -62,6 +65,11 @@ impl Plan {
             segments: 6 + random.below(11),
             cache_bytes: *random.choose(&[0, 16 << 10, 128 << 10]),
             map_bytes: *random.choose(&[usize::MAX, usize::MAX, 8 << 10, 1 << 10]),
+            space: SpaceLimits {
+                history_bytes_max: *random.choose(&[None, None, None, Some(64 << 10), Some(512 << 10)]),
+                free_bytes_min: None,
+                grace: Duration::from_millis(*random.choose(&[10, 100, 1000])),
+            },
             index_bytes: *random.choose(&[0, 8 << 10, 64 << 10, 1 << 30]),
             interval: Duration::from_millis(*random.choose(&[5, 20, 100, 500])),
             depth: *random.choose(&[1, 2, 4, 8, 16]),

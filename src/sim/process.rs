@@ -32,6 +32,7 @@ pub fn group_plan(plan: &Plan, planted: Planted) -> GroupPlan {
         cache_bytes_max: plan.cache_bytes,
         map_bytes_max: plan.map_bytes,
         index_bytes_min: plan.index_bytes,
+        space: plan.space,
         planted,
     }
 }

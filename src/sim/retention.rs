@@ -14,7 +14,8 @@ use crate::block::DataPiece;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::ladder::{Ladder, Rung};
 use crate::format::record::PointRecord;
-use crate::units::{DiskId, GroupNanos, Lsn, PointId, SectorRange};
+use crate::protect::events::GroupEvent;
+use crate::units::{DiskId, GroupNanos, Lsn, MonotonicNanos, PointId, SectorRange};
 use crate::view::View;
 
 /// Times that an open view is read.
@@ -39,6 +40,10 @@ pub(super) struct Retention {
     ladders: Vec<Ladder>,
     /// The one that is, once the group said so: the others may have worked up to now.
     confirmed: Option<Ladder>,
+    /// When the process announced that the oldest points go for lack of space,
+    announced: Option<MonotonicNanos>,
+    /// and whether some may have gone since they were looked at last.
+    may_shrink: bool,
     /// Held points, and whether they are for sure.
     holds: BTreeMap<PointId, bool>,
     /// Requests without answers,
@@ -54,6 +59,8 @@ pub(super) struct Retention {
 pub(super) struct Rules {
     now: u64,
     ladders: Vec<Ladder>,
+    /// The oldest point that is left, if older ones may have gone for lack of space.
+    space: Option<Lsn>,
     kept: BTreeSet<PointId>,
 }
 
@@ -63,7 +70,8 @@ impl Rules {
         let at = (point.group_time.0, point.marker);
         let by_ladder =
             |ladder: &Ladder| is_expired(ladder, at.0, self.now) || is_thinned(ladder, at, self.now, seen);
-        self.may_go(point.id) && self.ladders.iter().any(by_ladder)
+        let by_space = self.space.is_some_and(|oldest| point.marker < oldest);
+        self.may_go(point.id) && (by_space || self.ladders.iter().any(by_ladder))
     }
 
     /// What was in force, for people.
@@ -109,6 +117,8 @@ impl Retention {
         Retention {
             ladders: vec![ladder],
             confirmed: None,
+            announced: None,
+            may_shrink: false,
             holds,
             asked: 0,
             ladders_asked: 0,
@@ -120,6 +130,7 @@ impl Retention {
     /// The process died: what was asked may have happened.
     pub(super) fn forget_pending(&mut self) {
         (self.asked, self.ladders_asked, self.views) = (0, 0, 0);
+        self.announced = None;
     }
 }
 
@@ -317,6 +328,22 @@ impl Site {
         }
     }
 
+    /// Hears what the group says: points may go for lack of space once that was announced, and time was left.
+    pub(super) fn hear_events(&mut self) {
+        let Some(group) = self.process.group() else { return };
+        let events = group.take_events();
+        let now = self.process.runtime().now();
+        for event in events {
+            self.tracer.note(|| format!("event: {}", event.text()));
+            if matches!(event, GroupEvent::HistoryWillShrink { .. }) {
+                self.retention.announced = Some(now);
+                self.report.shrinks += 1;
+            }
+        }
+        let grace = u64::try_from(self.plan.space.grace.as_nanos()).expect("short");
+        self.retention.may_shrink |= self.retention.announced.is_some_and(|at| at.0 + grace <= now.0);
+    }
+
     /// Compares the group's points with what may have gone since.
     pub(super) fn observe_points(&mut self) -> Outcome {
         self.note_time();
@@ -325,8 +352,12 @@ impl Site {
         let tests = self.clients.tests.values().filter(|test| !test.leaving).map(|test| test.point);
         let held = self.retention.holds.iter().filter(|(_, sure)| **sure).map(|(&point, _)| point);
         let (kept, ladders) = (tests.chain(held).collect(), self.retention.ladders.clone());
-        let dropped =
-            self.points.observe(group.points(), &self.history, &Rules { now: now.0, ladders, kept })?;
+        let oldest = group.points().first().map(|point| point.marker);
+        let space = oldest.filter(|_| self.retention.may_shrink);
+        let rules = Rules { now: now.0, ladders, space, kept };
+        let dropped = self.points.observe(group.points(), &self.history, &rules)?;
+        // What this process announced it goes on doing; what a dead one did is seen by now.
+        self.retention.may_shrink &= self.retention.announced.is_some();
         self.report.points_dropped += dropped;
         if let Some(ladder) = self.retention.confirmed.take() {
             self.retention.ladders = vec![ladder];

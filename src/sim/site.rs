@@ -159,6 +159,7 @@ impl Site {
         self.take_replies()?;
         self.take_news()?;
         self.watch_side_files();
+        self.hear_events();
         let condition = self.process.group().map(|group| group.condition());
         self.report.map_waits += u64::from(condition == Some(Condition::MapsFull));
         self.note_time();

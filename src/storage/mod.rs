@@ -297,6 +297,20 @@ pub enum Op {
         /// The directory.
         path: PathBuf,
     },
+    /// Tells how full the file system of a directory is. → [`Outcome::Space`]
+    Space {
+        /// The directory.
+        path: PathBuf,
+    },
+}
+
+/// How full a file system is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes that may still be written.
+    pub free: u64,
+    /// Bytes that it holds in all.
+    pub total: u64,
 }
 
 /// What a successful operation gives back.
@@ -314,6 +328,8 @@ pub enum Outcome {
     Ranges(Vec<Range<u64>>),
     /// Names, sorted.
     Names(Vec<String>),
+    /// How full a file system is.
+    Space(Space),
 }
 
 impl Outcome {

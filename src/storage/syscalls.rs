@@ -17,7 +17,7 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, retry_on_intr};
 
-use super::{Access, Buffer, Create, File, Handle, Lock, Op, OpenOptions, Outcome};
+use super::{Access, Buffer, Create, File, Handle, Lock, Op, OpenOptions, Outcome, Space};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{SECTOR_BYTES, to_usize};
 
@@ -73,6 +73,7 @@ pub(super) fn execute(op: Op) -> Executed {
         Op::CreateDirectory { path } => create_directory(&path).map(done),
         Op::List { path } => list(&path).map(Outcome::Names),
         Op::SyncDirectory { path } => sync_directory(&path).map(done),
+        Op::Space { path } => space(&path).map(Outcome::Space),
     })
 }
 
@@ -313,6 +314,14 @@ fn list(path: &Path) -> Result<Vec<String>> {
     }
     names.sort_unstable();
     Ok(names)
+}
+
+fn space(path: &Path) -> Result<Space> {
+    let found = retry_on_intr(|| rustix::fs::statvfs(path));
+    let found = found.map_err(|errno| failed("asking for free space", errno).at_path(path))?;
+    let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
+    // Blocks that only root may use are not free for whoever runs as somebody else; for root they are a last reserve.
+    Ok(Space { free: bytes(found.f_bavail), total: bytes(found.f_blocks) })
 }
 
 fn foreign_name(directory: &Path, name: OsString) -> Error {

@@ -7,7 +7,7 @@ use super::plan::{Plan, PlannedPoint, plan};
 use super::{State, Vault};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::ladder::Ladder;
-use crate::format::record::{Change, PinKind, PinRecord};
+use crate::format::record::{Change, PinKind, PinRecord, PointRecord};
 use crate::units::{GroupNanos, PinId, PointId};
 
 /// The next thing to do.
@@ -47,6 +47,32 @@ impl Vault {
         let base = plan.base.filter(|_| state.base_advance().is_none());
         let merge = plan.merges.first().map(|run| RetentionStep::Merge(id(run.start), id(run.end)));
         base.map(|index| RetentionStep::RetireBefore(id(index))).or(merge)
+    }
+
+    /// Bytes that all deltas take.
+    pub fn history_bytes(&self) -> u64 {
+        let state = self.manifest.state();
+        let points = state.points().iter().filter_map(|point| point.delta);
+        points.map(|delta| delta.total_bytes).sum()
+    }
+
+    /// What to do to give back about `bytes`: the oldest points go, as few as may be. `None` where the oldest must stay.
+    pub fn shrink_step(&self, bytes: u64) -> Option<(RetentionStep, Forecast)> {
+        let state = self.manifest.state();
+        let pinned: HashSet<PointId> = state.pins().iter().map(|pin| pin.point).collect();
+        let must_stay =
+            |point: &PointRecord| pinned.contains(&point.id) || self.leases.holds_point(point.marker);
+        // Up to the first that must stay, or the newest, the base may advance.
+        let last = state.points().iter().position(must_stay).or(state.points().len().checked_sub(1))?;
+        let size = |index: usize| state.points()[index].delta.map_or(0, |delta| delta.total_bytes);
+        let mut freed = size(0);
+        let mut target = 0;
+        while target < last && (target == 0 || freed < bytes) {
+            target += 1;
+            freed += size(target);
+        }
+        let forecast = Forecast { points: target as u64, bytes_max: freed };
+        (target > 0).then(|| (RetentionStep::RetireBefore(state.points()[target].id), forecast))
     }
 
     /// Takes a step, for a ladder or for a person.

@@ -145,6 +145,7 @@ impl State {
         let contents = Contents {
             group: group.clone(),
             removed: false,
+            paused: false,
             newest_test: TestId(0),
             disks: Vec::new(),
             points: Vec::new(),
@@ -201,6 +202,11 @@ impl State {
     /// Name and policy.
     pub fn record(&self) -> &GroupRecord {
         &self.contents.group
+    }
+
+    /// Whether timed points and retention rest.
+    pub fn is_paused(&self) -> bool {
+        self.contents.paused
     }
 
     /// Whether the group was removed.
@@ -325,6 +331,7 @@ impl State {
                 _ => Err(Refusal::UnknownSlot(*slot)),
             },
             Change::PolicySet { interval_ms, .. } => well_formed(interval_ms.map_or(Ok(()), check_interval)),
+            Change::PauseSet(_) => Ok(()),
             Change::PointPublished(point) => self.check_point(point),
             Change::PinAdded(pin) => self.check_pin(pin),
             Change::PinRemoved(pin) => match self.pin_index(*pin) {
@@ -473,6 +480,7 @@ impl State {
                     group.retain = retain;
                 }
             }
+            Change::PauseSet(paused) => self.contents.paused = paused,
             Change::PointPublished(point) => self.push_point(point),
             Change::PinAdded(pin) => {
                 if let PinKind::Test(test) = pin.kind {

@@ -204,6 +204,8 @@ fn changes() -> Vec<Change> {
         Change::DiskRemoved(DiskSlot(2)),
         Change::PolicySet { interval_ms: Some(250), retain: Some(Ladder::default()) },
         Change::PolicySet { interval_ms: None, retain: Some(Ladder::keep_all()) },
+        Change::PauseSet(true),
+        Change::PauseSet(false),
         Change::PointPublished(point),
         Change::PointPublished(point_record(10, &[])),
         Change::PinAdded(PinRecord {
@@ -340,7 +342,7 @@ prop_compose! {
         // A base is on its way only to a point.
         let retired = retired.filter(|_| !points.is_empty()).map(|blobs| blobs.into_iter().map(delta).collect());
         let contents = Contents {
-            group, removed, newest_test: TestId(newest_test), disks, points, pins: pins.collect(), retired,
+            group, removed, paused: !removed, newest_test: TestId(newest_test), disks, points, pins: pins.collect(), retired,
         };
         Snapshot { header: step_header(256), contents }
     }

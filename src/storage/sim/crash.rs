@@ -42,7 +42,11 @@ impl World {
                         self.flights.push(flight);
                     }
                 },
-                Op::Read { .. } | Op::Length { .. } | Op::DataRanges { .. } | Op::List { .. } => {}
+                Op::Read { .. }
+                | Op::Length { .. }
+                | Op::DataRanges { .. }
+                | Op::List { .. }
+                | Op::Space { .. } => {}
                 _ if random.chance(1, 2) => drop(self.execute(process, flight.submitted, flight.op)),
                 _ => {}
             }

@@ -64,6 +64,10 @@ impl World {
                 let synced = self.names.sync(submitted, &path);
                 synced.map(done).map_err(named(&path, "syncing the directory"))
             }
+            Op::Space { path } => {
+                let there = self.names.list(&path).map_err(named(&path, "asking for free space"));
+                there.map(|_| Outcome::Space(self.space()))
+            }
         }
     }
 

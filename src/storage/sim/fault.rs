@@ -28,11 +28,12 @@ pub enum OpKind {
     CreateDirectory,
     List,
     SyncDirectory,
+    Space,
 }
 
 impl OpKind {
     /// How many kinds there are.
-    pub const COUNT: usize = OpKind::SyncDirectory as usize + 1;
+    pub const COUNT: usize = OpKind::Space as usize + 1;
 
     /// The kind of an operation.
     pub fn of(op: &Op) -> OpKind {
@@ -52,6 +53,7 @@ impl OpKind {
             Op::CreateDirectory { .. } => OpKind::CreateDirectory,
             Op::List { .. } => OpKind::List,
             Op::SyncDirectory { .. } => OpKind::SyncDirectory,
+            Op::Space { .. } => OpKind::Space,
         }
     }
 }

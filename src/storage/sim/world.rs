@@ -16,7 +16,7 @@ use super::process::{Process, ProcessId};
 use crate::error::Error;
 use crate::random::Random;
 use crate::storage::syscalls::failed;
-use crate::storage::{Completion, File, Handle, Lock, Op, Outcome, Slice, Token};
+use crate::storage::{Completion, File, Handle, Lock, Op, Outcome, Slice, Space, Token};
 use crate::units::{SECTOR_BYTES, to_usize};
 
 /// An accepted operation.
@@ -260,6 +260,13 @@ impl World {
         self.files.values().map(|file| file.visible().allocated_bytes()).sum()
     }
 
+    /// How full the file system is; one without a limit has as much again, whatever it holds.
+    pub(super) fn space(&self) -> Space {
+        let allocated = self.allocated_bytes();
+        let total = self.capacity.unwrap_or(allocated + (1 << 50));
+        Space { free: total.saturating_sub(allocated), total }
+    }
+
     /// Gives up descriptions that nobody holds, and files that nothing leads to.
     pub(super) fn forget_closed(&mut self) {
         let closed: Vec<u64> = self
@@ -343,7 +350,8 @@ fn path_of(op: &Op) -> &Path {
         | Op::RemoveDirectory { path }
         | Op::CreateDirectory { path }
         | Op::List { path }
-        | Op::SyncDirectory { path } => path,
+        | Op::SyncDirectory { path }
+        | Op::Space { path } => path,
         Op::Publish { to, .. } => to,
         other => file_of(other).expect("every other operation has a file").path(),
     }

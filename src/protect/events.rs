@@ -1,0 +1,168 @@
+//! What happens to a group that people should be able to look back at: said once, when it happens.
+//!
+//! The log has every event at once; whoever hosts the group takes them from [`Group::take_events`] and keeps them.
+
+use std::time::Duration;
+
+use crate::byte_size::ByteSize;
+use crate::protect::group::Group;
+use crate::protect::shrinking::SpaceStatus;
+use crate::protect::status::Condition;
+use crate::vault::Forecast;
+
+/// Most events that wait for somebody to take them; the oldest go first.
+const WAITING_MAX: usize = 256;
+
+/// Something that happened to a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupEvent {
+    /// It is in another condition from now on.
+    Condition(Condition),
+    /// Little space is left until history shrinks.
+    SpaceLow(SpaceStatus),
+    /// History is about to shrink because of space: these points would go first.
+    HistoryWillShrink {
+        /// What goes first.
+        forecast: Forecast,
+        /// Why.
+        space: SpaceStatus,
+        /// In how long.
+        grace: Duration,
+    },
+    /// These points went because of space.
+    HistoryShrinks {
+        /// What went.
+        forecast: Forecast,
+    },
+    /// History should shrink, but the oldest point is held or being read.
+    HistoryCannotShrink,
+    /// Points and retention rest until somebody resumes the group.
+    Paused,
+    /// They go on.
+    Resumed,
+}
+
+/// How grave an event is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Gravity {
+    /// Worth knowing.
+    Note,
+    /// To be looked at.
+    Warning,
+    /// To be mended.
+    Fault,
+}
+
+impl GroupEvent {
+    /// One word for programs.
+    pub fn code(self) -> &'static str {
+        match self {
+            GroupEvent::Condition(_) => "condition",
+            GroupEvent::SpaceLow(_) => "space_low",
+            GroupEvent::HistoryWillShrink { .. } => "history_will_shrink",
+            GroupEvent::HistoryShrinks { .. } => "history_shrinks",
+            GroupEvent::HistoryCannotShrink => "history_cannot_shrink",
+            GroupEvent::Paused => "paused",
+            GroupEvent::Resumed => "resumed",
+        }
+    }
+
+    /// How grave it is.
+    pub fn gravity(self) -> Gravity {
+        match self {
+            GroupEvent::Condition(condition) => match condition {
+                Condition::Opening | Condition::Protected | Condition::Paused | Condition::Stopping => {
+                    Gravity::Note
+                }
+                Condition::JournalFull
+                | Condition::MapsFull
+                | Condition::Retrying
+                | Condition::SpaceShort => Gravity::Warning,
+                Condition::NoSpace
+                | Condition::ImageFailed
+                | Condition::VaultFailed
+                | Condition::JournalFailed => Gravity::Fault,
+            },
+            GroupEvent::SpaceLow(_)
+            | GroupEvent::HistoryWillShrink { .. }
+            | GroupEvent::HistoryShrinks { .. } => Gravity::Warning,
+            GroupEvent::HistoryCannotShrink => Gravity::Fault,
+            GroupEvent::Paused | GroupEvent::Resumed => Gravity::Note,
+        }
+    }
+
+    /// One line for people.
+    pub fn text(self) -> String {
+        match self {
+            GroupEvent::Condition(condition) => match condition.explanation() {
+                Some(why) => format!("{}: {}", why.what, why.mend),
+                None => condition.name().to_owned(),
+            },
+            GroupEvent::SpaceLow(space) => format!("little space is left: {}", room(space)),
+            GroupEvent::HistoryWillShrink { forecast, space, grace } => format!(
+                "history will shrink in {} s because of space ({}): the oldest points go, {} first, which take {}; free space, \
+                 raise [vault] history_max, or set a shorter ladder by `policy set --retain`",
+                grace.as_secs(),
+                room(space),
+                points(forecast),
+                ByteSize(forecast.bytes_max).approximate(),
+            ),
+            GroupEvent::HistoryShrinks { forecast } => format!(
+                "{} went because of space, which took {}",
+                points(forecast),
+                ByteSize(forecast.bytes_max).approximate()
+            ),
+            GroupEvent::HistoryCannotShrink => "history should shrink because of space, but the oldest point is held, or \
+                 being read, or the only one: release it by `point release`, end its test failovers, or free space"
+                .to_owned(),
+            GroupEvent::Paused => "paused: no timed points are made, and none go, until `group resume`".to_owned(),
+            GroupEvent::Resumed => "resumed: timed points are made again".to_owned(),
+        }
+    }
+}
+
+fn points(forecast: Forecast) -> String {
+    if forecast.points == 1 { "1 point".to_owned() } else { format!("{} points", forecast.points) }
+}
+
+fn room(space: SpaceStatus) -> String {
+    let free = format!(
+        "{} free, of which {} are to stay free",
+        ByteSize(space.free_bytes).approximate(),
+        ByteSize(space.free_bytes_min).approximate()
+    );
+    match space.history_bytes_max {
+        Some(max) => format!(
+            "history takes {} of {}; {free}",
+            ByteSize(space.history_bytes).approximate(),
+            ByteSize(max).approximate()
+        ),
+        None => free,
+    }
+}
+
+impl Group {
+    /// Takes what happened since the last call, oldest first.
+    pub fn take_events(&mut self) -> Vec<GroupEvent> {
+        std::mem::take(&mut self.events)
+    }
+
+    pub(super) fn tell(&mut self, event: GroupEvent) {
+        let (name, code, text) = (&self.name, event.code(), event.text());
+        match event.gravity() {
+            Gravity::Note => tracing::info!(group = %name, code, "{text}"),
+            Gravity::Warning => tracing::warn!(group = %name, code, "{text}"),
+            Gravity::Fault => tracing::error!(group = %name, code, "{text}"),
+        }
+        if self.events.len() == WAITING_MAX {
+            self.events.remove(0);
+        }
+        self.events.push(event);
+    }
+
+    /// Says what tasks have noted.
+    pub(super) fn tell_noted(&mut self) {
+        let noted = self.retention.events.take();
+        noted.into_iter().for_each(|event| self.tell(event));
+    }
+}

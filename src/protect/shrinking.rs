@@ -1,0 +1,208 @@
+//! Shrinking history because of space: when deltas take more than they may, or their file system is nearly full, the
+//! oldest points go, whatever the ladder says.
+//!
+//! Nobody is to find out afterwards: it is announced first, as an event and in `status`, and the first point goes [`SpaceLimits::grace`]
+//! later. Held points, those that are read, and the newest stay; where one of them is the oldest, nothing goes, and
+//! `status` says so. What shortage remains then is the full disk's: writes wait.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::error::Result;
+use crate::planted::{Bug, Planted};
+use crate::protect::events::GroupEvent;
+use crate::protect::group::nanos;
+use crate::protect::retention::Shared;
+use crate::runtime::Runtime;
+use crate::storage::Space;
+use crate::units::MonotonicNanos;
+use crate::vault::{Advance, Vault};
+
+/// Where nothing is configured, so much of the file system stays free,
+const FREE_PART: u64 = 20;
+/// but not more than this.
+const FREE_BYTES_ENOUGH: u64 = 1 << 30;
+
+/// What a group's vault may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpaceLimits {
+    /// Most bytes of all deltas.
+    pub history_bytes_max: Option<u64>,
+    /// Bytes that stay free in the vault's file system; the twentieth part of it, 1 GiB at most, unless said.
+    pub free_bytes_min: Option<u64>,
+    /// Between the announcement and the first point that goes, 10 s unless said; space is looked at as often.
+    pub grace: Duration,
+}
+
+impl Default for SpaceLimits {
+    fn default() -> SpaceLimits {
+        SpaceLimits { history_bytes_max: None, free_bytes_min: None, grace: Duration::from_secs(10) }
+    }
+}
+
+/// How much room a group's vault has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpaceStatus {
+    /// Bytes of all deltas.
+    pub history_bytes: u64,
+    /// Most that they may take.
+    pub history_bytes_max: Option<u64>,
+    /// Free bytes of the file system,
+    pub free_bytes: u64,
+    /// of which so many are to stay free.
+    pub free_bytes_min: u64,
+    /// Bytes of the file system in all.
+    pub total_bytes: u64,
+}
+
+impl SpaceStatus {
+    fn new(limits: SpaceLimits, history_bytes: u64, space: Space) -> SpaceStatus {
+        let free_default = (space.total / FREE_PART).min(FREE_BYTES_ENOUGH);
+        SpaceStatus {
+            history_bytes,
+            history_bytes_max: limits.history_bytes_max,
+            free_bytes: space.free,
+            free_bytes_min: limits.free_bytes_min.unwrap_or(free_default),
+            total_bytes: space.total,
+        }
+    }
+
+    /// Bytes that have to go.
+    pub fn shortage(&self) -> u64 {
+        let history = self.history_bytes_max.map_or(0, |max| self.history_bytes.saturating_sub(max));
+        history.max(self.free_bytes_min.saturating_sub(self.free_bytes))
+    }
+
+    /// Whether little is left until something has to go: a tenth of the history's limit, or as much again as has to stay free.
+    pub fn is_low(&self) -> bool {
+        let history = self.history_bytes_max.is_some_and(|max| self.history_bytes > max - max / 10);
+        history || self.free_bytes < self.free_bytes_min.saturating_mul(2)
+    }
+}
+
+/// Where a group's shrinking stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Shrink {
+    /// There is room.
+    #[default]
+    Rests,
+    /// Points are about to go.
+    Announced,
+    /// Points go.
+    Shrinks,
+    /// Points should go, but none can.
+    Stuck,
+}
+
+/// What the retention task remembers of space.
+#[derive(Debug)]
+pub(super) struct Shrinking {
+    limits: SpaceLimits,
+    announced: Option<MonotonicNanos>,
+    is_low: bool,
+    planted: Planted,
+}
+
+impl Shrinking {
+    pub(super) fn new(limits: SpaceLimits, planted: Planted) -> Shrinking {
+        Shrinking { limits, announced: None, is_low: false, planted }
+    }
+
+    /// Looks at space, and lets the oldest points go if there is too little. How long to wait until the next look.
+    pub(super) async fn pass(
+        &mut self,
+        runtime: &Runtime,
+        vault: &Vault,
+        shared: &Shared,
+    ) -> Result<Duration> {
+        loop {
+            let space = self.measure(runtime, vault, shared).await?;
+            if space.shortage() == 0 {
+                self.announced = None;
+                shared.status.borrow_mut().shrink = Shrink::Rests;
+                return Ok(self.limits.grace);
+            }
+            let Some((step, forecast)) = vault.shrink_step(space.shortage()) else {
+                self.stick(shared);
+                return Ok(self.limits.grace);
+            };
+            let now = runtime.now();
+            let announced = *self.announced.get_or_insert_with(|| {
+                shared.tell(GroupEvent::HistoryWillShrink { forecast, space, grace: self.limits.grace });
+                now
+            });
+            let begins = MonotonicNanos(announced.0 + nanos(self.limits.grace));
+            if now < begins && !self.planted.is(Bug::ShrinkUnannounced) {
+                shared.status.borrow_mut().shrink = Shrink::Announced;
+                return Ok(Duration::from_nanos(begins.0 - now.0));
+            }
+            shared.status.borrow_mut().shrink = Shrink::Shrinks;
+            vault.take_step(step, None).await?;
+            shared.tell(GroupEvent::HistoryShrinks { forecast });
+            if vault.finish_advance().await? == Advance::Waits {
+                return Ok(self.limits.grace);
+            }
+            vault.sweep().await?;
+            runtime.yield_now().await;
+            if shared.stopping.get() {
+                return Ok(self.limits.grace);
+            }
+        }
+    }
+
+    fn stick(&self, shared: &Shared) {
+        let before = std::mem::replace(&mut shared.status.borrow_mut().shrink, Shrink::Stuck);
+        if before != Shrink::Stuck {
+            shared.tell(GroupEvent::HistoryCannotShrink);
+        }
+    }
+
+    async fn measure(&mut self, runtime: &Runtime, vault: &Vault, shared: &Shared) -> Result<SpaceStatus> {
+        let root: &Path = vault.layout().root();
+        let found = runtime.space(root).await?;
+        let space = SpaceStatus::new(self.limits, vault.history_bytes(), found);
+        if space.is_low() && !self.is_low {
+            shared.tell(GroupEvent::SpaceLow(space));
+        }
+        self.is_low = space.is_low();
+        shared.status.borrow_mut().space = Some(space);
+        Ok(space)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FREE: Space = Space { free: 100 << 30, total: 200 << 30 };
+
+    #[test]
+    fn the_larger_shortage_counts() {
+        let limits =
+            SpaceLimits { history_bytes_max: Some(1000), free_bytes_min: Some(50), ..SpaceLimits::default() };
+        let shortage =
+            |history, free| SpaceStatus::new(limits, history, Space { free, total: 10_000 }).shortage();
+        assert_eq!(shortage(1000, 50), 0);
+        assert_eq!(shortage(1001, 50), 1);
+        assert_eq!(shortage(1001, 0), 50);
+        assert_eq!(shortage(2000, 0), 1000);
+    }
+
+    #[test]
+    fn a_warning_comes_before_the_shortage() {
+        let limits =
+            SpaceLimits { history_bytes_max: Some(1000), free_bytes_min: Some(50), ..SpaceLimits::default() };
+        let is_low =
+            |history, free| SpaceStatus::new(limits, history, Space { free, total: 10_000 }).is_low();
+        assert!(!is_low(900, 100) && is_low(901, 100) && is_low(0, 99));
+    }
+
+    #[test]
+    fn what_stays_free_unless_said_fits_the_file_system() {
+        let minimum =
+            |total| SpaceStatus::new(SpaceLimits::default(), 0, Space { total, ..FREE }).free_bytes_min;
+        assert_eq!(minimum(200 << 20), 10 << 20);
+        assert_eq!(minimum(200 << 30), 1 << 30);
+        assert_eq!(SpaceStatus::new(SpaceLimits::default(), 1 << 60, FREE).shortage(), 0);
+    }
+}
