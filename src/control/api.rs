@@ -14,6 +14,7 @@
 //! | `GET /v1/tests?group=` · `POST, DELETE /v1/groups/{group}/tests` · `DELETE /v1/groups/{group}/tests/{number}` | [`Test`](super::model::Test), numbers |
 //! | `POST /v1/groups/{group}/restore` · `POST /v1/vault/verify` | [`Job`](super::model::Job) |
 //! | `GET /v1/jobs` · `GET /v1/jobs/{id}?wait_ms=` | [`Job`](super::model::Job); waits until it ends, so long |
+//! | `DELETE /v1/jobs/{id}` | [`Job`](super::model::Job), which is asked to give up and ends soon |
 //!
 //! `{group}` is a group's name or its id. Errors are [`ApiError`] with a status that follows from the kind. Who may connect is decided by the socket's
 //! permissions alone. Bodies are JSON whatever the content type says, so that `curl -d` needs no header.
@@ -80,7 +81,7 @@ pub fn router(backend: Arc<dyn Backend>, environment: Arc<dyn Environment + Send
         .route("/v1/tests", get(tests))
         .route("/v1/vault/verify", post(vault_verify))
         .route("/v1/jobs", get(jobs))
-        .route("/v1/jobs/{id}", get(job))
+        .route("/v1/jobs/{id}", get(job).delete(job_cancel))
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
         .with_state(Api { backend, jobs: Jobs::new(environment) })
@@ -389,6 +390,10 @@ async fn job(
     Parameters(wait): Parameters<Wait>,
 ) -> Answered<impl IntoResponse> {
     Ok(Json(api.jobs.get(&id, Duration::from_millis(wait.wait_ms).min(WAIT_MAX)).await?))
+}
+
+async fn job_cancel(State(api): State<Api>, Segments(id): Segments<String>) -> Answered<impl IntoResponse> {
+    Ok(Json(api.jobs.cancel(&id)?))
 }
 
 /// The gateway has another working directory than whoever asks.

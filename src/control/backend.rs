@@ -2,7 +2,8 @@
 //!
 //! Names, selectors, sizes and policies arrive parsed. An answer is a future, because the data path's threads give
 //! it; dropping the future (a client that left) must not leave a verb half done. Long verbs report their
-//! [`Progress`] and run in a job.
+//! [`Progress`] and run in a job; they ask it whether to go on, and when it says no they fail with its error, and leave
+//! nothing behind.
 
 use std::path::PathBuf;
 

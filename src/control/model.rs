@@ -338,6 +338,8 @@ pub enum JobState {
     Done(JobResult),
     /// Failed.
     Failed(ApiError),
+    /// Somebody cancelled it, and what it had made is gone.
+    Cancelled,
 }
 
 /// What a job made.

@@ -192,6 +192,7 @@ impl Inner {
             let report = move |done: u64, total: u64| {
                 progress.set_total(total);
                 progress.advance(done - told.replace(done));
+                progress.go_on()
             };
             Content::Import(file, Rc::new(report))
         };
@@ -468,6 +469,7 @@ async fn verify(vault: &Vault, progress: &Progress) -> Result<vault::VerifyRepor
     vault::verify(vault, |done, total| {
         progress.set_total(total);
         progress.advance(done - told.replace(done));
+        progress.go_on()
     })
     .await
 }
@@ -489,7 +491,7 @@ async fn restore(
         progress.set_total(now.bytes_total);
         progress.advance(now.bytes_done - told);
         told = now.bytes_done;
-        true
+        progress.go_on()
     })
     .await?;
     Ok((files, told))

@@ -40,11 +40,11 @@ struct Target {
 }
 
 /// Restores every disk of `view` to `directory/NAME.raw` and gives back the paths. Fails with `AlreadyExists`, and writes
-/// nothing, where one of the files is there. `proceed` is told how far it is; `false` cancels (`Shutdown`).
+/// nothing, where one of the files is there. `proceed` is told how far it is; its error ends the restore.
 pub async fn restore(
     view: &Rc<View>,
     directory: &Path,
-    proceed: impl FnMut(RestoreProgress) -> bool,
+    proceed: impl FnMut(RestoreProgress) -> Result<()>,
 ) -> Result<Vec<PathBuf>> {
     let runtime = view.runtime();
     let targets = plan(view, directory)?;
@@ -86,7 +86,7 @@ async fn fill_and_publish(
     view: &Rc<View>,
     directory: &Path,
     targets: &[Target],
-    mut proceed: impl FnMut(RestoreProgress) -> bool,
+    mut proceed: impl FnMut(RestoreProgress) -> Result<()>,
 ) -> Result<()> {
     let runtime = view.runtime();
     let mut progress = RestoreProgress { disks_total: targets.len(), ..RestoreProgress::default() };
@@ -103,20 +103,16 @@ async fn fill_and_publish(
         let mut copied = copied.buffer_unordered(PIECES_IN_FLIGHT).boxed_local();
         while let Some(bytes) = copied.try_next().await? {
             progress.bytes_done += bytes;
-            go_on(proceed(progress))?;
+            proceed(progress)?;
         }
         runtime.sync(&file).await?;
         progress.disks_done += 1;
-        go_on(proceed(progress))?;
+        proceed(progress)?;
     }
     for target in targets {
         runtime.publish(&target.partial, &target.path).await?;
     }
     sync_names(runtime, directory).await
-}
-
-fn go_on(wanted: bool) -> Result<()> {
-    if wanted { Ok(()) } else { Err(Error::new(ErrorKind::Shutdown, "the restore was cancelled")) }
 }
 
 async fn sync_names(runtime: &Rc<Runtime>, directory: &Path) -> Result<()> {

@@ -11,6 +11,7 @@ mod gateway;
 #[allow(dead_code)]
 mod tool;
 
+mod cancelled;
 mod connections;
 mod failed_groups;
 mod full_disk;
@@ -18,4 +19,5 @@ mod import;
 mod refusals;
 mod restart;
 mod restore;
+mod small_file_system;
 mod storage;

@@ -75,7 +75,7 @@ fn check(group: &Group) {
         let view = block_on(&group.runtime, View::open(&group.vault, *point)).expect("the point is sound");
         assert!(contents(group, &view) == *model, "point {point}");
     }
-    let report = block_on(&group.runtime, verify(&group.vault, |_, _| ())).expect("it can be read");
+    let report = block_on(&group.runtime, verify(&group.vault, |_, _| Ok(()))).expect("it can be read");
     assert_eq!(report.findings, [], "nothing is damaged, nothing is left over");
 }
 
