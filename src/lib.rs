@@ -4,7 +4,6 @@
 //! are in `docs/format.md`.
 
 pub mod block;
-#[cfg(feature = "server")]
 pub mod byte_size;
 pub mod capture;
 #[cfg(feature = "server")]
@@ -13,6 +12,7 @@ pub mod cli;
 pub mod config;
 #[cfg(feature = "server")]
 pub mod control;
+pub mod counted;
 #[cfg(feature = "server")]
 pub mod data_directory;
 pub mod delta;

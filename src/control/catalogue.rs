@@ -8,6 +8,8 @@
 //! big-endian, so that they sort like their text; PRAGMAs are set by the connection's options only.
 
 use std::ffi::OsString;
+use std::fs::{File, Permissions};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use sqlx::sqlite::{
@@ -117,6 +119,7 @@ enum Found {
 impl Catalogue {
     /// Opens the catalogue, creating it, or moving an unusable one aside to `PATH.unusable`.
     pub async fn open(path: &Path) -> Result<(Catalogue, Content)> {
+        make_private(path)?;
         let catalogue = Catalogue::connect(path);
         let reason = match catalogue.look().await {
             Ok(Found::Current) => return Ok((catalogue, Content::Kept)),
@@ -130,6 +133,7 @@ impl Catalogue {
         };
         catalogue.pool.close().await;
         move_aside(path)?;
+        make_private(path)?;
         tracing::warn!(path = %path.display(), reason, "catalogue moved aside to be rebuilt; no data is lost by it");
         let catalogue = Catalogue::connect(path);
         catalogue.create().await?;
@@ -537,6 +541,19 @@ fn failed(error: sqlx::Error) -> Error {
 
 /// Renames the database with its write-ahead log; an earlier one that was moved aside is overwritten, so that they
 /// never add up.
+/// Makes the file one that nobody else may read, before anything is in it; SQLite makes the files beside it like it.
+fn make_private(path: &Path) -> Result<()> {
+    let private = Permissions::from_mode(0o600);
+    let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(path);
+    let made = file.and_then(|file| file.set_permissions(private.clone()));
+    made.map_err(|error| Error::io("creating the catalogue", error).at_path(path))?;
+    for suffix in ["-wal", "-shm"] {
+        // What is not there will be made like the file.
+        let _ = std::fs::set_permissions(with_suffix(path, suffix), private.clone());
+    }
+    Ok(())
+}
+
 fn move_aside(path: &Path) -> Result<()> {
     for suffix in ["", "-wal", "-shm"] {
         let from = with_suffix(path, suffix);

@@ -147,5 +147,19 @@ async fn another_version_is_moved_aside() {
 async fn a_directory_that_is_not_there_is_an_error_and_not_a_rebuild() {
     let directory = tempfile::tempdir().unwrap();
     let error = Catalogue::open(&directory.path().join("none/catalogue.sqlite")).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Io);
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn nobody_else_reads_it_also_if_an_older_version_made_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("catalogue.sqlite");
+    std::fs::write(&path, "").unwrap();
+    std::fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
+    let (catalogue, _) = open(&path).await;
+    for suffix in ["", "-wal", "-shm"] {
+        let file = with_suffix(&path, suffix);
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{}", file.display());
+    }
+    catalogue.close().await;
 }

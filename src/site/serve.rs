@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use rustix::fs::Mode;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::data_threads::{DataThreads, DataThreadsOptions, SessionLimits};
@@ -23,6 +24,9 @@ const STOP_WITHIN: Duration = Duration::from_secs(60);
 
 /// Serves until SIGTERM or SIGINT; the configuration was checked and the data directory is ours.
 pub fn serve(configuration: Configuration, directory: DataDirectory) -> Result<()> {
+    // What guests wrote is for nobody else to read, whatever we were started with; nor are our sockets for anybody before
+    // they have their own permissions.
+    rustix::process::umask(Mode::RWXG | Mode::RWXO);
     let control = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("control")

@@ -10,6 +10,8 @@ use std::rc::Rc;
 use super::files::remove_partials;
 use super::layout::{self, Layout, parse_base_name};
 use crate::error::{Error, ErrorKind, Result};
+use crate::image::TOO_LONG;
+use crate::image::length::set_disk_length;
 use crate::runtime::Runtime;
 use crate::storage::{Access, Create, File, Lock, OpenOptions};
 use crate::units::{DiskId, SectorCount, to_usize};
@@ -59,7 +61,7 @@ impl Bases {
         let partial = layout::partial(&path, runtime.random_u128());
         let file = runtime.open(&partial, OpenOptions::CREATE).await?;
         let filled = async {
-            runtime.set_length(&file, sectors.bytes()).await?;
+            set_disk_length(runtime, &file, sectors, TOO_LONG).await?;
             if let Some(source) = source {
                 copy_sparse(runtime, source, &file, sectors.bytes(), &progress).await?;
             }

@@ -11,12 +11,15 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use super::{View, ViewDisk};
 use crate::block::DataPiece;
 use crate::error::{Error, ErrorKind, Result};
+use crate::image::length::set_disk_length;
 use crate::runtime::Runtime;
 use crate::storage::{File, OpenOptions};
 use crate::units::{SECTOR_BYTES, SectorRange};
 
 /// Sectors of one copied piece.
 const PIECE_SECTORS: u64 = (1 << 20) / SECTOR_BYTES;
+/// What to do about a disk that is longer than a file may be there.
+const TOO_LONG: &str = "restore to another file system, or as qcow2";
 /// Pieces being copied at a time.
 const PIECES_IN_FLIGHT: usize = 4;
 
@@ -98,7 +101,7 @@ async fn fill_and_publish(
     }
     for ((disk, target), pieces) in view.disks().iter().zip(targets).zip(plans) {
         let file = runtime.open(&target.partial, OpenOptions::CREATE).await?;
-        runtime.set_length(&file, disk.sectors().bytes()).await?;
+        set_disk_length(runtime, &file, disk.sectors(), TOO_LONG).await?;
         let copied = stream::iter(pieces).map(|piece| copy(view, disk, &file, piece));
         let mut copied = copied.buffer_unordered(PIECES_IN_FLIGHT).boxed_local();
         while let Some(bytes) = copied.try_next().await? {

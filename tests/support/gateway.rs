@@ -118,7 +118,9 @@ impl Gateway {
     #[track_caller]
     pub fn restart(&mut self) {
         assert!(self.process.is_none(), "the gateway is running");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_afterimage"));
+        let mut command = Command::new("sh");
+        // As carelessly as somebody may start it: what others may read is not for the umask to decide.
+        command.args(["-c", "umask 000; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_afterimage")]);
         command.args(["serve", "--config"]).arg(self.configuration()).env("AFTERIMAGE_LOG", "info");
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the program");
         let lines = BufReader::new(child.stderr.take().expect("a pipe"));
