@@ -9,42 +9,25 @@ use afterimage::units::{DiskId, PointId, SectorCount, SectorRange, to_usize};
 use afterimage::view::{View, restore};
 use proptest::prelude::*;
 
-use crate::support::{Group, block_on, directory, flatten, pattern};
+use crate::support::{Edit, Group, block_on, directory, edits, flatten, pattern};
 
 const SIZES: [u64; 2] = [600, 77];
 
 #[derive(Clone, Debug)]
 enum Step {
-    Write { disk: usize, start: u64, sectors: u64, seed: u8 },
-    Zero { disk: usize, start: u64, sectors: u64, allocated: bool },
+    Edit(Edit),
     Publish,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let place = (0..2_usize, any::<prop::sample::Index>(), 1..300_u64);
-    let place = place.prop_map(|(disk, start, sectors)| {
-        let start = start.index(to_usize(SIZES[disk])) as u64;
-        (disk, start, sectors.min(SIZES[disk] - start))
-    });
-    let step = prop_oneof![
-        4 => (place.clone(), any::<u8>())
-            .prop_map(|((disk, start, sectors), seed)| Step::Write { disk, start, sectors, seed }),
-        2 => (place, any::<bool>())
-            .prop_map(|((disk, start, sectors), allocated)| Step::Zero { disk, start, sectors, allocated }),
-        1 => Just(Step::Publish),
-    ];
+    let step = prop_oneof![6 => edits(SIZES, 300).prop_map(Step::Edit), 1 => Just(Step::Publish)];
     proptest::collection::vec(step, 1..40)
 }
 
 fn replay(group: &mut Group, steps: Vec<Step>) {
     for step in steps {
         match step {
-            Step::Write { disk, start, sectors, seed } => {
-                group.write(disk, SectorRange::new(start, start + sectors), seed);
-            }
-            Step::Zero { disk, start, sectors, allocated } => {
-                group.zero(disk, SectorRange::new(start, start + sectors), allocated);
-            }
+            Step::Edit(edit) => group.apply(&edit),
             Step::Publish => drop(group.publish()),
         }
     }
