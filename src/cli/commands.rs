@@ -21,6 +21,7 @@ use crate::control::model::{
 };
 use crate::control::name::{DiskPath, Name};
 use crate::control::selector::PointSelector;
+use crate::counted::counted;
 use crate::error::{Error, ErrorKind};
 use crate::units::SECTOR_BYTES;
 
@@ -97,7 +98,10 @@ impl Session {
                 self.output.show(&resumed, render::resumed)?;
                 match resumed.latched.len() {
                     0 => Ok(()),
-                    count => Err(Error::new(ErrorKind::Latched, format!("{count} latches stay")).into()),
+                    count => {
+                        let text = format!("not cleared: {}", counted(count, "latch"));
+                        Err(Error::new(ErrorKind::Latched, text).into())
+                    }
                 }
             }
             GroupCommand::Remove { group, consent } => {
@@ -238,8 +242,10 @@ impl Session {
         let connected: u64 = chosen.iter().map(|test| test.connections).sum();
         if written > 0 || connected > 0 {
             let what = format!(
-                "throwing away {written} bytes written to {} of {group}, with {connected} clients connected",
-                render::test_numbers(&chosen)
+                "throwing away {} written to {} of {group}, with {} connected",
+                counted(written, "byte"),
+                render::test_numbers(&chosen),
+                counted(connected, "client")
             );
             confirm(consent.yes, &what).await?;
         }
@@ -364,7 +370,7 @@ impl Session {
         self.output.show(&report, render::verified)?;
         match report.faults.len() {
             0 => Ok(()),
-            count => Err(Error::corrupt(format!("the vault has {count} faults")).into()),
+            count => Err(Error::corrupt(format!("the vault has {}", counted(count, "fault"))).into()),
         }
     }
 

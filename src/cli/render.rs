@@ -13,6 +13,7 @@ use crate::control::model::{
     Reason, Restored, Resumed, Status, Test, VerifyReport,
 };
 use crate::control::wire::rfc3339;
+use crate::counted::counted;
 use crate::units::WallNanos;
 
 fn size(bytes: u64) -> String {
@@ -40,7 +41,8 @@ pub fn retain(group: &Group) -> String {
 
 pub fn forecast(forecast: &PolicyForecast) -> String {
     let PolicyForecast { points, bytes_max } = forecast;
-    format!("{points} points would go, and with them at most {}; nothing was changed\n", size(*bytes_max))
+    let points = counted(*points, "point");
+    format!("{points} would go, and with them at most {}; nothing was changed\n", size(*bytes_max))
 }
 
 fn created(group: &Group) -> String {
@@ -206,12 +208,12 @@ pub fn unmounted(mounted: &Mounted) -> String {
 
 pub fn verified(report: &VerifyReport) -> String {
     let mut text = format!(
-        "{} groups, {} manifest steps, {} blobs, {} read: {} faults\n",
-        report.groups,
-        report.steps,
-        report.blobs,
+        "{}, {}, {}, {} read: {}\n",
+        counted(report.groups, "group"),
+        counted(report.steps, "manifest step"),
+        counted(report.blobs, "blob"),
         size(report.bytes),
-        report.faults.len()
+        counted(report.faults.len(), "fault")
     );
     for fault in &report.faults {
         let _ = writeln!(text, "  {fault}");
@@ -249,7 +251,11 @@ fn group_table(groups: &[GroupStatus]) -> String {
             status.group.name.to_string(),
             condition(status.state.condition).to_owned(),
             status.group.disks.len().to_string(),
-            if status.idle { format!("{age}, idle") } else { age },
+            match (status.idle, status.late_since) {
+                (true, _) => format!("{age}, idle"),
+                (false, Some(_)) => format!("{age}, LATE"),
+                (false, None) => age,
+            },
             interval(status.group.policy),
             status.history.points.to_string(),
             status.history.oldest.map_or(String::new(), |oldest: WallNanos| oldest.to_string()),
@@ -288,6 +294,12 @@ fn group_details(status: &GroupStatus) -> String {
             "  lsn  submitted {}, written {}, visible {}, durable {}, destaged {}, vaulted {}",
             lsn.submitted, lsn.written, lsn.visible, lsn.durable, lsn.destaged, lsn.vaulted
         );
+    }
+    if let Some(since) = status.late_since {
+        let _ = writeln!(text, "  points  late since {since}");
+    }
+    if let Some(waited) = status.writes_waiting_ms {
+        let _ = writeln!(text, "  writes  wait: the oldest for {}", duration(waited));
     }
     if let Some(retention) = &status.history.retention {
         let _ = writeln!(text, "  retention  {retention}");

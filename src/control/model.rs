@@ -422,6 +422,12 @@ pub struct GroupStatus {
     pub newest_point: Option<NewestPoint>,
     /// Whether nothing was written since the newest point: idleness is not lateness.
     pub idle: bool,
+    /// Since when points do not come as often as the policy says, if so, whatever else is wrong with the group.
+    #[serde(default)]
+    pub late_since: Option<WallNanos>,
+    /// How long the oldest write has waited for its answer, if that is a second or more.
+    #[serde(default)]
+    pub writes_waiting_ms: Option<u64>,
     /// Its recovery points.
     pub history: History,
     /// What its guests write now.
@@ -480,6 +486,8 @@ pub enum ReasonCode {
     JournalFull,
     /// The extent maps are at their limit of memory: writes wait.
     MapsFull,
+    /// Recovery points do not come as often as the policy says.
+    PointsLate,
     /// The file system is full: writes wait.
     NoSpace,
     /// A disk's image failed; that disk's writes fail.

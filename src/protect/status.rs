@@ -1,5 +1,7 @@
 //! How a group stands: a snapshot that can leave its owner thread.
 
+use std::time::Duration;
+
 use crate::error::ErrorKind;
 use crate::format::record::{DiskRecord, PointRecord};
 use crate::protect::group::{Counters, Group};
@@ -11,6 +13,8 @@ use crate::units::{GroupId, Lsn, MonotonicNanos, WallNanos};
 const SAMPLES: usize = 6;
 /// taken this far apart.
 const SAMPLE_NANOS: u64 = 1_000_000_000;
+/// A write that has no answer for as long waits for something.
+const WAITING_MIN: Duration = Duration::from_secs(1);
 
 /// What a group is doing, in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,6 +27,8 @@ pub enum Condition {
     JournalFull,
     /// Writes wait: the maps are at their limit of memory.
     MapsFull,
+    /// Points do not come as often as the policy says.
+    PointsLate,
     /// Writes wait, or images lag: a file system is full.
     NoSpace,
     /// Images, journal or vault meet errors: what failed is tried again.
@@ -58,6 +64,10 @@ impl Condition {
             Condition::MapsFull => (
                 "the extent maps are at their limit of memory: writes wait until images and vault catch up",
                 "nothing, if it passes; else a larger [memory] maps, or faster disks",
+            ),
+            Condition::PointsLate => (
+                "recovery points are late: there are writes of more than two intervals ago that no point holds",
+                "nothing, if it passes; else a faster disk for the vault, or a longer interval",
             ),
             Condition::NoSpace => {
                 ("a file system is full: writes wait", "free space; it is tried again every second")
@@ -131,6 +141,10 @@ pub struct GroupSnapshot {
     pub idle: bool,
     /// The newest point.
     pub newest_point: Option<PointRecord>,
+    /// Since when points are late, if they are.
+    pub late_since: Option<WallNanos>,
+    /// How long the oldest write has waited for its answer, if that is long.
+    pub writes_waiting: Option<Duration>,
     /// Time of the oldest point.
     pub oldest: Option<WallNanos>,
     /// How many points there are.
@@ -203,6 +217,8 @@ impl Group {
             Condition::JournalFull
         } else if self.writer.holds_data() {
             Condition::MapsFull
+        } else if self.late_since.is_some() {
+            Condition::PointsLate
         } else {
             Condition::Protected
         }
@@ -254,6 +270,8 @@ impl Group {
             journal_limit_bytes: self.segments.limit_bytes(),
             idle: self.vaulted_all(),
             newest_point: self.points.last().cloned(),
+            late_since: self.late_since,
+            writes_waiting: self.writes_waiting(),
             oldest: self.points.first().map(|point| point.wall),
             points: self.points.len() as u64,
             counters: self.counters,
@@ -266,8 +284,33 @@ impl Group {
         }
     }
 
+    fn writes_waiting(&self) -> Option<Duration> {
+        let since = self.oldest_write()?;
+        let waited = Duration::from_nanos(self.runtime.now().0.saturating_sub(since.0));
+        (waited >= WAITING_MIN).then_some(waited)
+    }
+
+    /// Notes whether points are late, and tells it once, and when it is over.
+    fn observe_lateness(&mut self) {
+        let due = self.lateness.due(self.schedule.interval());
+        let is_late = due.is_some_and(|due| due <= self.runtime.now());
+        match (self.late_since, is_late) {
+            (None, true) => {
+                self.late_since = Some(self.runtime.wall());
+                let newest = self.points.last().map(|point| tracing::field::display(point.wall));
+                tracing::warn!(group = %self.name, newest, "recovery points are late");
+            }
+            (Some(_), false) => {
+                self.late_since = None;
+                tracing::info!(group = %self.name, "recovery points are in time again");
+            }
+            _ => {}
+        }
+    }
+
     /// Notes what the group does, and since when, and how fast.
     pub(super) fn observe(&mut self) {
+        self.observe_lateness();
         let condition = self.condition();
         if condition != self.condition.0 {
             self.condition = (condition, self.runtime.wall());

@@ -1,5 +1,7 @@
 //! From what the owners of groups know to what the API says.
 
+use std::time::Duration;
+
 use crate::control::catalogue;
 use crate::control::model::{
     Condition as ApiCondition, Disk, Failure, Group, GroupState, GroupStatus, History, JournalStatus,
@@ -136,6 +138,8 @@ pub fn status(group: Group, snapshot: &GroupSnapshot, connections: u64, now: Wal
         }),
         newest_point: snapshot.newest_point.as_ref().map(|point| newest_point(point, now)),
         idle: snapshot.idle,
+        late_since: snapshot.late_since,
+        writes_waiting_ms: snapshot.writes_waiting.map(milliseconds),
         history: History {
             points: snapshot.points,
             oldest: snapshot.oldest,
@@ -145,6 +149,10 @@ pub fn status(group: Group, snapshot: &GroupSnapshot, connections: u64, now: Wal
         writes: WriteRate { writes_per_s: snapshot.writes_per_s, bytes_per_s: snapshot.bytes_per_s },
         connections,
     }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Why retention does not do what the policy says, if so.
@@ -168,6 +176,8 @@ pub fn failed_status(group: Group, failure: Failure, points: &[PointRecord], now
         journal: None,
         newest_point: points.last().map(|point| newest_point(point, now)),
         idle: false,
+        late_since: None,
+        writes_waiting_ms: None,
         history: History {
             points: points.len() as u64,
             oldest: points.first().map(|point| point.wall),
@@ -191,6 +201,7 @@ fn state(snapshot: &GroupSnapshot) -> GroupState {
         Condition::Stopping => (ApiCondition::Stopping, None),
         Condition::JournalFull => (ApiCondition::Degraded, Some(ReasonCode::JournalFull)),
         Condition::MapsFull => (ApiCondition::Degraded, Some(ReasonCode::MapsFull)),
+        Condition::PointsLate => (ApiCondition::Degraded, Some(ReasonCode::PointsLate)),
         Condition::NoSpace => (ApiCondition::Degraded, Some(ReasonCode::NoSpace)),
         Condition::Retrying => (ApiCondition::Degraded, Some(ReasonCode::Io)),
         Condition::ImageFailed => (ApiCondition::Latched, Some(ReasonCode::ImageFailed)),

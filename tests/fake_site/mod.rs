@@ -316,6 +316,8 @@ fn group_status(fake: &FakeGroup) -> GroupStatus {
         journal: Some(JournalStatus { used_bytes: 1 << 30, limit_bytes: 4 << 30 }),
         newest_point: newest.map(|point| NewestPoint { id: point.id, time: point.time, age_ms: 1500 }),
         idle: false,
+        late_since: Some(NOON),
+        writes_waiting_ms: Some(62_000),
         history: History {
             points: u64::try_from(fake.points.len()).unwrap(),
             oldest: fake.points.first().map(|point| point.time),

@@ -89,6 +89,8 @@ fn writes_wait_for_space_and_go_on() {
     let status = until_writes_wait(&gateway);
     assert_eq!(status["groups"][0]["state"]["condition"], "degraded", "{status:#}");
     assert!(gateway.says("status").contains("free space"), "people are told");
+    gateway.until("for how long", |status| status["groups"][0]["writes_waiting_ms"].as_u64() >= Some(1000));
+    assert!(gateway.says("status").contains("writes  wait: the oldest for "), "people are told for how long");
     // It is tried again every second; attempts that failed must not pile up and hold the last space.
     // While they are made, the reason stays the one that a person can do something about.
     gateway.until("a third attempt", |status| {
@@ -99,7 +101,8 @@ fn writes_wait_for_space_and_go_on() {
     assert!(unfinished.len() <= 1, "{unfinished:?}");
     small.make_space();
     assert_eq!(writer.join().unwrap(), BLOCKS, "every write was taken in the end");
-    gateway.until("protected again", is_protected);
+    let status = gateway.until("protected again", is_protected);
+    assert_eq!(status["groups"][0]["writes_waiting_ms"], Value::Null);
     assert_reads(&gateway, BLOCKS);
     gateway.says("point create erp --label after");
     gateway.terminate();
@@ -171,4 +174,22 @@ fn a_group_is_removed_from_a_full_disk() {
     gateway.says("disk create other/db --size 8M");
     gateway.says("point create other");
     assert!(!gateway.says("group list").contains("erp"));
+}
+
+#[test]
+fn a_disk_that_is_longer_than_a_file_may_be_is_refused_with_the_limit() {
+    let small = SmallFileSystem::new();
+    let gateway = Gateway::with(&small.setup());
+    gateway.says("group create erp");
+    let limit = ["4PiB", "8192PiB"].map(|size| {
+        let told = gateway.refuses(&format!("disk create erp/db --size {size}"), 1);
+        let (_, told) = told.split_once(&format!("size = {size}: ")).expect("key and value");
+        let (_, limit) = told.split_once("at most ").expect("the limit");
+        let (limit, mend) = limit.split_once(": ").expect("the mend");
+        assert!(mend.contains("smaller size") && mend.contains("XFS"), "{mend}");
+        limit.to_owned()
+    });
+    assert_eq!(limit[0], limit[1]);
+    assert_eq!(files(gateway.data(), "raw").len(), 0);
+    gateway.says(&format!("disk create erp/db --size {}", limit[0]));
 }
