@@ -5,6 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD, FlockOperation};
@@ -23,12 +24,14 @@ impl DataDirectory {
     /// Takes the lock of an existing directory, creating its `lock` file; `Latched` if another process holds it.
     pub fn acquire(path: &Path) -> Result<DataDirectory> {
         let lock_path = lock_path(path);
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&lock_path)
-            .map_err(|error| Error::io("opening the data directory's lock", error).at_path(&lock_path))?;
+        let lock =
+            OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .mode(0o600)
+                .open(&lock_path)
+                .map_err(|error| Error::io("opening the data directory's lock", error).at_path(&lock_path))?;
         if !try_lock(&lock, FlockOperation::NonBlockingLockExclusive)
             .map_err(|error| Error::io("locking the data directory", error).at_path(&lock_path))?
         {

@@ -104,6 +104,11 @@ impl Error {
         self.inner.kind
     }
 
+    /// What the operating system said, where it was asked.
+    pub fn io_kind(&self) -> Option<io::ErrorKind> {
+        self.inner.source.as_ref().map(io::Error::kind)
+    }
+
     /// The file concerned, where one is known.
     pub fn path(&self) -> Option<&Path> {
         self.inner.path.as_deref()

@@ -12,6 +12,7 @@ pub mod cli;
 pub mod config;
 #[cfg(feature = "server")]
 pub mod control;
+pub mod counted;
 #[cfg(feature = "server")]
 pub mod data_directory;
 pub mod delta;

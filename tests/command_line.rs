@@ -78,7 +78,15 @@ fn every_listing_is_text_or_json() {
 fn status_says_what_runs_and_why() {
     let gateway = with_a_point("before");
     let text = says(&gateway, "status", "blocking (io_uring_setup: EPERM), through the page cache (tmpfs");
-    for fragment in ["LATCHED", "EIO on segment-3", "1s 500ms", "1.0 GiB of 4.0 GiB", "visible 0:00000007"] {
+    for fragment in [
+        "LATCHED",
+        "EIO on segment-3",
+        "1s 500ms, LATE",
+        "1.0 GiB of 4.0 GiB",
+        "visible 0:00000007",
+        "late since 2026-11-21",
+        "the oldest for 1m 2s",
+    ] {
         assert!(text.contains(fragment), "`{fragment}` in: {text}");
     }
 }
@@ -117,12 +125,15 @@ fn what_destroys_data_wants_yes() {
 #[test]
 fn a_resume_says_what_it_did_and_fails_while_a_latch_stays() {
     let gateway = with_a_point("before");
+    says(&gateway, "group pause erp", "group erp is paused: no timed points are made");
+    says(&gateway, "events --group erp", "history_will_shrink");
+    assert_eq!(json(&gateway, "events --limit 1").as_array().unwrap().len(), 1);
     says(&gateway, "group resume erp", "group erp is open, and nothing is latched");
     assert_eq!(json(&gateway, "group resume erp")["opened"], false);
     says(&gateway, "group create stuck", "created");
     let output = run(&gateway, "group resume stuck");
     assert!(String::from_utf8(output.stdout).unwrap().contains("latched  disk db: EIO"));
-    fails(&gateway, "group resume stuck", 1, "1 latches stay");
+    fails(&gateway, "group resume stuck", 1, "not cleared: 1 latch");
     fails(&gateway, "group resume none", 1, "no group none");
 }
 
@@ -145,7 +156,7 @@ fn failures_are_one_line_and_have_statuses() {
     fails(&gateway, "group show none", 1, "no group none");
     fails(&gateway, "group create a/b", 2, "letters");
     fails(&gateway, "disk create erp/x", 2, "--size");
-    fails(&gateway, "vault verify broken", 1, "the vault has 1 faults");
+    fails(&gateway, "vault verify broken", 1, "the vault has 1 fault");
     fails(&gateway, "--socket /none/api.sock group list", 1, "no gateway answers on /none/api.sock");
     fails(&gateway, "--socket /none/api.sock status --watch", 1, "afterimage serve --config");
 }

@@ -152,6 +152,10 @@ fn what_the_text_can_not_say_is_refused() {
         ("[storage]\nbackend = \"aio\"\n", &["storage.backend = \"aio\"", "\"io_uring\""]),
         ("[journal]\nsize = \"4GB\"\n", &["journal.size = \"4GB\": not a size", "\"4GiB\""]),
         ("[journal]\nsize = -5\n", &["journal.size = -5: not a size"]),
+        ("[memory]\nmaps = \"1M\"\n", &["memory.maps = \"1M\": too little: write at least \"16MiB\""]),
+        ("[nbd]\nbuffers = \"1M\"\n", &["nbd.buffers = \"1M\": too little: write at least \"32MiB\""]),
+        ("[vault]\nhistory_max = 1\n", &["vault.history_max = 1: too little: write at least \"16MiB\""]),
+        ("[vault]\nfree_min = \"5%\"\n", &["vault.free_min = \"5%\": not a size"]),
         ("[journal]\nsize = 1.5\n", &["[journal] size = 1.5", "expected a size such as"]),
         (
             "[journal]\nsegment_size = 1000\n",
@@ -299,7 +303,8 @@ fn the_values_arrive_typed() {
     let file = place.configure(&format!(
         "{SITE}data_threads = 3\n[nbd]\nlisten = [\"0.0.0.0:10809\"]\nallow_insecure = true\nconnections_max = 7\n\
          [log]\nformat = \"json\"\nlevel = \"debug\"\n[storage]\nbackend = \"io_uring\"\n\
-         [journal]\nsize = 67108864\nsegment_size = \"4M\"\n"
+         [journal]\nsize = 67108864\nsegment_size = \"4M\"\n\
+         [memory]\nmaps = \"20M\"\nframes = 0\n[vault]\nhistory_max = \"1G\"\nfree_min = 0\n"
     ));
     let configuration = Configuration::load(&file).unwrap();
     assert_eq!(configuration.site.data_threads.get(), 3);
@@ -309,4 +314,7 @@ fn the_values_arrive_typed() {
     assert_eq!(configuration.storage.backend, StorageChoice::Uring);
     assert_eq!(configuration.journal.size, ByteSize(64 << 20));
     assert_eq!(configuration.journal.segment_size, ByteSize(4 << 20));
+    assert_eq!((configuration.memory.maps, configuration.memory.frames), (ByteSize(20 << 20), ByteSize(0)));
+    let vault = configuration.vault;
+    assert_eq!((vault.history_max, vault.free_min), (Some(ByteSize(1 << 30)), Some(ByteSize(0))));
 }

@@ -97,6 +97,13 @@ fn a_damaged_journal_is_exit_status_one_with_file_and_offset() {
 fn what_is_not_there_or_in_use_is_said() {
     let root = tempfile::tempdir().expect("a directory");
     assert_eq!(journal(&["verify"], &root.path().join("none")).status.code(), Some(1));
+    for verb in ["verify", "inspect"] {
+        let output = journal(&[verb], root.path());
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{errors}");
+        assert!(errors.starts_with("error: no journal: it holds no segment") && errors.lines().count() == 1);
+        assert!(output.stdout.is_empty(), "nothing is said to be sound");
+    }
     let open = Journal::open(root.path(), GROUP);
     assert!(text(&journal(&["verify"], root.path())).contains("snapshot"));
     drop(open);

@@ -9,9 +9,13 @@ use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use afterimage::format::frame::{Payload, RecordKind};
+use afterimage::format::run::{Run, RunExtent, RunLayer, RunPart, RunSource};
 use afterimage::journal::inspect::{Fault, Survey, Verdict};
 use afterimage::journal::recover::{Decision, Refusal};
-use afterimage::units::{GroupId, Lsn};
+use afterimage::journal::runs::link_of;
+use afterimage::journal::scan::Scanned;
+use afterimage::units::{DiskSlot, GroupId, Lsn, TimelineId};
 use journal_maker::{GROUP, Journal, SEGMENT_BYTES, copy, files, opening_accepts};
 use tempfile::TempDir;
 
@@ -320,11 +324,20 @@ fn a_single_segment_tells_about_itself() {
 }
 
 #[test]
-fn an_empty_journal_is_sound_unless_an_image_is_ahead_of_it() {
+fn an_empty_directory_is_no_journal_unless_it_stands_beside_images() {
+    use afterimage::error::ErrorKind;
     use afterimage::format::checkpoint::{Checkpoint, FILE_BYTES};
     use afterimage::units::{DiskId, TimelineId};
     let (root, directory) = journal(|directory| fs::create_dir_all(directory).expect("a directory"));
-    assert_eq!(survey(&directory).verdict, Verdict::Sound);
+    fs::write(root.path().join("letter"), "no journal").expect("written");
+    let said = |directory: &Path| {
+        let error = Survey::of(directory).expect_err("no journal");
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        error.to_string()
+    };
+    assert!(said(&directory).contains("holds no segment"));
+    assert!(said(root.path()).contains("holds no segment"));
+    assert!(said(directory.parent().expect("a group")).contains(&directory.display().to_string()));
     let images = root.path().join(format!("{GROUP}/images"));
     fs::create_dir_all(&images).expect("a directory");
     let checkpoint =
@@ -376,4 +389,88 @@ fn a_journal_in_use_is_read_as_a_snapshot() {
     assert_eq!(survey(root.path()).end(), journal.writer.visible());
     journal.seal();
     assert!(!survey(root.path()).in_use);
+}
+
+/// The run that a gateway would write about the first segments' frames behind the first frame: made of what the survey says,
+/// and changed.
+fn run_over(
+    survey: &Survey,
+    change: impl FnOnce(&mut Run, &mut Vec<RunExtent>, &mut Vec<Payload>),
+) -> Vec<u8> {
+    let segment = &survey.segments[0];
+    let frames = &segment.scan.frames;
+    let (first, last) = (&frames[0], &frames[frames.len() - 1]);
+    let (mut extents, mut payloads) = (Vec::new(), Vec::new());
+    for frame in frames[1..].iter().map(|scanned| &scanned.frame) {
+        for record in &frame.records {
+            let sector = frame.payload_base() + record.payload.sector;
+            let RecordKind::Write { range, .. } = record.kind else { continue };
+            let source = RunSource::Journal { segment: segment.scan.index.0, sector };
+            extents.push(RunExtent { range, source });
+            payloads.push(Payload { sector, ..record.payload });
+        }
+    }
+    let link = |scanned: &Scanned| link_of(&scanned.frame, scanned.sum);
+    let sequence = first.frame.segment;
+    let layer = RunLayer {
+        last: last.frame.last_lsn(),
+        oldest: sequence,
+        data_bytes: extents.iter().map(|extent| extent.range.bytes()).sum(),
+        disks: vec![(DiskSlot(0), u32::try_from(extents.len()).expect("few"))],
+        marker: None,
+    };
+    let mut run = Run {
+        group: GROUP,
+        timeline: TimelineId(1),
+        begin: link(first),
+        end: link(last),
+        parts: vec![RunPart {
+            index: segment.scan.index.0,
+            sequence,
+            last_lsn: last.frame.last_lsn(),
+            payloads: u32::try_from(payloads.len()).expect("few"),
+        }],
+        layers: vec![layer],
+    };
+    change(&mut run, &mut extents, &mut payloads);
+    run.encode(extents.into_iter(), payloads.into_iter())
+}
+
+/// Opening trusts a run's sum for all but its ends, so the tool compares the rest with the frames; and whatever is wrong with a
+/// run, the journal is sound.
+#[test]
+fn a_run_that_says_otherwise_than_the_frames_is_named_and_harms_nothing() {
+    let (_root, directory) = journal(long);
+    let sound = survey(&directory);
+    let named = |bytes: &[u8]| {
+        let path = directory.join("run-0000000000000001");
+        fs::write(&path, bytes).expect("written");
+        let survey = survey(&directory);
+        assert_eq!(survey.verdict, sound.verdict, "a cache is no journal");
+        assert_eq!(survey.runs.len(), 1);
+        assert_eq!(survey.runs[0].path, path);
+        survey.runs[0].fault.clone()
+    };
+    let untouched = run_over(&sound, |_, _, _| {});
+    assert_eq!(named(&untouched), None);
+    let mut flipped = untouched.clone();
+    flipped[300] ^= 1;
+    assert!(named(&flipped).expect("a fault").contains("its sum"));
+    assert!(named(&untouched[..2048]).expect("a fault").contains("damaged"));
+    type Change = fn(&mut Run, &mut Vec<RunExtent>, &mut Vec<Payload>);
+    let changes: [(Change, &str); 8] = [
+        (|run, _, _| run.group = GroupId(8), "another group"),
+        (|run, _, _| run.end.sum ^= 1, "not the one that it ends with"),
+        (|run, _, _| run.begin.sum ^= 1, "not the one that it begins behind"),
+        (|run, _, _| run.end.number.0 += 1000, "does not hold"),
+        (|run, _, _| run.parts[0].index += 1, "segment use 1 say otherwise"),
+        (|_, _, payloads| payloads[1].sum ^= 1, "segment use 1 say otherwise"),
+        (|_, extents, _| extents[2].range.end -= 1, "say otherwise"),
+        (|run, _, _| run.layers[0].data_bytes += 512, "say otherwise"),
+    ];
+    for (number, (change, says)) in changes.into_iter().enumerate() {
+        let fault =
+            named(&run_over(&sound, change)).unwrap_or_else(|| panic!("change {number} goes unnoticed"));
+        assert!(fault.contains(says), "change {number}: {fault}");
+    }
 }

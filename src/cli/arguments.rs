@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::tools::ImageFormat;
 use crate::byte_size::ByteSize;
-use crate::control::model::Policy;
+use crate::control::model::{EventQuery, Policy};
 use crate::control::name::{DiskPath, Label, Name};
 use crate::control::retain::Retain;
 use crate::control::selector::PointSelector;
@@ -137,6 +137,16 @@ pub enum ClientCommand {
         #[arg(long)]
         watch: bool,
     },
+    /// What happened to groups, newest first
+    #[command(after_help = "Example:\n  afterimage events --group erp --limit 20")]
+    Events {
+        /// Only this group's
+        #[arg(long, value_name = "GROUP")]
+        group: Option<Name>,
+        /// The newest so many
+        #[arg(long, value_name = "COUNT", default_value_t = EventQuery::LIMIT_DEFAULT)]
+        limit: u32,
+    },
     /// The vault, where deltas and recovery points are kept
     #[command(subcommand, arg_required_else_help = true)]
     #[command(after_help = "Example:\n  afterimage vault verify erp")]
@@ -160,7 +170,13 @@ pub enum GroupCommand {
         /// The group
         group: Name,
     },
-    /// After a mend: open a group that could not be opened, or clear what is latched
+    /// Make no timed points, and let none go, until `group resume`; guests go on
+    #[command(after_help = "Example:\n  afterimage group pause erp")]
+    Pause {
+        /// The group
+        group: Name,
+    },
+    /// After a pause or a mend: make points again, open a group that could not be opened, clear what is latched
     #[command(after_help = "Example:\n  afterimage group resume erp")]
     Resume {
         /// The group; its id if its name is not known

@@ -4,24 +4,24 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
-
 use super::arguments::{
     ClientCommand, Consent, DiskCommand, FailoverCommand, GroupCommand, PointCommand, PolicyCommand,
     SourceArgument, VaultCommand,
 };
 use super::client::Client;
 use super::failure::Failure;
+use super::interrupt::Interrupts;
 use super::output::{Output, confirm, print};
 use super::tools::{self, ImageFormat};
 use super::{progress, render};
 use crate::control::model::{
-    Disk, DiskRequest, DiskSource, Group, GroupRequest, Job, JobResult, Point, PointRequest, PointSelection,
-    PolicyForecast, PolicyRequest, RestoreRequest, Restored, Resumed, Status, Test, TestRequest,
-    VerifyRequest,
+    Disk, DiskRequest, DiskSource, Event, Group, GroupRequest, JobResult, Point, PointRequest,
+    PointSelection, PolicyForecast, PolicyRequest, RestoreRequest, Restored, Resumed, Status, Test,
+    TestRequest, VerifyRequest,
 };
 use crate::control::name::{DiskPath, Name};
 use crate::control::selector::PointSelector;
+use crate::counted::counted;
 use crate::error::{Error, ErrorKind};
 use crate::units::SECTOR_BYTES;
 
@@ -55,6 +55,7 @@ pub async fn run(command: ClientCommand, client: Client, output: Output) -> Resu
         ClientCommand::Restore { group, point, to, format, consent } => {
             session.restore_as(format, &group, point.point, &to, consent).await
         }
+        ClientCommand::Events { group, limit } => session.events(group.as_ref(), limit).await,
         ClientCommand::Status { watch } => session.status(watch).await,
         ClientCommand::Vault(VaultCommand::Verify { group }) => session.vault_verify(group).await,
     }
@@ -63,21 +64,6 @@ pub async fn run(command: ClientCommand, client: Client, output: Output) -> Resu
 /// `?group=NAME`, where one is named.
 fn of_group(group: Option<&Name>) -> String {
     group.map(|group| format!("?group={group}")).unwrap_or_default()
-}
-
-/// Somebody wants this process to end: Ctrl-C, or SIGTERM.
-async fn interrupted() {
-    let terminated = async {
-        match signal(SignalKind::terminate()) {
-            Ok(mut signals) => drop(signals.recv().await),
-            // Then only Ctrl-C is heard.
-            Err(_) => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        () = terminated => {}
-    }
 }
 
 /// A directory that is there, by the one name that the kernel has for it.
@@ -107,24 +93,37 @@ impl Session {
                 let group: Group = self.client.get(&format!("/v1/groups/{group}")).await?;
                 self.output.show(&group, render::group)
             }
+            GroupCommand::Pause { group } => {
+                let route = format!("/v1/groups/{group}/pause");
+                let group: Group = self.client.post(&route, &serde_json::json!({})).await?;
+                let text = "no timed points are made, and none go, until `group resume`";
+                self.output.show(&group, |group| format!("group {} is paused: {text}\n", group.name))
+            }
             GroupCommand::Resume { group } => {
                 let route = format!("/v1/groups/{group}/resume");
                 let resumed: Resumed = self.client.post(&route, &serde_json::json!({})).await?;
                 self.output.show(&resumed, render::resumed)?;
                 match resumed.latched.len() {
                     0 => Ok(()),
-                    count => Err(Error::new(ErrorKind::Latched, format!("{count} latches stay")).into()),
+                    count => {
+                        let text = format!("not cleared: {}", counted(count, "latch"));
+                        Err(Error::new(ErrorKind::Latched, text).into())
+                    }
                 }
             }
             GroupCommand::Remove { group, consent } => {
-                confirm(
-                    consent.yes,
-                    &format!("removing group {group} with its disks and all recovery points"),
-                )?;
+                let what = format!("removing group {group} with its disks and all recovery points");
+                confirm(consent.yes, &what).await?;
                 self.client.delete::<()>(&format!("/v1/groups/{group}")).await?;
                 self.removed(&format!("group {group}"))
             }
         }
+    }
+
+    async fn events(&self, group: Option<&Name>, limit: u32) -> Result<(), Failure> {
+        let group = group.map(|group| format!("&group={group}")).unwrap_or_default();
+        let events: Vec<Event> = self.client.get(&format!("/v1/events?limit={limit}{group}")).await?;
+        self.output.show(&events, |events| render::events(events))
     }
 
     async fn disk(&self, command: DiskCommand) -> Result<(), Failure> {
@@ -136,7 +135,7 @@ impl Session {
                 self.output.show(&disks, |disks| render::disks(disks))
             }
             DiskCommand::Remove { disk, consent } => {
-                confirm(consent.yes, &format!("removing disk {disk} with its content"))?;
+                confirm(consent.yes, &format!("removing disk {disk} with its content")).await?;
                 self.client.delete::<()>(&format!("/v1/groups/{}/disks/{}", disk.group, disk.disk)).await?;
                 self.removed(&format!("disk {disk}"))
             }
@@ -153,8 +152,8 @@ impl Session {
             (None, Some(file)) => {
                 let label = format!("importing {path}");
                 let source = DiskSource::Import(absolute(&file)?);
-                let job: Job = self.client.post(&route, &DiskRequest { name: path.disk, source }).await?;
-                match progress::watch(&self.client, job, &label).await? {
+                let request = DiskRequest { name: path.disk, source };
+                match progress::run(&self.client, self.client.post(&route, &request), &label).await? {
                     JobResult::Disk(disk) => disk,
                     other => return Err(unexpected(&other)),
                 }
@@ -176,7 +175,7 @@ impl Session {
                 self.change_point(&group, "release", point, "released").await
             }
             PointCommand::Delete { group, point, consent } => {
-                confirm(consent.yes, &format!("deleting a recovery point of {group}"))?;
+                confirm(consent.yes, &format!("deleting a recovery point of {group}")).await?;
                 self.change_point(&group, "delete", point, "deleted").await
             }
             PointCommand::List { group } => {
@@ -185,13 +184,10 @@ impl Session {
             }
             PointCommand::Mount { disk, point, partition, directory } => {
                 let directory = existing(&directory)?;
-                let mounting = async |test: &Test| tools::mount(test, &disk, partition, &directory).await;
+                let mounting = async |test: &Test, interrupts: &mut Interrupts| {
+                    tools::mount(test, &disk, partition, &directory, interrupts).await
+                };
                 let mounted = self.with_test(&disk.group, point.point, Keep::OnSuccess, mounting).await;
-                if let Err(Failure::Failed(error)) = &mounted
-                    && error.kind() == ErrorKind::Shutdown
-                {
-                    tools::abandon(&directory).await?;
-                }
                 let (_, mounted) = mounted?;
                 self.output.show(&mounted, render::mounted)
             }
@@ -259,10 +255,12 @@ impl Session {
         let connected: u64 = chosen.iter().map(|test| test.connections).sum();
         if written > 0 || connected > 0 {
             let what = format!(
-                "throwing away {written} bytes written to {} of {group}, with {connected} clients connected",
-                render::test_numbers(&chosen)
+                "throwing away {} written to {} of {group}, with {} connected",
+                counted(written, "byte"),
+                render::test_numbers(&chosen),
+                counted(connected, "client")
             );
-            confirm(consent.yes, &what)?;
+            confirm(consent.yes, &what).await?;
         }
         let mut cleaned: Vec<u64> = Vec::with_capacity(chosen.len());
         for test in chosen {
@@ -285,15 +283,11 @@ impl Session {
         consent: Consent,
     ) -> Result<(), Failure> {
         let directory = absolute(to)?;
-        let mut request = RestoreRequest { point, directory, overwrite: consent.yes };
-        let result = match self.restore_once(group, &request).await {
-            Err(Failure::Failed(error)) if error.kind() == ErrorKind::AlreadyExists && !request.overwrite => {
-                confirm(false, &format!("overwriting files in {} ({error})", request.directory.display()))?;
-                request.overwrite = true;
-                self.restore_once(group, &request).await?
-            }
-            other => other?,
+        let restoring = async |overwrite| {
+            let request = RestoreRequest { point: point.clone(), directory: directory.clone(), overwrite };
+            self.restore_once(group, &request).await
         };
+        let result = overwriting(consent, &directory, restoring).await?;
         match result {
             JobResult::Restored(restored) => self.output.show(&restored, render::restored),
             other => Err(unexpected(&other)),
@@ -315,12 +309,14 @@ impl Session {
             .mode(0o700)
             .create(&directory)
             .map_err(|error| Error::io("creating the directory", error).at_path(&directory))?;
-        let writing = async |test: &Test| match tools::restore(test, &directory, format, consent.yes).await {
-            Err(Failure::Failed(error)) if error.kind() == ErrorKind::AlreadyExists && !consent.yes => {
-                confirm(false, &format!("overwriting files in {} ({error})", directory.display()))?;
-                tools::restore(test, &directory, format, true).await
+        let writing = async |test: &Test, interrupts: &mut Interrupts| {
+            let restoring = async |overwrite| tools::restore(test, &directory, format, overwrite).await;
+            tokio::select! {
+                restored = overwriting(consent, &directory, restoring) => restored,
+                () = interrupts.next() => {
+                    Err(Failure::Interrupted("what was written of unfinished images is gone".into()))
+                }
             }
-            other => other,
         };
         let (test, files) = self.with_test(group, point, Keep::Never, writing).await?;
         let mut bytes = 0;
@@ -331,20 +327,19 @@ impl Session {
         self.output.show(&Restored { point: test.point, files, bytes }, render::restored)
     }
 
-    /// Does `work` on a test failover of a point, which ends with it, also when it fails or is interrupted.
+    /// Does `work` on a test failover of a point, which ends with it, also when it fails or is interrupted: interruptions
+    /// are the work's to hear, and to put right what it did before the test failover goes.
     async fn with_test<T>(
         &self,
         group: &Name,
         point: PointSelector,
         keep: Keep,
-        work: impl AsyncFnOnce(&Test) -> Result<T, Failure>,
+        work: impl AsyncFnOnce(&Test, &mut Interrupts) -> Result<T, Failure>,
     ) -> Result<(Test, T), Failure> {
+        let mut interrupts = Interrupts::listen()?;
         let test: Test =
             self.client.post(&format!("/v1/groups/{group}/tests"), &TestRequest { point }).await?;
-        let worked = tokio::select! {
-            worked = work(&test) => worked,
-            () = interrupted() => Err(Error::new(ErrorKind::Shutdown, "interrupted").into()),
-        };
+        let worked = work(&test, &mut interrupts).await;
         if keep == Keep::Never || worked.is_err() {
             let ended = self.end_test(group.as_str(), test.number.0).await;
             // The work's own failure says more than what comes of it.
@@ -359,8 +354,8 @@ impl Session {
     }
 
     async fn restore_once(&self, group: &Name, request: &RestoreRequest) -> Result<JobResult, Failure> {
-        let job: Job = self.client.post(&format!("/v1/groups/{group}/restore"), request).await?;
-        progress::watch(&self.client, job, &format!("restoring {group}")).await
+        let route = format!("/v1/groups/{group}/restore");
+        progress::run(&self.client, self.client.post(&route, request), &format!("restoring {group}")).await
     }
 
     async fn status(&self, watch: bool) -> Result<(), Failure> {
@@ -379,20 +374,36 @@ impl Session {
 
     async fn vault_verify(&self, group: Option<Name>) -> Result<(), Failure> {
         let label = format!("verifying {}", group.as_ref().map_or("every group", Name::as_str));
-        let job: Job = self.client.post("/v1/vault/verify", &VerifyRequest { group }).await?;
-        let report = match progress::watch(&self.client, job, &label).await? {
+        let request = VerifyRequest { group };
+        let asked = self.client.post("/v1/vault/verify", &request);
+        let report = match progress::run(&self.client, asked, &label).await? {
             JobResult::Verified(report) => report,
             other => return Err(unexpected(&other)),
         };
         self.output.show(&report, render::verified)?;
         match report.faults.len() {
             0 => Ok(()),
-            count => Err(Error::corrupt(format!("the vault has {count} faults")).into()),
+            count => Err(Error::corrupt(format!("the vault has {}", counted(count, "fault"))).into()),
         }
     }
 
     fn removed(&self, what: &str) -> Result<(), Failure> {
         if self.output.json { print("null\n") } else { print(&format!("{what} removed\n")) }
+    }
+}
+
+/// Does `work`, which is told whether it may overwrite files; where one stops it, a person is asked, and it is done again.
+async fn overwriting<T>(
+    consent: Consent,
+    directory: &Path,
+    work: impl AsyncFn(bool) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    match work(consent.yes).await {
+        Err(Failure::Failed(error)) if error.kind() == ErrorKind::AlreadyExists && !consent.yes => {
+            confirm(false, &format!("overwriting files in {} ({error})", directory.display())).await?;
+            work(true).await
+        }
+        other => other,
     }
 }
 

@@ -12,6 +12,8 @@ use crate::error::Error;
 /// Exit status of wrong usage or configuration.
 pub(super) const USAGE: u8 = 2;
 const FAILED: u8 = 1;
+/// What shells say of a program that Ctrl-C ended.
+const INTERRUPTED: u8 = 130;
 
 /// Why a command did not do what it was asked.
 #[derive(Debug)]
@@ -29,6 +31,8 @@ pub enum Failure {
         /// What the kernel said.
         source: io::Error,
     },
+    /// Somebody wanted it to end before it was done; what it had begun is put right as far as the text says.
+    Interrupted(String),
     /// Whoever read our output went away: nothing to tell them.
     Hangup,
 }
@@ -42,6 +46,7 @@ impl Failure {
         match self {
             Failure::Usage(_) | Failure::Configuration(_) => ExitCode::from(USAGE),
             Failure::Failed(_) | Failure::Unreachable { .. } => ExitCode::from(FAILED),
+            Failure::Interrupted(_) => ExitCode::from(INTERRUPTED),
             Failure::Hangup => ExitCode::SUCCESS,
         }
     }
@@ -59,6 +64,7 @@ impl fmt::Display for Failure {
                  socket with --socket or AFTERIMAGE_SOCKET",
                 socket.display()
             ),
+            Failure::Interrupted(what) => write!(f, "interrupted: {what}"),
             Failure::Hangup => f.write_str("nobody reads the output"),
         }
     }

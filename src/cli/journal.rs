@@ -10,6 +10,7 @@ use super::failure::Failure;
 use super::output::{Output, table};
 use crate::byte_size::ByteSize;
 use crate::control::wire::rfc3339;
+use crate::counted::counted;
 use crate::error::{Error, ErrorKind};
 use crate::format::frame::{Frame, Record, RecordKind};
 use crate::journal::inspect::{Fault, SegmentSurvey, Survey, Verdict, describe};
@@ -39,15 +40,23 @@ impl Depth {
     }
 }
 
+/// Looks at what stands under a path; what is no journal is the wrong argument.
+fn survey(path: &Path) -> Result<Survey, Failure> {
+    Survey::of(path).map_err(|error| match error.kind() {
+        ErrorKind::Invalid => Failure::Usage(error.to_string()),
+        _ => error.into(),
+    })
+}
+
 /// Tells what stands in a journal, and what opening would take of it.
 pub fn inspect(path: &Path, depth: Depth, output: Output) -> Result<(), Failure> {
-    let report = Report::of(&Survey::of(path)?, depth);
+    let report = Report::of(&survey(path)?, depth);
     output.show(&report, Report::text)
 }
 
 /// Says whether a journal is sound; fails if it is damaged.
 pub fn verify(path: &Path, output: Output) -> Result<(), Failure> {
-    let survey = Survey::of(path)?;
+    let survey = survey(path)?;
     output.show(&Verification::of(&survey), Verification::text)?;
     match &survey.verdict {
         Verdict::Sound | Verdict::TornTail(_) => Ok(()),
@@ -56,10 +65,6 @@ pub fn verify(path: &Path, output: Output) -> Result<(), Failure> {
             Err(Error::new(ErrorKind::Corrupt, text).at_path(path).into())
         }
     }
-}
-
-fn counted(count: usize, noun: &str) -> String {
-    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 #[derive(Serialize)]
@@ -97,6 +102,16 @@ struct Verification {
     durable_floor: Lsn,
     torn_tail: Option<FaultReport>,
     faults: Vec<FaultReport>,
+    /// A cache beside the segments.
+    index_runs: usize,
+    /// Those that opening must not use: harmless.
+    damaged_index_runs: Vec<RunReport>,
+}
+
+#[derive(Serialize)]
+struct RunReport {
+    path: String,
+    what: String,
 }
 
 impl Verification {
@@ -117,6 +132,8 @@ impl Verification {
             durable_floor: survey.floor.lsn(),
             torn_tail,
             faults,
+            index_runs: survey.runs.len(),
+            damaged_index_runs: damaged_runs(survey),
         }
     }
 
@@ -148,6 +165,21 @@ impl Verification {
                 });
             }
         }
+        text + &self.runs_text()
+    }
+
+    fn runs_text(&self) -> String {
+        let mut text = String::new();
+        if self.index_runs > 0 {
+            let _ = writeln!(text, "{} beside it", counted(self.index_runs, "index run"));
+        }
+        for run in &self.damaged_index_runs {
+            let _ = writeln!(
+                text,
+                "  {}: {}; harmless: a cache, and opening reads the frames instead",
+                run.path, run.what
+            );
+        }
         text
     }
 }
@@ -166,8 +198,6 @@ struct Report {
     segment_files: Vec<SegmentReport>,
     incarnations: Vec<IncarnationReport>,
     unfinished: Vec<String>,
-    index_runs: usize,
-    damaged_index_runs: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -244,8 +274,6 @@ impl Report {
             destaged: survey.floor.destaged,
             segment_files: segment_files.collect(),
             incarnations: survey.incarnations.iter().map(IncarnationReport::of).collect(),
-            index_runs: survey.runs.len(),
-            damaged_index_runs: damaged_runs(survey),
             unfinished: survey.unfinished.iter().map(|path| path.display().to_string()).collect(),
         }
     }
@@ -265,12 +293,6 @@ impl Report {
         text += &self.segments_table();
         text += "\n";
         text += &self.incarnations_table();
-        if self.index_runs > 0 {
-            let _ = writeln!(text, "\nindex runs    {}", self.index_runs);
-        }
-        for run in &self.damaged_index_runs {
-            let _ = writeln!(text, "              {run}: opening reads the frames instead");
-        }
         for path in &self.unfinished {
             let _ = writeln!(text, "\nunfinished    {path}: opening removes it");
         }
@@ -477,7 +499,10 @@ fn marker_text(lsn: Lsn, segment: &SegmentSurvey) -> String {
     })
 }
 
-fn damaged_runs(survey: &Survey) -> Vec<String> {
-    let damaged = survey.runs.iter().filter_map(|(path, fault)| Some((path, (*fault)?)));
-    damaged.map(|(path, what)| format!("{} is damaged: its {what}", path.display())).collect()
+fn damaged_runs(survey: &Survey) -> Vec<RunReport> {
+    let damaged = survey.runs.iter().filter_map(|run| {
+        let what = run.fault.clone()?;
+        Some(RunReport { path: run.path.display().to_string(), what })
+    });
+    damaged.collect()
 }

@@ -1,6 +1,6 @@
 //! The command line: text in, text out. Every verb but `serve`, `demo` and `journal` is a thin client of the API.
 //!
-//! Exit statuses: 0 done, 1 failed, 2 wrong usage or configuration. Errors are one line on standard error that begins
+//! Exit statuses: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted. Errors are one line on standard error that begins
 //! with `error: `. Whoever stops reading our output (`| head`) ends us quietly.
 
 mod arguments;
@@ -8,6 +8,7 @@ pub mod client;
 mod commands;
 pub mod demo;
 mod failure;
+mod interrupt;
 pub mod journal;
 mod logging;
 pub mod output;
@@ -70,7 +71,11 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
                 .enable_all()
                 .build()
                 .map_err(|error| crate::error::Error::io("starting the client", error))?;
-            runtime.block_on(commands::run(command, client::Client::new(arguments.socket), output))
+            let done =
+                runtime.block_on(commands::run(command, client::Client::new(arguments.socket), output));
+            // A question that nobody answers any more is not waited for.
+            runtime.shutdown_background();
+            done
         }
     }
 }

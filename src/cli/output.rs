@@ -9,6 +9,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
 
 use super::failure::Failure;
+use super::interrupt::Interrupts;
 use crate::error::Error;
 
 /// In which form answers are printed.
@@ -67,7 +68,7 @@ pub fn table<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [
 }
 
 /// Asks before data is destroyed: `--yes` answers; without it a person at a terminal is asked, and anyone else told.
-pub fn confirm(yes: bool, what: &str) -> Result<(), Failure> {
+pub async fn confirm(yes: bool, what: &str) -> Result<(), Failure> {
     if yes {
         return Ok(());
     }
@@ -75,8 +76,16 @@ pub fn confirm(yes: bool, what: &str) -> Result<(), Failure> {
         return Err(Failure::Usage(format!("{what}: this destroys data: say so with --yes")));
     }
     complain(&format!("{what}. Type yes to go on: "));
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer).map_err(|error| Error::io("reading the answer", error))?;
+    let mut interrupts = Interrupts::listen()?;
+    let reading = tokio::task::spawn_blocking(|| {
+        let mut answer = String::new();
+        io::stdin().read_line(&mut answer).map(|_| answer)
+    });
+    let answer = tokio::select! {
+        answer = reading => answer.expect("reading does not panic"),
+        () = interrupts.next() => return Err(Failure::Interrupted("not confirmed: nothing was done".into())),
+    };
+    let answer = answer.map_err(|error| Error::io("reading the answer", error))?;
     if answer.trim() == "yes" {
         Ok(())
     } else {

@@ -9,10 +9,11 @@ use super::output::table;
 use super::tools::Mounted;
 use crate::byte_size::ByteSize;
 use crate::control::model::{
-    Condition, Disk, Failure, Group, GroupStatus, JournalStatus, Point, PointKind, Policy, PolicyForecast,
-    Reason, Restored, Resumed, Status, Test, VerifyReport,
+    Condition, Disk, Event, Failure, Group, GroupLimits, GroupStatus, JournalStatus, Point, PointKind,
+    Policy, PolicyForecast, Reason, Restored, Resumed, Severity, Status, Test, VerifyReport,
 };
 use crate::control::wire::rfc3339;
+use crate::counted::counted;
 use crate::units::WallNanos;
 
 fn size(bytes: u64) -> String {
@@ -40,7 +41,8 @@ pub fn retain(group: &Group) -> String {
 
 pub fn forecast(forecast: &PolicyForecast) -> String {
     let PolicyForecast { points, bytes_max } = forecast;
-    format!("{points} points would go, and with them at most {}; nothing was changed\n", size(*bytes_max))
+    let points = counted(*points, "point");
+    format!("{points} would go, and with them at most {}; nothing was changed\n", size(*bytes_max))
 }
 
 fn created(group: &Group) -> String {
@@ -115,6 +117,20 @@ pub fn resumed(resumed: &Resumed) -> String {
         let _ = writeln!(text, "  latched  {line}");
     }
     text
+}
+
+pub fn events(events: &[Event]) -> String {
+    let rows = events.iter().map(|event| {
+        let severity = match event.severity {
+            Severity::Info => "info",
+            Severity::Warning => "WARNING",
+            Severity::Error => "ERROR",
+        };
+        let name = event.name.as_ref().map(ToString::to_string);
+        let name = name.or(event.group.map(|group| group.to_string())).unwrap_or_default();
+        [rfc3339(event.time), name, severity.to_owned(), event.code.clone(), event.message.clone()]
+    });
+    table(["TIME", "GROUP", "SEVERITY", "EVENT", "MESSAGE"], rows)
 }
 
 pub fn point_created(point: &Point) -> String {
@@ -206,12 +222,12 @@ pub fn unmounted(mounted: &Mounted) -> String {
 
 pub fn verified(report: &VerifyReport) -> String {
     let mut text = format!(
-        "{} groups, {} manifest steps, {} blobs, {} read: {} faults\n",
-        report.groups,
-        report.steps,
-        report.blobs,
+        "{}, {}, {}, {} read: {}\n",
+        counted(report.groups, "group"),
+        counted(report.steps, "manifest step"),
+        counted(report.blobs, "blob"),
         size(report.bytes),
-        report.faults.len()
+        counted(report.faults.len(), "fault")
     );
     for fault in &report.faults {
         let _ = writeln!(text, "  {fault}");
@@ -249,7 +265,11 @@ fn group_table(groups: &[GroupStatus]) -> String {
             status.group.name.to_string(),
             condition(status.state.condition).to_owned(),
             status.group.disks.len().to_string(),
-            if status.idle { format!("{age}, idle") } else { age },
+            match (status.idle, status.late_since) {
+                (true, _) => format!("{age}, idle"),
+                (false, Some(_)) => format!("{age}, LATE"),
+                (false, None) => age,
+            },
             interval(status.group.policy),
             status.history.points.to_string(),
             status.history.oldest.map_or(String::new(), |oldest: WallNanos| oldest.to_string()),
@@ -289,14 +309,40 @@ fn group_details(status: &GroupStatus) -> String {
             lsn.submitted, lsn.written, lsn.visible, lsn.durable, lsn.destaged, lsn.vaulted
         );
     }
+    if let Some(since) = status.late_since {
+        let _ = writeln!(text, "  points  late since {since}");
+    }
+    if let Some(waited) = status.writes_waiting_ms {
+        let _ = writeln!(text, "  writes  wait: the oldest for {}", duration(waited));
+    }
+    if let Some(limits) = status.limits {
+        text += &limits_line(&limits);
+    }
     if let Some(retention) = &status.history.retention {
         let _ = writeln!(text, "  retention  {retention}");
     }
     text + &status.state.reason.as_ref().map(why).unwrap_or_default()
 }
 
+/// What the group takes, and may take.
+fn limits_line(limits: &GroupLimits) -> String {
+    let history = match limits.history_limit_bytes {
+        Some(limit) => format!("{} of {}", size(limits.history_bytes), size(limit)),
+        None => size(limits.history_bytes),
+    };
+    let free = limits.free_bytes.map_or_else(String::new, |free| format!(", free {}", size(free)));
+    format!(
+        "  takes  maps {} of {}, frames {} of {}, history {history}{free}\n",
+        size(limits.maps_bytes),
+        size(limits.maps_limit_bytes),
+        size(limits.frames_bytes),
+        size(limits.frames_limit_bytes),
+    )
+}
+
 fn condition(condition: Condition) -> &'static str {
     match condition {
+        Condition::Paused => "paused",
         Condition::Opening => "opening",
         Condition::Protected => "protected",
         Condition::Degraded => "degraded",

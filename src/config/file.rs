@@ -12,9 +12,12 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Visitor};
 
 use super::error::{Fault, quoted};
-use super::{Api, Configuration, Journal, Log, LogFormat, LogLevel, Nbd, Site, Storage, StorageChoice};
+use super::{
+    Api, Configuration, Journal, Log, LogFormat, LogLevel, Memory, Nbd, Site, Storage, StorageChoice, Vault,
+};
 use crate::byte_size::ByteSize;
 use crate::listen::{self, ListenAddress};
+use crate::protect::open::MAP_BYTES_MIN;
 
 const JOURNAL_SIZE: ByteSize = ByteSize(4 << 30);
 const SEGMENT_SIZE: ByteSize = ByteSize(64 << 20);
@@ -22,6 +25,16 @@ const SEGMENT_SIZE: ByteSize = ByteSize(64 << 20);
 const SEGMENT_SIZE_MIN: ByteSize = ByteSize(1 << 20);
 /// Room for the segments reserved for opening, markers and closing, and for one that is being recycled.
 const SEGMENTS_MIN: u64 = 4;
+/// Extents of some eight million writes.
+const MAPS: ByteSize = ByteSize(256 << 20);
+const MAPS_MIN: ByteSize = ByteSize(MAP_BYTES_MIN as u64);
+const FRAMES: ByteSize = ByteSize(64 << 20);
+/// Two of the largest requests.
+const BUFFERS: ByteSize = ByteSize(64 << 20);
+/// The largest request must fit.
+const BUFFERS_MIN: ByteSize = ByteSize(32 << 20);
+/// Below this, a single point may be all the history that there is.
+const HISTORY_MIN: ByteSize = ByteSize(16 << 20);
 const CONNECTIONS_MAX: usize = 1024;
 const DATA_THREADS_MAX: usize = 64;
 
@@ -39,6 +52,10 @@ struct RawFile {
     storage: RawStorage,
     #[serde(default)]
     journal: RawJournal,
+    #[serde(default)]
+    memory: RawMemory,
+    #[serde(default)]
+    vault: RawVault,
 }
 
 #[derive(Deserialize)]
@@ -56,6 +73,7 @@ struct RawNbd {
     #[serde(default)]
     allow_insecure: bool,
     connections_max: Option<i64>,
+    buffers: Option<RawSize>,
 }
 
 #[derive(Default, Deserialize)]
@@ -82,6 +100,20 @@ struct RawStorage {
 struct RawJournal {
     size: Option<RawSize>,
     segment_size: Option<RawSize>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawMemory {
+    maps: Option<RawSize>,
+    frames: Option<RawSize>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawVault {
+    history_max: Option<RawSize>,
+    free_min: Option<RawSize>,
 }
 
 /// A size: text with a suffix, or a number of bytes.
@@ -133,6 +165,14 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Configuration, Fault> {
         log: log(&raw.log)?,
         storage: storage(&raw.storage)?,
         journal: journal(raw.journal)?,
+        memory: Memory {
+            maps: size_of_at_least("memory.maps", raw.memory.maps, MAPS, MAPS_MIN)?,
+            frames: size_of_at_least("memory.frames", raw.memory.frames, FRAMES, ByteSize(0))?,
+        },
+        vault: Vault {
+            history_max: optional_size("vault.history_max", raw.vault.history_max, HISTORY_MIN)?,
+            free_min: optional_size("vault.free_min", raw.vault.free_min, ByteSize(0))?,
+        },
     })
 }
 
@@ -217,7 +257,8 @@ fn nbd(raw: RawNbd, data_dir: &Path) -> Result<Nbd, Fault> {
         Some(count) => count_between("nbd.connections_max", count, 1 << 20)?,
         None => NonZeroUsize::new(CONNECTIONS_MAX).expect("not zero"),
     };
-    Ok(Nbd { listen, connections_max })
+    let buffers = size_of_at_least("nbd.buffers", raw.buffers, BUFFERS, BUFFERS_MIN)?;
+    Ok(Nbd { listen, connections_max, buffers })
 }
 
 fn api(raw: RawApi, data_dir: &Path) -> Result<Api, Fault> {
@@ -274,6 +315,23 @@ fn journal(raw: RawJournal) -> Result<Journal, Fault> {
         ));
     }
     Ok(Journal { size: journal_size, segment_size })
+}
+
+fn size_of_at_least(
+    key: &str,
+    raw: Option<RawSize>,
+    default: ByteSize,
+    least: ByteSize,
+) -> Result<ByteSize, Fault> {
+    let (size, shown) = size(key, raw, default)?;
+    if size < least {
+        return Err(Fault::of(key, shown, "too little", format!("write at least \"{least}\"")));
+    }
+    Ok(size)
+}
+
+fn optional_size(key: &str, raw: Option<RawSize>, least: ByteSize) -> Result<Option<ByteSize>, Fault> {
+    raw.map(|raw| size_of_at_least(key, Some(raw), least, least)).transpose()
 }
 
 fn size(key: &str, raw: Option<RawSize>, default: ByteSize) -> Result<(ByteSize, String), Fault> {

@@ -36,6 +36,10 @@ pub struct Configuration {
     pub storage: Storage,
     /// `[journal]`
     pub journal: Journal,
+    /// `[memory]`
+    pub memory: Memory,
+    /// `[vault]`
+    pub vault: Vault,
 }
 
 /// `[site]`: what this process is called and where it keeps its state.
@@ -56,6 +60,8 @@ pub struct Nbd {
     pub listen: Vec<ListenAddress>,
     /// How many clients may be connected at once.
     pub connections_max: NonZeroUsize,
+    /// Bytes of requests that one client may have in flight.
+    pub buffers: ByteSize,
 }
 
 /// `[api]`: the control plane.
@@ -123,6 +129,25 @@ pub struct Journal {
     pub size: ByteSize,
     /// Size of one segment file.
     pub segment_size: ByteSize,
+}
+
+/// `[memory]`: what each group may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// For extent maps and the tables of payloads; beyond it, writes wait.
+    pub maps: ByteSize,
+    /// For recently written frames; beyond it, the oldest are read from the journal.
+    pub frames: ByteSize,
+}
+
+/// `[vault]`: what history may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vault {
+    /// Most bytes of a group's deltas; beyond it, the oldest points go.
+    pub history_max: Option<ByteSize>,
+    /// Bytes that stay free in the vault's file system: below, the oldest points go. `None`: a twentieth of it, 1 GiB at
+    /// most.
+    pub free_min: Option<ByteSize>,
 }
 
 impl Configuration {

@@ -8,12 +8,15 @@
 //! | `POST /v1/groups/{group}/policy/dry-run` | [`PolicyForecast`](super::model::PolicyForecast) |
 //! | `POST /v1/groups/{group}/points/hold`, `…/release`, `…/delete` | [`Point`](super::model::Point) |
 //! | `POST /v1/groups/{group}/resume` | [`Resumed`](super::model::Resumed) |
+//! | `POST /v1/groups/{group}/pause` | [`Group`](super::model::Group) |
+//! | `GET /v1/events?group=…&limit=…` | [`Event`](super::model::Event)s, newest first |
 //! | `GET /v1/disks?group=` | a list of [`Disk`] |
 //! | `POST /v1/groups/{group}/disks` · `DELETE /v1/groups/{group}/disks/{disk}` | [`Disk`], or a [`Job`](super::model::Job) for an import |
 //! | `GET, POST /v1/groups/{group}/points` | [`Point`](super::model::Point) |
 //! | `GET /v1/tests?group=` · `POST, DELETE /v1/groups/{group}/tests` · `DELETE /v1/groups/{group}/tests/{number}` | [`Test`](super::model::Test), numbers |
 //! | `POST /v1/groups/{group}/restore` · `POST /v1/vault/verify` | [`Job`](super::model::Job) |
 //! | `GET /v1/jobs` · `GET /v1/jobs/{id}?wait_ms=` | [`Job`](super::model::Job); waits until it ends, so long |
+//! | `DELETE /v1/jobs/{id}` | [`Job`](super::model::Job), which is asked to give up and ends soon |
 //!
 //! `{group}` is a group's name or its id. Errors are [`ApiError`] with a status that follows from the kind. Who may connect is decided by the socket's
 //! permissions alone. Bodies are JSON whatever the content type says, so that `curl -d` needs no header.
@@ -36,8 +39,8 @@ use serde::de::DeserializeOwned;
 use super::backend::Backend;
 use super::jobs::Jobs;
 use super::model::{
-    ApiError, Disk, DiskRequest, DiskSource, GroupRequest, JobKind, JobResult, PointRequest, PointSelection,
-    PolicyRequest, RestoreRequest, TestRequest, VerifyRequest,
+    ApiError, Disk, DiskRequest, DiskSource, EventQuery, GroupRequest, JobKind, JobResult, PointRequest,
+    PointSelection, PolicyRequest, RestoreRequest, TestRequest, VerifyRequest,
 };
 use super::name::{DiskPath, Name};
 use crate::block::TestId;
@@ -66,6 +69,8 @@ pub fn router(backend: Arc<dyn Backend>, environment: Arc<dyn Environment + Send
         .route("/v1/groups/{group}", get(group).delete(group_remove))
         .route("/v1/groups/{group}/policy", put(policy_set))
         .route("/v1/groups/{group}/resume", post(group_resume))
+        .route("/v1/groups/{group}/pause", post(group_pause))
+        .route("/v1/events", get(events))
         .route("/v1/groups/{group}/disks", post(disk_create))
         .route("/v1/groups/{group}/disks/{disk}", delete(disk_remove))
         .route("/v1/groups/{group}/points", get(points).post(point_create))
@@ -80,7 +85,7 @@ pub fn router(backend: Arc<dyn Backend>, environment: Arc<dyn Environment + Send
         .route("/v1/tests", get(tests))
         .route("/v1/vault/verify", post(vault_verify))
         .route("/v1/jobs", get(jobs))
-        .route("/v1/jobs/{id}", get(job))
+        .route("/v1/jobs/{id}", get(job).delete(job_cancel))
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
         .with_state(Api { backend, jobs: Jobs::new(environment) })
@@ -236,6 +241,17 @@ async fn group_resume(
     Ok(Json(api.backend.group_resume(group).await?))
 }
 
+async fn group_pause(State(api): State<Api>, Segments(group): Segments<Name>) -> Answered<impl IntoResponse> {
+    Ok(Json(api.backend.group_pause(group).await?))
+}
+
+async fn events(
+    State(api): State<Api>,
+    Parameters(query): Parameters<EventQuery>,
+) -> Answered<impl IntoResponse> {
+    Ok(Json(api.backend.events(query).await?))
+}
+
 async fn policy_set(
     State(api): State<Api>,
     Segments(group): Segments<Name>,
@@ -389,6 +405,10 @@ async fn job(
     Parameters(wait): Parameters<Wait>,
 ) -> Answered<impl IntoResponse> {
     Ok(Json(api.jobs.get(&id, Duration::from_millis(wait.wait_ms).min(WAIT_MAX)).await?))
+}
+
+async fn job_cancel(State(api): State<Api>, Segments(id): Segments<String>) -> Answered<impl IntoResponse> {
+    Ok(Json(api.jobs.cancel(&id)?))
 }
 
 /// The gateway has another working directory than whoever asks.

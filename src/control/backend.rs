@@ -2,7 +2,8 @@
 //!
 //! Names, selectors, sizes and policies arrive parsed. An answer is a future, because the data path's threads give
 //! it; dropping the future (a client that left) must not leave a verb half done. Long verbs report their
-//! [`Progress`] and run in a job.
+//! [`Progress`] and run in a job; they ask it whether to go on, and when it says no they fail with its error, and leave
+//! nothing behind.
 
 use std::path::PathBuf;
 
@@ -10,8 +11,8 @@ use futures::future::BoxFuture;
 
 use super::jobs::Progress;
 use super::model::{
-    Disk, Group, Point, PolicyForecast, PolicyRequest, RestoreRequest, Restored, Resumed, Status, Test,
-    VerifyReport,
+    Disk, Event, EventQuery, Group, Point, PolicyForecast, PolicyRequest, RestoreRequest, Restored, Resumed,
+    Status, Test, VerifyReport,
 };
 use super::name::{DiskPath, Label, Name};
 use super::selector::PointSelector;
@@ -34,6 +35,8 @@ pub trait Backend: Send + Sync + 'static {
     fn group(&self, name: Name) -> Answer<'_, Group>;
     /// Removes a group with its disks, journal, points and test failovers; its clients are disconnected.
     fn group_remove(&self, name: Name) -> Answer<'_, ()>;
+    /// Has timed points and retention rest until the group is resumed; its guests do not feel it.
+    fn group_pause(&self, name: Name) -> Answer<'_, Group>;
     /// Looks again at a group after a mend: opens it if it could not be opened, else clears what is latched, if it can.
     fn group_resume(&self, name: Name) -> Answer<'_, Resumed>;
     /// Creates a disk of zeros; it is exported when this answers.
@@ -65,6 +68,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Writes a point's disks to raw files. `AlreadyExists`, before anything is written, if a file is there and the
     /// request does not say `overwrite`.
     fn restore(&self, group: Name, request: RestoreRequest, progress: Progress) -> Answer<'_, Restored>;
+    /// What happened, newest first.
+    fn events(&self, query: EventQuery) -> Answer<'_, Vec<Event>>;
     /// How the gateway stands.
     fn status(&self) -> Answer<'_, Status>;
     /// Reads the vault of one group, or of all, also of those that could not be opened, and checks every step and blob;

@@ -8,6 +8,8 @@
 //! big-endian, so that they sort like their text; PRAGMAs are set by the connection's options only.
 
 use std::ffi::OsString;
+use std::fs::{File, Permissions};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use sqlx::sqlite::{
@@ -22,7 +24,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::units::{DiskId, GroupId, Lsn, PointId, SectorCount, WallNanos};
 
 /// Given a new number with every change of the tables.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 /// How many events are kept.
 const EVENTS_MAX: i64 = 10_000;
 
@@ -39,7 +41,7 @@ const SCHEMA: [&str; 7] = [
     "CREATE TABLE IF NOT EXISTS tests (group_id BLOB NOT NULL, number BIGINT NOT NULL, point_id BLOB NOT NULL,
         started_ns BIGINT NOT NULL, PRIMARY KEY (group_id, number))",
     "CREATE TABLE IF NOT EXISTS events (sequence BIGINT PRIMARY KEY, time_ns BIGINT NOT NULL, group_id BLOB,
-        severity TEXT NOT NULL, message TEXT NOT NULL)",
+        name TEXT, severity TEXT NOT NULL, code TEXT NOT NULL, message TEXT NOT NULL)",
 ];
 
 /// What manifests and journals say, all of it.
@@ -117,6 +119,7 @@ enum Found {
 impl Catalogue {
     /// Opens the catalogue, creating it, or moving an unusable one aside to `PATH.unusable`.
     pub async fn open(path: &Path) -> Result<(Catalogue, Content)> {
+        make_private(path)?;
         let catalogue = Catalogue::connect(path);
         let reason = match catalogue.look().await {
             Ok(Found::Current) => return Ok((catalogue, Content::Kept)),
@@ -130,6 +133,7 @@ impl Catalogue {
         };
         catalogue.pool.close().await;
         move_aside(path)?;
+        make_private(path)?;
         tracing::warn!(path = %path.display(), reason, "catalogue moved aside to be rebuilt; no data is lost by it");
         let catalogue = Catalogue::connect(path);
         catalogue.create().await?;
@@ -331,12 +335,14 @@ impl Catalogue {
     pub async fn record_event(&self, event: &Event) -> Result<()> {
         let mut transaction = self.pool.begin().await.map_err(failed)?;
         sqlx::query(
-            "INSERT INTO events (sequence, time_ns, group_id, severity, message)
-             VALUES ((SELECT COALESCE(MAX(sequence), 0) + 1 FROM events), $1, $2, $3, $4)",
+            "INSERT INTO events (sequence, time_ns, group_id, name, severity, code, message)
+             VALUES ((SELECT COALESCE(MAX(sequence), 0) + 1 FROM events), $1, $2, $3, $4, $5, $6)",
         )
         .bind(event.time.0)
         .bind(event.group.map(|group| blob(group.0)))
+        .bind(event.name.as_ref().map(Name::as_str))
         .bind(word(SEVERITIES, event.severity))
+        .bind(&event.code)
         .bind(&event.message)
         .execute(&mut *transaction)
         .await
@@ -349,18 +355,22 @@ impl Catalogue {
         transaction.commit().await.map_err(failed)
     }
 
-    /// The newest events, newest first.
-    pub async fn events(&self, count_max: u32) -> Result<Vec<Event>> {
+    /// The newest events, of one group or of all, newest first.
+    pub async fn events(&self, group: Option<GroupId>, count_max: u32) -> Result<Vec<Event>> {
         let query = sqlx::query(
-            "SELECT time_ns, group_id, severity, message FROM events ORDER BY sequence DESC LIMIT $1",
+            "SELECT time_ns, group_id, name, severity, code, message FROM events
+             WHERE $1 IS NULL OR group_id = $1 ORDER BY sequence DESC LIMIT $2",
         );
-        let rows = query.bind(i64::from(count_max)).fetch_all(&self.pool).await.map_err(failed)?;
+        let query = query.bind(group.map(|group| blob(group.0))).bind(i64::from(count_max));
+        let rows = query.fetch_all(&self.pool).await.map_err(failed)?;
         rows.iter()
             .map(|row| {
                 let group: Option<Vec<u8>> = column(row, "group_id")?;
                 Ok(Event {
                     time: WallNanos(column(row, "time_ns")?),
                     group: group.map(|bytes| unblob(&bytes)).transpose()?.map(GroupId),
+                    name: column::<Option<String>>(row, "name")?.and_then(|name| name.parse().ok()),
+                    code: column(row, "code")?,
                     severity: unword(SEVERITIES, &column::<String>(row, "severity")?)?,
                     message: column(row, "message")?,
                 })
@@ -537,6 +547,19 @@ fn failed(error: sqlx::Error) -> Error {
 
 /// Renames the database with its write-ahead log; an earlier one that was moved aside is overwritten, so that they
 /// never add up.
+/// Makes the file one that nobody else may read, before anything is in it; SQLite makes the files beside it like it.
+fn make_private(path: &Path) -> Result<()> {
+    let private = Permissions::from_mode(0o600);
+    let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(path);
+    let made = file.and_then(|file| file.set_permissions(private.clone()));
+    made.map_err(|error| Error::io("creating the catalogue", error).at_path(path))?;
+    for suffix in ["-wal", "-shm"] {
+        // What is not there will be made like the file.
+        let _ = std::fs::set_permissions(with_suffix(path, suffix), private.clone());
+    }
+    Ok(())
+}
+
 fn move_aside(path: &Path) -> Result<()> {
     for suffix in ["", "-wal", "-shm"] {
         let from = with_suffix(path, suffix);

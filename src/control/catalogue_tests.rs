@@ -88,18 +88,21 @@ async fn events_outlive_a_rebuild_and_are_bounded() {
     let event = |n: i64| Event {
         time: WallNanos(n),
         group: (n % 2 == 0).then_some(GroupId(0x10)),
+        name: (n % 2 == 0).then(|| "erp".parse().unwrap()),
         severity: Severity::Warning,
+        code: "space_low".to_owned(),
         message: format!("event {n}"),
     };
     for n in 1..=3 {
         catalogue.record_event(&event(n)).await.unwrap();
     }
     catalogue.rebuild(&snapshot()).await.unwrap();
-    assert_eq!(catalogue.events(2).await.unwrap(), [event(3), event(2)]);
+    assert_eq!(catalogue.events(None, 2).await.unwrap(), [event(3), event(2)]);
     let far = sqlx::query("UPDATE events SET sequence = sequence + $1 WHERE sequence = 3").bind(EVENTS_MAX);
     catalogue.execute(far).await.unwrap();
     catalogue.record_event(&event(4)).await.unwrap();
-    assert_eq!(catalogue.events(100).await.unwrap(), [event(4), event(3)]);
+    assert_eq!(catalogue.events(None, 100).await.unwrap(), [event(4), event(3)]);
+    assert_eq!(catalogue.events(Some(GroupId(0x10)), 100).await.unwrap(), [event(4)]);
 }
 
 #[tokio::test]
@@ -147,5 +150,19 @@ async fn another_version_is_moved_aside() {
 async fn a_directory_that_is_not_there_is_an_error_and_not_a_rebuild() {
     let directory = tempfile::tempdir().unwrap();
     let error = Catalogue::open(&directory.path().join("none/catalogue.sqlite")).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Io);
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn nobody_else_reads_it_also_if_an_older_version_made_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("catalogue.sqlite");
+    std::fs::write(&path, "").unwrap();
+    std::fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
+    let (catalogue, _) = open(&path).await;
+    for suffix in ["", "-wal", "-shm"] {
+        let file = with_suffix(&path, suffix);
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{}", file.display());
+    }
+    catalogue.close().await;
 }

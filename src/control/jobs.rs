@@ -2,11 +2,14 @@
 //!
 //! The table lives as long as the process; ids are random, so that a client that watches a job over a restart is
 //! told `NotFound` and never shown another's. Running jobs and remembered ended ones are both bounded.
+//!
+//! A job is cancelled by its own work: it asks its [`Progress`] between two pieces whether to go on, gives up as after a
+//! failure, and removes what it had made.
 
 use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -31,6 +34,8 @@ struct Counters {
     bytes_done: AtomicU64,
     /// Zero until known.
     bytes_total: AtomicU64,
+    /// Somebody wants the work to end before it is done.
+    cancelled: AtomicBool,
 }
 
 impl Progress {
@@ -42,6 +47,22 @@ impl Progress {
     /// Says that `bytes` more are done.
     pub fn advance(&self, bytes: u64) {
         self.0.bytes_done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether the work is still wanted, to be asked between two pieces of it.
+    ///
+    /// # Errors
+    /// `Shutdown` once it was cancelled.
+    pub fn go_on(&self) -> Result<()> {
+        if self.is_cancelled() { Err(Error::new(ErrorKind::Shutdown, "cancelled")) } else { Ok(()) }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.0.cancelled.load(Ordering::Relaxed)
+    }
+
+    fn cancel(&self) {
+        self.0.cancelled.store(true, Ordering::Relaxed);
     }
 
     fn bytes_done(&self) -> u64 {
@@ -121,6 +142,9 @@ impl Jobs {
         tokio::spawn(async move {
             let state = match task.await {
                 Ok(Ok(result)) => JobState::Done(result),
+                Ok(Err(error)) if entry.progress.is_cancelled() && error.kind() == ErrorKind::Shutdown => {
+                    JobState::Cancelled
+                }
                 Ok(Err(error)) => JobState::Failed(ApiError::from(&error)),
                 Err(stopped) => JobState::Failed(ApiError {
                     kind: ErrorKind::Shutdown,
@@ -154,15 +178,28 @@ impl Jobs {
         self.entries.lock().iter().map(|entry| entry.job()).collect()
     }
 
+    fn find(&self, id: &str) -> Result<Arc<Entry>> {
+        let entry = self.entries.lock().iter().find(|entry| entry.id == id).cloned();
+        entry.ok_or_else(|| {
+            let text = format!("no job {id}: it was forgotten, or the gateway was restarted meanwhile");
+            Error::new(ErrorKind::NotFound, text)
+        })
+    }
+
+    /// Asks a job to give up; it ends soon after, as cancelled unless it was done before it heard. One that has ended
+    /// stays as it ended.
+    pub fn cancel(&self, id: &str) -> Result<Job> {
+        let entry = self.find(id)?;
+        if entry.is_running() {
+            tracing::info!(job = %entry.id, what = %entry.what, "the job is cancelled");
+            entry.progress.cancel();
+        }
+        Ok(entry.job())
+    }
+
     /// One job: at once if it has ended, else when it ends, and after `wait` at the latest.
     pub async fn get(&self, id: &str, wait: Duration) -> Result<Job> {
-        let entry = self.entries.lock().iter().find(|entry| entry.id == id).cloned();
-        let Some(entry) = entry else {
-            return Err(Error::new(
-                ErrorKind::NotFound,
-                format!("no job {id}: it was forgotten, or the gateway was restarted meanwhile"),
-            ));
-        };
+        let entry = self.find(id)?;
         let mut ended = entry.ended.subscribe();
         // Late or ended: the answer says which.
         let _ = tokio::time::timeout(wait, ended.wait_for(Option::is_some)).await;
@@ -227,6 +264,36 @@ mod tests {
         let panicked = jobs.start(JobKind::Restore, "x".into(), |_| async { panic!("on purpose") }).unwrap();
         assert!(matches!(jobs.get(&panicked.id, LONG).await.unwrap().state, JobState::Failed(_)));
         assert_eq!(jobs.get("nothing", LONG).await.unwrap_err().kind(), ErrorKind::NotFound);
+    }
+
+    #[tokio::test]
+    async fn a_cancelled_job_ends_so_when_its_work_has_heard() {
+        let jobs = jobs();
+        let start = |failure: Option<ErrorKind>| {
+            let (go, gone) = tokio::sync::oneshot::channel::<()>();
+            let work = |progress: Progress| async move {
+                gone.await.unwrap();
+                match failure {
+                    Some(kind) => Err(Error::new(kind, "of its own")),
+                    None => progress.go_on().map(|()| verified()),
+                }
+            };
+            (jobs.start(JobKind::Verify, "x".into(), work).unwrap(), go)
+        };
+        let (job, go) = start(None);
+        assert_eq!(jobs.cancel(&job.id).unwrap().state, JobState::Running, "it has not heard yet");
+        go.send(()).unwrap();
+        assert_eq!(jobs.get(&job.id, LONG).await.unwrap().state, JobState::Cancelled);
+        assert_eq!(jobs.cancel(&job.id).unwrap().state, JobState::Cancelled, "twice is once");
+        let (job, go) = start(Some(ErrorKind::Io));
+        jobs.cancel(&job.id).unwrap();
+        go.send(()).unwrap();
+        assert!(matches!(jobs.get(&job.id, LONG).await.unwrap().state, JobState::Failed(_)), "not hidden");
+        let (job, go) = start(None);
+        go.send(()).unwrap();
+        let done = jobs.get(&job.id, LONG).await.unwrap();
+        assert_eq!(jobs.cancel(&job.id).unwrap(), done, "what has ended stays");
+        assert_eq!(jobs.cancel("nothing").unwrap_err().kind(), ErrorKind::NotFound);
     }
 
     #[tokio::test]

@@ -338,6 +338,8 @@ pub enum JobState {
     Done(JobResult),
     /// Failed.
     Failed(ApiError),
+    /// Somebody cancelled it, and what it had made is gone.
+    Cancelled,
 }
 
 /// What a job made.
@@ -386,6 +388,15 @@ pub struct Status {
     pub listen: Vec<String>,
     /// Block clients connected now.
     pub connections: u64,
+    /// `[nbd] connections_max`
+    #[serde(default)]
+    pub connections_limit: u64,
+    /// Bytes of requests that block clients have in flight now.
+    #[serde(default)]
+    pub buffers_bytes: u64,
+    /// `[nbd] buffers`, of each client.
+    #[serde(default)]
+    pub buffers_limit_bytes: u64,
     /// What the data path's I/O goes through.
     pub storage: StorageStatus,
     /// Every group, by name.
@@ -416,10 +427,19 @@ pub struct GroupStatus {
     pub lsn: Option<LsnLadder>,
     /// Its journal; unknown if it could not be opened.
     pub journal: Option<JournalStatus>,
+    /// What it takes of memory and space, and may take; unknown if it could not be opened.
+    #[serde(default)]
+    pub limits: Option<GroupLimits>,
     /// Its newest recovery point.
     pub newest_point: Option<NewestPoint>,
     /// Whether nothing was written since the newest point: idleness is not lateness.
     pub idle: bool,
+    /// Since when points do not come as often as the policy says, if so, whatever else is wrong with the group.
+    #[serde(default)]
+    pub late_since: Option<WallNanos>,
+    /// How long the oldest write has waited for its answer, if that is a second or more.
+    #[serde(default)]
+    pub writes_waiting_ms: Option<u64>,
     /// Its recovery points.
     pub history: History,
     /// What its guests write now.
@@ -443,6 +463,8 @@ pub struct GroupState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Condition {
+    /// Served, but somebody asked that no timed points are made, and none go.
+    Paused,
     /// Its journal is being opened; it is not served yet.
     Opening,
     /// Served, and every write is captured.
@@ -478,6 +500,10 @@ pub enum ReasonCode {
     JournalFull,
     /// The extent maps are at their limit of memory: writes wait.
     MapsFull,
+    /// Recovery points do not come as often as the policy says.
+    PointsLate,
+    /// The vault has too little room: its oldest points go.
+    SpaceShort,
     /// The file system is full: writes wait.
     NoSpace,
     /// A disk's image failed; that disk's writes fail.
@@ -523,6 +549,27 @@ pub struct JournalStatus {
     pub limit_bytes: u64,
 }
 
+/// What a group takes, and may take: docs/limits.md.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupLimits {
+    /// Memory of extent maps.
+    pub maps_bytes: u64,
+    /// `[memory] maps`
+    pub maps_limit_bytes: u64,
+    /// Memory of recently written frames.
+    pub frames_bytes: u64,
+    /// `[memory] frames`
+    pub frames_limit_bytes: u64,
+    /// Bytes of all deltas.
+    pub history_bytes: u64,
+    /// `[vault] history_max`, if there is one.
+    pub history_limit_bytes: Option<u64>,
+    /// Free bytes in the vault's file system, as looked at last.
+    pub free_bytes: Option<u64>,
+    /// `[vault] free_min`, or what it is unless said.
+    pub free_min_bytes: Option<u64>,
+}
+
 /// A group's newest recovery point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewestPoint {
@@ -564,10 +611,29 @@ pub struct Event {
     pub time: WallNanos,
     /// To which group.
     pub group: Option<GroupId>,
+    /// What that was called then.
+    pub name: Option<Name>,
     /// How grave it is.
     pub severity: Severity,
+    /// What kind of event, in one word for programs: docs/limits.md has those of limits.
+    pub code: String,
     /// One line for people.
     pub message: String,
+}
+
+/// `GET /v1/events`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventQuery {
+    /// Only this group's.
+    pub group: Option<Name>,
+    /// The newest so many.
+    pub limit: Option<u32>,
+}
+
+impl EventQuery {
+    /// How many are given unless said.
+    pub const LIMIT_DEFAULT: u32 = 100;
 }
 
 /// How grave an event is.

@@ -38,16 +38,8 @@ mod tests {
 
     use super::*;
     use crate::extent::Extent;
+    use crate::extent::tests::At;
     use crate::units::SectorRange;
-
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    struct At(u64);
-
-    impl Location for At {
-        fn advance(self, sectors: u64) -> At {
-            At(self.0 + sectors)
-        }
-    }
 
     fn map(extents: impl IntoIterator<Item = (u64, u64, u64)>) -> Rc<FrozenMap<At>> {
         let extents = extents.into_iter();

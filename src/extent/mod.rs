@@ -205,13 +205,14 @@ impl<L: Location, I: Iterator<Item = Extent<L>>> Iterator for Gapless<I> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
+    /// A place that is just a number.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    struct At(u64);
+    pub(crate) struct At(pub u64);
 
     impl Location for At {
         fn advance(self, sectors: u64) -> At {

@@ -10,6 +10,7 @@ use super::delta::{DISK_SECTORS_MAX, DeltaRef};
 use super::ladder::Ladder;
 use super::marker::{Consistency, LABEL_BYTES_MAX};
 use crate::block::TestId;
+use crate::counted::counted;
 use crate::error::{Error, Result};
 use crate::units::{BlobId, DiskId, DiskSlot, GroupNanos, Lsn, PinId, PointId, SectorCount, WallNanos};
 
@@ -282,7 +283,8 @@ impl PointDisk {
 
 fn check_table(disks: &[PointDisk]) -> Result<()> {
     if disks.len() > DISKS_MAX || !disks.is_sorted_by(|a, b| a.slot < b.slot) {
-        let text = format!("a point's table of {} disks is too long, or not ascending by slot", disks.len());
+        let disks = counted(disks.len(), "disk");
+        let text = format!("a point's table of {disks} is too long, or not ascending by slot");
         return Err(Error::invalid(text));
     }
     disks.iter().try_for_each(|disk| check_sectors(disk.sectors))

@@ -5,6 +5,7 @@
 //! goes into [side files](side).
 
 pub mod destage;
+pub mod length;
 pub mod mend;
 pub mod pace;
 pub mod side;
@@ -18,6 +19,12 @@ use crate::format::checkpoint::{Checkpoint, FILE_BYTES};
 use crate::runtime::Runtime;
 use crate::storage::{Buffer, Create, File, OpenOptions};
 use crate::units::{DiskId, Lsn, PAGE_BYTES, SectorCount, TimelineId};
+
+use length::set_disk_length;
+
+/// What to do about a disk that is longer than a file may be.
+pub const TOO_LONG: &str =
+    "write a smaller size, or move the data directory to a file system that takes longer files, such as XFS";
 
 /// An open image with its checkpoint.
 #[derive(Clone, Debug)]
@@ -57,7 +64,7 @@ impl Image {
     ) -> Result<Image> {
         let options = OpenOptions { create: Create::IfMissing, ..OpenOptions::OWNED };
         let file = runtime.open(image_path(directory, disk), options).await?;
-        runtime.set_length(&file, size.bytes()).await?;
+        set_disk_length(runtime, &file, size, TOO_LONG).await?;
         runtime.sync(&file).await?;
         let checkpoint_file = runtime.open(checkpoint_path(directory, disk), options).await?;
         runtime.write(&checkpoint_file, 0, Buffer::zeroed(FILE_BYTES).freeze()).await?;

@@ -139,6 +139,12 @@ impl LoadedRun {
         self.end.last_lsn
     }
 
+    /// Takes a whole file, which it needs to change in passing, apart.
+    pub fn decode(path: &Path, bytes: &mut [u8]) -> std::result::Result<LoadedRun, RunFault> {
+        let (run, tables) = Run::decode(bytes)?;
+        LoadedRun::new(path.to_owned(), run, &tables)
+    }
+
     fn new(path: PathBuf, run: Run, tables: &RunTables<'_>) -> std::result::Result<LoadedRun, RunFault> {
         let mut extents = tables.extents();
         let layers = run.layers.into_iter().map(|layer| indexed(layer, &mut extents));
@@ -222,9 +228,7 @@ async fn read(runtime: &Rc<Runtime>, path: &Path) -> Result<LoadedRun> {
         return Err(Error::corrupt("an index run is cut off").at_path(path));
     }
     let mut bytes = runtime.read(&file, 0, to_usize(length)).await?;
-    let decoded = Run::decode(&mut bytes);
-    let loaded = decoded.and_then(|(run, tables)| LoadedRun::new(path.to_owned(), run, &tables));
-    loaded.map_err(|RunFault(what)| {
+    LoadedRun::decode(path, &mut bytes).map_err(|RunFault(what)| {
         Error::corrupt(format!("an index run is damaged: its {what}")).at_path(path)
     })
 }

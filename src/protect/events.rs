@@ -5,9 +5,11 @@
 use std::time::Duration;
 
 use crate::byte_size::ByteSize;
+use crate::counted::counted;
 use crate::protect::group::Group;
 use crate::protect::shrinking::SpaceStatus;
 use crate::protect::status::Condition;
+use crate::units::MonotonicNanos;
 use crate::vault::Forecast;
 
 /// Most events that wait for somebody to take them; the oldest go first.
@@ -26,7 +28,9 @@ pub enum GroupEvent {
         forecast: Forecast,
         /// Why.
         space: SpaceStatus,
-        /// In how long.
+        /// Since when that is known,
+        since: MonotonicNanos,
+        /// and how long after that the first goes.
         grace: Duration,
     },
     /// These points went because of space.
@@ -76,6 +80,7 @@ impl GroupEvent {
                 }
                 Condition::JournalFull
                 | Condition::MapsFull
+                | Condition::PointsLate
                 | Condition::Retrying
                 | Condition::SpaceShort => Gravity::Warning,
                 Condition::NoSpace
@@ -99,7 +104,7 @@ impl GroupEvent {
                 None => condition.name().to_owned(),
             },
             GroupEvent::SpaceLow(space) => format!("little space is left: {}", room(space)),
-            GroupEvent::HistoryWillShrink { forecast, space, grace } => format!(
+            GroupEvent::HistoryWillShrink { forecast, space, grace, .. } => format!(
                 "history will shrink in {} s because of space ({}): the oldest points go, {} first, which take {}; free space, \
                  raise [vault] history_max, or set a shorter ladder by `policy set --retain`",
                 grace.as_secs(),
@@ -122,7 +127,7 @@ impl GroupEvent {
 }
 
 fn points(forecast: Forecast) -> String {
-    if forecast.points == 1 { "1 point".to_owned() } else { format!("{} points", forecast.points) }
+    counted(forecast.points, "point").to_string()
 }
 
 fn room(space: SpaceStatus) -> String {

@@ -38,6 +38,7 @@ use crate::protect::events::GroupEvent;
 use crate::protect::indexing::{Indexing, StoredRun};
 use crate::protect::interval::{ClosedInterval, OpenInterval, Schedule};
 use crate::protect::latching::Resume;
+use crate::protect::lateness::Lateness;
 use crate::protect::layers::Layers;
 use crate::protect::membership::Joined;
 use crate::protect::open::GroupPlan;
@@ -104,6 +105,7 @@ struct WriteInFlight {
     ticket: Ticket,
     payload_bytes: u64,
     durable: bool,
+    since: MonotonicNanos,
 }
 
 /// A request that is answered once everything up to an LSN is durable.
@@ -156,6 +158,9 @@ pub struct Group {
     pub(super) publisher: mpsc::UnboundedSender<Job>,
     pub(super) intervals_waiting: VecDeque<ClosedInterval>,
     pub(super) intervals_publishing: usize,
+    pub(super) lateness: Lateness,
+    /// Since when points are late, if they are.
+    pub(super) late_since: Option<WallNanos>,
     pub(super) vaulted: Lsn,
     pub(super) destaged: Lsn,
     pub(super) destaging: bool,
@@ -221,6 +226,7 @@ pub(super) struct Parts {
 impl Group {
     pub(super) fn from_parts(parts: Parts) -> Group {
         let (now, wall) = (parts.runtime.now(), parts.runtime.wall());
+        let lateness = Lateness::at_opening(parts.intervals_waiting.len(), parts.interval.is_dirty(), now);
         let slots = parts.disks.iter().map(|(&slot, disk)| (disk.record.id, slot)).collect();
         let planted = parts.settings.plan.planted;
         let reads = Reads::new(Rc::clone(&parts.runtime), parts.owner, planted);
@@ -248,6 +254,8 @@ impl Group {
             publisher: parts.publisher,
             intervals_waiting: parts.intervals_waiting,
             intervals_publishing: 0,
+            lateness,
+            late_since: None,
             vaulted: parts.vaulted,
             destaged: Lsn::ZERO,
             destaging: false,
@@ -347,7 +355,7 @@ impl Group {
             Request::Write { range, payload, durable } => self.write(ticket, slot, range, &payload, durable),
             Request::Zero { range, durable, keep_allocated } => {
                 let entry = Entry::Zero { disk: slot, range, allocated: keep_allocated };
-                let write = WriteInFlight { ticket, payload_bytes: 0, durable };
+                let write = WriteInFlight { ticket, payload_bytes: 0, durable, since: self.runtime.now() };
                 let cookie = self.writes.insert(write) as u64;
                 self.writer.enqueue(entry, Some(cookie));
             }
@@ -378,7 +386,8 @@ impl Group {
     }
 
     fn write(&mut self, ticket: Ticket, slot: DiskSlot, range: SectorRange, payload: &Bytes, durable: bool) {
-        let write = WriteInFlight { ticket, payload_bytes: payload.len() as u64, durable };
+        let (payload_bytes, since) = (payload.len() as u64, self.runtime.now());
+        let write = WriteInFlight { ticket, payload_bytes, durable, since };
         let cookie = self.writes.insert(write) as u64;
         let mut start = range.start;
         for offset in (0..payload.len()).step_by(RECORD_PAYLOAD_BYTES_MAX) {
@@ -482,7 +491,11 @@ impl Group {
         let retry_at = self.destage_retry.at().unwrap_or_default();
         let idle = self.has_undestaged().then(|| self.idle_at().max(retry_at));
         let retries = [self.destage_retry.at(), self.segment_retry.at(), self.side_file_due()];
-        [self.writer.next_deadline(), marker, idle].into_iter().chain(retries).flatten().min()
+        let late = self
+            .lateness
+            .due(self.schedule.interval())
+            .filter(|_| self.late_since.is_none() && !self.is_paused);
+        [self.writer.next_deadline(), marker, idle, late].into_iter().chain(retries).flatten().min()
     }
 
     /// The opening frame names what was accepted; until that is durable, nobody may see it.
@@ -524,6 +537,7 @@ impl Group {
                     self.layers.insert(disk, range, source);
                 }
                 self.interval.touch();
+                self.lateness.wrote(|| self.runtime.now());
             }
             VisibleEvent::Marker(marker) => self.end_interval(visible.lsn, marker),
             VisibleEvent::Boundary => {}
@@ -623,6 +637,11 @@ impl Group {
     /// Whether the opening frame is durable, and requests are taken.
     pub fn is_serving(&self) -> bool {
         self.serving
+    }
+
+    /// When the oldest write was issued that is not answered yet.
+    pub(super) fn oldest_write(&self) -> Option<MonotonicNanos> {
+        self.writes.iter().map(|(_, write)| write.since).min()
     }
 
     /// Whether somebody still waits for an answer.

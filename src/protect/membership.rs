@@ -23,8 +23,9 @@ use crate::vault::{Vault, copy_sparse};
 pub enum Content {
     /// Zeros.
     Empty,
-    /// A copy of a raw file; the disk may be larger. The function is told bytes copied and to copy.
-    Import(PathBuf, Rc<dyn Fn(u64, u64)>),
+    /// A copy of a raw file; the disk may be larger. The function is told bytes copied and to copy; its error ends the
+    /// copy.
+    Import(PathBuf, Rc<dyn Fn(u64, u64) -> Result<()>>),
 }
 
 /// A disk that joined.

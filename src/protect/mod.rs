@@ -14,6 +14,7 @@ pub mod group;
 pub mod indexing;
 pub mod interval;
 pub mod latching;
+mod lateness;
 pub mod layers;
 mod map_limit;
 pub mod membership;

@@ -246,7 +246,8 @@ async fn assemble(
     let mailbox = Mailbox::default();
     let (publisher, jobs) = mpsc::unbounded();
     let tasks = Tasks::new(&runtime);
-    tasks.spawn(publisher::run(Rc::clone(&runtime), Rc::clone(&vault), jobs, Rc::clone(&mailbox)));
+    let (space, results) = (plan.space, Rc::clone(&mailbox));
+    tasks.spawn(publisher::run(Rc::clone(&runtime), Rc::clone(&vault), space, jobs, results));
     let (name, interval_ms, points, group_time) = {
         let state = vault.manifest().state();
         let record = state.record();

@@ -96,6 +96,7 @@ impl Group {
             Ok(published) => {
                 self.intervals_publishing -= 1;
                 self.measure_maps();
+                self.lateness.published();
                 self.publish_retry.succeeded();
                 self.vaulted = published.point.marker;
                 self.counters.vault_bytes += published.stored_bytes;
@@ -124,6 +125,7 @@ impl Group {
         }
         self.markers_pending -= 1;
         let reader = self.reader();
+        self.lateness.closed();
         self.intervals_waiting.push_back(self.interval.close(lsn, marker, reader));
         self.writer.want_durable(lsn);
     }

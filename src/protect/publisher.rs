@@ -20,6 +20,7 @@ use crate::journal::segments::Source;
 use crate::protect::group::{Done, Mailbox};
 use crate::protect::interval::ClosedInterval;
 use crate::protect::retry::RETRY_DELAY;
+use crate::protect::shrinking::SpaceLimits;
 use crate::runtime::Runtime;
 use crate::storage::Slice;
 use crate::units::{BlobId, DiskSlot, Lsn, SectorCount};
@@ -45,11 +46,12 @@ pub struct Published {
 pub(super) async fn run(
     runtime: Rc<Runtime>,
     vault: Rc<Vault>,
+    space: SpaceLimits,
     mut jobs: mpsc::UnboundedReceiver<Job>,
     mailbox: Mailbox,
 ) {
     while let Some(Job::Publish(interval)) = jobs.next().await {
-        let result = publish(&runtime, &vault, &interval, &mailbox).await;
+        let result = publish(&runtime, &vault, space, &interval, &mailbox).await;
         let is_over = result.is_err();
         mailbox.borrow_mut().push_back(Done::Published(result));
         if is_over {
@@ -61,12 +63,13 @@ pub(super) async fn run(
 async fn publish(
     runtime: &Rc<Runtime>,
     vault: &Vault,
+    space: SpaceLimits,
     interval: &ClosedInterval,
     mailbox: &Mailbox,
 ) -> Result<Published> {
     let mut delta = None;
     loop {
-        match attempt(runtime, vault, interval, &mut delta).await {
+        match attempt(runtime, vault, space, interval, &mut delta).await {
             Err(error) if matches!(error.kind(), ErrorKind::NoSpace | ErrorKind::Io) => {
                 tracing::warn!(%error, "the vault did not take a recovery point; it is tried again");
                 mailbox.borrow_mut().push_back(Done::PublishDelayed(error.kind()));
@@ -81,12 +84,16 @@ async fn publish(
 async fn attempt(
     runtime: &Rc<Runtime>,
     vault: &Vault,
+    space: SpaceLimits,
     interval: &ClosedInterval,
     delta: &mut Option<Option<DeltaRef>>,
 ) -> Result<Published> {
     let reference = match *delta {
         Some(reference) => reference,
-        None => put_delta(runtime, vault, interval).await?,
+        None => {
+            space.check_room(runtime, vault.layout().root()).await?;
+            put_delta(runtime, vault, interval).await?
+        }
     };
     *delta = Some(reference);
     let point = point_record(interval, reference);

@@ -8,7 +8,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::error::Result;
+use crate::byte_size::ByteSize;
+use crate::error::{Error, ErrorKind, Result};
 use crate::planted::{Bug, Planted};
 use crate::protect::events::GroupEvent;
 use crate::protect::group::nanos;
@@ -30,13 +31,32 @@ pub struct SpaceLimits {
     pub history_bytes_max: Option<u64>,
     /// Bytes that stay free in the vault's file system; the twentieth part of it, 1 GiB at most, unless said.
     pub free_bytes_min: Option<u64>,
-    /// Between the announcement and the first point that goes, 10 s unless said; space is looked at as often.
+    /// Between the announcement and the first point that goes, 10 s unless said; space is looked at ten times as often.
     pub grace: Duration,
 }
 
 impl Default for SpaceLimits {
     fn default() -> SpaceLimits {
         SpaceLimits { history_bytes_max: None, free_bytes_min: None, grace: Duration::from_secs(10) }
+    }
+}
+
+impl SpaceLimits {
+    /// Bytes that are to stay free where the file system is like that.
+    fn free_min(self, space: Space) -> u64 {
+        self.free_bytes_min.unwrap_or((space.total / FREE_PART).min(FREE_BYTES_ENOUGH))
+    }
+
+    /// Fails with `NoSpace` where only that is left which advancing the base needs to give space back: half of what is to
+    /// stay free. New deltas wait then.
+    pub(super) async fn check_room(self, runtime: &Runtime, directory: &Path) -> Result<()> {
+        let space = runtime.space(directory).await?;
+        if space.free >= self.free_min(space) / 2 {
+            return Ok(());
+        }
+        let free = ByteSize(space.free).approximate();
+        let text = format!("{free} free: what is left is kept for giving space back");
+        Err(Error::new(ErrorKind::NoSpace, text).at_path(directory))
     }
 }
 
@@ -57,12 +77,11 @@ pub struct SpaceStatus {
 
 impl SpaceStatus {
     fn new(limits: SpaceLimits, history_bytes: u64, space: Space) -> SpaceStatus {
-        let free_default = (space.total / FREE_PART).min(FREE_BYTES_ENOUGH);
         SpaceStatus {
             history_bytes,
             history_bytes_max: limits.history_bytes_max,
             free_bytes: space.free,
-            free_bytes_min: limits.free_bytes_min.unwrap_or(free_default),
+            free_bytes_min: limits.free_min(space),
             total_bytes: space.total,
         }
     }
@@ -103,6 +122,9 @@ pub(super) struct Shrinking {
     planted: Planted,
 }
 
+/// Space is looked at so often within the grace.
+const LOOKS_A_GRACE: u32 = 10;
+
 impl Shrinking {
     pub(super) fn new(limits: SpaceLimits, planted: Planted) -> Shrinking {
         Shrinking { limits, announced: None, is_low: false, planted }
@@ -120,32 +142,37 @@ impl Shrinking {
             if space.shortage() == 0 {
                 self.announced = None;
                 shared.status.borrow_mut().shrink = Shrink::Rests;
-                return Ok(self.limits.grace);
+                return Ok(self.limits.grace / LOOKS_A_GRACE);
             }
             let Some((step, forecast)) = vault.shrink_step(space.shortage()) else {
                 self.stick(shared);
-                return Ok(self.limits.grace);
+                return Ok(self.limits.grace / LOOKS_A_GRACE);
             };
             let now = runtime.now();
             let announced = *self.announced.get_or_insert_with(|| {
-                shared.tell(GroupEvent::HistoryWillShrink { forecast, space, grace: self.limits.grace });
+                shared.tell(GroupEvent::HistoryWillShrink {
+                    forecast,
+                    space,
+                    since: now,
+                    grace: self.limits.grace,
+                });
                 now
             });
             let begins = MonotonicNanos(announced.0 + nanos(self.limits.grace));
             if now < begins && !self.planted.is(Bug::ShrinkUnannounced) {
                 shared.status.borrow_mut().shrink = Shrink::Announced;
-                return Ok(Duration::from_nanos(begins.0 - now.0));
+                return Ok(Duration::from_nanos(begins.0 - now.0).min(self.limits.grace / LOOKS_A_GRACE));
             }
             shared.status.borrow_mut().shrink = Shrink::Shrinks;
             vault.take_step(step, None).await?;
             shared.tell(GroupEvent::HistoryShrinks { forecast });
             if vault.finish_advance().await? == Advance::Waits {
-                return Ok(self.limits.grace);
+                return Ok(self.limits.grace / LOOKS_A_GRACE);
             }
             vault.sweep().await?;
             runtime.yield_now().await;
             if shared.stopping.get() {
-                return Ok(self.limits.grace);
+                return Ok(self.limits.grace / LOOKS_A_GRACE);
             }
         }
     }

@@ -1,5 +1,7 @@
 //! How a group stands: a snapshot that can leave its owner thread.
 
+use std::time::Duration;
+
 use crate::error::ErrorKind;
 use crate::format::record::{DiskRecord, PointRecord};
 use crate::protect::events::GroupEvent;
@@ -13,6 +15,8 @@ use crate::units::{GroupId, Lsn, MonotonicNanos, WallNanos};
 const SAMPLES: usize = 6;
 /// taken this far apart.
 const SAMPLE_NANOS: u64 = 1_000_000_000;
+/// A write that has no answer for as long waits for something.
+const WAITING_MIN: Duration = Duration::from_secs(1);
 
 /// What a group is doing, in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,6 +29,8 @@ pub enum Condition {
     JournalFull,
     /// Writes wait: the maps are at their limit of memory.
     MapsFull,
+    /// Points do not come as often as the policy says.
+    PointsLate,
     /// Writes wait, or images lag: a file system is full.
     NoSpace,
     /// The vault has too little room: its oldest points go, or should.
@@ -63,6 +69,7 @@ impl Condition {
             Condition::NoSpace => "no space",
             Condition::SpaceShort => "space short",
             Condition::Paused => "paused",
+            Condition::PointsLate => "points late",
             Condition::Retrying => "retrying",
             Condition::ImageFailed => "image failed",
             Condition::VaultFailed => "vault failed",
@@ -88,6 +95,10 @@ impl Condition {
             Condition::MapsFull => (
                 "the extent maps are at their limit of memory: writes wait until images and vault catch up",
                 "nothing, if it passes; else a larger [memory] maps, or faster disks",
+            ),
+            Condition::PointsLate => (
+                "recovery points are late: there are writes of more than two intervals ago that no point holds",
+                "nothing, if it passes; else a faster disk for the vault, or a longer interval",
             ),
             Condition::NoSpace => {
                 ("a file system is full: writes wait", "free space; it is tried again every second")
@@ -157,10 +168,22 @@ pub struct GroupSnapshot {
     pub journal_used_bytes: u64,
     /// Most bytes of journal segments.
     pub journal_limit_bytes: u64,
+    /// Memory that extent maps and payload tables take,
+    pub map_bytes: usize,
+    /// and may take.
+    pub map_bytes_max: usize,
+    /// Memory that recently written frames take,
+    pub cache_bytes: usize,
+    /// and may take.
+    pub cache_bytes_max: usize,
     /// Whether nothing was written since the newest point.
     pub idle: bool,
     /// The newest point.
     pub newest_point: Option<PointRecord>,
+    /// Since when points are late, if they are.
+    pub late_since: Option<WallNanos>,
+    /// How long the oldest write has waited for its answer, if that is long.
+    pub writes_waiting: Option<Duration>,
     /// Time of the oldest point.
     pub oldest: Option<WallNanos>,
     /// How many points there are.
@@ -237,6 +260,8 @@ impl Group {
             Condition::MapsFull
         } else if self.is_paused {
             Condition::Paused
+        } else if self.late_since.is_some() {
+            Condition::PointsLate
         } else {
             Condition::Protected
         }
@@ -286,8 +311,14 @@ impl Group {
             ladder: self.ladder(),
             journal_used_bytes: self.segments.used_bytes(),
             journal_limit_bytes: self.segments.limit_bytes(),
+            map_bytes: self.map_bytes(),
+            map_bytes_max: self.settings.plan.map_bytes_max,
+            cache_bytes: self.cache.borrow().bytes(),
+            cache_bytes_max: self.settings.plan.cache_bytes_max,
             idle: self.vaulted_all(),
             newest_point: self.points.last().cloned(),
+            late_since: self.late_since,
+            writes_waiting: self.writes_waiting(),
             oldest: self.points.first().map(|point| point.wall),
             points: self.points.len() as u64,
             counters: self.counters,
@@ -300,8 +331,34 @@ impl Group {
         }
     }
 
+    fn writes_waiting(&self) -> Option<Duration> {
+        let since = self.oldest_write()?;
+        let waited = Duration::from_nanos(self.runtime.now().0.saturating_sub(since.0));
+        (waited >= WAITING_MIN).then_some(waited)
+    }
+
+    /// Notes whether points are late, and tells it once, and when it is over.
+    fn observe_lateness(&mut self) {
+        let due = self.lateness.due(self.schedule.interval());
+        // Nobody waits for the points of a paused group.
+        let is_late = !self.is_paused && due.is_some_and(|due| due <= self.runtime.now());
+        match (self.late_since, is_late) {
+            (None, true) => {
+                self.late_since = Some(self.runtime.wall());
+                let newest = self.points.last().map(|point| tracing::field::display(point.wall));
+                tracing::warn!(group = %self.name, newest, "recovery points are late");
+            }
+            (Some(_), false) => {
+                self.late_since = None;
+                tracing::info!(group = %self.name, "recovery points are in time again");
+            }
+            _ => {}
+        }
+    }
+
     /// Notes what the group does, and since when, and how fast.
     pub(super) fn observe(&mut self) {
+        self.observe_lateness();
         let condition = self.condition();
         if condition != self.condition.0 {
             self.condition = (condition, self.runtime.wall());

@@ -335,8 +335,8 @@ impl Site {
         let now = self.process.runtime().now();
         for event in events {
             self.tracer.note(|| format!("event: {}", event.text()));
-            if matches!(event, GroupEvent::HistoryWillShrink { .. }) {
-                self.retention.announced = Some(now);
+            if let GroupEvent::HistoryWillShrink { since, .. } = event {
+                self.retention.announced = Some(since);
                 self.report.shrinks += 1;
             }
         }

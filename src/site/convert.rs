@@ -1,9 +1,12 @@
 //! From what the owners of groups know to what the API says.
 
+use std::time::Duration;
+
 use crate::control::catalogue;
 use crate::control::model::{
-    Condition as ApiCondition, Disk, Failure, Group, GroupState, GroupStatus, History, JournalStatus,
-    LsnLadder, NewestPoint, Point, PointKind, Policy, Reason, ReasonCode, Test, TestExport, WriteRate,
+    Condition as ApiCondition, Disk, Failure, Group, GroupLimits, GroupState, GroupStatus, History,
+    JournalStatus, LsnLadder, NewestPoint, Point, PointKind, Policy, Reason, ReasonCode, Test, TestExport,
+    WriteRate,
 };
 use crate::control::name::{DiskPath, Name};
 use crate::control::retain::Retain;
@@ -135,7 +138,10 @@ pub fn status(group: Group, snapshot: &GroupSnapshot, connections: u64, now: Wal
             limit_bytes: snapshot.journal_limit_bytes,
         }),
         newest_point: snapshot.newest_point.as_ref().map(|point| newest_point(point, now)),
+        limits: Some(limits(snapshot)),
         idle: snapshot.idle,
+        late_since: snapshot.late_since,
+        writes_waiting_ms: snapshot.writes_waiting.map(milliseconds),
         history: History {
             points: snapshot.points,
             oldest: snapshot.oldest,
@@ -144,6 +150,24 @@ pub fn status(group: Group, snapshot: &GroupSnapshot, connections: u64, now: Wal
         },
         writes: WriteRate { writes_per_s: snapshot.writes_per_s, bytes_per_s: snapshot.bytes_per_s },
         connections,
+    }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn limits(snapshot: &GroupSnapshot) -> GroupLimits {
+    let space = snapshot.retention.space;
+    GroupLimits {
+        maps_bytes: snapshot.map_bytes as u64,
+        maps_limit_bytes: snapshot.map_bytes_max as u64,
+        frames_bytes: snapshot.cache_bytes as u64,
+        frames_limit_bytes: snapshot.cache_bytes_max as u64,
+        history_bytes: space.map_or(0, |space| space.history_bytes),
+        history_limit_bytes: space.and_then(|space| space.history_bytes_max),
+        free_bytes: space.map(|space| space.free_bytes),
+        free_min_bytes: space.map(|space| space.free_bytes_min),
     }
 }
 
@@ -166,8 +190,11 @@ pub fn failed_status(group: Group, failure: Failure, points: &[PointRecord], now
         },
         lsn: None,
         journal: None,
+        limits: None,
         newest_point: points.last().map(|point| newest_point(point, now)),
         idle: false,
+        late_since: None,
+        writes_waiting_ms: None,
         history: History {
             points: points.len() as u64,
             oldest: points.first().map(|point| point.wall),
@@ -191,6 +218,9 @@ fn state(snapshot: &GroupSnapshot) -> GroupState {
         Condition::Stopping => (ApiCondition::Stopping, None),
         Condition::JournalFull => (ApiCondition::Degraded, Some(ReasonCode::JournalFull)),
         Condition::MapsFull => (ApiCondition::Degraded, Some(ReasonCode::MapsFull)),
+        Condition::PointsLate => (ApiCondition::Degraded, Some(ReasonCode::PointsLate)),
+        Condition::SpaceShort => (ApiCondition::Degraded, Some(ReasonCode::SpaceShort)),
+        Condition::Paused => (ApiCondition::Paused, None),
         Condition::NoSpace => (ApiCondition::Degraded, Some(ReasonCode::NoSpace)),
         Condition::Retrying => (ApiCondition::Degraded, Some(ReasonCode::Io)),
         Condition::ImageFailed => (ApiCondition::Latched, Some(ReasonCode::ImageFailed)),

@@ -231,6 +231,11 @@ impl<V: Volume + 'static> DataThread<V> {
                 self.remote.remove(&session);
                 self.host.session_ended(group, session);
             }
+            Message::Measure(told) => {
+                let held = self.sessions.values().map(|session| session.connection.payload_bytes_in_flight());
+                // Whoever asked may have lost interest.
+                let _ = told.send(held.sum());
+            }
             Message::Command(command) => command(&mut self.host),
             Message::Drain { export, within, drained } => self.drain(export, within, drained),
             Message::Stop => {

@@ -221,6 +221,19 @@ impl<V: Volume + 'static> DataThreads<V> {
         self.shared.connections.load(Ordering::Relaxed)
     }
 
+    /// Bytes of requests that clients have in flight, now.
+    pub async fn buffered_bytes(&self) -> usize {
+        let mut bytes = 0;
+        for thread in 0..self.count() {
+            let (sender, receiver) = oneshot::channel();
+            // A thread that stopped has no sessions.
+            if self.publish(thread, Message::Measure(sender)).is_ok() {
+                bytes += receiver.await.unwrap_or(0);
+            }
+        }
+        bytes
+    }
+
     /// Sessions by thread, now.
     pub fn sessions(&self) -> Vec<usize> {
         self.shared.sessions.iter().map(|sessions| sessions.load(Ordering::Relaxed)).collect()

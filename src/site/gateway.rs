@@ -30,8 +30,10 @@ use crate::listen::ListenAddress;
 use crate::planted::Planted;
 use crate::protect::group::Callback;
 use crate::protect::open::GroupPlan;
+use crate::protect::shrinking::SpaceLimits;
 use crate::site::convert;
 use crate::site::data_threads::DataThreads;
+use crate::site::events;
 use crate::site::group_table::{Entry, GroupTable};
 use crate::site::member::Member;
 use crate::units::{GroupId, WallNanos, to_usize};
@@ -121,6 +123,7 @@ impl Gateway {
     pub async fn open_groups(&self) -> Result<()> {
         self.0.open_groups().await?;
         self.0.background.lock().await.spawn(Inner::retry_for_space(Arc::downgrade(&self.0)));
+        self.0.background.lock().await.spawn(events::keep(Arc::downgrade(&self.0)));
         Ok(())
     }
 
@@ -188,6 +191,11 @@ impl Inner {
             cache_bytes_max: to_usize(self.configuration.memory.frames.0),
             map_bytes_max: to_usize(self.configuration.memory.maps.0),
             index_bytes_min: crate::protect::open::INDEX_BYTES_MIN,
+            space: SpaceLimits {
+                history_bytes_max: self.configuration.vault.history_max.map(|size| size.0),
+                free_bytes_min: self.configuration.vault.free_min.map(|size| size.0),
+                ..SpaceLimits::default()
+            },
             planted: Planted::NONE,
         }
     }

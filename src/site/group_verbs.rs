@@ -72,6 +72,24 @@ impl Inner {
         receiver.await.map_err(lost)?
     }
 
+    pub(super) async fn group_pause(self: &Arc<Self>, name: Name) -> Result<Group> {
+        let _turn = self.turn_of(&name).await?;
+        let (name, id) = self.find_open(&name)?;
+        self.set_paused(id, true).await?;
+        self.group_model(&name, &self.find(&name)?.1).await
+    }
+
+    async fn set_paused(&self, id: GroupId, paused: bool) -> Result<()> {
+        self.ask(id, move |member: &mut Member, answer: Answering<()>| match member.group() {
+            Ok(group) => group.set_paused(paused, answer.callback()),
+            Err(error) => answer.send(Err(error)),
+        })
+        .await?;
+        // Whoever is told that it was done finds it among the events, whatever becomes of this process.
+        self.keep_events().await;
+        Ok(())
+    }
+
     pub(super) async fn group_resume(self: &Arc<Self>, name: Name) -> Result<Resumed> {
         let _turn = self.turn_of(&name).await?;
         let (name, entry) = self.find(&name)?;
@@ -85,12 +103,20 @@ impl Inner {
             let group = self.group_model(&name, &self.find(&name)?.1).await?;
             return Ok(Resumed { group, opened: true, cleared: Vec::new(), latched: Vec::new() });
         }
-        let resumed: resume::Resumed = self
+        let was_paused =
+            self.read(entry.id, |member: &mut Member| member.vault().manifest().state().is_paused()).await?;
+        if was_paused {
+            self.set_paused(entry.id, false).await?;
+        }
+        let mut resumed: resume::Resumed = self
             .ask(entry.id, |member: &mut Member, answer: Answering<_>| match member.group() {
                 Ok(group) => group.resume(answer.callback()),
                 Err(error) => answer.send(Err(error)),
             })
             .await?;
+        if was_paused {
+            resumed.cleared.insert(0, "points and retention go on".to_owned());
+        }
         let group = self.group_model(&name, &entry).await?;
         Ok(Resumed { group, opened: false, cleared: resumed.cleared, latched: resumed.latched })
     }

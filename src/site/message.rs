@@ -23,6 +23,8 @@ pub(super) enum Message<V> {
     Replies(Vec<(Ticket, Reply)>),
     /// A session elsewhere that used a volume here has ended.
     SessionEnded { group: GroupId, session: u64 },
+    /// Tell how many bytes of requests the sessions have in flight.
+    Measure(oneshot::Sender<usize>),
     /// Something to do on the host.
     Command(Command<V>),
     /// Close sessions, of one export or all and for good; tell how many had to be cut off.

@@ -11,6 +11,7 @@
 mod convert;
 mod data_thread;
 mod data_threads;
+mod events;
 mod export_registry;
 mod gateway;
 mod group_table;

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use rustix::fs::Mode;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::data_threads::{DataThreads, DataThreadsOptions, SessionLimits};
 use super::gateway::{Gateway, StorageFound};
 use super::member::Member;
+use crate::capture::nbd::Limits;
 use crate::config::{Configuration, StorageChoice};
 use crate::control::api;
 use crate::control::catalogue::Catalogue;
@@ -17,12 +19,16 @@ use crate::env::{Environment, OsEnvironment};
 use crate::error::{Error, Result};
 use crate::listen::bind_unix;
 use crate::storage::{BackendOptions, Preference, Storage, open_best};
+use crate::units::to_usize;
 
 /// How long a clean stop may take; what is not sealed by then is recovered at the next start.
 const STOP_WITHIN: Duration = Duration::from_secs(60);
 
 /// Serves until SIGTERM or SIGINT; the configuration was checked and the data directory is ours.
 pub fn serve(configuration: Configuration, directory: DataDirectory) -> Result<()> {
+    // What guests wrote is for nobody else to read, whatever we were started with; nor are our sockets for anybody before
+    // they have their own permissions.
+    rustix::process::umask(Mode::RWXG | Mode::RWXO);
     let control = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("control")
@@ -85,7 +91,14 @@ fn start_threads(
     let connections_max = configuration.nbd.connections_max.get();
     let options = DataThreadsOptions {
         threads: configuration.site.data_threads.get(),
-        limits: SessionLimits { connections_max, ..SessionLimits::default() },
+        limits: SessionLimits {
+            connections_max,
+            connection: Limits {
+                payload_bytes_max: to_usize(configuration.nbd.buffers.0),
+                ..Limits::default()
+            },
+            ..SessionLimits::default()
+        },
     };
     let preference = match configuration.storage.backend {
         StorageChoice::Auto => Preference::Best,

@@ -12,8 +12,8 @@ use crate::block::{Export, TestId};
 use crate::control::backend::{Answer, Backend};
 use crate::control::jobs::Progress;
 use crate::control::model::{
-    Disk, Group, GroupStatus, Point, PolicyForecast, PolicyRequest, RestoreRequest, Restored, Resumed,
-    Status, StorageStatus, Test, VerifyReport,
+    Disk, Event, EventQuery, Group, GroupStatus, Point, PolicyForecast, PolicyRequest, RestoreRequest,
+    Restored, Resumed, Status, StorageStatus, Test, VerifyReport,
 };
 use crate::control::name::{DiskPath, Label, Name};
 use crate::control::selector::{PointSelector, resolve};
@@ -46,6 +46,14 @@ impl Backend for Gateway {
 
     fn group_remove(&self, name: Name) -> Answer<'_, ()> {
         self.detached(|inner| Box::pin(async move { inner.group_remove(name).await }))
+    }
+
+    fn group_pause(&self, name: Name) -> Answer<'_, Group> {
+        self.detached(|inner| Box::pin(async move { inner.group_pause(name).await }))
+    }
+
+    fn events(&self, query: EventQuery) -> Answer<'_, Vec<Event>> {
+        self.detached(|inner| Box::pin(async move { inner.events(query).await }))
     }
 
     fn group_resume(&self, name: Name) -> Answer<'_, Resumed> {
@@ -192,6 +200,7 @@ impl Inner {
             let report = move |done: u64, total: u64| {
                 progress.set_total(total);
                 progress.advance(done - told.replace(done));
+                progress.go_on()
             };
             Content::Import(file, Rc::new(report))
         };
@@ -374,6 +383,9 @@ impl Inner {
             started: self.started,
             listen: self.configuration.nbd.listen.iter().map(ToString::to_string).collect(),
             connections: self.threads.connections() as u64,
+            connections_limit: self.configuration.nbd.connections_max.get() as u64,
+            buffers_bytes: self.threads.buffered_bytes().await as u64,
+            buffers_limit_bytes: self.configuration.nbd.buffers.0,
             storage: StorageStatus {
                 backend: self.storage.backend.clone(),
                 backend_reason: self.storage.reason.clone(),
@@ -468,6 +480,7 @@ async fn verify(vault: &Vault, progress: &Progress) -> Result<vault::VerifyRepor
     vault::verify(vault, |done, total| {
         progress.set_total(total);
         progress.advance(done - told.replace(done));
+        progress.go_on()
     })
     .await
 }
@@ -489,7 +502,7 @@ async fn restore(
         progress.set_total(now.bytes_total);
         progress.advance(now.bytes_done - told);
         told = now.bytes_done;
-        true
+        progress.go_on()
     })
     .await?;
     Ok((files, told))

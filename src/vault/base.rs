@@ -10,6 +10,8 @@ use std::rc::Rc;
 use super::files::remove_partials;
 use super::layout::{self, Layout, parse_base_name};
 use crate::error::{Error, ErrorKind, Result};
+use crate::image::TOO_LONG;
+use crate::image::length::set_disk_length;
 use crate::runtime::Runtime;
 use crate::storage::{Access, Create, File, Lock, OpenOptions};
 use crate::units::{DiskId, SectorCount, to_usize};
@@ -32,17 +34,17 @@ impl Bases {
 
     /// Creates the base of a new disk: nothing but zeros, without space.
     pub async fn create_empty(&self, disk: DiskId, sectors: SectorCount) -> Result<()> {
-        self.create(disk, sectors, None, |_| ()).await
+        self.create(disk, sectors, None, |_| Ok(())).await
     }
 
     /// Creates the base of a disk that is imported: a sparse copy of `source`, zeros past its end. `progress` is told
-    /// the bytes copied so far.
+    /// the bytes copied so far; its error ends the copy.
     pub async fn import(
         &self,
         disk: DiskId,
         sectors: SectorCount,
         source: &File,
-        progress: impl Fn(u64),
+        progress: impl Fn(u64) -> Result<()>,
     ) -> Result<()> {
         self.create(disk, sectors, Some(source), progress).await
     }
@@ -52,14 +54,14 @@ impl Bases {
         disk: DiskId,
         sectors: SectorCount,
         source: Option<&File>,
-        progress: impl Fn(u64),
+        progress: impl Fn(u64) -> Result<()>,
     ) -> Result<()> {
         let runtime = &self.runtime;
         let path = self.layout.base(disk);
         let partial = layout::partial(&path, runtime.random_u128());
         let file = runtime.open(&partial, OpenOptions::CREATE).await?;
         let filled = async {
-            runtime.set_length(&file, sectors.bytes()).await?;
+            set_disk_length(runtime, &file, sectors, TOO_LONG).await?;
             if let Some(source) = source {
                 copy_sparse(runtime, source, &file, sectors.bytes(), &progress).await?;
             }
@@ -118,13 +120,14 @@ impl Bases {
     }
 }
 
-/// Copies the data of the first `bytes` of `source`, leaving its holes alone: the target reads as zeros there.
+/// Copies the data of the first `bytes` of `source`, leaving its holes alone: the target reads as zeros there. An error of
+/// `progress` ends it.
 pub async fn copy_sparse(
     runtime: &Rc<Runtime>,
     source: &File,
     target: &File,
     bytes: u64,
-    progress: &impl Fn(u64),
+    progress: &impl Fn(u64) -> Result<()>,
 ) -> Result<()> {
     let length = runtime.length(source).await?;
     if length > bytes {
@@ -141,7 +144,7 @@ pub async fn copy_sparse(
             runtime.write(target, offset, data).await?;
             offset += piece;
             copied += piece;
-            progress(copied);
+            progress(copied)?;
         }
     }
     Ok(())

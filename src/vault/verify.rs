@@ -88,8 +88,8 @@ impl VerifyReport {
     }
 }
 
-/// Reads everything in a vault. `progress` is told the blob bytes read and their sum.
-pub async fn verify(vault: &Vault, progress: impl Fn(u64, u64)) -> Result<VerifyReport> {
+/// Reads everything in a vault. `progress` is told the blob bytes read and their sum; its error ends the verification.
+pub async fn verify(vault: &Vault, progress: impl Fn(u64, u64) -> Result<()>) -> Result<VerifyReport> {
     let mut report = VerifyReport::default();
     // Appends wait meanwhile: a snapshot would take steps away that are about to be read.
     let pause = vault.manifest().pause().await;
@@ -161,7 +161,7 @@ async fn verify_blobs(
     vault: &Vault,
     state: &State,
     report: &mut VerifyReport,
-    progress: impl Fn(u64, u64),
+    progress: impl Fn(u64, u64) -> Result<()>,
 ) -> Result<()> {
     let retired = state.base_advance().map_or(&[][..], |(_, retired)| retired);
     let retired = retired.iter().map(|delta| (None, *delta));
@@ -182,7 +182,7 @@ async fn verify_blobs(
         if let Err(error) = verify_blob(vault, point, delta, report).await {
             report.damage(error, &vault.layout().blob(delta.blob))?;
         }
-        progress(report.blob_bytes, total);
+        progress(report.blob_bytes, total)?;
     }
     Ok(())
 }

@@ -11,12 +11,15 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use super::{View, ViewDisk};
 use crate::block::DataPiece;
 use crate::error::{Error, ErrorKind, Result};
+use crate::image::length::set_disk_length;
 use crate::runtime::Runtime;
 use crate::storage::{File, OpenOptions};
 use crate::units::{SECTOR_BYTES, SectorRange};
 
 /// Sectors of one copied piece.
 const PIECE_SECTORS: u64 = (1 << 20) / SECTOR_BYTES;
+/// What to do about a disk that is longer than a file may be there.
+const TOO_LONG: &str = "restore to another file system, or as qcow2";
 /// Pieces being copied at a time.
 const PIECES_IN_FLIGHT: usize = 4;
 
@@ -40,11 +43,11 @@ struct Target {
 }
 
 /// Restores every disk of `view` to `directory/NAME.raw` and gives back the paths. Fails with `AlreadyExists`, and writes
-/// nothing, where one of the files is there. `proceed` is told how far it is; `false` cancels (`Shutdown`).
+/// nothing, where one of the files is there. `proceed` is told how far it is; its error ends the restore.
 pub async fn restore(
     view: &Rc<View>,
     directory: &Path,
-    proceed: impl FnMut(RestoreProgress) -> bool,
+    proceed: impl FnMut(RestoreProgress) -> Result<()>,
 ) -> Result<Vec<PathBuf>> {
     let runtime = view.runtime();
     let targets = plan(view, directory)?;
@@ -86,7 +89,7 @@ async fn fill_and_publish(
     view: &Rc<View>,
     directory: &Path,
     targets: &[Target],
-    mut proceed: impl FnMut(RestoreProgress) -> bool,
+    mut proceed: impl FnMut(RestoreProgress) -> Result<()>,
 ) -> Result<()> {
     let runtime = view.runtime();
     let mut progress = RestoreProgress { disks_total: targets.len(), ..RestoreProgress::default() };
@@ -98,25 +101,21 @@ async fn fill_and_publish(
     }
     for ((disk, target), pieces) in view.disks().iter().zip(targets).zip(plans) {
         let file = runtime.open(&target.partial, OpenOptions::CREATE).await?;
-        runtime.set_length(&file, disk.sectors().bytes()).await?;
+        set_disk_length(runtime, &file, disk.sectors(), TOO_LONG).await?;
         let copied = stream::iter(pieces).map(|piece| copy(view, disk, &file, piece));
         let mut copied = copied.buffer_unordered(PIECES_IN_FLIGHT).boxed_local();
         while let Some(bytes) = copied.try_next().await? {
             progress.bytes_done += bytes;
-            go_on(proceed(progress))?;
+            proceed(progress)?;
         }
         runtime.sync(&file).await?;
         progress.disks_done += 1;
-        go_on(proceed(progress))?;
+        proceed(progress)?;
     }
     for target in targets {
         runtime.publish(&target.partial, &target.path).await?;
     }
     sync_names(runtime, directory).await
-}
-
-fn go_on(wanted: bool) -> Result<()> {
-    if wanted { Ok(()) } else { Err(Error::new(ErrorKind::Shutdown, "the restore was cancelled")) }
 }
 
 async fn sync_names(runtime: &Rc<Runtime>, directory: &Path) -> Result<()> {

@@ -2,9 +2,10 @@
 //! partition. Needs root.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, refusal};
 use crate::mount::{Access, Attached};
 use crate::tool;
 
@@ -87,4 +88,54 @@ fn partitioned(file: &Path) {
     let offset = format!("offset={}", START * 512);
     let blocks = format!("{}k", SECTORS / 2);
     tool::says("mkfs.ext4", ["-q", "-F", "-E", &offset, file.to_str().unwrap(), &blocks]);
+}
+
+/// Ctrl-C comes while each of the programs that put a mount up is about to run: what it then does must not stay, and the
+/// test failover under it must outlast it.
+#[test]
+fn an_interrupted_mount_leaves_nothing_behind() {
+    let gateway = Gateway::start();
+    gateway.protect([("db", "64M")]);
+    prepare(&gateway);
+    let place = gateway.path("files");
+    fs::create_dir(&place).unwrap();
+    let mount = format!("point mount erp/db --point in-use {}", place.display());
+    for (program, signal) in [("nbdfuse", "INT"), ("losetup", "TERM"), ("mount", "INT"), ("mount", "HUP")] {
+        let wrappers = gateway.path(format!("{program}-{signal}"));
+        let witness = wrappers.join("witness");
+        fs::create_dir(&wrappers).unwrap();
+        // Only the first run: losetup detaches too.
+        wrap(
+            &wrappers,
+            program,
+            &format!("mkdir {0}.done 2>/dev/null && kill -{signal} $PPID", wrappers.join(program).display()),
+        );
+        wrap(
+            &wrappers,
+            "umount",
+            &format!("{} failover list --json >>{}", env!("CARGO_BIN_EXE_afterimage"), witness.display()),
+        );
+        let path = format!("{}:{}", wrappers.display(), std::env::var("PATH").unwrap());
+        let output = gateway.cli(&mount).env("PATH", path).output().unwrap();
+        let told = refusal(&output, 130);
+        assert!(told.contains("nothing stays mounted"), "{program}: {told}");
+        assert_nothing_left(&gateway, &place);
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(place.to_str().unwrap().trim_start_matches('/')), "{program}: {mounts}");
+        if program != "nbdfuse" {
+            let witness = fs::read_to_string(&witness).unwrap();
+            assert!(witness.contains("\"number\""), "{program}: the test failover ended first: {witness}");
+        }
+    }
+    gateway.says(&mount);
+    gateway.says(&format!("point unmount {}", place.display()));
+    assert_nothing_left(&gateway, &place);
+}
+
+/// Puts a script before a program in the path, which does something first.
+fn wrap(directory: &Path, program: &str, first: &str) {
+    let real = tool::says("which", [program]);
+    let script = directory.join(program);
+    fs::write(&script, format!("#!/bin/sh\n{first}\nexec {} \"$@\"\n", real.trim())).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
 }

@@ -117,6 +117,23 @@ impl Backend for FakeSite {
         futures::future::ready(removed.map(drop).ok_or_else(|| missing(format!("group {name}")))).boxed()
     }
 
+    fn group_pause(&self, name: Name) -> Answer<'_, Group> {
+        self.with(&name, |fake| Ok(fake.group.clone()))
+    }
+
+    fn events(&self, query: EventQuery) -> Answer<'_, Vec<Event>> {
+        let event = Event {
+            time: NOON,
+            group: Some(GroupId(1)),
+            name: query.group,
+            severity: Severity::Warning,
+            code: "history_will_shrink".to_owned(),
+            message: "history will shrink".to_owned(),
+        };
+        let count = query.limit.unwrap_or(EventQuery::LIMIT_DEFAULT);
+        futures::future::ready(Ok(vec![event; usize::try_from(count).unwrap().min(2)])).boxed()
+    }
+
     /// The group `stuck` has a latch that stays.
     fn group_resume(&self, name: Name) -> Answer<'_, Resumed> {
         let latched = if name.as_str() == "stuck" { vec!["disk db: EIO".to_owned()] } else { Vec::new() };
@@ -275,6 +292,9 @@ impl Backend for FakeSite {
             started: NOON,
             listen: vec!["unix:/x".to_owned()],
             connections: 3,
+            connections_limit: 64,
+            buffers_bytes: 4096,
+            buffers_limit_bytes: 64 << 20,
             storage: StorageStatus {
                 backend: "blocking".to_owned(),
                 backend_reason: "io_uring_setup: EPERM".to_owned(),
@@ -314,8 +334,11 @@ fn group_status(fake: &FakeGroup) -> GroupStatus {
         },
         lsn: Some(LsnLadder { submitted: Lsn(9), written: Lsn(8), visible: Lsn(7), ..LsnLadder::default() }),
         journal: Some(JournalStatus { used_bytes: 1 << 30, limit_bytes: 4 << 30 }),
+        limits: None,
         newest_point: newest.map(|point| NewestPoint { id: point.id, time: point.time, age_ms: 1500 }),
         idle: false,
+        late_since: Some(NOON),
+        writes_waiting_ms: Some(62_000),
         history: History {
             points: u64::try_from(fake.points.len()).unwrap(),
             oldest: fake.points.first().map(|point| point.time),

@@ -2,80 +2,20 @@
 //! all goes on when there is space again. Needs root.
 
 use std::cell::Cell;
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 
 use afterimage::capture::nbd::client::{Answer, Client, Command, Wishes};
 use serde_json::Value;
 
 use crate::content::{assert_same_bytes, content, files};
-use crate::gateway::{Gateway, Setup};
-use crate::tool;
+use crate::gateway::Gateway;
+use crate::small_file_system::SmallFileSystem;
 
 const BLOCK_BYTES: u32 = 256 << 10;
 /// 48 MiB: more than is free at first; three times that fits when the ballast is gone.
 const BLOCKS: u64 = 192;
-
-/// A small ext4 of its own, most of it taken by one file that can be deleted.
-struct SmallFileSystem {
-    root: PathBuf,
-    device: String,
-    /// Last: the image's file goes when it is unmounted.
-    _directory: tempfile::TempDir,
-}
-
-impl SmallFileSystem {
-    fn new() -> SmallFileSystem {
-        const SIZE_BYTES: u64 = 256 << 20;
-        const BALLAST_BYTES: u64 = 184 << 20;
-        let directory = tempfile::tempdir().unwrap();
-        let (image, root) = (directory.path().join("image"), directory.path().join("root"));
-        File::create(&image).unwrap().set_len(SIZE_BYTES).unwrap();
-        fs::create_dir(&root).unwrap();
-        tool::says("mkfs.ext4", ["-q", "-F", "-m", "0", text(&image)]);
-        let device = tool::says("losetup", ["--find", "--show", text(&image)]).trim().to_owned();
-        let small = SmallFileSystem { root, device, _directory: directory };
-        tool::says("mount", ["-t", "ext4", &small.device, text(&small.root)]);
-        tool::says("fallocate", ["--length", &BALLAST_BYTES.to_string(), text(&small.ballast())]);
-        small
-    }
-
-    fn ballast(&self) -> PathBuf {
-        self.root.join("ballast")
-    }
-
-    fn make_space(&self) {
-        fs::remove_file(self.ballast()).unwrap();
-        let _ = fs::remove_file(self.root.join("filler"));
-    }
-
-    /// Takes the last byte.
-    fn fill_up(&self) {
-        let mut filler = File::create(self.root.join("filler")).unwrap();
-        for bytes in [1 << 20, 4096, 1] {
-            while filler.write_all(&vec![1; bytes]).is_ok() {}
-        }
-    }
-
-    fn setup(&self) -> Setup {
-        Setup { data: Some(self.root.join("data")), journal: ("1GiB", "4MiB"), ..Setup::default() }
-    }
-}
-
-impl Drop for SmallFileSystem {
-    fn drop(&mut self) {
-        // The gateway was dropped before, so nobody uses it; a failure here must not become a second panic.
-        let _ = tool::command("umount").args(["--lazy", text(&self.root)]).status();
-        let _ = tool::command("losetup").args(["--detach", &self.device]).status();
-    }
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a path in UTF-8")
-}
 
 fn connect(gateway: &Gateway) -> Client<UnixStream> {
     Client::connect(gateway.connect(), Wishes::all("erp/db".to_owned())).expect("it is served")
@@ -149,6 +89,8 @@ fn writes_wait_for_space_and_go_on() {
     let status = until_writes_wait(&gateway);
     assert_eq!(status["groups"][0]["state"]["condition"], "degraded", "{status:#}");
     assert!(gateway.says("status").contains("free space"), "people are told");
+    gateway.until("for how long", |status| status["groups"][0]["writes_waiting_ms"].as_u64() >= Some(1000));
+    assert!(gateway.says("status").contains("writes  wait: the oldest for "), "people are told for how long");
     // It is tried again every second; attempts that failed must not pile up and hold the last space.
     // While they are made, the reason stays the one that a person can do something about.
     gateway.until("a third attempt", |status| {
@@ -159,7 +101,8 @@ fn writes_wait_for_space_and_go_on() {
     assert!(unfinished.len() <= 1, "{unfinished:?}");
     small.make_space();
     assert_eq!(writer.join().unwrap(), BLOCKS, "every write was taken in the end");
-    gateway.until("protected again", is_protected);
+    let status = gateway.until("protected again", is_protected);
+    assert_eq!(status["groups"][0]["writes_waiting_ms"], Value::Null);
     assert_reads(&gateway, BLOCKS);
     gateway.says("point create erp --label after");
     gateway.terminate();
@@ -231,4 +174,22 @@ fn a_group_is_removed_from_a_full_disk() {
     gateway.says("disk create other/db --size 8M");
     gateway.says("point create other");
     assert!(!gateway.says("group list").contains("erp"));
+}
+
+#[test]
+fn a_disk_that_is_longer_than_a_file_may_be_is_refused_with_the_limit() {
+    let small = SmallFileSystem::new();
+    let gateway = Gateway::with(&small.setup());
+    gateway.says("group create erp");
+    let limit = ["4PiB", "8192PiB"].map(|size| {
+        let told = gateway.refuses(&format!("disk create erp/db --size {size}"), 1);
+        let (_, told) = told.split_once(&format!("size = {size}: ")).expect("key and value");
+        let (_, limit) = told.split_once("at most ").expect("the limit");
+        let (limit, mend) = limit.split_once(": ").expect("the mend");
+        assert!(mend.contains("smaller size") && mend.contains("XFS"), "{mend}");
+        limit.to_owned()
+    });
+    assert_eq!(limit[0], limit[1]);
+    assert_eq!(files(gateway.data(), "raw").len(), 0);
+    gateway.says(&format!("disk create erp/db --size {}", limit[0]));
 }

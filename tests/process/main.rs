@@ -11,11 +11,17 @@ mod gateway;
 #[allow(dead_code)]
 mod tool;
 
+mod cancelled;
 mod connections;
 mod failed_groups;
 mod full_disk;
 mod import;
+mod index_runs;
+mod lateness;
+mod limits;
+mod private;
 mod refusals;
 mod restart;
 mod restore;
+mod small_file_system;
 mod storage;

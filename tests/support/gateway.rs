@@ -5,7 +5,7 @@
 //! printed if the test failed.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -36,11 +36,20 @@ pub struct Setup {
     pub tcp: bool,
     /// `[journal] size` and `segment_size`.
     pub journal: (&'static str, &'static str),
+    /// Further tables.
+    pub more: &'static str,
 }
 
 impl Default for Setup {
     fn default() -> Setup {
-        Setup { backend: "auto", data: None, connections_max: 64, tcp: false, journal: ("256MiB", "8MiB") }
+        Setup {
+            backend: "auto",
+            data: None,
+            connections_max: 64,
+            tcp: false,
+            journal: ("256MiB", "8MiB"),
+            more: "",
+        }
     }
 }
 
@@ -85,13 +94,14 @@ impl Gateway {
             "[site]\nname = \"test\"\ndata_dir = {:?}\ndata_threads = 2\n\
              [nbd]\nlisten = [\"unix:{socket}\"{tcp}]\nconnections_max = {}\n\
              [api]\nsocket = {:?}\n[storage]\nbackend = {:?}\n\
-             [journal]\nsize = {:?}\nsegment_size = {:?}\n",
+             [journal]\nsize = {:?}\nsegment_size = {:?}\n{}",
             self.data,
             setup.connections_max,
             self.api(),
             setup.backend,
             setup.journal.0,
-            setup.journal.1
+            setup.journal.1,
+            setup.more
         )
     }
 
@@ -118,7 +128,9 @@ impl Gateway {
     #[track_caller]
     pub fn restart(&mut self) {
         assert!(self.process.is_none(), "the gateway is running");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_afterimage"));
+        let mut command = Command::new("sh");
+        // As carelessly as somebody may start it: what others may read is not for the umask to decide.
+        command.args(["-c", "umask 000; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_afterimage")]);
         command.args(["serve", "--config"]).arg(self.configuration()).env("AFTERIMAGE_LOG", "info");
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the program");
         let lines = BufReader::new(child.stderr.take().expect("a pipe"));
@@ -182,6 +194,22 @@ impl Gateway {
         command
     }
 
+    /// Starts a command; what it prints goes to pipes.
+    pub fn start_cli(&self, line: &str) -> Child {
+        self.cli(line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program")
+    }
+
+    /// What `GET path` of the API answers.
+    #[track_caller]
+    pub fn api_get(&self, path: &str) -> Value {
+        let mut socket = UnixStream::connect(self.api()).expect("its API takes connections");
+        write!(socket, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("it listens");
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).expect("it answers");
+        let (_, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+        serde_json::from_str(body).expect("it answers in JSON")
+    }
+
     fn output(&self, line: &str) -> Output {
         self.cli(line).output().expect("the program")
     }
@@ -226,18 +254,29 @@ impl Gateway {
     /// Asks `status` again until it is so: each question is a round trip, nothing is waited for by the clock.
     #[track_caller]
     pub fn until(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
-        let mut status = Value::Null;
-        for _ in 0..QUESTIONS_MAX {
-            status = self.json("status");
-            if is_so(&status) {
-                return status;
-            }
-        }
-        panic!("{what} did not come about: {status:#}");
+        until(what, || self.json("status"), is_so)
+    }
+
+    /// The same, of the API.
+    #[track_caller]
+    pub fn until_api(&self, path: &str, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+        until(what, || self.api_get(path), is_so)
     }
 }
 
-/// Each is a process that connects and asks: about 5 ms.
+#[track_caller]
+fn until(what: &str, ask: impl Fn() -> Value, is_so: impl Fn(&Value) -> bool) -> Value {
+    let mut answer = Value::Null;
+    for _ in 0..QUESTIONS_MAX {
+        answer = ask();
+        if is_so(&answer) {
+            return answer;
+        }
+    }
+    panic!("{what} did not come about: {answer:#}");
+}
+
+/// Most are a process that connects and asks: about 5 ms.
 const QUESTIONS_MAX: usize = 10_000;
 
 impl Drop for Gateway {

@@ -85,7 +85,8 @@ impl Attached {
         assert!(!self.is_mounted, "unmount first");
         tool::says("losetup", ["--detach", self.device()]);
         self.device = None;
-        tool::says("umount", [&self.fuse]);
+        // Whoever lists loop devices holds this one open for a moment; nbdfuse ends once nobody does any more.
+        tool::says("umount", ["--lazy", text(&self.fuse)]);
         let status = gateway::wait(&mut self.nbdfuse);
         assert!(status.success(), "nbdfuse ends well when it is unmounted: {status}");
     }

@@ -148,7 +148,7 @@ fn snapshot_and_steps_are_what_all_steps_are() {
     assert_eq!(*again.state(), *vault.manifest().state());
     assert!(!layout.step(StepNumber(SNAPSHOT_STEPS)).exists(), "replaced by the older snapshot");
     assert!(layout.step(StepNumber(SNAPSHOT_STEPS + 1)).exists(), "the newest snapshot has no copy yet");
-    let report = block_on(&runtime, verify(&vault, |_, _| ())).expect("read");
+    let report = block_on(&runtime, verify(&vault, |_, _| Ok(()))).expect("read");
     let damaged: Vec<_> =
         report.findings.iter().filter(|finding| !finding.path.starts_with(layout.bases())).collect();
     assert!(damaged.is_empty(), "{damaged:?}");
@@ -289,7 +289,7 @@ fn a_death_at_any_await_of_a_publication_leaves_all_of_the_point_or_nothing() {
         let points = vault.manifest().state().points().len();
         assert!(points == 2 || (points == 1 && !ended), "a published point is there");
         assert!(vault.manifest().state().point(first).is_some());
-        let report = block_on(&successor, verify(&vault, |_, _| ())).expect("read");
+        let report = block_on(&successor, verify(&vault, |_, _| Ok(()))).expect("read");
         assert_eq!(report.findings, [], "after {polls} polls");
         if ended {
             assert!(polls > 8, "there are that many awaits to die at");

@@ -106,7 +106,7 @@ fn a_published_point_survives_any_death_and_an_unpublished_one_leaves_nothing() 
             published.get(),
             found.len()
         );
-        let report = block_on(&successor, verify(&vault, |_, _| ())).expect("read");
+        let report = block_on(&successor, verify(&vault, |_, _| Ok(()))).expect("read");
         assert_eq!(report.findings, [], "seed {seed}");
         for (point, (id, model)) in found.iter().zip(models) {
             assert_eq!(point, id);

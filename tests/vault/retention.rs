@@ -2,45 +2,26 @@
 
 use afterimage::error::ErrorKind;
 use afterimage::format::ladder::{Ladder, Rung};
-use afterimage::units::{GroupNanos, PointId, SectorRange, to_usize};
+use afterimage::units::{GroupNanos, PointId, SectorRange};
 use afterimage::vault::{Advance, Vault, verify};
 use afterimage::view::View;
 use proptest::prelude::*;
 
-use crate::support::{Group, block_on, flatten};
+use crate::support::{Edit, Group, block_on, edits, flatten};
 
 const SIZES: [u64; 2] = [900, 77];
 
 #[derive(Clone, Debug)]
 enum Step {
-    Write {
-        disk: usize,
-        start: u64,
-        sectors: u64,
-        seed: u8,
-    },
-    Zero {
-        disk: usize,
-        start: u64,
-        sectors: u64,
-        allocated: bool,
-    },
+    Edit(Edit),
     Publish,
     /// Delete one of the points.
     Delete(prop::sample::Index),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let place = (0..2_usize, any::<prop::sample::Index>(), 1..400_u64);
-    let place = place.prop_map(|(disk, start, sectors)| {
-        let start = start.index(to_usize(SIZES[disk])) as u64;
-        (disk, start, sectors.min(SIZES[disk] - start))
-    });
     let step = prop_oneof![
-        4 => (place.clone(), any::<u8>())
-            .prop_map(|((disk, start, sectors), seed)| Step::Write { disk, start, sectors, seed }),
-        2 => (place, any::<bool>())
-            .prop_map(|((disk, start, sectors), allocated)| Step::Zero { disk, start, sectors, allocated }),
+        6 => edits(SIZES, 400).prop_map(Step::Edit),
         3 => Just(Step::Publish),
         2 => any::<prop::sample::Index>().prop_map(Step::Delete),
     ];
@@ -75,7 +56,7 @@ fn check(group: &Group) {
         let view = block_on(&group.runtime, View::open(&group.vault, *point)).expect("the point is sound");
         assert!(contents(group, &view) == *model, "point {point}");
     }
-    let report = block_on(&group.runtime, verify(&group.vault, |_, _| ())).expect("it can be read");
+    let report = block_on(&group.runtime, verify(&group.vault, |_, _| Ok(()))).expect("it can be read");
     assert_eq!(report.findings, [], "nothing is damaged, nothing is left over");
 }
 
@@ -87,12 +68,7 @@ proptest! {
         let mut first = None;
         for step in steps {
             match step {
-                Step::Write { disk, start, sectors, seed } => {
-                    group.write(disk, SectorRange::new(start, start + sectors), seed);
-                }
-                Step::Zero { disk, start, sectors, allocated } => {
-                    group.zero(disk, SectorRange::new(start, start + sectors), allocated);
-                }
+                Step::Edit(edit) => group.apply(&edit),
                 Step::Publish => {
                     let point = group.publish();
                     if first.is_none() {

@@ -26,6 +26,7 @@ use afterimage::units::{
     TimelineId, WallNanos, to_usize,
 };
 use afterimage::vault::Vault;
+use proptest::prelude::*;
 use tempfile::TempDir;
 
 pub const GROUP: GroupId = GroupId(0x67);
@@ -355,11 +356,40 @@ impl Group {
         Prepared { point, header, maps, disks: self.disks.clone() }
     }
 
+    /// Does what a guest does.
+    pub fn apply(&mut self, edit: &Edit) {
+        match *edit {
+            Edit::Write { disk, range, seed } => self.write(disk, range, seed),
+            Edit::Zero { disk, range, allocated } => self.zero(disk, range, allocated),
+        }
+    }
+
     /// Publishes everything written since the last point.
     pub fn publish(&mut self) -> PointId {
         let prepared = self.prepare();
         block_on(&self.runtime, prepared.publish(&self.vault, &self.log)).expect("a new point")
     }
+}
+
+/// What a guest does to one of a group's disks.
+#[derive(Clone, Debug)]
+pub enum Edit {
+    Write { disk: usize, range: SectorRange, seed: u8 },
+    Zero { disk: usize, range: SectorRange, allocated: bool },
+}
+
+/// Edits of disks of these sizes, of up to `sectors_max` sectors each; twice as many writes as zeros.
+pub fn edits(sizes: [u64; 2], sectors_max: u64) -> impl Strategy<Value = Edit> {
+    let place = (0..sizes.len(), any::<prop::sample::Index>(), 1..sectors_max);
+    let place = place.prop_map(move |(disk, start, sectors)| {
+        let start = start.index(to_usize(sizes[disk])) as u64;
+        (disk, SectorRange::new(start, start + sectors.min(sizes[disk] - start)))
+    });
+    prop_oneof![
+        2 => (place.clone(), any::<u8>()).prop_map(|((disk, range), seed)| Edit::Write { disk, range, seed }),
+        1 => (place, any::<bool>())
+            .prop_map(|((disk, range), allocated)| Edit::Zero { disk, range, allocated }),
+    ]
 }
 
 /// Bytes that tell where they belong: never zero.

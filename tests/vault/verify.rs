@@ -20,7 +20,7 @@ fn group() -> (Group, PathBuf) {
 }
 
 fn report(group: &Group) -> VerifyReport {
-    block_on(&group.runtime, verify(&group.vault, |_, _| ())).expect("read")
+    block_on(&group.runtime, verify(&group.vault, |_, _| Ok(()))).expect("read")
 }
 
 fn flip(path: &Path, offset: usize) {

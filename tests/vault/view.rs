@@ -3,48 +3,31 @@
 use std::os::unix::fs::MetadataExt;
 
 use afterimage::block::TestId;
-use afterimage::error::ErrorKind;
+use afterimage::error::{Error, ErrorKind};
 use afterimage::storage::OpenOptions;
 use afterimage::units::{DiskId, PointId, SectorCount, SectorRange, to_usize};
 use afterimage::view::{View, restore};
 use proptest::prelude::*;
 
-use crate::support::{Group, block_on, directory, flatten, pattern};
+use crate::support::{Edit, Group, block_on, directory, edits, flatten, pattern};
 
 const SIZES: [u64; 2] = [600, 77];
 
 #[derive(Clone, Debug)]
 enum Step {
-    Write { disk: usize, start: u64, sectors: u64, seed: u8 },
-    Zero { disk: usize, start: u64, sectors: u64, allocated: bool },
+    Edit(Edit),
     Publish,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let place = (0..2_usize, any::<prop::sample::Index>(), 1..300_u64);
-    let place = place.prop_map(|(disk, start, sectors)| {
-        let start = start.index(to_usize(SIZES[disk])) as u64;
-        (disk, start, sectors.min(SIZES[disk] - start))
-    });
-    let step = prop_oneof![
-        4 => (place.clone(), any::<u8>())
-            .prop_map(|((disk, start, sectors), seed)| Step::Write { disk, start, sectors, seed }),
-        2 => (place, any::<bool>())
-            .prop_map(|((disk, start, sectors), allocated)| Step::Zero { disk, start, sectors, allocated }),
-        1 => Just(Step::Publish),
-    ];
+    let step = prop_oneof![6 => edits(SIZES, 300).prop_map(Step::Edit), 1 => Just(Step::Publish)];
     proptest::collection::vec(step, 1..40)
 }
 
 fn replay(group: &mut Group, steps: Vec<Step>) {
     for step in steps {
         match step {
-            Step::Write { disk, start, sectors, seed } => {
-                group.write(disk, SectorRange::new(start, start + sectors), seed);
-            }
-            Step::Zero { disk, start, sectors, allocated } => {
-                group.zero(disk, SectorRange::new(start, start + sectors), allocated);
-            }
+            Step::Edit(edit) => group.apply(&edit),
             Step::Publish => drop(group.publish()),
         }
     }
@@ -95,7 +78,7 @@ fn an_imported_disk_begins_with_its_image_and_zeros_after_it() {
     let imported = async {
         let source = group.runtime.open(&image, OpenOptions::READ).await?;
         group.vault.bases().delete(disk).await?;
-        group.vault.bases().import(disk, SectorCount(64), &source, |_| ()).await
+        group.vault.bases().import(disk, SectorCount(64), &source, |_| Ok(())).await
     };
     block_on(&group.runtime, imported).expect("it fits");
     group.model[0][..content.len()].copy_from_slice(&content);
@@ -104,7 +87,7 @@ fn an_imported_disk_begins_with_its_image_and_zeros_after_it() {
     check(&group, point, &group.points[0].1, SectorRange::new(30, 50));
     let source =
         block_on(&group.runtime, group.runtime.open(&image, OpenOptions::READ)).expect("it is there");
-    let small = group.vault.bases().import(DiskId(9), SectorCount(39), &source, |_| ());
+    let small = group.vault.bases().import(DiskId(9), SectorCount(39), &source, |_| Ok(()));
     assert_eq!(block_on(&group.runtime, small).expect_err("too small").kind(), ErrorKind::Invalid);
 }
 
@@ -135,7 +118,7 @@ fn a_restore_writes_the_model_sparsely_and_over_nothing() {
     let mut seen = Vec::new();
     let restored = restore(&view, &target, |progress| {
         seen.push(progress);
-        true
+        Ok(())
     });
     let paths = block_on(&group.runtime, restored).expect("an empty place");
     for ((path, model), disk) in paths.iter().zip(&group.points[0].1).zip(&group.disks) {
@@ -148,10 +131,14 @@ fn a_restore_writes_the_model_sparsely_and_over_nothing() {
     assert_eq!((last.bytes_done, last.disks_done), (last.bytes_total, 2));
     assert_eq!(std::fs::read_dir(&target).expect("there").count(), 2, "no partial file stays");
 
-    let again = block_on(&group.runtime, restore(&view, &target, |_| true)).expect_err("never overwrites");
+    let again = block_on(&group.runtime, restore(&view, &target, |_| Ok(()))).expect_err("never overwrites");
     assert_eq!(again.kind(), ErrorKind::AlreadyExists);
     let elsewhere = directory.path().join("cancelled");
-    let cancelled = block_on(&group.runtime, restore(&view, &elsewhere, |_| false)).expect_err("cancelled");
+    let cancelled = restore(&view, &elsewhere, |progress| match progress.bytes_done {
+        0 => Ok(()),
+        _ => Err(Error::new(ErrorKind::Shutdown, "no longer wanted")),
+    });
+    let cancelled = block_on(&group.runtime, cancelled).expect_err("cancelled half-way");
     assert_eq!(cancelled.kind(), ErrorKind::Shutdown);
     assert_eq!(std::fs::read_dir(&elsewhere).expect("there").count(), 0);
 }

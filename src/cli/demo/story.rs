@@ -12,6 +12,7 @@ use crate::byte_size::ByteSize;
 use crate::cli::failure::Failure;
 use crate::control::model::{Disk, GroupStatus, Point};
 use crate::control::name::Name;
+use crate::counted::counted;
 use crate::env::{Environment, OsEnvironment};
 use crate::error::{Error, ErrorKind};
 use crate::oracle::{Bounds, Clock, Counters, History, Image, Load, OnLoss, Running, Stamp, Target, judge};
@@ -378,14 +379,15 @@ fn problems(measured: &LoadMeasured) -> Vec<String> {
     let outcome = &measured.outcome;
     let mut problems = Vec::new();
     if let Some(refused) = outcome.refused.first() {
-        problems.push(format!("{} requests were refused, the first with {refused:?}", outcome.refused.len()));
+        let count = counted(outcome.refused.len(), "request");
+        problems.push(format!("refused: {count}, the first with {refused:?}"));
     }
     let connections = CONNECTIONS * DISKS.len();
     if outcome.lost.len() > connections {
         let last = &outcome.lost[outcome.lost.len() - 1];
         problems.push(format!(
-            "{} connections were lost, of which the kill explains {connections}; the last: {last}",
-            outcome.lost.len()
+            "lost: {}, of which the kill explains {connections}; the last: {last}",
+            counted(outcome.lost.len(), "connection")
         ));
     }
     problems

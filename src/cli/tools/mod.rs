@@ -14,15 +14,15 @@ use std::process::Stdio;
 use tokio::process::Command;
 
 pub use image::{ImageFormat, restore};
-pub use mount::{Mounted, abandon, mount, unmount};
+pub use mount::{Mounted, mount, unmount};
 
 use super::failure::Failure;
 use crate::error::{Error, ErrorKind};
 
-/// A program that is not to be typed at, nor to outlive us.
+/// A program that is not to be typed at, nor to outlive us; Ctrl-C is for us alone to hear.
 fn command(program: &str) -> Command {
     let mut command = Command::new(program);
-    command.stdin(Stdio::null()).kill_on_drop(true);
+    command.stdin(Stdio::null()).kill_on_drop(true).process_group(0);
     command
 }
 

@@ -5,23 +5,29 @@
 //! system has to replay its own journal before it can be read.
 //!
 //! What a mount consists of stands in a note beside it, `/run/afterimage/mounts/…`, so that `point unmount` can take it
-//! down again, also when a part of it is gone already.
+//! down again, also when a part of it is gone already. What is mounted, and which devices are ours, the kernel says.
+//!
+//! An interrupted mount takes down what it had put up, from the top, before the test failover under it ends. So the programs
+//! that change something run to their end first: one that was cut off might have done it all the same.
 
 use std::ffi::OsStr;
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 
 use super::{not_started, run};
 use crate::cli::failure::Failure;
+use crate::cli::interrupt::Interrupts;
+use crate::cli::output::complain;
 use crate::control::model::{Test, TestExport};
 use crate::control::name::DiskPath;
 use crate::error::{Error, ErrorKind};
@@ -31,6 +37,7 @@ use crate::units::SECTOR_BYTES;
 const NOTES: &str = "/run/afterimage/mounts";
 /// How long nbdfuse may take to connect, or to end.
 const PATIENCE: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
+const INTERRUPTED: &str = "nothing stays mounted";
 
 /// A mounted point of a disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +80,11 @@ impl Place {
         self.root.join("fuse")
     }
 
+    /// The file that nbdfuse shows.
+    fn file(&self) -> PathBuf {
+        self.fuse().join("disk")
+    }
+
     fn note(&self) -> PathBuf {
         self.root.join("mount.json")
     }
@@ -96,22 +108,25 @@ impl Place {
     }
 }
 
-/// Mounts `disk` as `test` shows it on `directory`, which exists. What fails half-way is taken down again.
+/// Mounts `disk` as `test` shows it on `directory`, which exists. What fails or is interrupted half-way is taken down again.
 pub async fn mount(
     test: &Test,
     disk: &DiskPath,
     partition: Option<u32>,
     directory: &Path,
+    interrupts: &mut Interrupts,
 ) -> Result<Mounted, Failure> {
     let export = test.exports.iter().find(|export| export.disk == disk.disk).ok_or_else(|| {
         Error::new(ErrorKind::NotFound, format!("point {} does not hold disk {disk}", test.point.id))
     })?;
     let place = Place::of(directory);
     place.create()?;
-    let mounted = attach(&place, test, disk, export, partition, directory).await;
+    let mounted = attach(&place, test, disk, export, partition, directory, interrupts).await;
     if mounted.is_err() {
-        // Best effort; the error that matters is the first.
-        let _ = take_down(&place, None).await;
+        // The error that matters is the first; but what stays must be known.
+        if let Err(failure) = take_down(&place, directory).await {
+            complain(&format!("{} could not be taken down: {failure}\n", directory.display()));
+        }
     }
     mounted
 }
@@ -123,9 +138,14 @@ async fn attach(
     export: &TestExport,
     partition: Option<u32>,
     directory: &Path,
+    interrupts: &mut Interrupts,
 ) -> Result<Mounted, Failure> {
-    serve_file(place, &export.uri)?;
-    let device = loop_device(&place.fuse().join("disk"), partition).await?;
+    tokio::select! {
+        served = serve_file(place, &export.uri) => served?,
+        () = interrupts.next() => return Err(Failure::Interrupted(INTERRUPTED.into())),
+    }
+    let device = loop_device(&place.file(), partition).await?;
+    interrupts.check(INTERRUPTED).await?;
     let mounted = Mounted {
         disk: disk.to_string(),
         test: test.number.0,
@@ -136,11 +156,8 @@ async fn attach(
     let text = serde_json::to_vec_pretty(&mounted).expect("strings and numbers");
     fs::write(place.note(), text).map_err(|error| Error::io("writing", error).at_path(&place.note()))?;
     let arguments = ["-o".as_ref(), "ro".as_ref(), device.as_ref(), directory.as_os_str()];
-    if let Err(error) = run("mount", arguments).await {
-        // Best effort, before the file under it goes; the error that matters is the first.
-        let _ = run("losetup", ["--detach", &device]).await;
-        return Err(error);
-    }
+    run("mount", arguments).await?;
+    interrupts.check(INTERRUPTED).await?;
     Ok(mounted)
 }
 
@@ -184,107 +201,158 @@ async fn refuse_partitioned(file: &Path) -> Result<(), Failure> {
     Err(Failure::Usage(format!("the disk has the partitions {}: write --partition N", numbers.join(", "))))
 }
 
+/// Waits until one of these can be read, for as long as patience lasts; whether one can.
+async fn wait_for<const N: usize>(descriptors: [OwnedFd; N]) -> Result<bool, Failure> {
+    let waiting = tokio::task::spawn_blocking(move || {
+        let mut events = descriptors.each_ref().map(|fd| PollFd::new(fd, PollFlags::IN));
+        retry_on_intr(|| poll(&mut events, Some(&PATIENCE))).map(|ready| ready > 0)
+    });
+    let waited = waiting.await.expect("polling does not panic");
+    waited.map_err(|error| Error::io("waiting for nbdfuse", error.into()).into())
+}
+
+/// nbdfuse, which is ended unless it is left to itself.
+struct Nbdfuse(Option<std::process::Child>);
+
+impl Drop for Nbdfuse {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            // It may be dead already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
 /// Starts nbdfuse, which goes on when we are gone, and waits until it serves.
-fn serve_file(place: &Place, uri: &str) -> Result<(), Failure> {
-    let io = |context: &'static str| {
-        let root = place.root.clone();
-        move |error: rustix::io::Errno| Error::io(context, error.into()).at_path(&root)
-    };
-    let watch = inotify::init(inotify::CreateFlags::CLOEXEC).map_err(io("watching"))?;
-    inotify::add_watch(&watch, &place.root, inotify::WatchFlags::CLOSE_WRITE).map_err(io("watching"))?;
+async fn serve_file(place: &Place, uri: &str) -> Result<(), Failure> {
+    let watching = |error: Errno| Error::io("watching", error.into()).at_path(&place.root);
+    let watch = inotify::init(inotify::CreateFlags::CLOEXEC).map_err(watching)?;
+    inotify::add_watch(&watch, &place.root, inotify::WatchFlags::CLOSE_WRITE).map_err(watching)?;
     let mut nbdfuse = std::process::Command::new("nbdfuse");
-    nbdfuse.arg("--pidfile").arg(place.pid()).arg(place.fuse().join("disk")).arg(uri);
+    nbdfuse.arg("--pidfile").arg(place.pid()).arg(place.file()).arg(uri);
     nbdfuse.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
-    let mut child = nbdfuse.spawn().map_err(|error| not_started("nbdfuse", error))?;
-    let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).map_err(io("watching nbdfuse"))?;
-    let mut events = [watch.as_fd(), process.as_fd()].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
-    poll(&mut events, Some(&PATIENCE)).map_err(io("waiting for nbdfuse"))?;
+    let child = nbdfuse.spawn().map_err(|error| not_started("nbdfuse", error))?;
+    let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
+    let mut nbdfuse = Nbdfuse(Some(child));
+    // Served, dead, or neither in time: the pid file says which.
+    wait_for([watch, process.map_err(watching)?]).await?;
     if place.pid().exists() {
+        nbdfuse.0 = None;
         return Ok(());
     }
-    // It may be dead already.
-    let _ = child.kill();
-    let _ = child.wait();
     let text =
         format!("nbdfuse did not serve {uri}: is FUSE there (package fuse3, /dev/fuse), and are you root?");
     Err(Error::new(ErrorKind::Io, text).into())
-}
-
-/// Takes down what an interrupted [`mount`] left.
-pub async fn abandon(directory: &Path) -> Result<(), Failure> {
-    let place = Place::of(directory);
-    if !place.root.exists() {
-        return Ok(());
-    }
-    let device = place.read(directory).ok().map(|mounted| mounted.device);
-    if is_mounted(directory)? {
-        run("umount", [directory]).await?;
-    }
-    take_down(&place, device.as_deref()).await
 }
 
 /// Takes a mount down; what was mounted.
 pub async fn unmount(directory: &Path) -> Result<Mounted, Failure> {
     let place = Place::of(directory);
     let mounted = place.read(directory)?;
-    if is_mounted(directory)? {
-        run("umount", [directory]).await?;
-    }
-    take_down(&place, Some(&mounted.device)).await?;
+    take_down(&place, directory).await?;
     Ok(mounted)
 }
 
-/// Whether a directory is the root of a mount: of another device than the one that it stands in.
-fn is_mounted(directory: &Path) -> Result<bool, Failure> {
-    let device = |path: &Path| {
-        let metadata = fs::metadata(path).map_err(|error| Error::io("looking", error).at_path(path))?;
-        Ok::<u64, Failure>(metadata.dev())
-    };
-    let Some(parent) = directory.parent() else { return Ok(true) };
-    Ok(device(directory)? != device(parent)?)
+/// A mount, as the kernel lists it.
+struct MountPoint {
+    device: Vec<u8>,
+    directory: PathBuf,
 }
 
-/// Takes down what there is below a mount, from the top; what an earlier attempt did is done.
-async fn take_down(place: &Place, device: Option<&str>) -> Result<(), Failure> {
+/// Everything that is mounted, the topmost last.
+fn mount_points() -> Result<Vec<MountPoint>, Failure> {
+    const LIST: &str = "/proc/self/mountinfo";
+    let text = fs::read(LIST).map_err(|error| Error::io("reading", error).at_path(Path::new(LIST)))?;
+    Ok(text.split(|&byte| byte == b'\n').filter_map(parse_mount_point).collect())
+}
+
+/// A line of /proc/self/mountinfo, see proc(5): the directory is its fifth word, the device the second behind a lone dash.
+fn parse_mount_point(line: &[u8]) -> Option<MountPoint> {
+    let mut words = line.split(|&byte| byte == b' ');
+    let directory = PathBuf::from(std::ffi::OsString::from_vec(unescaped(words.nth(4)?)));
+    let device = unescaped(words.skip_while(|word| word != b"-").nth(2)?);
+    Some(MountPoint { device, directory })
+}
+
+/// Blanks and backslashes stand there as a backslash and three octal digits.
+fn unescaped(word: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(word.len());
+    let mut rest = word;
+    while let Some((&byte, after)) = rest.split_first() {
+        let digits = after.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        let escaped = digits.filter(|_| byte == b'\\').and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        out.push(escaped.unwrap_or(byte));
+        rest = if escaped.is_some() { &after[3..] } else { after };
+    }
+    out
+}
+
+/// Takes down what there is of a mount, from the top; what an earlier attempt did is done.
+async fn take_down(place: &Place, directory: &Path) -> Result<(), Failure> {
+    let devices = loop_devices(&place.file())?;
+    let is_ours = |mount: &MountPoint| {
+        mount.directory == directory && devices.iter().any(|device| mount.device == device.as_bytes())
+    };
+    if mount_points()?.iter().any(is_ours) {
+        run("umount", [directory]).await?;
+    }
+    for device in &devices {
+        run("losetup", ["--detach", device]).await?;
+    }
     let fuse = place.fuse();
-    if is_mounted(&fuse)? {
-        if let Some(device) = device.filter(|device| is_backed_by(device, &fuse)) {
-            run("losetup", ["--detach", device]).await?;
-        }
+    if mount_points()?.iter().any(|mount| mount.directory == fuse) {
         let text = fs::read_to_string(place.pid()).unwrap_or_default();
         let process = text.trim().parse().ok().and_then(Pid::from_raw);
         let process = process.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
         // The kernel may let go of the loop device a little later, and of the file with it; nbdfuse ends then.
         run("umount", ["--lazy".as_ref(), fuse.as_os_str()]).await?;
         if let Some(process) = process {
-            wait_for_end(&process, device.unwrap_or("the device"))?;
+            wait_for_end(process, devices.first().map_or("the device", String::as_str)).await?;
         }
     }
     place.remove()
 }
 
 /// Waits for nbdfuse's end: its connection goes with it, and only then nobody reads the test failover any more.
-fn wait_for_end(process: &OwnedFd, device: &str) -> Result<(), Failure> {
-    let ended = poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&PATIENCE));
-    match ended.map_err(|error| Error::io("waiting for nbdfuse", error.into()))? {
-        0 => {
-            let text = format!("something still uses {device}: close it and try again");
-            Err(Error::new(ErrorKind::Io, text).into())
-        }
-        _ => Ok(()),
+async fn wait_for_end(process: OwnedFd, device: &str) -> Result<(), Failure> {
+    if wait_for([process]).await? {
+        return Ok(());
     }
+    let text = format!("something still uses {device}: close it and try again");
+    Err(Error::new(ErrorKind::Io, text).into())
 }
 
-/// Whether a loop device still shows the file that we gave it, and not somebody else's.
-fn is_backed_by(device: &str, fuse: &Path) -> bool {
-    let name = device.trim_start_matches("/dev/");
-    let backing = fs::read_to_string(format!("/sys/block/{name}/loop/backing_file"));
-    backing.is_ok_and(|file| Path::new(file.trim()) == fuse.join("disk"))
+/// The loop devices that show a file, whoever attached them: losetup may have been cut off before it said which.
+fn loop_devices(file: &Path) -> Result<Vec<String>, Failure> {
+    const BLOCK_DEVICES: &str = "/sys/block";
+    let io = |error| Error::io("listing", error).at_path(Path::new(BLOCK_DEVICES));
+    let mut devices = Vec::new();
+    for entry in fs::read_dir(BLOCK_DEVICES).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        // Other devices, and loop devices that show nothing, have no such file.
+        let shown = fs::read(entry.path().join("loop/backing_file")).unwrap_or_default();
+        if shown.strip_suffix(b"\n").is_some_and(|shown| shown == file.as_os_str().as_bytes()) {
+            devices.push(format!("/dev/{}", entry.file_name().to_string_lossy()));
+        }
+    }
+    Ok(devices)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_kernel_s_list_of_mounts_is_read() {
+        let line =
+            b"36 35 98:0 /mnt1 /mnt/a\\040b\\134c rw,noatime master:1 - ext3 /dev/loop7 rw,errors=continue";
+        let mount = parse_mount_point(line).expect("a mount");
+        assert_eq!(mount.directory, Path::new("/mnt/a b\\c"));
+        assert_eq!(mount.device, b"/dev/loop7");
+        assert!(parse_mount_point(b"").is_none());
+        assert!(mount_points().expect("listed").iter().any(|mount| mount.directory == Path::new("/")));
+    }
 
     #[test]
     fn directories_have_places_of_their_own() {

@@ -7,6 +7,7 @@ use zerocopy::little_endian::{U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{DISK_SECTORS_MAX, Footer, HEADER_BYTES, Header};
+use crate::counted::counted;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::checksum;
 use crate::units::{BlobId, DiskId, DiskSlot, SECTOR_BYTES, Sector, SectorCount, SectorRange, to_usize};
@@ -298,7 +299,7 @@ fn decode_disks(raw: &[RawDisk], extents: &[RawExtent], chunks: &[Chunk]) -> Res
         disks.push(DiskTable { slot, disk: DiskId(raw.disk.get()), sectors, extents });
     }
     if !rest.is_empty() {
-        return Err(Error::corrupt(format!("{} extents belong to no disk", rest.len())));
+        return Err(Error::corrupt(format!("{} of no disk", counted(rest.len(), "extent"))));
     }
     Ok(disks)
 }

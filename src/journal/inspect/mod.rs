@@ -12,6 +12,7 @@
 //!
 //! Invariant: nothing is created, changed or repaired.
 
+mod index_runs;
 mod verdict;
 
 use std::fs;
@@ -21,7 +22,6 @@ use crate::error::{Error, Result};
 use crate::format::checkpoint::Checkpoint;
 use crate::format::frame::{FrameFault, RecordKind, UntrustedHeader};
 use crate::format::marker::Marker;
-use crate::format::run::{Run, RunFault};
 use crate::journal::recover::{Accepted, Decision, Known, claims, recover};
 use crate::journal::runs;
 use crate::journal::scan::{
@@ -33,6 +33,7 @@ use crate::units::{
     FrameNumber, GroupId, IncarnationId, Lsn, PAGE_BYTES, SegmentSequence, TimelineId, WallNanos, to_usize,
 };
 
+pub use index_runs::RunSurvey;
 pub use verdict::{Fault, Verdict, describe};
 
 /// How often a journal in use is read again when what was read contradicts itself.
@@ -192,8 +193,8 @@ pub struct Survey {
     pub strangers: Vec<PathBuf>,
     /// Segments whose creation a crash cut short: opening removes them.
     pub unfinished: Vec<PathBuf>,
-    /// Index runs, a cache for opening; and what is wrong with each, if anything.
-    pub runs: Vec<(PathBuf, Option<&'static str>)>,
+    /// Index runs, a cache for opening.
+    pub runs: Vec<RunSurvey>,
     /// How far it must reach.
     pub floor: Floor,
     /// What opening would do; `None` for a single segment, which tells only about itself.
@@ -249,7 +250,7 @@ impl Survey {
             segments,
             strangers: listing.strangers,
             unfinished: listing.unfinished,
-            runs: listing.runs.into_iter().map(fault_of_run).collect(),
+            runs: Vec::new(),
             floor,
             decision,
             incarnations: Vec::new(),
@@ -257,6 +258,7 @@ impl Survey {
         };
         survey.incarnations = incarnations(survey.accepted_frames());
         survey.verdict = verdict::judge(&survey, claims);
+        survey.runs = index_runs::survey(&survey, listing.runs);
         survey
     }
 
@@ -291,15 +293,6 @@ impl Survey {
     pub fn is_sealed(&self) -> bool {
         self.incarnations.last().is_some_and(|last| last.sealed)
     }
-}
-
-/// Whether a run's file is whole; opening reads the frames instead of one that is not.
-fn fault_of_run(path: PathBuf) -> (PathBuf, Option<&'static str>) {
-    let fault = match fs::read(&path) {
-        Ok(mut bytes) => Run::decode(&mut bytes).err().map(|RunFault(what)| what),
-        Err(_) => Some("file: it cannot be read"),
-    };
-    (path, fault)
 }
 
 /// The scans as opening makes them: of a segment that nobody needs it reads the first page only.
@@ -397,7 +390,22 @@ impl Listing {
             listing.group = name.and_then(|name| name.parse().ok());
             listing.destaged = destaged(&directory.join("images"));
         }
+        listing.refuse_foreign(path)?;
         Ok(listing)
+    }
+
+    /// A directory that holds nothing of a journal, and stands beside no images, is none: nothing can be said of it.
+    fn refuse_foreign(&self, path: &Path) -> Result<()> {
+        let is_empty = self.segments.is_empty() && self.unfinished.is_empty() && self.runs.is_empty();
+        if !is_empty || self.destaged.is_some() {
+            return Ok(());
+        }
+        let inner = path.join("journal");
+        let mend = match inner.is_dir() {
+            true => format!("look at {}", inner.display()),
+            false => "name a group's `journal` directory, or a segment's file".into(),
+        };
+        Err(Error::invalid(format!("no journal: it holds no segment: {mend}")).at_path(path))
     }
 
     fn add(&mut self, path: PathBuf, name: &str) {

@@ -1,0 +1,67 @@
+//! Keeps what groups tell: asked of every open group once a second, and put into the catalogue.
+//!
+//! The log has each event at once; a process that dies takes those of its last second with it.
+
+use std::sync::Weak;
+use std::time::Duration;
+
+use crate::control::model::{Event, EventQuery, Severity};
+use crate::error::Result;
+use crate::protect::events::Gravity;
+use crate::site::gateway::{Inner, cached};
+use crate::site::member::Member;
+
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// Runs until the gateway is gone.
+pub(super) async fn keep(gateway: Weak<Inner>) {
+    loop {
+        tokio::time::sleep(PERIOD).await;
+        let Some(inner) = gateway.upgrade() else { return };
+        inner.keep_events().await;
+    }
+}
+
+impl Inner {
+    /// Takes what every open group has told since the last time.
+    pub(super) async fn keep_events(&self) {
+        let groups = self.groups.read().list();
+        for (name, entry) in groups.into_iter().filter(|(_, entry)| entry.failure.is_none()) {
+            let told =
+                self.read(entry.id, |member: &mut Member| member.group().map(|group| group.take_events()));
+            // A group that is being closed has told what it had to.
+            let Ok(Ok(told)) = told.await else { continue };
+            for event in told {
+                let event = Event {
+                    time: self.environment.wall(),
+                    group: Some(entry.id),
+                    name: Some(name.clone()),
+                    severity: severity(event.gravity()),
+                    code: event.code().to_owned(),
+                    message: event.text(),
+                };
+                cached(self.catalogue.as_ref().map(|catalogue| catalogue.record_event(&event))).await;
+            }
+        }
+    }
+
+    pub(super) async fn events(&self, query: EventQuery) -> Result<Vec<Event>> {
+        self.keep_events().await;
+        let id = match &query.group {
+            Some(name) => Some(self.find(name)?.1.id),
+            None => None,
+        };
+        match &self.catalogue {
+            Some(catalogue) => catalogue.events(id, query.limit.unwrap_or(EventQuery::LIMIT_DEFAULT)).await,
+            None => Ok(Vec::new()),
+        }
+    }
+}
+
+fn severity(gravity: Gravity) -> Severity {
+    match gravity {
+        Gravity::Note => Severity::Info,
+        Gravity::Warning => Severity::Warning,
+        Gravity::Fault => Severity::Error,
+    }
+}

@@ -1,0 +1,91 @@
+//! A small file system of a test's own: it can really fill up, and be frozen while somebody writes to it. Needs root.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use crate::gateway::Setup;
+use crate::tool;
+
+/// A small ext4 of its own, most of it taken by one file that can be deleted.
+pub struct SmallFileSystem {
+    root: PathBuf,
+    device: String,
+    /// Last: the image's file goes when it is unmounted.
+    _directory: tempfile::TempDir,
+}
+
+impl SmallFileSystem {
+    /// Makes and mounts one.
+    #[track_caller]
+    pub fn new() -> SmallFileSystem {
+        const SIZE_BYTES: u64 = 256 << 20;
+        const BALLAST_BYTES: u64 = 184 << 20;
+        let directory = tempfile::tempdir().unwrap();
+        let (image, root) = (directory.path().join("image"), directory.path().join("root"));
+        File::create(&image).unwrap().set_len(SIZE_BYTES).unwrap();
+        fs::create_dir(&root).unwrap();
+        tool::says("mkfs.ext4", ["-q", "-F", "-m", "0", text(&image)]);
+        let device = tool::says("losetup", ["--find", "--show", text(&image)]).trim().to_owned();
+        let small = SmallFileSystem { root, device, _directory: directory };
+        tool::says("mount", ["-t", "ext4", &small.device, text(&small.root)]);
+        tool::says("fallocate", ["--length", &BALLAST_BYTES.to_string(), text(&small.ballast())]);
+        small
+    }
+
+    /// A name in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// Whoever changes anything in it waits until what this gives is dropped.
+    pub fn freeze(&self) -> Frozen<'_> {
+        tool::says("fsfreeze", ["--freeze", text(&self.root)]);
+        Frozen(&self.root)
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.root.join("ballast")
+    }
+
+    /// Gives all space back that was taken.
+    pub fn make_space(&self) {
+        fs::remove_file(self.ballast()).unwrap();
+        let _ = fs::remove_file(self.root.join("filler"));
+    }
+
+    /// Takes the last byte.
+    pub fn fill_up(&self) {
+        let mut filler = File::create(self.root.join("filler")).unwrap();
+        for bytes in [1 << 20, 4096, 1] {
+            while filler.write_all(&vec![1; bytes]).is_ok() {}
+        }
+    }
+
+    /// A gateway whose data directory is there.
+    pub fn setup(&self) -> Setup {
+        Setup { data: Some(self.root.join("data")), journal: ("1GiB", "4MiB"), ..Setup::default() }
+    }
+}
+
+impl Drop for SmallFileSystem {
+    fn drop(&mut self) {
+        // The gateway was dropped before, so nobody uses it; a failure here must not become a second panic.
+        let _ = tool::command("umount").args(["--lazy", text(&self.root)]).status();
+        let _ = tool::command("losetup").args(["--detach", &self.device]).status();
+    }
+}
+
+/// A file system that nothing can be written to.
+pub struct Frozen<'a>(&'a Path);
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        // Whoever waits goes on; a failure here must not become a second panic.
+        let _ = tool::command("fsfreeze").args(["--unfreeze", text(self.0)]).status();
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a path in UTF-8")
+}
