@@ -59,6 +59,17 @@ impl Layer {
     pub fn extents(&self) -> usize {
         self.maps.values().map(|map| map.len()).sum()
     }
+
+    /// What it says of some disks; `None` if nothing.
+    pub fn of(self: &Rc<Layer>, is_wanted: impl Fn(&DiskSlot) -> bool) -> Option<Rc<Layer>> {
+        let wanted = || self.maps.keys().filter(|slot| is_wanted(slot)).count();
+        if wanted() == self.maps.len() {
+            return (!self.maps.is_empty()).then(|| Rc::clone(self));
+        }
+        let maps = self.maps.iter().filter(|(slot, _)| is_wanted(slot));
+        let maps: BTreeMap<_, _> = maps.map(|(&slot, map)| (slot, Rc::clone(map))).collect();
+        (!maps.is_empty()).then(|| Rc::new(self.with_maps(maps)))
+    }
 }
 
 impl Drop for Layer {
@@ -178,6 +189,12 @@ impl Layers {
         self.frozen.push_back(layer);
     }
 
+    /// Adds a layer that opening made again, all of it of disks that cannot take it.
+    pub fn hold(&mut self, layer: Rc<Layer>) {
+        self.open_first = layer.last.next();
+        self.held.push(layer);
+    }
+
     /// Records up to `last` are in no open layer any more.
     pub fn resume(&mut self, last: Lsn) {
         self.open_first = last.next();
@@ -193,11 +210,7 @@ impl Layers {
     pub fn retire(&mut self, destaged: Lsn, is_latched: impl Fn(&DiskSlot) -> bool) {
         while self.frozen.front().is_some_and(|layer| layer.last <= destaged) {
             let Some(layer) = self.frozen.pop_front() else { break };
-            let maps = layer.maps.iter().filter(|(slot, _)| is_latched(slot));
-            let maps: BTreeMap<_, _> = maps.map(|(&slot, map)| (slot, Rc::clone(map))).collect();
-            if !maps.is_empty() {
-                self.held.push(Rc::new(layer.with_maps(maps)));
-            }
+            self.held.extend(layer.of(&is_latched));
         }
     }
 
