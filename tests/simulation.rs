@@ -108,6 +108,7 @@ fn a_clean_sweep_meets_everything_and_breaks_no_rule() {
         ("faults", report.faults),
         ("broken images", report.breaks),
         ("side files", report.side_files),
+        ("detached disks", report.detached),
         ("mends", report.mends),
         ("refused rot", report.rots_refused),
         ("index runs", report.runs_used),

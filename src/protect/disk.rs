@@ -46,7 +46,10 @@ pub enum Care {
     /// A side file could not be written; it is tried again then.
     Waiting(MonotonicNanos),
     /// A side file is being written.
-    Saving,
+    Saving {
+        /// Whether a mend waits for it since it was begun.
+        for_mend: bool,
+    },
     /// Its image takes what it lacks.
     Mending,
     /// Its image has taken what it lacked; the latch goes once no destage batch runs that left the disk out.

@@ -104,7 +104,7 @@ impl Group {
         for slot in latched.map(|(&slot, _)| slot).collect::<Vec<_>>() {
             let disk = &self.disks[&slot];
             match disk.care {
-                Care::Saving | Care::Mending => {}
+                Care::Saving { .. } | Care::Mending => {}
                 Care::Mended if self.destaging => {}
                 Care::Mended => self.end_mend(slot),
                 Care::None | Care::Waiting(_) if self.stopping => {}
@@ -120,7 +120,9 @@ impl Group {
 
     /// Whether a task works on a latched disk.
     pub(super) fn is_caring(&self) -> bool {
-        self.disks.values().any(|disk| matches!(disk.care, Care::Saving | Care::Mending | Care::Mended))
+        self.disks
+            .values()
+            .any(|disk| matches!(disk.care, Care::Saving { .. } | Care::Mending | Care::Mended))
     }
 
     /// When a side file is tried again.
@@ -146,7 +148,7 @@ impl Group {
         let number = disk.last_side;
         let Identity { group, timeline, .. } = self.identity;
         let identity = SideIdentity { group, timeline, disk: disk.record.id, number, after, through };
-        disk.care = Care::Saving;
+        disk.care = Care::Saving { for_mend: disk.mend_asked };
         let work = SideWork { directory: self.settings.plan.images(), identity, maps, reader: self.reader() };
         let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
         let planted = self.settings.plan.planted;
@@ -183,8 +185,9 @@ impl Group {
                     %error,
                     "no side file for a latched disk: the journal keeps what its image lacks; it is tried again"
                 );
-                disk.care = Care::Waiting(MonotonicNanos(self.runtime.now().0 + nanos(RETRY_DELAY)));
-                if disk.image.is_none() {
+                let due = Care::Waiting(MonotonicNanos(self.runtime.now().0 + nanos(RETRY_DELAY)));
+                let care = std::mem::replace(&mut disk.care, due);
+                if disk.image.is_none() && care == (Care::Saving { for_mend: true }) {
                     // Without one it is not mended.
                     self.stays_latched(slot, &error);
                 }
