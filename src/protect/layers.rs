@@ -102,7 +102,8 @@ pub struct Layers {
     open: OpenLayer,
     open_first: Lsn,
     frozen: VecDeque<Rc<Layer>>,
-    /// What latched disks lack in images and side files, oldest first: it stays in the journal.
+    /// What latched disks lack in images and side files: it stays in the journal. Of each disk the oldest first; what is held
+    /// of another since opening may be newer.
     held: Vec<Rc<Layer>>,
     memory: MapMemory,
     extents_max: usize,
@@ -216,7 +217,7 @@ impl Layers {
 
     /// The first record that a latched disk lacks.
     pub fn first_held(&self) -> Option<Lsn> {
-        self.held.first().map(|layer| layer.first)
+        self.held.iter().map(|layer| layer.first).min()
     }
 
     /// What is held for a latched disk: its maps, oldest first, and the last record of the newest.
@@ -361,6 +362,20 @@ mod tests {
         assert_eq!(layers.first_held(), Some(Lsn(1)));
         layers.forget(latched);
         assert_eq!(layers.first_held(), None);
+    }
+
+    #[test]
+    fn the_first_record_that_is_held_counts_whichever_disk_it_is_of() {
+        let (latched, detached) = (DiskSlot(0), DiskSlot(1));
+        let mut layers = Layers::new(Lsn(0));
+        let mut opening = Layers::new(Lsn(0));
+        for (last, disk) in [(4, latched), (8, detached)] {
+            opening.insert(disk, SectorRange::new(0, 8), at(0));
+            let layer = opening.freeze(Lsn(last)).expect("records");
+            if disk == detached { layers.hold(layer) } else { layers.adopt(layer) }
+        }
+        layers.retire(Lsn(8), |_| true);
+        assert_eq!(layers.first_held(), Some(Lsn(1)));
     }
 
     #[test]

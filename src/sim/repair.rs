@@ -79,22 +79,25 @@ impl Site {
     /// Mends what is broken until no disk is detached any more.
     pub(super) fn attach_disks(&mut self) -> Outcome {
         self.report.detached += self.detached_disks();
-        while self.detached_disks() > 0 {
-            self.mend_images();
-            self.clear_faults();
-            if self.can_go_on() {
-                self.drive("what was asked before", |site| site.clients.resuming == 0)?;
-                self.resume();
-                self.drive("a resume of detached disks", |site| site.clients.resuming == 0)?;
-                if self.detached_disks() > 0 && self.can_go_on() {
-                    return Err("a disk stays detached though nothing is broken any more".to_owned());
-                }
-            } else {
-                self.die(false);
-                self.drive("opening", |site| site.process.is_serving())?;
-            }
+        if self.detached_disks() == 0 {
+            return Ok(());
         }
-        Ok(())
+        self.mend_images();
+        self.clear_faults();
+        self.drive("what was asked before", |site| site.clients.resuming == 0)?;
+        if self.can_go_on() {
+            self.resume();
+            self.drive("a resume of detached disks", |site| site.clients.resuming == 0)?;
+        }
+        if !self.can_go_on() {
+            // Nothing but another opening helps.
+            self.die(false);
+            self.drive("opening", |site| site.process.is_serving())?;
+        }
+        if self.detached_disks() == 0 {
+            return Ok(());
+        }
+        Err("a disk stays detached though nothing is broken any more".to_owned())
     }
 
     pub(super) fn mend_images(&mut self) {
