@@ -437,7 +437,7 @@ pub struct Sides {
 }
 
 impl Sides {
-    /// The disk's records up to here are in its image or in its side files, also in those that cannot be read.
+    /// The disk's records up to here are in its image or in its side files, whatever became of those that cannot be read.
     pub fn through(&self) -> Lsn {
         self.files.iter().map(|file| file.through()).max().unwrap_or_default()
     }
