@@ -41,6 +41,8 @@ pub enum Bug {
     BlobNotSynced,
     /// The journal lets go of a latched disk's records before the side file that holds them was synced.
     SideFileNotSynced,
+    /// What the journal holds of a disk whose files cannot be had at opening is taken to be in them.
+    DetachedForgotten,
     /// What is read back from the journal is not compared with its checksum.
     UnverifiedRead,
     /// An index run is written before its frames are durable.
@@ -61,7 +63,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 25] = [
+    pub const ALL: [Bug; 26] = [
         Bug::AcknowledgeBeforeWritten,
         Bug::VisibleAfterAcknowledged,
         Bug::SyncCoversInFlight,
@@ -79,6 +81,7 @@ impl Bug {
         Bug::LostCreateReply,
         Bug::BlobNotSynced,
         Bug::SideFileNotSynced,
+        Bug::DetachedForgotten,
         Bug::UnverifiedRead,
         Bug::RunAheadOfDurable,
         Bug::BaseAdvancedUnderPin,

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use afterimage::block::{DataPiece, Export, Refusal, Reply, Request, Response, Ticket};
+use afterimage::block::{Export, Refusal, Reply, Request, Response, Ticket};
 use afterimage::env::OsEnvironment;
 use afterimage::error::{ErrorKind, Result};
 use afterimage::failover::TestFailovers;
@@ -20,6 +20,10 @@ use afterimage::runtime::Runtime;
 use afterimage::storage::blocking::Blocking;
 use afterimage::units::{GroupId, SectorCount, SectorRange, WallNanos};
 use bytes::Bytes;
+use pieces::flatten;
+
+#[path = "support/pieces.rs"]
+mod pieces;
 
 struct Harness {
     runtime: Rc<Runtime>,
@@ -157,17 +161,6 @@ impl Harness {
         self.group.stop();
         self.drive(|group| group.is_stopped());
     }
-}
-
-fn flatten(pieces: &[DataPiece]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for piece in pieces {
-        match piece {
-            DataPiece::Bytes(slice) => bytes.extend_from_slice(slice),
-            DataPiece::Zeros(count) => bytes.resize(bytes.len() + usize::try_from(*count).expect("small"), 0),
-        }
-    }
-    bytes
 }
 
 fn scratch() -> (tempfile::TempDir, PathBuf) {

@@ -15,7 +15,7 @@ const SEEDS_MAX: u64 = 2000;
 const CLEAN_SEEDS: u64 = if cfg!(debug_assertions) { 40 } else { 600 };
 
 /// Seeds that found a real bug once, and what it was.
-const REGRESSIONS: [(u64, &str); 17] = [
+const REGRESSIONS: [(u64, &str); 18] = [
     (
         0,
         "the wall clock stepped back over a restart: a point was refused, and its content lost to all later ones",
@@ -51,6 +51,10 @@ const REGRESSIONS: [(u64, &str); 17] = [
         "an image had been synced and its checkpoint not written: the mend left the checkpoint behind, and began anew for ever",
     ),
     (16, "an opening created a segment although there were free ones"),
+    (
+        5439,
+        "of two latched disks, what the one was last to hold was recycled, for only the other's was asked for",
+    ),
 ];
 
 /// Runs seeds on two threads until one fails.
@@ -108,6 +112,7 @@ fn a_clean_sweep_meets_everything_and_breaks_no_rule() {
         ("faults", report.faults),
         ("broken images", report.breaks),
         ("side files", report.side_files),
+        ("detached disks", report.detached),
         ("mends", report.mends),
         ("refused rot", report.rots_refused),
         ("index runs", report.runs_used),

@@ -2,8 +2,9 @@
 //!
 //! An image holds every record up to its checkpoint, durably, and possibly later ones, never one that is not
 //! durable in the journal. Only destage and the mend of a latched disk write to it. What an image that fails lacks
-//! goes into [side files](side).
+//! goes into [side files](side); the two are [attached] together, for neither is the disk without the other.
 
+pub mod attach;
 pub mod destage;
 pub mod length;
 pub mod mend;
@@ -12,9 +13,13 @@ pub mod side;
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::rc::Rc;
+use std::time::Duration;
 
-use crate::error::{Error, Result};
+use futures::future::{Either, select};
+
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::checkpoint::{Checkpoint, FILE_BYTES};
 use crate::runtime::Runtime;
 use crate::storage::{Buffer, Create, File, OpenOptions};
@@ -25,6 +30,9 @@ use length::set_disk_length;
 /// What to do about a disk that is longer than a file may be.
 pub const TOO_LONG: &str =
     "write a smaller size, or move the data directory to a file system that takes longer files, such as XFS";
+
+/// How long an opening waits for another process to let go of an image.
+const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 
 /// An open image with its checkpoint.
 #[derive(Clone, Debug)]
@@ -84,13 +92,13 @@ impl Image {
         disk: DiskId,
         size: SectorCount,
     ) -> Result<Image> {
-        let file = runtime.open(image_path(directory, disk), OpenOptions::OWNED).await?;
+        let file = open_owned(runtime, image_path(directory, disk), "the image").await?;
         let length = runtime.length(&file).await?;
         if length != size.bytes() {
             let text = format!("the image has {length} bytes, the disk {}: put its file back", size.bytes());
             return Err(Error::corrupt(text).at_path(file.path()));
         }
-        let checkpoint_file = runtime.open(checkpoint_path(directory, disk), OpenOptions::OWNED).await?;
+        let checkpoint_file = open_owned(runtime, checkpoint_path(directory, disk), "the checkpoint").await?;
         let settled = runtime.settle(&checkpoint_file).await;
         let bytes = runtime.read(&checkpoint_file, 0, FILE_BYTES).await?;
         let checkpoint = Checkpoint::newest(&bytes).filter(|checkpoint| checkpoint.disk == disk);
@@ -147,11 +155,28 @@ impl Image {
     }
 }
 
+/// Opens a file that only this process may use. A dead owner's requests end in time, and its lock with them; whoever else
+/// holds the lock keeps one disk from being served, not its group.
+async fn open_owned(runtime: &Rc<Runtime>, path: PathBuf, what: &str) -> Result<File> {
+    let (opening, patience) = (runtime.open(&path, OpenOptions::OWNED), runtime.sleep(LOCK_PATIENCE));
+    match select(pin!(opening), pin!(patience)).await {
+        Either::Left((Err(error), _)) if error.kind() == ErrorKind::NotFound => {
+            let text = format!("{what} is missing: put its file back");
+            Err(Error::new(ErrorKind::NotFound, text).at_path(&path))
+        }
+        Either::Left((opened, _)) => opened,
+        Either::Right(_) => {
+            let text = format!("another process holds the lock of {what}: end it");
+            Err(Error::new(ErrorKind::Io, text).at_path(&path))
+        }
+    }
+}
+
 /// Removes a disk's image, checkpoint and side files; what is missing already is fine.
 pub async fn remove(runtime: &Rc<Runtime>, directory: &Path, disk: DiskId) -> Result<()> {
     for path in [image_path(directory, disk), checkpoint_path(directory, disk)] {
         match runtime.remove(&path).await {
-            Err(error) if error.kind() == crate::error::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
             other => other?,
         }
     }

@@ -4,13 +4,14 @@
 //!   image  <  side file 1  <  side file 2  <  …  <  layers       newer hides older
 //! ```
 //!
-//! A side file is immutable. It is written under a partial name, synced, published, and its name synced: only then may
-//! the journal let go of the records that it holds. A disk has several when records that were acknowledged before it
-//! was latched became visible after the first was begun; their numbers order them, each goes on where the one before
-//! it ends.
+//! A side file is immutable. It is written under a partial name, synced, published, its name synced, and then a receipt,
+//! an empty file, that says that it is counted on: only then may the journal let go of the records that it holds. A disk has
+//! several when records that were acknowledged before it was latched became visible after the first was begun, or when its
+//! files could not be had at several openings; their numbers order them. They may overlap: the newer one hides the older.
 //!
 //! Invariant: image ∪ side files hold every record of the disk up to the last one's `through`. A file may go once
-//! the checkpoint has reached its `through`; until then the image under it may hold anything in the ranges of the file.
+//! the checkpoint has reached its `through`, and its receipt before it; until then the image under it may hold anything in
+//! the ranges of the file.
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -114,18 +115,54 @@ pub fn side_path(directory: &Path, disk: DiskId, number: u32) -> PathBuf {
     directory.join(format!("{disk}.side-{number}"))
 }
 
-/// The disk and number in a side file's name, and whether it is a partial one.
-fn parse_name(name: &str) -> Option<(DiskId, u32, bool)> {
-    let (name, partial) = match name.strip_suffix(".partial") {
-        Some(name) => (name, true),
-        None => (name, false),
-    };
-    let (disk, number) = name.split_once(".side-")?;
-    Some((disk.parse().ok()?, number.parse().ok()?, partial))
+/// What a name with `.side-` in it is that of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum NameKind {
+    /// A side file.
+    File,
+    /// One that was not published yet.
+    Partial,
+    /// An empty file that says: the side file of this number was counted on. Should that get lost, it is missed.
+    Receipt,
 }
 
-fn partial(path: &Path) -> PathBuf {
-    path.with_added_extension("partial")
+impl NameKind {
+    fn extension(self) -> Option<&'static str> {
+        match self {
+            NameKind::File => None,
+            NameKind::Partial => Some("partial"),
+            NameKind::Receipt => Some("receipt"),
+        }
+    }
+}
+
+/// A name that belongs to a disk's side file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct SideName {
+    disk: DiskId,
+    number: u32,
+    kind: NameKind,
+}
+
+impl SideName {
+    fn parse(name: &str) -> Option<SideName> {
+        let (disk, rest) = name.split_once(".side-")?;
+        let (number, extension) = match rest.split_once('.') {
+            Some((number, extension)) => (number, Some(extension)),
+            None => (rest, None),
+        };
+        let kinds = [NameKind::File, NameKind::Partial, NameKind::Receipt];
+        let kind = kinds.into_iter().find(|kind| kind.extension() == extension)?;
+        Some(SideName { disk: disk.parse().ok()?, number: number.parse().ok()?, kind })
+    }
+
+    fn path(self, directory: &Path) -> PathBuf {
+        let path = side_path(directory, self.disk, self.number);
+        match self.kind.extension() {
+            Some(extension) => path.with_added_extension(extension),
+            None => path,
+        }
+    }
 }
 
 impl SideFile {
@@ -146,7 +183,7 @@ impl SideFile {
 
     /// Opens the file of that name, which must be this disk's.
     async fn open(runtime: &Rc<Runtime>, path: &Path, expected: Expected) -> Result<SideFile> {
-        let file = runtime.open(path, OpenOptions::READ).await?;
+        let file = runtime.open(path, OpenOptions::READ).await.map_err(|error| missing(error, path))?;
         let read = SideFile::read_table(runtime, &file, expected).await;
         let (identity, extents) = read.map_err(|error| error.at_path(path))?;
         Ok(SideFile::new(file, identity, extents))
@@ -213,6 +250,15 @@ impl SideFile {
     }
 }
 
+/// Why a side file that was counted on cannot be opened.
+fn missing(error: Error, path: &Path) -> Error {
+    if error.kind() != ErrorKind::NotFound {
+        return error;
+    }
+    let text = "a side file is missing, which holds what the image lacks: put it back";
+    Error::new(ErrorKind::NotFound, text).at_path(path)
+}
+
 /// What an opened file must say of itself.
 #[derive(Clone, Copy)]
 struct Expected {
@@ -221,23 +267,39 @@ struct Expected {
     sectors: u64,
 }
 
-/// Writes a side file; durable under its name when this returns. What an earlier attempt left is replaced: nobody
-/// builds upon a file whose writing failed.
+/// Writes a side file; durable under its name when this returns, and from then on it is missed if it gets lost. No number
+/// is given twice, whatever became of the attempt: a file that stays behind holds what it says, and does no harm.
 pub async fn write(runtime: &Rc<Runtime>, work: SideWork, planted: Planted) -> Result<SideFile> {
-    let path = side_path(&work.directory, work.identity.disk, work.identity.number);
-    let partial = partial(&path);
-    for left in [&partial, &path] {
-        remove_if_there(runtime, left).await?;
-    }
-    match publish(runtime, &work, &path, &partial, planted).await {
-        Ok(side) => Ok(side),
+    let Identity { disk, number, .. } = work.identity;
+    let name = |kind| SideName { disk, number, kind }.path(&work.directory);
+    let (path, partial) = (name(NameKind::File), name(NameKind::Partial));
+    // Where no name can be made durable nothing is written that would only have to be removed again.
+    runtime.sync_directory(&work.directory).await?;
+    let side = match publish(runtime, &work, &path, &partial, planted).await {
+        Ok(side) => side,
         Err(error) => {
             // What there is of it keeps space from others. The error that matters is the first.
             let _ = runtime.remove(&partial).await;
             let _ = runtime.remove(&path).await;
-            Err(error)
+            return Err(error);
         }
+    };
+    let receipt = name(NameKind::Receipt);
+    if let Err(error) = acknowledge(runtime, &work.directory, &receipt).await {
+        let _ = runtime.remove(&receipt).await;
+        // A receipt that came back in a power cut would miss the file.
+        if runtime.sync_directory(&work.directory).await.is_ok() {
+            let _ = runtime.remove(&path).await;
+        }
+        return Err(error);
     }
+    Ok(side)
+}
+
+/// Notes durably that a side file, which is durable, is counted on.
+async fn acknowledge(runtime: &Rc<Runtime>, directory: &Path, receipt: &Path) -> Result<()> {
+    runtime.open(receipt, OpenOptions::CREATE).await?;
+    runtime.sync_directory(directory).await
 }
 
 async fn publish(
@@ -347,13 +409,13 @@ async fn remove_if_there(runtime: &Rc<Runtime>, path: &Path) -> Result<()> {
 
 /// The names of side files in a directory of images, as an opening found them.
 #[derive(Debug, Default)]
-pub struct SideNames(Vec<(DiskId, u32, bool)>);
+pub struct SideNames(Vec<SideName>);
 
 /// Lists the side files in `directory`, and makes their names durable: a dead owner may have published one without
 /// living to sync its name, and nobody may count on it before.
 pub async fn list(runtime: &Rc<Runtime>, directory: &Path) -> Result<SideNames> {
     let names = runtime.list(directory).await?;
-    let mut found: Vec<_> = names.iter().filter_map(|name| parse_name(name)).collect();
+    let mut found: Vec<_> = names.iter().filter_map(|name| SideName::parse(name)).collect();
     found.sort_unstable();
     if !found.is_empty() {
         runtime.sync_directory(directory).await?;
@@ -361,47 +423,74 @@ pub async fn list(runtime: &Rc<Runtime>, directory: &Path) -> Result<SideNames> 
     Ok(SideNames(found))
 }
 
+/// The side files of a disk.
+#[derive(Debug)]
+pub struct Sides {
+    /// Those that can be read, oldest first.
+    pub files: Vec<Rc<SideFile>>,
+    /// The highest number that was ever seen; 0 if none was.
+    pub last: u32,
+    disk: DiskId,
+    numbers: Vec<u32>,
+    /// What is wrong with one that was counted on.
+    damage: Option<Error>,
+}
+
+impl Sides {
+    /// The disk's records up to here are in its image or in its side files, whatever became of those that cannot be read.
+    pub fn through(&self) -> Lsn {
+        self.files.iter().map(|file| file.through()).max().unwrap_or_default()
+    }
+
+    /// Keeps the files that an image lacks which has all records up to `destaged`; removes all if it lacks none.
+    ///
+    /// # Errors
+    /// One that it lacks is missing, damaged, or cannot be read.
+    pub async fn keep_lacked(
+        &mut self,
+        runtime: &Rc<Runtime>,
+        directory: &Path,
+        destaged: Lsn,
+    ) -> Result<()> {
+        let newest = self.files.last().filter(|newest| newest.number() == self.last);
+        let is_needless = newest.is_some_and(|newest| newest.through() <= destaged);
+        if is_needless {
+            remove_numbers(runtime, directory, self.disk, &self.numbers).await;
+            self.files.clear();
+            return Ok(());
+        }
+        self.files.retain(|file| file.through() > destaged);
+        self.damage.take().map_or(Ok(()), Err)
+    }
+}
+
 impl SideNames {
-    /// Opens the side files of a disk that its image lacks, oldest first; those that its checkpoint has reached are
-    /// removed.
+    /// Opens the side files of a disk that has so many sectors.
     pub async fn open(
         &self,
         runtime: &Rc<Runtime>,
         directory: &Path,
         (disk, sectors): (DiskId, u64),
-        destaged: Lsn,
-    ) -> Result<Vec<Rc<SideFile>>> {
-        let mut files: Vec<Rc<SideFile>> = Vec::new();
-        let numbers = self.0.iter().filter(|(other, _, partial)| *other == disk && !partial);
-        for number in numbers.map(|(_, number, _)| *number) {
+    ) -> Sides {
+        let of_disk = self.0.iter().filter(|name| name.disk == disk && name.kind != NameKind::Partial);
+        let mut numbers: Vec<u32> = of_disk.map(|name| name.number).collect();
+        numbers.dedup();
+        let last = numbers.last().copied().unwrap_or(0);
+        let (mut files, mut damage) = (Vec::new(), None);
+        for &number in &numbers {
             let path = side_path(directory, disk, number);
-            let file = SideFile::open(runtime, &path, Expected { disk, number, sectors }).await?;
-            if file.through() <= destaged {
-                discard(runtime, &path).await;
-                continue;
+            match SideFile::open(runtime, &path, Expected { disk, number, sectors }).await {
+                Ok(file) => files.push(Rc::new(file)),
+                Err(error) => drop(damage.get_or_insert(error)),
             }
-            let follows = match files.last() {
-                None => number == 1 || file.identity.after <= destaged,
-                Some(last) => last.through() == file.identity.after,
-            };
-            if !follows {
-                let text = "the side file before this one is missing: put it back";
-                return Err(Error::corrupt(text).at_path(&path));
-            }
-            files.push(Rc::new(file));
         }
-        Ok(files)
+        Sides { files, last, disk, numbers, damage }
     }
 
     /// Removes what belongs to no disk of the group, and what was never published.
     pub async fn clean(&self, runtime: &Rc<Runtime>, directory: &Path, is_known: impl Fn(DiskId) -> bool) {
-        for &(disk, number, is_partial) in &self.0 {
-            let path = side_path(directory, disk, number);
-            if is_partial {
-                discard(runtime, &partial(&path)).await;
-            } else if !is_known(disk) {
-                discard(runtime, &path).await;
-            }
+        for name in self.0.iter().filter(|name| name.kind == NameKind::Partial || !is_known(name.disk)) {
+            discard(runtime, &name.path(directory)).await;
         }
     }
 }
@@ -418,19 +507,32 @@ pub async fn remove(runtime: &Rc<Runtime>, directory: &Path, files: &[Rc<SideFil
     if files.is_empty() {
         return;
     }
-    for file in files {
-        discard(runtime, &side_path(directory, file.identity.disk, file.number())).await;
-    }
-    // Should a name come back in a power cut, the checkpoint says that it is not needed.
-    if let Err(error) = runtime.sync_directory(directory).await {
-        tracing::warn!(%error, "the removal of side files could not be made durable");
+    let numbers: Vec<u32> = files.iter().map(|file| file.number()).collect();
+    remove_numbers(runtime, directory, files[0].identity.disk, &numbers).await;
+}
+
+/// Removes the side files of these numbers that a durable checkpoint has reached. Their receipts go first, so that none
+/// misses a file.
+async fn remove_numbers(runtime: &Rc<Runtime>, directory: &Path, disk: DiskId, numbers: &[u32]) {
+    for kind in [NameKind::Receipt, NameKind::File] {
+        let removed = async {
+            for &number in numbers {
+                remove_if_there(runtime, &SideName { disk, number, kind }.path(directory)).await?;
+            }
+            // Should a file's name come back in a power cut, the checkpoint says that it is not needed.
+            runtime.sync_directory(directory).await
+        };
+        if let Err(error) = removed.await {
+            tracing::warn!(%error, "side files that are no longer needed could not be removed");
+            return;
+        }
     }
 }
 
 /// Removes all side files of a disk that left.
 pub async fn remove_all(runtime: &Rc<Runtime>, directory: &Path, disk: DiskId) -> Result<()> {
     for name in runtime.list(directory).await? {
-        if parse_name(&name).is_some_and(|(other, ..)| other == disk) {
+        if SideName::parse(&name).is_some_and(|name| name.disk == disk) {
             remove_if_there(runtime, &directory.join(name)).await?;
         }
     }
@@ -443,14 +545,14 @@ mod tests {
 
     #[test]
     fn a_side_files_name_says_whose_it_is() {
-        let path = side_path(Path::new("/images"), DiskId(0xab), 12);
-        let name = path.file_name().and_then(|name| name.to_str()).expect("text");
-        assert_eq!(parse_name(name), Some((DiskId(0xab), 12, false)));
-        let name = partial(&path);
-        let name = name.file_name().and_then(|name| name.to_str()).expect("text");
-        assert_eq!(parse_name(name), Some((DiskId(0xab), 12, true)));
-        for other in ["ab.raw", "ab.checkpoint", "side-1", "ab.side-", "zz.side-1"] {
-            assert_eq!(parse_name(other), None, "{other}");
+        for kind in [NameKind::File, NameKind::Partial, NameKind::Receipt] {
+            let name = SideName { disk: DiskId(0xab), number: 12, kind };
+            let path = name.path(Path::new("/images"));
+            let text = path.file_name().and_then(|name| name.to_str()).expect("text");
+            assert_eq!(SideName::parse(text), Some(name));
+        }
+        for other in ["ab.raw", "ab.checkpoint", "side-1", "ab.side-", "zz.side-1", "ab.side-1.old"] {
+            assert_eq!(SideName::parse(other), None, "{other}");
         }
     }
 

@@ -70,6 +70,16 @@ pub enum Recovered {
     Run(LoadedRun),
 }
 
+impl Recovered {
+    /// The record before its first one.
+    pub fn after(&self) -> Lsn {
+        match self {
+            Recovered::Frame(_, scanned) => runs::before(&scanned.frame).last_lsn,
+            Recovered::Run(run) => run.begin.last_lsn,
+        }
+    }
+}
+
 /// Opens the journal in `plan.directory`, which exists.
 pub async fn open(
     runtime: Rc<Runtime>,

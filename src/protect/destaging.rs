@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::error::ErrorKind;
+use crate::image::Image;
 use crate::image::destage::{Batch, DiskResult, DiskWork, destage};
 use crate::planted::Bug;
 use crate::protect::disk::Disk;
@@ -74,15 +75,17 @@ impl Group {
         let mut disks: BTreeMap<DiskSlot, DiskWork> = BTreeMap::new();
         for layer in &ready {
             for (&slot, map) in &layer.maps {
-                let takes = |disk: &&Disk| disk.latched.is_none() && disk.image.destaged() < layer.last;
+                let takes = |disk: &&Disk| disk.latched.is_none();
                 let Some(disk) = self.disks.get(&slot).filter(takes) else { continue };
+                let lacks = |image: &&Image| image.destaged() < layer.last;
+                let Some(image) = disk.image.as_ref().filter(lacks) else { continue };
                 let work = disks.entry(slot).or_insert_with(|| DiskWork {
                     slot,
-                    image: disk.image.clone(),
+                    image: image.clone(),
                     maps: vec![],
                 });
                 // Another disk of the batch, or the checkpoint, failed: there is nothing left to write here.
-                if disk.image.synced() < layer.last {
+                if image.synced() < layer.last {
                     work.maps.push(Rc::clone(map));
                 }
             }
@@ -99,7 +102,7 @@ impl Group {
             let Some(disk) = self.disks.get_mut(&slot) else { continue };
             match result {
                 Ok(image) => {
-                    disk.image = image;
+                    disk.image = Some(image);
                     disk.failures = 0;
                     disk.last_failure = None;
                 }

@@ -1,9 +1,12 @@
 //! A protected disk: its place in the group, its image, and whether it is latched.
+//!
+//! A disk is **detached** while its image, checkpoint or side files cannot be had: the newest bytes of a sector may be in any
+//! of them, so it answers no read, besides taking no write. A detached disk is always latched.
 
 use std::rc::Rc;
 
 use crate::block::{Refusal, Request};
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind};
 use crate::format::record::DiskRecord;
 use crate::image::Image;
 use crate::image::side::SideFile;
@@ -14,8 +17,8 @@ use crate::units::{Lsn, MonotonicNanos, SectorRange};
 pub struct Disk {
     /// Slot, id, name, size.
     pub record: DiskRecord,
-    /// Its image and checkpoint.
-    pub image: Image,
+    /// Its image and checkpoint; none while it is detached.
+    pub image: Option<Image>,
     /// Why its image can take no more, if so: its writes fail, the others' go on.
     pub latched: Option<ErrorKind>,
     /// How often in a row destaging to it failed.
@@ -24,6 +27,10 @@ pub struct Disk {
     pub last_failure: Option<String>,
     /// What its image lacks and the journal no longer holds, oldest first: of a latched disk only.
     pub sides: Vec<Rc<SideFile>>,
+    /// The highest number that a side file of the disk had, or was to have: none is given twice.
+    pub last_side: u32,
+    /// Of a detached disk: every record up to here is in its files, so the journal need not hold it.
+    pub stored_before: Lsn,
     /// What is done about its latch at present.
     pub care: Care,
     /// Whether somebody asked for a mend that has yet to come to its end.
@@ -39,7 +46,10 @@ pub enum Care {
     /// A side file could not be written; it is tried again then.
     Waiting(MonotonicNanos),
     /// A side file is being written.
-    Saving,
+    Saving {
+        /// Whether a mend waits for it since it was begun.
+        for_mend: bool,
+    },
     /// Its image takes what it lacks.
     Mending,
     /// Its image has taken what it lacked; the latch goes once no destage batch runs that left the disk out.
@@ -51,20 +61,54 @@ impl Disk {
     pub fn new(record: DiskRecord, image: Image) -> Disk {
         Disk {
             record,
-            image,
+            image: Some(image),
             latched: None,
             failures: 0,
             last_failure: None,
             sides: Vec::new(),
+            last_side: 0,
+            stored_before: Lsn::ZERO,
             care: Care::None,
             mend_asked: false,
         }
     }
 
+    /// A disk whose files cannot be had, of which every record up to `stored` is in them.
+    pub fn detached(record: DiskRecord, stored: Lsn, last_side: u32, error: &Error) -> Disk {
+        let mut disk = Disk {
+            record,
+            image: None,
+            latched: None,
+            failures: 0,
+            last_failure: None,
+            sides: Vec::new(),
+            last_side,
+            stored_before: stored,
+            care: Care::None,
+            mend_asked: false,
+        };
+        disk.latch(error);
+        disk
+    }
+
+    /// Notes that its image can take no more, and why.
+    pub fn latch(&mut self, error: &Error) {
+        self.latched = Some(error.kind());
+        self.last_failure = Some(error.to_string());
+    }
+
     /// Every record of the disk up to here is in its image or in its side files, durably.
     pub fn stored(&self) -> Lsn {
-        let sides = self.sides.last().map_or(Lsn::ZERO, |side| side.through());
-        self.image.destaged().max(sides)
+        let sides = self.sides.last().map_or(self.stored_before, |side| side.through());
+        self.image.as_ref().map_or(Lsn::ZERO, Image::destaged).max(sides)
+    }
+
+    /// Its image.
+    ///
+    /// # Panics
+    /// If the disk is detached: [`Disk::check`] refuses what would need one.
+    pub fn attached(&self) -> &Image {
+        self.image.as_ref().expect("a detached disk answers no read")
     }
 
     /// Whether the request can be carried out on this disk as it is.
@@ -77,7 +121,7 @@ impl Disk {
         if range.end > self.record.sectors.0 {
             return Err(if changes { Refusal::NoSpace } else { Refusal::Invalid });
         }
-        if changes && self.latched.is_some() {
+        if self.image.is_none() || (changes && self.latched.is_some()) {
             return Err(Refusal::Io);
         }
         Ok(())

@@ -69,6 +69,9 @@ pub(super) enum Done {
     SideFile(DiskSlot, DiskId, Result<SideFile>),
     /// The image of a latched disk has taken what it lacked, or not.
     Mended(DiskSlot, Result<Image>),
+    /// The files of a detached disk were attached, and its image has taken what it lacked, or not; with the highest number
+    /// of a side file that was seen.
+    Reattached(DiskSlot, Result<(Image, u32)>),
     /// A segment was created, or not.
     Segment(Result<Segment>),
     /// An index run was written, or not.
@@ -143,6 +146,8 @@ pub struct Group {
     pub(super) name: String,
     pub(super) resumes: Vec<Resume>,
     pub(super) writer: Writer,
+    /// The last record that the journal held when the group was opened.
+    pub(super) accepted: Lsn,
     pub(super) segments: Segments,
     pub(super) cache: Rc<RefCell<FrameCache>>,
     pub(super) disks: BTreeMap<DiskSlot, Disk>,
@@ -206,6 +211,7 @@ pub(super) struct Parts {
     pub settings: GroupSettings,
     pub name: String,
     pub writer: Writer,
+    pub accepted: Lsn,
     pub segments: Segments,
     pub cache: Rc<RefCell<FrameCache>>,
     pub disks: BTreeMap<DiskSlot, Disk>,
@@ -240,6 +246,7 @@ impl Group {
             name: parts.name,
             resumes: Vec::new(),
             writer: parts.writer,
+            accepted: parts.accepted,
             segments: parts.segments,
             cache: parts.cache,
             disks: parts.disks,
@@ -369,7 +376,7 @@ impl Group {
 
     fn read(&mut self, ticket: Ticket, slot: DiskSlot, range: SectorRange) {
         let parts = self.places(slot, range);
-        let image = &self.disks[&slot].image.file;
+        let image = &self.disks[&slot].attached().file;
         let answer = self.reads.start(ticket, &parts, image, &self.segments, &self.cache.borrow());
         if let Some(reply) = answer {
             self.answer_read(ticket, reply);
@@ -424,7 +431,7 @@ impl Group {
 
     fn allocation(&mut self, ticket: Ticket, slot: DiskSlot, range: SectorRange) {
         let parts = self.places(slot, range);
-        let image = self.disks[&slot].image.file.clone();
+        let image = self.disks[&slot].attached().file.clone();
         let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
         self.tasks.spawn(async move {
             let reply = allocation::describe(&runtime, &image, &parts).await;
@@ -615,6 +622,7 @@ impl Group {
                 Some(Done::Destaged { through, disks }) => self.finish_destage(through, disks),
                 Some(Done::SideFile(slot, id, result)) => self.finish_side_file(slot, id, result),
                 Some(Done::Mended(slot, result)) => self.finish_mend(slot, result),
+                Some(Done::Reattached(slot, result)) => self.finish_reattach(slot, result),
                 Some(Done::Segment(Ok(segment))) => {
                     self.segment_retry.succeeded();
                     self.segments.created(segment);

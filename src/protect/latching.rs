@@ -18,6 +18,7 @@ use std::rc::Rc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::side::Identity as SideIdentity;
 use crate::image::Image;
+use crate::image::attach::reattach;
 use crate::image::mend::{Mend, Rest, mend};
 use crate::image::side::{self, SideFile, SideWork};
 use crate::journal::writer::Identity;
@@ -103,10 +104,13 @@ impl Group {
         for slot in latched.map(|(&slot, _)| slot).collect::<Vec<_>>() {
             let disk = &self.disks[&slot];
             match disk.care {
-                Care::Saving | Care::Mending => {}
+                Care::Saving { .. } | Care::Mending => {}
                 Care::Mended if self.destaging => {}
                 Care::Mended => self.end_mend(slot),
                 Care::None | Care::Waiting(_) if self.stopping => {}
+                Care::None | Care::Waiting(_) if disk.mend_asked && disk.image.is_none() => {
+                    self.begin_reattach(slot)
+                }
                 Care::None | Care::Waiting(_) if disk.mend_asked => self.begin_mend(slot),
                 Care::Waiting(at) if at > now => {}
                 Care::None | Care::Waiting(_) => self.begin_side_file(slot),
@@ -116,7 +120,9 @@ impl Group {
 
     /// Whether a task works on a latched disk.
     pub(super) fn is_caring(&self) -> bool {
-        self.disks.values().any(|disk| matches!(disk.care, Care::Saving | Care::Mending | Care::Mended))
+        self.disks
+            .values()
+            .any(|disk| matches!(disk.care, Care::Saving { .. } | Care::Mending | Care::Mended))
     }
 
     /// When a side file is tried again.
@@ -138,10 +144,11 @@ impl Group {
         if through <= after {
             return self.layers.release(slot, through);
         }
-        let number = disk.sides.last().map_or(1, |last| last.number() + 1);
+        disk.last_side += 1;
+        let number = disk.last_side;
         let Identity { group, timeline, .. } = self.identity;
         let identity = SideIdentity { group, timeline, disk: disk.record.id, number, after, through };
-        disk.care = Care::Saving;
+        disk.care = Care::Saving { for_mend: disk.mend_asked };
         let work = SideWork { directory: self.settings.plan.images(), identity, maps, reader: self.reader() };
         let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
         let planted = self.settings.plan.planted;
@@ -169,6 +176,7 @@ impl Group {
                 self.layers.release(slot, side.through());
                 disk.sides.push(Rc::new(side));
                 disk.care = Care::None;
+                self.measure_maps();
             }
             Err(error) => {
                 tracing::warn!(
@@ -177,7 +185,12 @@ impl Group {
                     %error,
                     "no side file for a latched disk: the journal keeps what its image lacks; it is tried again"
                 );
-                disk.care = Care::Waiting(MonotonicNanos(self.runtime.now().0 + nanos(RETRY_DELAY)));
+                let due = Care::Waiting(MonotonicNanos(self.runtime.now().0 + nanos(RETRY_DELAY)));
+                let care = std::mem::replace(&mut disk.care, due);
+                if disk.image.is_none() && care == (Care::Saving { for_mend: true }) {
+                    // Without one it is not mended.
+                    self.stays_latched(slot, &error);
+                }
             }
         }
     }
@@ -185,10 +198,11 @@ impl Group {
     fn begin_mend(&mut self, slot: DiskSlot) {
         let reader = self.reader();
         let disk = self.disks.get_mut(&slot).expect("a latched disk is there");
-        let rest = self.layers.held_above(slot, disk.image.synced());
+        let image = disk.image.clone().expect("a detached disk is attached instead");
+        let rest = self.layers.held_above(slot, image.synced());
         let work = Mend {
             directory: self.settings.plan.images(),
-            image: disk.image.clone(),
+            image,
             sides: disk.sides.clone(),
             rest: rest.map(|(maps, through)| Rest { maps, through, reader }),
         };
@@ -206,18 +220,49 @@ impl Group {
         match result {
             Ok(image) => {
                 self.layers.release(slot, image.destaged());
-                disk.image = image;
+                disk.image = Some(image);
                 disk.sides.clear();
                 disk.care = Care::Mended;
+                self.measure_maps();
             }
             Err(error) => {
-                tracing::error!(group = %self.name, disk = %disk.record.name, %error, "the disk stays latched");
-                disk.latched = Some(error.kind());
-                (disk.care, disk.mend_asked) = (Care::None, false);
-                let finding = Finding::Latched { kind: error.kind(), reason: error.to_string() };
-                self.found(slot, &finding);
+                disk.care = Care::None;
+                self.stays_latched(slot, &error);
             }
         }
+    }
+
+    /// Tries the files of a detached disk again, once side files have all that the journal holds of it.
+    fn begin_reattach(&mut self, slot: DiskSlot) {
+        self.begin_side_file(slot);
+        if self.layers.held(slot).is_some() {
+            return;
+        }
+        let disk = self.disks.get_mut(&slot).expect("a latched disk is there");
+        disk.care = Care::Mending;
+        let (directory, accepted) = (self.settings.plan.images(), self.accepted);
+        let what = (disk.record.id, disk.record.sectors);
+        let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
+        self.tasks.spawn(async move {
+            let result = reattach(&runtime, &directory, what, accepted).await;
+            mailbox.borrow_mut().push_back(Done::Reattached(slot, result));
+        });
+    }
+
+    pub(super) fn finish_reattach(&mut self, slot: DiskSlot, result: Result<(Image, u32)>) {
+        if let (Some(disk), Ok((_, last_side))) = (self.disks.get_mut(&slot), &result) {
+            disk.last_side = disk.last_side.max(*last_side);
+        }
+        self.finish_mend(slot, result.map(|(image, _)| image));
+    }
+
+    fn stays_latched(&mut self, slot: DiskSlot, error: &Error) {
+        let disk = self.disks.get_mut(&slot).expect("a latched disk is there");
+        tracing::error!(group = %self.name, disk = %disk.record.name, %error, "the disk stays latched");
+        disk.latch(error);
+        disk.mend_asked = false;
+        let finding = Finding::Latched { kind: error.kind(), reason: error.to_string() };
+        self.found(slot, &finding);
     }
 
     /// Clears the latch, unless the image has fallen behind again while it was mended: a batch that ran meanwhile left
@@ -230,6 +275,7 @@ impl Group {
         }
         tracing::warn!(group = %self.name, disk = %disk.record.name, "the image was mended; the disk takes writes again");
         (disk.latched, disk.failures, disk.mend_asked) = (None, 0, false);
+        disk.last_failure = None;
         self.found(slot, &Finding::Mended);
     }
 

@@ -59,6 +59,17 @@ impl Layer {
     pub fn extents(&self) -> usize {
         self.maps.values().map(|map| map.len()).sum()
     }
+
+    /// What it says of some disks; `None` if nothing.
+    pub fn of(self: &Rc<Layer>, is_wanted: impl Fn(&DiskSlot) -> bool) -> Option<Rc<Layer>> {
+        let wanted = || self.maps.keys().filter(|slot| is_wanted(slot)).count();
+        if wanted() == self.maps.len() {
+            return (!self.maps.is_empty()).then(|| Rc::clone(self));
+        }
+        let maps = self.maps.iter().filter(|(slot, _)| is_wanted(slot));
+        let maps: BTreeMap<_, _> = maps.map(|(&slot, map)| (slot, Rc::clone(map))).collect();
+        (!maps.is_empty()).then(|| Rc::new(self.with_maps(maps)))
+    }
 }
 
 impl Drop for Layer {
@@ -91,7 +102,8 @@ pub struct Layers {
     open: OpenLayer,
     open_first: Lsn,
     frozen: VecDeque<Rc<Layer>>,
-    /// What latched disks lack in images and side files, oldest first: it stays in the journal.
+    /// What latched disks lack in images and side files: it stays in the journal. Of each disk the oldest first; what is held
+    /// of another since opening may be newer.
     held: Vec<Rc<Layer>>,
     memory: MapMemory,
     extents_max: usize,
@@ -178,6 +190,12 @@ impl Layers {
         self.frozen.push_back(layer);
     }
 
+    /// Adds a layer that opening made again, all of it of disks that cannot take it.
+    pub fn hold(&mut self, layer: Rc<Layer>) {
+        self.open_first = layer.last.next();
+        self.held.push(layer);
+    }
+
     /// Records up to `last` are in no open layer any more.
     pub fn resume(&mut self, last: Lsn) {
         self.open_first = last.next();
@@ -193,17 +211,13 @@ impl Layers {
     pub fn retire(&mut self, destaged: Lsn, is_latched: impl Fn(&DiskSlot) -> bool) {
         while self.frozen.front().is_some_and(|layer| layer.last <= destaged) {
             let Some(layer) = self.frozen.pop_front() else { break };
-            let maps = layer.maps.iter().filter(|(slot, _)| is_latched(slot));
-            let maps: BTreeMap<_, _> = maps.map(|(&slot, map)| (slot, Rc::clone(map))).collect();
-            if !maps.is_empty() {
-                self.held.push(Rc::new(layer.with_maps(maps)));
-            }
+            self.held.extend(layer.of(&is_latched));
         }
     }
 
     /// The first record that a latched disk lacks.
     pub fn first_held(&self) -> Option<Lsn> {
-        self.held.first().map(|layer| layer.first)
+        self.held.iter().map(|layer| layer.first).min()
     }
 
     /// What is held for a latched disk: its maps, oldest first, and the last record of the newest.
@@ -348,6 +362,20 @@ mod tests {
         assert_eq!(layers.first_held(), Some(Lsn(1)));
         layers.forget(latched);
         assert_eq!(layers.first_held(), None);
+    }
+
+    #[test]
+    fn the_first_record_that_is_held_counts_whichever_disk_it_is_of() {
+        let (latched, detached) = (DiskSlot(0), DiskSlot(1));
+        let mut layers = Layers::new(Lsn(0));
+        let mut opening = Layers::new(Lsn(0));
+        for (last, disk) in [(4, latched), (8, detached)] {
+            opening.insert(disk, SectorRange::new(0, 8), at(0));
+            let layer = opening.freeze(Lsn(last)).expect("records");
+            if disk == detached { layers.hold(layer) } else { layers.adopt(layer) }
+        }
+        layers.retire(Lsn(8), |_| true);
+        assert_eq!(layers.first_held(), Some(Lsn(1)));
     }
 
     #[test]

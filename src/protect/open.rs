@@ -4,7 +4,7 @@
 //! interval again. The two are rebuilt apart, since images and vault may be at different places.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
@@ -15,9 +15,9 @@ use crate::error::{Error, Result};
 use crate::format::frame::{Record, RecordKind};
 use crate::format::marker::Marker;
 use crate::format::record::{DiskRecord, GroupRecord};
-use crate::image::Image;
+use crate::image::attach::{Attached, attach};
 use crate::image::mend::{Mend, mend};
-use crate::image::side::{self, SideNames};
+use crate::image::side::{self, SideNames, Sides};
 use crate::journal::cache::FrameCache;
 use crate::journal::open::{JournalPlan, OpenedJournal, Recovered};
 use crate::journal::reader::Reader;
@@ -27,7 +27,7 @@ use crate::journal::scan::{Owner, Scanned};
 use crate::journal::segments::{SegmentIndex, Source};
 use crate::journal::writer::{Entry, Identity, Writer};
 use crate::journal::{self};
-use crate::planted::Planted;
+use crate::planted::{Bug, Planted};
 use crate::protect::disk::Disk;
 use crate::protect::group::{Group, GroupSettings, Mailbox, Parts};
 use crate::protect::indexing::Indexing;
@@ -146,6 +146,7 @@ pub async fn open_over(runtime: Rc<Runtime>, plan: GroupPlan, vault: Rc<Vault>) 
         let vaulted = state.points().last().map_or(Lsn::ZERO, |point| point.marker);
         (state.group(), state.timeline(), vaulted)
     };
+    let mut disks = disks;
     let stored: BTreeMap<_, _> = disks.iter().map(|(&slot, disk)| (slot, disk.stored())).collect();
     let floor = vaulted.max(stored.values().copied().max().unwrap_or_default());
     let known = Known { owner: Owner { group, timeline }, floor };
@@ -166,6 +167,11 @@ pub async fn open_over(runtime: Rc<Runtime>, plan: GroupPlan, vault: Rc<Vault>) 
         last = %journal.position.accepted,
         "the journal was opened"
     );
+    // What the journal let go of is in images and side files, whether or not these can be had.
+    let begin = journal.accepted.first().map_or(Lsn::ZERO, Recovered::after);
+    for disk in disks.values_mut().filter(|disk| disk.image.is_none()) {
+        disk.stored_before = disk.stored_before.max(begin);
+    }
     let identity = Identity { group, timeline, incarnation: IncarnationId(runtime.random_u128()) };
     assemble(runtime, plan, vault, disks, journal, identity, &needs).await
 }
@@ -179,40 +185,41 @@ async fn open_disks(
     let names = side::list(runtime, &plan.images()).await?;
     let mut disks = BTreeMap::new();
     for record in records {
-        disks.insert(record.slot, open_disk(runtime, plan, &names, record).await?);
+        disks.insert(record.slot, open_disk(runtime, plan, &names, record).await);
     }
     let is_known = |id| disks.values().any(|disk| disk.record.id == id);
     names.clean(runtime, &plan.images(), is_known).await;
     Ok(disks)
 }
 
-/// Opens a disk, and has its image take what side files hold. One whose image still fails is latched from the start:
-/// the other disks live on.
-async fn open_disk(
-    runtime: &Rc<Runtime>,
-    plan: &GroupPlan,
-    names: &SideNames,
-    record: DiskRecord,
-) -> Result<Disk> {
+/// Opens a disk, and has its image take what side files hold. One whose image still fails is latched from the start, and
+/// one whose files cannot be had is detached: the other disks live on.
+async fn open_disk(runtime: &Rc<Runtime>, plan: &GroupPlan, names: &SideNames, record: DiskRecord) -> Disk {
     let images = plan.images();
-    let mut image = Image::open(runtime, &images, record.id, record.sectors).await?;
-    let confirmed = image.confirm(runtime).await;
-    let sides = names.open(runtime, &images, (record.id, record.sectors.0), image.destaged()).await?;
-    let mut disk = Disk::new(record, image);
-    let settled = match confirmed {
+    let what = (record.id, record.sectors);
+    let sides = names.open(runtime, &images, (record.id, record.sectors.0)).await;
+    let (mut image, Sides { files: sides, last, .. }) = match attach(runtime, &images, what, sides).await {
+        Attached::Whole(image, sides) => (image, sides),
+        Attached::Broken { error, stored, last_side } => {
+            tracing::error!(disk = %record.name, %error, "the disk's files cannot be had: the disk is latched");
+            return Disk::detached(record, stored, last_side, &error);
+        }
+    };
+    let settled = match image.confirm(runtime).await {
         Ok(()) if !sides.is_empty() => {
-            let work =
-                Mend { directory: images, image: disk.image.clone(), sides: sides.clone(), rest: None };
-            mend(runtime, work).await.map(|image| disk.image = image)
+            let work = Mend { directory: images, image: image.clone(), sides: sides.clone(), rest: None };
+            mend(runtime, work).await.map(|mended| image = mended)
         }
         other => other,
     };
+    let mut disk = Disk::new(record, image);
+    disk.last_side = last;
     if let Err(error) = settled {
         tracing::error!(disk = %disk.record.name, %error, "the disk's image fails: the disk is latched");
-        disk.latched = Some(error.kind());
+        disk.latch(&error);
         disk.sides = sides;
     }
-    Ok(disk)
+    disk
 }
 
 async fn assemble(
@@ -226,8 +233,11 @@ async fn assemble(
 ) -> Result<Group> {
     let cache = Rc::new(RefCell::new(FrameCache::new(plan.cache_bytes_max)));
     let reader = Reader::new(Rc::clone(&runtime), Rc::clone(&cache), &journal.segments, plan.planted);
+    let is_forgotten = plan.planted.is(Bug::DetachedForgotten);
+    let detached = disks.values().filter(|disk| disk.image.is_none()).map(|disk| disk.record.slot);
     let mut rebuilt = Rebuilt::new(
         needs,
+        (detached.collect(), is_forgotten),
         &reader,
         Indexing::new(plan.index_bytes_min),
         layer_extents_max(plan.map_bytes_max),
@@ -241,6 +251,7 @@ async fn assemble(
     let (layers, indexing, interval, intervals_waiting) = rebuilt.finish();
     let owner = runtime.new_owner();
     let planted = plan.planted;
+    let accepted = journal.position.accepted;
     let mut writer = Writer::new(Rc::clone(&runtime), owner, identity, journal.position, planted);
     writer.enqueue_control(Entry::Opening(journal.opening), None);
     let mailbox = Mailbox::default();
@@ -267,6 +278,7 @@ async fn assemble(
         settings: GroupSettings { plan, vault },
         name,
         writer,
+        accepted,
         segments: journal.segments,
         cache,
         disks,
@@ -329,6 +341,9 @@ fn start_retention(
 /// that it belongs to the read path of a disk, and to an interval, as a whole or not at all.
 struct Rebuilt<'a> {
     needs: &'a Needs,
+    detached: BTreeSet<DiskSlot>,
+    /// A bug to plant.
+    forgets: bool,
     reader: &'a Reader,
     /// Where layers must end, the next one first.
     boundaries: VecDeque<Lsn>,
@@ -344,6 +359,7 @@ struct Rebuilt<'a> {
 impl<'a> Rebuilt<'a> {
     fn new(
         needs: &'a Needs,
+        (detached, forgets): (BTreeSet<DiskSlot>, bool),
         reader: &'a Reader,
         indexing: Indexing,
         layer_extents_max: usize,
@@ -351,6 +367,8 @@ impl<'a> Rebuilt<'a> {
         let layers = Layers::new(Lsn::ZERO).with_extents_max(layer_extents_max);
         Rebuilt {
             needs,
+            detached,
+            forgets,
             reader,
             boundaries: needs.boundaries().into(),
             open: layers.sibling(),
@@ -425,14 +443,12 @@ impl<'a> Rebuilt<'a> {
     /// still holds it.
     fn pass(&mut self, layer: Rc<Layer>) {
         let lacks = |slot: &DiskSlot| self.needs.stored.get(slot).is_some_and(|&has| has < layer.last);
-        if layer.maps.keys().all(lacks) && !layer.maps.is_empty() {
-            self.layers.adopt(Rc::clone(&layer));
-        } else {
-            let maps = layer.maps.iter().filter(|(slot, _)| lacks(slot));
-            let maps: BTreeMap<_, _> = maps.map(|(&slot, map)| (slot, Rc::clone(map))).collect();
-            if !maps.is_empty() {
-                self.layers.adopt(Rc::new(layer.with_maps(maps)));
-            }
+        let is_detached = |slot: &DiskSlot| self.detached.contains(slot);
+        if let Some(held) = layer.of(|slot| lacks(slot) && is_detached(slot)).filter(|_| !self.forgets) {
+            self.layers.hold(held);
+        }
+        if let Some(missing) = layer.of(|slot| lacks(slot) && !is_detached(slot)) {
+            self.layers.adopt(missing);
         }
         if layer.last > self.needs.vaulted && !layer.maps.is_empty() {
             self.interval.touch();

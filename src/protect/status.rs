@@ -39,7 +39,7 @@ pub enum Condition {
     Paused,
     /// Images, journal or vault meet errors: what failed is tried again.
     Retrying,
-    /// One disk's image failed, or what the journal holds of it is damaged: that disk's writes fail.
+    /// One disk's image failed, or cannot be opened, or what the journal holds of it is damaged: that disk's writes fail.
     ImageFailed,
     /// The vault refused a point for good: the journal fills.
     VaultFailed,
@@ -108,8 +108,8 @@ impl Condition {
                 "see the log and mend the device; what failed is tried again every second",
             ),
             Condition::ImageFailed => (
-                "a disk's image cannot be written: its writes fail, the other disks go on",
-                "see the log, mend the device, then `afterimage group resume` or restart the gateway",
+                "a disk's image fails: its writes fail, and its reads if its files cannot be opened; the other disks go on",
+                "mend what it says, then `afterimage group resume` or restart the gateway; or remove the disk, whose points stay",
             ),
             Condition::VaultFailed => (
                 "the vault refused a recovery point: no points are made, and the journal fills",
@@ -327,7 +327,11 @@ impl Group {
             retention: self.retention(),
             retain: self.settings.vault.manifest().state().record().retain.clone(),
             direct: self.segments.live().all(|segment| segment.file.is_direct())
-                && self.disks.values().all(|disk| disk.image.file.is_direct()),
+                && self
+                    .disks
+                    .values()
+                    .filter_map(|disk| disk.image.as_ref())
+                    .all(|image| image.file.is_direct()),
         }
     }
 

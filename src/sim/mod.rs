@@ -14,7 +14,7 @@
 //! | a point goes only by a ladder or by request, and not while it is held or a test failover shows it; an open view reads the same for ever; space comes back | `points`, `retention` |
 //! | after a clean stop the images alone hold everything | `finale` |
 //! | the journal stays within its limit; when faults end, everything comes to its end | `finale` |
-//! | a latched disk loses nothing, holds up nobody, and takes writes again once its image was mended and resumed | `repair`, `finale` |
+//! | a latched disk loses nothing, also if its files could not be had at opening, holds up nobody, and takes writes again once its image was mended and resumed | `repair`, `finale` |
 //! | bit rot is refused or harmless, whether it happens at rest or under a process that runs | `rot` |
 //!
 //! It proves itself by [planted bugs](crate::planted), which `tests/simulation.rs` has it find.
@@ -85,6 +85,8 @@ pub struct Report {
     pub breaks: u64,
     /// Side files that were seen.
     pub side_files: u64,
+    /// Disks whose files could not be had at an opening.
+    pub detached: u64,
     /// Disks that a resume mended while the group went on.
     pub mends: u64,
     /// Bits flipped.
@@ -118,6 +120,7 @@ impl Report {
         self.faults += other.faults;
         self.breaks += other.breaks;
         self.side_files += other.side_files;
+        self.detached += other.detached;
         self.mends += other.mends;
         self.rots += other.rots;
         self.rots_refused += other.rots_refused;

@@ -22,6 +22,7 @@ impl Site {
     pub(super) fn verify_recovery(&mut self) -> Outcome {
         // What can't be read can't be compared.
         self.clear_faults();
+        self.attach_disks()?;
         self.reconcile_disks()?;
         let found = self.read_disks()?;
         let (low, high) = (self.history.acknowledged(), self.history.issued());

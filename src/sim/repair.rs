@@ -15,6 +15,8 @@ const TURNS: u64 = 2;
 /// One resume in so many steps is asked for while a disk is latched, whether or not its image was mended; at other
 /// times one in ten times as many.
 const RESUME_EVERY: u64 = 60;
+/// One look at a group with a detached disk in so many steps ends in a mend.
+const ATTACH_EVERY: u64 = 100;
 /// One look at a group whose journal or vault failed in so many steps ends in a resume that opens it again.
 const REOPEN_EVERY: u64 = 20;
 
@@ -39,8 +41,8 @@ impl Site {
         }
     }
 
-    /// The writes or the syncs of one disk's image fail from now on; with them, at times, those of its side files and of
-    /// its checkpoint.
+    /// The writes, the syncs or the openings of one disk's image fail from now on; with them, at times, those of its side
+    /// files and of its checkpoint.
     fn break_image(&mut self) {
         let members = &self.clients.members;
         if members.is_empty() {
@@ -48,13 +50,54 @@ impl Site {
         }
         let member = self.random.choose(members).clone();
         let suffix = *self.random.choose(&[".raw", ".raw", ".checkpoint", "."]);
-        let kind = *self.random.choose(&[OpKind::Write, OpKind::Sync]);
+        let kind = *self.random.choose(&[OpKind::Write, OpKind::Sync, OpKind::Open, OpKind::Open]);
         let path = format!("{}{suffix}", member.id);
         self.tracer.note(|| format!("every {kind:?} of {path} (disk {}) fails from now on", member.number));
         self.disk.fail_always(Matcher::kind(kind).path(path), FaultKind::Io);
         self.clients.broken.push((member.id, suffix == "."));
         self.report.breaks += 1;
         self.note_fault();
+    }
+
+    /// Whether a disk is detached, so that what was recovered can't be compared, and stays so for a while; meanwhile the
+    /// group may be resumed in vain, or die.
+    pub(super) fn leaves_detached(&mut self) -> bool {
+        if self.detached_disks() == 0 {
+            return false;
+        }
+        if self.clients.resuming == 0 && self.random.chance(1, RESUME_EVERY) {
+            self.resume();
+        }
+        !self.random.chance(1, ATTACH_EVERY)
+    }
+
+    fn detached_disks(&mut self) -> u64 {
+        let Some(group) = self.process.group() else { return 0 };
+        group.disks().filter(|disk| disk.image.is_none()).count() as u64
+    }
+
+    /// Mends what is broken until no disk is detached any more.
+    pub(super) fn attach_disks(&mut self) -> Outcome {
+        self.report.detached += self.detached_disks();
+        if self.detached_disks() == 0 {
+            return Ok(());
+        }
+        self.mend_images();
+        self.clear_faults();
+        self.drive("what was asked before", |site| site.clients.resuming == 0)?;
+        if self.can_go_on() {
+            self.resume();
+            self.drive("a resume of detached disks", |site| site.clients.resuming == 0)?;
+        }
+        if !self.can_go_on() {
+            // Nothing but another opening helps.
+            self.die(false);
+            self.drive("opening", |site| site.process.is_serving())?;
+        }
+        if self.detached_disks() == 0 {
+            return Ok(());
+        }
+        Err("a disk stays detached though nothing is broken any more".to_owned())
     }
 
     pub(super) fn mend_images(&mut self) {

@@ -14,6 +14,7 @@ use crate::block::{Refusal, Response};
 use crate::error::{Error, ErrorKind};
 use crate::format::record::PointRecord;
 use crate::journal::segments::parse_file_name;
+use crate::protect::group::Group;
 use crate::units::{PointId, SectorRange};
 
 /// Bits flipped at rest in one run, each on a copy of its own.
@@ -172,7 +173,8 @@ impl Site {
             self.step_disk();
         }
         self.compare_disks()?;
-        let mut refused = false;
+        let detached = |group: &mut Group| group.disks().any(|disk| disk.image.is_none());
+        let mut refused = self.process.group().is_some_and(detached);
         for index in 0..self.points.len() {
             let point = self.points.id(index);
             match self.try_view(point)? {

@@ -118,7 +118,7 @@ impl Site {
             58..63 => self.tick(),
             _ => self.pass_time(),
         }
-        if self.process.is_serving() && !self.is_verified {
+        if self.process.is_serving() && !self.is_verified && !self.leaves_detached() {
             self.verify_recovery()?;
         }
         let (deaths, faults) = (self.plan.death_every, self.plan.fault_every);

@@ -20,7 +20,7 @@ struct Site {
     gateway: Gateway,
     /// A durable frame of its journal has a flipped bit.
     erp: GroupId,
-    /// Its images are missing.
+    /// Its journal is missing.
     web: GroupId,
     /// A manifest step has a flipped bit.
     sap: GroupId,
@@ -103,8 +103,8 @@ impl Site {
         self.erp.files(&self.gateway, "journal/segment-00000000")
     }
 
-    fn images(&self) -> PathBuf {
-        self.web.files(&self.gateway, "images")
+    fn journal(&self) -> PathBuf {
+        self.web.files(&self.gateway, "journal")
     }
 
     fn step(&self) -> PathBuf {
@@ -113,15 +113,15 @@ impl Site {
 
     fn damage(&self) {
         flip(&self.segment());
-        fs::rename(self.images(), self.gateway.path("images-elsewhere")).unwrap();
+        fs::rename(self.journal(), self.gateway.path("journal-elsewhere")).unwrap();
         flip(&self.step());
     }
 
     fn put_back(&self) {
         flip(&self.segment());
         // The opening that failed made a directory in its place.
-        let _ = fs::remove_dir(self.images());
-        fs::rename(self.gateway.path("images-elsewhere"), self.images()).unwrap();
+        let _ = fs::remove_dir(self.journal());
+        fs::rename(self.gateway.path("journal-elsewhere"), self.journal()).unwrap();
         flip(&self.step());
     }
 }
@@ -143,7 +143,7 @@ fn they_are_listed_with_name_reason_and_mend() {
     assert_eq!(listed(&groups, "crm")["failure"], Value::Null);
     for (name, id, code, says) in [
         ("erp", &site.erp, "corrupt", "segment-00000000"),
-        ("web", &site.web, "missing", "images"),
+        ("web", &site.web, "corrupt", "journal"),
         ("sap", &site.sap, "corrupt", "manifest/0000000000000002"),
     ] {
         let failure = &listed(&groups, name)["failure"];

@@ -19,6 +19,7 @@ mod import;
 mod index_runs;
 mod lateness;
 mod limits;
+mod missing_images;
 mod private;
 mod refusals;
 mod restart;

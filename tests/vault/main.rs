@@ -5,6 +5,8 @@ mod delta;
 mod format;
 mod manifest;
 mod overlay;
+#[path = "../support/pieces.rs"]
+mod pieces;
 #[cfg(feature = "sim")]
 mod power;
 mod retention;

@@ -8,7 +8,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 
-use afterimage::block::DataPiece;
 use afterimage::delta::{DiskExtents, Source, SourceContent};
 use afterimage::env::OsEnvironment;
 use afterimage::error::{Error, Result};
@@ -28,6 +27,8 @@ use afterimage::units::{
 use afterimage::vault::Vault;
 use proptest::prelude::*;
 use tempfile::TempDir;
+
+pub use crate::pieces::flatten;
 
 pub const GROUP: GroupId = GroupId(0x67);
 pub const TIMELINE: TimelineId = TimelineId(0x71);
@@ -396,15 +397,4 @@ pub fn edits(sizes: [u64; 2], sectors_max: u64) -> impl Strategy<Value = Edit> {
 pub fn pattern(bytes: u64, seed: u8) -> Vec<u8> {
     let byte = |index: u64| u8::try_from((index / SECTOR_BYTES * 31 + index + u64::from(seed)) % 255 + 1);
     (0..bytes).map(|index| byte(index).expect("below 256")).collect()
-}
-
-pub fn flatten(pieces: &[DataPiece]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for piece in pieces {
-        match piece {
-            DataPiece::Bytes(slice) => bytes.extend_from_slice(slice),
-            DataPiece::Zeros(count) => bytes.resize(bytes.len() + to_usize(*count), 0),
-        }
-    }
-    bytes
 }

@@ -1,0 +1,284 @@
+//! A group of two disks on a simulated machine, stepped by hand.
+
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use afterimage::block::{Export, Reply, Request, Response, Ticket};
+use afterimage::error::Result;
+use afterimage::format::ladder::Ladder;
+use afterimage::format::record::{DiskRecord, GroupRecord};
+use afterimage::image::image_path;
+use afterimage::image::side::side_path;
+use afterimage::planted::Planted;
+use afterimage::protect::disk::Disk;
+use afterimage::protect::group::Group;
+use afterimage::protect::latching::ResumeReport;
+use afterimage::protect::membership::Content;
+use afterimage::protect::open::{self, GroupPlan};
+use afterimage::protect::shrinking::SpaceLimits;
+use afterimage::runtime::Runtime;
+use afterimage::storage::sim::{FaultKind, Matcher, OpKind, ProcessId, SimDisk, SimEnvironment, SimStorage};
+use afterimage::units::{DiskId, GroupId, SectorCount, SectorRange, WallNanos, to_usize};
+use bytes::Bytes;
+
+use crate::pieces::flatten;
+
+pub const GROUP: GroupId = GroupId(7);
+pub const SECTORS: u64 = 256;
+pub const SEGMENT_BYTES: u64 = 128 << 10;
+pub const SEGMENTS: u64 = 8;
+/// Rounds after which what was waited for is taken not to come.
+pub const ROUNDS_MAX: usize = 200_000;
+
+pub fn plan() -> GroupPlan {
+    GroupPlan {
+        directory: PathBuf::from("/group"),
+        vault: PathBuf::from("/vault"),
+        segment_bytes: SEGMENT_BYTES,
+        journal_bytes: SEGMENT_BYTES * SEGMENTS,
+        index_bytes_min: 1 << 20,
+        space: SpaceLimits::default(),
+        cache_bytes_max: 64 << 10,
+        map_bytes_max: 16 << 20,
+        planted: Planted::NONE,
+    }
+}
+
+/// A machine, and the process that serves the group on it.
+pub struct Machine {
+    pub disk: SimDisk,
+    pub environment: Rc<SimEnvironment>,
+    pub process: ProcessId,
+    pub runtime: Rc<Runtime>,
+    pub group: Option<Group>,
+    pub replies: Vec<(Ticket, Reply)>,
+    pub next: u64,
+}
+
+impl Machine {
+    /// A group with two disks.
+    pub fn new(seed: u64) -> (Machine, DiskId, DiskId) {
+        let disk = SimDisk::new(seed);
+        let mut machine = Machine::boot(disk, SimEnvironment::new(seed));
+        let record = GroupRecord {
+            name: "g".into(),
+            created: WallNanos(0),
+            interval_ms: 100,
+            retain: Ladder::keep_all(),
+        };
+        let opening = open::create(Rc::clone(&machine.runtime), plan(), GROUP, record);
+        machine.serve(opening).expect("creates");
+        let (first, second) = (machine.add_disk("first"), machine.add_disk("second"));
+        (machine, first, second)
+    }
+
+    pub fn boot(disk: SimDisk, environment: Rc<SimEnvironment>) -> Machine {
+        let storage = SimStorage::new(&disk);
+        let process = storage.process();
+        let runtime = Runtime::new(Box::new(storage), Rc::clone(&environment) as _);
+        Machine { disk, environment, process, runtime, group: None, replies: Vec::new(), next: 0 }
+    }
+
+    pub fn serve(&mut self, opening: impl Future<Output = Result<Group>> + 'static) -> Result<()> {
+        let slot = Rc::new(RefCell::new(None));
+        let filled = Rc::clone(&slot);
+        self.runtime.spawn(async move { drop(filled.replace(Some(opening.await))) });
+        self.drive("opening", |_| slot.borrow().is_some());
+        self.group = Some(slot.take().expect("filled")?);
+        self.drive("serving", |machine| machine.group().is_serving());
+        Ok(())
+    }
+
+    /// The process dies, alone or with the machine, and the next one opens the group.
+    pub fn restart(self, power_cut: bool) -> Machine {
+        let mut next = self.die(power_cut);
+        next.open().expect("opens");
+        next
+    }
+
+    /// The process dies, alone or with the machine; the next one has opened nothing yet.
+    pub fn die(self, power_cut: bool) -> Machine {
+        if power_cut {
+            self.disk.power_cut();
+        } else {
+            self.disk.kill_process(self.process);
+            self.disk.run();
+        }
+        self.runtime.abandon_tasks();
+        Machine::boot(self.disk.clone(), Rc::clone(&self.environment))
+    }
+
+    /// Opens the group.
+    pub fn open(&mut self) -> Result<()> {
+        let opening = open::open(Rc::clone(&self.runtime), plan());
+        self.serve(opening)
+    }
+
+    /// Carries something out beside the group.
+    pub fn run<T: 'static>(&mut self, work: impl Future<Output = T> + 'static) -> T {
+        let slot = Rc::new(RefCell::new(None));
+        let filled = Rc::clone(&slot);
+        self.runtime.spawn(async move { drop(filled.replace(Some(work.await))) });
+        self.drive("work beside the group", |_| slot.borrow().is_some());
+        slot.take().expect("filled")
+    }
+
+    /// Gives a file another name, durably.
+    pub fn rename(&mut self, from: &Path, to: &Path) {
+        let (runtime, from, to) = (Rc::clone(&self.runtime), from.to_owned(), to.to_owned());
+        self.run(async move {
+            runtime.publish(&from, &to).await.expect("no faults yet");
+            for path in [from, to] {
+                runtime.sync_directory(path.parent().expect("not the root")).await.expect("no faults yet");
+            }
+        });
+    }
+
+    pub fn group(&mut self) -> &mut Group {
+        self.group.as_mut().expect("the group is open")
+    }
+
+    pub fn step(&mut self) {
+        let mut events = Vec::new();
+        self.runtime.step(&mut events);
+        if let Some(group) = &mut self.group {
+            for event in events {
+                group.handle(event);
+            }
+            group.advance();
+            group.take_replies(&mut self.replies);
+        }
+        self.runtime.storage().start();
+        if !self.disk.step() {
+            self.environment.advance(Duration::from_millis(20));
+        }
+    }
+
+    pub fn drive(&mut self, what: &str, mut done: impl FnMut(&mut Machine) -> bool) {
+        for _ in 0..ROUNDS_MAX {
+            self.step();
+            if done(self) {
+                return;
+            }
+        }
+        panic!("{what} never comes to its end");
+    }
+
+    pub fn called<T: 'static>(
+        &mut self,
+        start: impl FnOnce(&mut Group, Box<dyn FnOnce(Result<T>)>),
+    ) -> Result<T> {
+        let slot = Rc::new(RefCell::new(None));
+        let filled = Rc::clone(&slot);
+        start(self.group(), Box::new(move |result| drop(filled.replace(Some(result)))));
+        self.drive("a call", |_| slot.borrow().is_some());
+        slot.take().expect("filled")
+    }
+
+    pub fn add_disk(&mut self, name: &str) -> DiskId {
+        let added = self.called(|group, done| {
+            group.add_disk(name.into(), SectorCount(SECTORS), Content::Empty, done);
+        });
+        let record: DiskRecord = added.expect("joins");
+        record.id
+    }
+
+    pub fn resume(&mut self) -> Result<ResumeReport> {
+        self.called(|group, done| group.mend_disks(done))
+    }
+
+    pub fn submit(&mut self, disk: DiskId, request: Request) -> Ticket {
+        self.next += 1;
+        let ticket = Ticket { session: 1, request: self.next };
+        self.group().submit(ticket, Export::Disk(GROUP, disk), request);
+        ticket
+    }
+
+    pub fn ask(&mut self, disk: DiskId, request: Request) -> Reply {
+        let ticket = self.submit(disk, request);
+        self.drive("a request", |machine| machine.replies.iter().any(|(answered, _)| *answered == ticket));
+        let place = self.replies.iter().position(|(answered, _)| *answered == ticket).expect("answered");
+        self.replies.swap_remove(place).1
+    }
+
+    pub fn write(&mut self, disk: DiskId, start: u64, byte: u8, sectors: u64) -> Reply {
+        self.ask(disk, write(start, byte, sectors))
+    }
+
+    pub fn read(&mut self, disk: DiskId) -> Vec<u8> {
+        match self.ask(disk, Request::Read { range: SectorRange::new(0, SECTORS) }) {
+            Ok(Response::Data(pieces)) => flatten(&pieces),
+            other => panic!("a read gave {other:?}"),
+        }
+    }
+
+    /// The group's disk of this id.
+    pub fn member(&mut self, disk: DiskId) -> &Disk {
+        self.group().disks().find(|member| member.record.id == disk).expect("a member")
+    }
+
+    pub fn is_latched(&mut self, disk: DiskId) -> bool {
+        self.member(disk).latched.is_some()
+    }
+
+    /// Writes so much that the journal is turned over a few times.
+    pub fn turn_the_journal_over(&mut self, disk: DiskId) {
+        for round in 0..4 * SEGMENTS * SEGMENT_BYTES / (64 << 10) {
+            let byte = u8::try_from(round % 250).expect("small") + 1;
+            assert!(self.write(disk, round % 2 * 128, byte, 128).is_ok(), "round {round}");
+        }
+    }
+
+    pub fn has_side_file(&self, disk: DiskId) -> bool {
+        self.disk.files().contains(&side(disk))
+    }
+}
+
+pub fn write(start: u64, byte: u8, sectors: u64) -> Request {
+    let payload = Bytes::from(vec![byte; to_usize(sectors * 512)]);
+    Request::Write { range: SectorRange::new(start, start + sectors), payload, durable: false }
+}
+
+pub fn side(disk: DiskId) -> PathBuf {
+    side_path(&plan().images(), disk, 1)
+}
+
+pub fn image(disk: DiskId) -> PathBuf {
+    image_path(&plan().images(), disk)
+}
+
+pub fn part(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+/// What the tests write to the disk that breaks, and what it holds then.
+pub fn fill(machine: &mut Machine, disk: DiskId) -> Vec<u8> {
+    assert!(machine.write(disk, 0, 1, 100).is_ok());
+    assert!(machine.write(disk, 10, 2, 7).is_ok());
+    let zero = Request::Zero { range: SectorRange::new(50, 60), durable: false, keep_allocated: false };
+    assert!(machine.ask(disk, zero).is_ok());
+    let mut expected = vec![0; to_usize(SECTORS * 512)];
+    expected[..100 * 512].fill(1);
+    expected[10 * 512..17 * 512].fill(2);
+    expected[50 * 512..60 * 512].fill(0);
+    expected
+}
+
+/// A disk that is latched, with a side file, and what it holds.
+pub fn latched(seed: u64) -> (Machine, DiskId, DiskId, Vec<u8>) {
+    let (mut machine, broken, sound) = Machine::new(seed);
+    let first = fill(&mut machine, broken);
+    machine.drive("destaging", |machine| machine.disk.durable_file(&image(broken)).expect("there") == first);
+    machine.disk.fail_always(Matcher::kind(OpKind::Write).path(part(&image(broken))), FaultKind::Io);
+    assert!(machine.write(broken, 90, 3, 20).is_ok());
+    let mut expected = first;
+    expected[90 * 512..110 * 512].fill(3);
+    machine.drive("a side file", |machine| {
+        machine.has_side_file(broken) && machine.disk.is_durable(&side(broken))
+    });
+    machine.drive("the latch", |machine| machine.group().disks().any(|disk| !disk.sides.is_empty()));
+    assert!(machine.is_latched(broken));
+    (machine, broken, sound, expected)
+}

@@ -1,0 +1,206 @@
+//! An image that fails while its group runs.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use afterimage::block::{Refusal, Request, Response, Ticket};
+use afterimage::error::ErrorKind;
+use afterimage::protect::latching::Finding;
+use afterimage::storage::sim::{FaultKind, Matcher, OpKind};
+use afterimage::units::{Lsn, SectorRange, to_usize};
+
+use crate::machine::{
+    Machine, SECTORS, SEGMENT_BYTES, SEGMENTS, fill, image, latched, part, plan, side, write,
+};
+use crate::pieces::flatten;
+
+#[test]
+fn a_broken_image_stops_neither_the_other_disks_nor_its_own_reads() {
+    for seed in 0..8 {
+        let (mut machine, broken, sound, expected) = latched(seed);
+        machine.turn_the_journal_over(sound);
+        assert_eq!(machine.read(broken), expected, "seed {seed}");
+        assert_eq!(machine.write(broken, 0, 9, 1).unwrap_err(), Refusal::Io);
+        let segments = machine.disk.files().iter().filter(|path| path.starts_with(plan().journal())).count();
+        assert!(segments as u64 <= SEGMENTS + 1, "{segments} segments");
+
+        // The image fails still: the next process latches the disk again, and has lost nothing.
+        let mut machine = machine.restart(seed % 2 == 0);
+        assert!(machine.is_latched(broken));
+        assert_eq!(machine.read(broken), expected, "seed {seed}");
+        machine.turn_the_journal_over(sound);
+
+        machine.disk.mend();
+        let report = machine.resume().expect("a group that works");
+        let found: Vec<_> = report.disks.into_iter().map(|disk| (disk.disk, disk.finding)).collect();
+        assert_eq!(found, [(broken, Finding::Mended), (sound, Finding::Sound)]);
+        assert!(!machine.has_side_file(broken));
+        assert_eq!(machine.disk.durable_file(&image(broken)).expect("there"), expected);
+        assert!(machine.write(broken, 0, 9, 1).is_ok());
+        let mut machine = machine.restart(false);
+        assert_eq!(machine.read(broken)[..1024], [vec![9; 512], vec![1; 512]].concat());
+    }
+}
+
+#[test]
+fn an_opening_mends_what_it_can() {
+    for seed in 0..8 {
+        let (machine, broken, _, expected) = latched(seed);
+        machine.disk.mend();
+        let mut machine = machine.restart(seed % 2 == 0);
+        assert!(!machine.is_latched(broken) && !machine.has_side_file(broken));
+        assert_eq!(machine.disk.durable_file(&image(broken)).expect("there"), expected, "seed {seed}");
+        assert_eq!(machine.read(broken), expected);
+        assert!(machine.write(broken, 0, 9, 1).is_ok());
+    }
+}
+
+#[test]
+fn a_resume_that_finds_the_image_broken_says_so_and_loses_nothing() {
+    let (mut machine, broken, _, expected) = latched(1);
+    let report = machine.resume().expect("a group that works");
+    let Finding::Latched { kind, reason } = &report.disks[0].finding else { panic!("{report:?}") };
+    assert_eq!(*kind, ErrorKind::Io);
+    assert!(reason.contains(&part(&image(broken))), "{reason}");
+    assert!(machine.is_latched(broken));
+    assert_eq!(machine.read(broken), expected);
+}
+
+/// A batch that began while a disk was latched leaves the disk out. Were the latch cleared before that batch ends, its
+/// layers would retire as destaged, and what they hold of the disk would be lost.
+#[test]
+fn a_disk_that_is_mended_while_a_batch_runs_loses_nothing() {
+    let mut mended_meanwhile = 0;
+    for seed in 0..24 {
+        let (mut machine, broken, sound) = Machine::new(seed);
+        // No marker freezes a layer between the two failures.
+        machine
+            .called(|group, done| group.set_policy(Some(Duration::from_secs(3600)), None, done))
+            .expect("set");
+        machine.disk.fail_always(Matcher::kind(OpKind::Write).path(part(&image(broken))), FaultKind::Io);
+        assert!(machine.write(broken, 0, 1, 16).is_ok());
+        machine.drive("the first failure", |machine| {
+            machine.group().disks().any(|disk| disk.record.id == broken && disk.failures == 1)
+        });
+        assert!(machine.write(broken, 8, 2, 16).is_ok());
+        // Many extents, for a batch that takes long; at once, for else they would fill the journal.
+        for start in (0..SECTORS).step_by(2) {
+            machine.submit(sound, write(start, 7, 1));
+        }
+        machine.drive("many writes", |machine| machine.replies.len() as u64 == SECTORS / 2);
+        machine.drive("the latch", |machine| machine.is_latched(broken));
+        let expected =
+            [vec![1; 8 * 512], vec![2; 16 * 512], vec![0; to_usize((SECTORS - 24) * 512)]].concat();
+        assert_eq!(machine.read(broken), expected);
+
+        let destaged = |machine: &Machine| machine.disk.read_file(&image(sound)).expect("there");
+        machine.drive("a batch", |machine| destaged(machine).contains(&7));
+        // A guest that writes holds the batch at its gate; the mend does not pass it.
+        assert!(machine.write(sound, 1, 8, 1).is_ok());
+        machine.disk.mend();
+        let all = [vec![7; 512], vec![0; 512]].concat().repeat(to_usize(SECTORS / 2));
+        let slot = Rc::new(RefCell::new(None));
+        let filled = Rc::clone(&slot);
+        machine.group().resume(Box::new(move |result| drop(filled.replace(Some(result)))));
+        machine.drive("a mend", |machine| {
+            let batch_runs = destaged(machine) != all;
+            let mended = machine.disk.read_file(&image(broken)).is_some_and(|bytes| bytes[..512] == [1; 512]);
+            mended_meanwhile += usize::from(batch_runs && mended);
+            slot.borrow().is_some()
+        });
+        machine.drive("rest", |machine| {
+            machine.group().ladder().destaged == machine.group().ladder().visible
+                && machine.disk.in_flight() == 0
+        });
+        assert_eq!(machine.read(broken), expected, "seed {seed}");
+        assert_eq!(machine.restart(true).read(broken), expected, "seed {seed}");
+    }
+    assert!(mended_meanwhile > 0, "no seed mends while a batch runs");
+}
+
+#[test]
+fn where_no_side_file_can_be_written_the_journal_keeps_what_the_image_lacks() {
+    let (mut machine, broken, sound) = Machine::new(3);
+    machine.disk.fail_always(Matcher::kind(OpKind::Write).path(format!("{broken}.")), FaultKind::Io);
+    let expected = fill(&mut machine, broken);
+    machine.drive("the latch", |machine| machine.is_latched(broken));
+    // More than the journal takes: the last of these wait.
+    let asked =
+        (0..2 * SEGMENTS * SEGMENT_BYTES / (64 << 10)).map(|_| machine.submit(sound, write(0, 7, 128)));
+    let asked: Vec<Ticket> = asked.collect();
+    machine.drive("a full journal", |machine| {
+        machine.group().condition() == afterimage::protect::status::Condition::ImageFailed
+            && machine.disk.in_flight() == 0
+            && machine.group().snapshot().journal_used_bytes >= (SEGMENTS - 2) * SEGMENT_BYTES
+    });
+    assert!(machine.replies.len() < asked.len(), "the journal is too large for this test");
+    assert_eq!(machine.read(broken), expected);
+    machine.disk.mend();
+    machine.resume().expect("a group that works");
+    assert!(!machine.is_latched(broken));
+    machine.drive("what waited", |machine| machine.replies.len() == asked.len());
+    assert!(machine.replies.iter().all(|(_, reply)| reply.is_ok()));
+    assert_eq!(machine.restart(true).read(broken), expected);
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_had_from_the_device_latches_its_disk_only() {
+    let (mut machine, broken, sound) = Machine::new(5);
+    let expected = fill(&mut machine, broken);
+    machine.drive("destaging", |machine| {
+        machine.group().disks().any(|disk| disk.record.id == broken && disk.attached().destaged() > Lsn::ZERO)
+    });
+    let path = format!("{broken}.checkpoint");
+    machine.disk.fail_always(Matcher::kind(OpKind::Sync).path(path), FaultKind::Io);
+    let mut machine = machine.restart(false);
+    assert!(machine.is_latched(broken));
+    assert!(machine.write(sound, 0, 1, 1).is_ok());
+    assert_eq!(machine.read(broken), expected);
+    machine.disk.mend();
+    machine.resume().expect("a group that works");
+    assert!(machine.write(broken, 0, 9, 1).is_ok());
+}
+
+#[test]
+fn a_damaged_chunk_of_a_side_file_is_never_served() {
+    let (mut machine, broken, sound, expected) = latched(6);
+    assert!(machine.disk.rot(&side(broken), 300, 3), "chunks come first");
+    let whole = Request::Read { range: SectorRange::new(0, SECTORS) };
+    assert_eq!(machine.ask(broken, whole.clone()).unwrap_err(), Refusal::Io);
+    machine.disk.mend();
+    let report = machine.resume().expect("a group that works");
+    let Finding::Latched { kind, .. } = &report.disks[0].finding else { panic!("{report:?}") };
+    assert_eq!(*kind, ErrorKind::Corrupt);
+    let mut machine = machine.restart(false);
+    assert_eq!(machine.ask(broken, whole).unwrap_err(), Refusal::Io);
+    let sound_part = Request::Read { range: SectorRange::new(0, 80) };
+    let Ok(Response::Data(pieces)) = machine.ask(broken, sound_part) else {
+        panic!("what is sound is served")
+    };
+    assert_eq!(flatten(&pieces), expected[..80 * 512]);
+    assert!(machine.write(sound, 0, 1, 1).is_ok());
+}
+
+#[test]
+fn a_disk_leaves_with_its_side_files() {
+    let (mut machine, broken, sound, _) = latched(7);
+    machine.called(|group, done| group.remove_disk(broken, done)).expect("leaves");
+    assert!(
+        !machine
+            .disk
+            .files()
+            .iter()
+            .any(|path| part(path).contains(&broken.to_string()) && path.starts_with("/group"))
+    );
+    let mut machine = machine.restart(true);
+    assert!(machine.write(sound, 0, 1, 1).is_ok());
+}
+
+#[test]
+fn a_group_whose_journal_failed_is_not_resumed() {
+    let (mut machine, first, _) = Machine::new(9);
+    machine.disk.fail_next(Matcher::kind(OpKind::Write).path("/journal/"), FaultKind::Io);
+    assert_eq!(machine.write(first, 0, 1, 1).unwrap_err(), Refusal::Io);
+    assert_eq!(machine.resume().unwrap_err().kind(), ErrorKind::Latched);
+}
