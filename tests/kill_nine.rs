@@ -18,6 +18,7 @@ use afterimage::cli::Failure;
 use afterimage::cli::demo::{Api, GatewayProcess, JournalSize};
 use afterimage::control::model::{Disk, Point};
 use afterimage::env::{Environment, OsEnvironment};
+use afterimage::listen::ListenAddress;
 use afterimage::oracle::{
     Bounds, Clock, History, Image, Load, OnLoss, Outcome, Running, Stamp, Target, Verdict, judge,
 };
@@ -81,7 +82,7 @@ impl Trial {
     fn load(&mut self) -> Running {
         let target = |disk: &Disk| Target { export: disk.export.clone(), sectors: disk.size_bytes / 512 };
         let load = Load {
-            socket: self.gateway.nbd_socket(),
+            gateway: ListenAddress::Unix(self.gateway.nbd_socket()),
             run: self.history.run(),
             seed: self.random.next(),
             targets: self.disks.iter().map(target).collect(),

@@ -4,8 +4,9 @@
 //! Decides nothing about what is right. A connection that is lost leaves its requests in doubt, and either ends or is
 //! made anew, as a guest's would be.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -13,13 +14,14 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::history::{Clock, Effect, Operation};
+use super::history::{Clock, Effect, Flush, Operation, Stamp};
 use super::sector::{Place, fill};
 use super::workload::{Step, Workload};
 use crate::capture::nbd::client::{Answered, Client, Command, Refused, Wishes};
 use crate::capture::nbd::codec::NBD_ESHUTDOWN;
 use crate::env::{Environment, OsEnvironment};
 use crate::error::{Error, Result};
+use crate::listen::ListenAddress;
 use crate::random::Random;
 use crate::units::{MonotonicNanos, SectorRange, to_usize};
 
@@ -28,7 +30,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// A gateway that cannot be reached for so long has failed.
 const CONNECT_WITHIN: Duration = Duration::from_secs(30);
 const CONNECT_RETRY: Duration = Duration::from_millis(5);
-/// Cookies of flushes; those of operations are indices.
+/// Marks cookies of flushes, whose other bits are the stamp of issue; those of operations are indices.
 const FLUSH_COOKIES: u64 = 1 << 63;
 
 /// A disk to write to.
@@ -52,8 +54,8 @@ pub enum OnLoss {
 /// A load to start.
 #[derive(Clone, Debug)]
 pub struct Load {
-    /// The gateway's NBD socket.
-    pub socket: PathBuf,
+    /// Where the gateway takes block clients.
+    pub gateway: ListenAddress,
     /// The history's run.
     pub run: u64,
     /// Decides what is written where.
@@ -89,7 +91,7 @@ pub struct Outcome {
     /// What was issued.
     pub operations: Vec<Operation>,
     /// Flushes that were acknowledged.
-    pub flushes: u64,
+    pub flushes: Vec<Flush>,
     /// What was refused, but for a gateway that was stopping.
     pub refused: Vec<Refused>,
     /// Why connections were lost.
@@ -105,8 +107,10 @@ struct Shared {
     stopping: AtomicBool,
     operations: AtomicU64,
     bytes: AtomicU64,
+    flushes: AtomicU64,
     lock: Mutex<()>,
     stopped: Condvar,
+    flushed: Condvar,
 }
 
 impl Shared {
@@ -146,7 +150,6 @@ impl Load {
                     environment: OsEnvironment::new(),
                     outcome: Outcome::default(),
                     issued: Vec::new(),
-                    flushes: FLUSH_COOKIES,
                     lost_at: None,
                     payload: Vec::new(),
                 };
@@ -166,6 +169,14 @@ impl Running {
         }
     }
 
+    /// Waits until more than `flushes` were acknowledged, and says how many; `None` if that takes too long.
+    pub fn wait_for_flush(&self, flushes: u64, patience: Duration) -> Option<u64> {
+        let mut locked = self.shared.lock.lock();
+        let is_due = || self.shared.flushes.load(Ordering::Relaxed) > flushes;
+        let waited = self.shared.flushed.wait_while_for(&mut locked, |()| !is_due(), patience);
+        (!waited.timed_out()).then(|| self.shared.flushes.load(Ordering::Relaxed))
+    }
+
     /// Lets what is in flight be answered, ends the connections, and gives what they logged.
     pub fn finish(mut self) -> Outcome {
         self.shared.stop();
@@ -178,7 +189,7 @@ impl Running {
         for thread in self.threads.drain(..) {
             let mut one = thread.join().expect("a connection's thread does not panic");
             all.operations.append(&mut one.operations);
-            all.flushes += one.flushes;
+            all.flushes.append(&mut one.flushes);
             all.refused.append(&mut one.refused);
             all.lost.append(&mut one.lost);
             all.outages.append(&mut one.outages);
@@ -194,6 +205,30 @@ impl Drop for Running {
     }
 }
 
+/// What a client speaks NBD over.
+trait Stream: Read + Write {}
+
+impl<S: Read + Write> Stream for S {}
+
+/// A stream to the gateway that gives up on one that has failed.
+fn reach(gateway: &ListenAddress) -> std::io::Result<Box<dyn Stream>> {
+    match gateway {
+        ListenAddress::Unix(path) => {
+            let stream = UnixStream::connect(path)?;
+            stream.set_read_timeout(Some(ANSWER_WITHIN))?;
+            stream.set_write_timeout(Some(ANSWER_WITHIN))?;
+            Ok(Box::new(stream))
+        }
+        ListenAddress::Tcp(address) => {
+            let stream = TcpStream::connect_timeout(address, ANSWER_WITHIN)?;
+            stream.set_nodelay(true)?;
+            stream.set_read_timeout(Some(ANSWER_WITHIN))?;
+            stream.set_write_timeout(Some(ANSWER_WITHIN))?;
+            Ok(Box::new(stream))
+        }
+    }
+}
+
 struct Connection {
     load: Load,
     disk: usize,
@@ -204,7 +239,6 @@ struct Connection {
     outcome: Outcome,
     /// When each of the outcome's operations was issued.
     issued: Vec<MonotonicNanos>,
-    flushes: u64,
     /// When the last connection was lost, until the next one has an answer.
     lost_at: Option<MonotonicNanos>,
     payload: Vec<u8>,
@@ -225,7 +259,7 @@ impl Connection {
     }
 
     /// A connection, as soon as there is one; `None` if it is not wanted any more.
-    fn connect(&mut self) -> Result<Option<Client<UnixStream>>> {
+    fn connect(&mut self) -> Result<Option<Client<Box<dyn Stream>>>> {
         let start = self.environment.monotonic();
         loop {
             match self.try_connect() {
@@ -240,17 +274,14 @@ impl Connection {
         }
     }
 
-    fn try_connect(&self) -> Result<Client<UnixStream>> {
-        let socket = &self.load.socket;
-        let failed = |error| Error::io("connecting to the gateway", error).at_path(socket);
-        let stream = UnixStream::connect(socket).map_err(failed)?;
-        stream.set_read_timeout(Some(ANSWER_WITHIN)).map_err(failed)?;
-        stream.set_write_timeout(Some(ANSWER_WITHIN)).map_err(failed)?;
+    fn try_connect(&self) -> Result<Client<Box<dyn Stream>>> {
+        let stream = reach(&self.load.gateway)
+            .map_err(|error| Error::io(format!("connecting to {}", self.load.gateway), error))?;
         Client::connect(stream, Wishes::all(&self.load.targets[self.disk].export))
     }
 
     /// Keeps the pipeline between half full and full, until it is told to stop; then lets it run empty.
-    fn drive(&mut self, mut client: Client<UnixStream>) -> Result<()> {
+    fn drive(&mut self, mut client: Client<Box<dyn Stream>>) -> Result<()> {
         loop {
             if client.in_flight() <= self.load.depth / 2 && !self.shared.is_stopping() {
                 while client.in_flight() < self.load.depth {
@@ -265,10 +296,10 @@ impl Connection {
         }
     }
 
-    fn issue(&mut self, client: &mut Client<UnixStream>) -> Result<()> {
+    fn issue(&mut self, client: &mut Client<Box<dyn Stream>>) -> Result<()> {
         match self.workload.next() {
             Step::Write { range, durable } => {
-                let cookie = self.log(range, Effect::Write);
+                let cookie = self.log(range, Effect::Write, durable);
                 let sequence = self.outcome.operations[to_usize(cookie)].issued;
                 self.payload.resize(to_usize(range.bytes()), 0);
                 let place = Place { run: self.load.run, disk: self.disk, sector: range.start };
@@ -277,7 +308,7 @@ impl Connection {
                 client.queue(cookie, &command)
             }
             Step::Zero { range, durable, trim, keep_allocated } => {
-                let cookie = self.log(range, Effect::Zero);
+                let cookie = self.log(range, Effect::Zero, durable);
                 let offset = range.byte_offset();
                 let length = u32::try_from(range.bytes()).expect("a request is at most 32 MiB");
                 let command = if trim {
@@ -287,15 +318,12 @@ impl Connection {
                 };
                 client.queue(cookie, &command)
             }
-            Step::Flush => {
-                self.flushes += 1;
-                client.queue(self.flushes, &Command::Flush)
-            }
+            Step::Flush => client.queue(FLUSH_COOKIES | self.clock.stamp().0, &Command::Flush),
         }
     }
 
     /// Notes an operation, before anything of it is sent; gives its cookie.
-    fn log(&mut self, range: SectorRange, effect: Effect) -> u64 {
+    fn log(&mut self, range: SectorRange, effect: Effect, durable: bool) -> u64 {
         let issued = self.clock.stamp();
         self.issued.push(self.environment.monotonic());
         self.outcome.operations.push(Operation {
@@ -304,6 +332,7 @@ impl Connection {
             disk: self.disk,
             range,
             effect,
+            durable,
         });
         self.issued.len() as u64 - 1
     }
@@ -314,13 +343,20 @@ impl Connection {
                 return Err(Error::new(crate::error::ErrorKind::Shutdown, "the gateway is stopping"));
             }
             Err(refused) => self.outcome.refused.push(refused),
-            Ok(_) if answered.cookie >= FLUSH_COOKIES => self.outcome.flushes += 1,
+            Ok(_) if answered.cookie >= FLUSH_COOKIES => self.flushed(Stamp(answered.cookie ^ FLUSH_COOKIES)),
             Ok(_) => self.acknowledge(to_usize(answered.cookie)),
         }
         if let Some(lost) = self.lost_at.take() {
             self.outcome.outages.push(self.since(lost));
         }
         Ok(())
+    }
+
+    fn flushed(&mut self, issued: Stamp) {
+        self.outcome.flushes.push(Flush { issued, acknowledged: self.clock.stamp() });
+        let _locked = self.shared.lock.lock();
+        self.shared.flushes.fetch_add(1, Ordering::Relaxed);
+        self.shared.flushed.notify_all();
     }
 
     fn acknowledge(&mut self, index: usize) {

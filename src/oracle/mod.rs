@@ -23,7 +23,7 @@ mod sector;
 mod workload;
 
 pub use driver::{Counters, Load, OnLoss, Outcome, Running, Target};
-pub use history::{Clock, Effect, History, Operation, Stamp};
+pub use history::{Clock, Effect, Flush, History, Operation, Stamp};
 pub use image::{Found, Image};
 pub use judge::{ATOMIC_BYTES, Because, Bounds, Fault, Verdict, Violation, judge};
 pub use sector::{Foreign, Place, SECTOR_BYTES, fill, identify};

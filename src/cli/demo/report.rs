@@ -86,7 +86,7 @@ pub fn load(measured: &LoadMeasured) -> String {
                 seconds(percentile(&latencies, 990))
             ),
         ),
-        row("flushes acknowledged", grouped(outcome.flushes)),
+        row("flushes acknowledged", grouped(outcome.flushes.len() as u64)),
         row("in flight at the kill, never answered", grouped(in_doubt)),
         row("killed gateway serving again", format!("{} after its start", seconds(measured.restart))),
         row("longest that a client waited for it", seconds(outage)),

@@ -15,6 +15,7 @@ use crate::control::name::Name;
 use crate::counted::counted;
 use crate::env::{Environment, OsEnvironment};
 use crate::error::{Error, ErrorKind};
+use crate::listen::ListenAddress;
 use crate::oracle::{Bounds, Clock, Counters, History, Image, Load, OnLoss, Running, Stamp, Target, judge};
 use crate::random::Random;
 use crate::units::{Lsn, MonotonicNanos, SECTOR_BYTES};
@@ -180,7 +181,7 @@ impl Demo {
     /// Writes, kills the gateway in the middle, and goes on; says at which LSN it was killed.
     async fn load_and_kill(&mut self) -> Result<(LoadMeasured, Lsn), Failure> {
         let load = Load {
-            socket: self.gateway.nbd_socket(),
+            gateway: ListenAddress::Unix(self.gateway.nbd_socket()),
             run: self.history.run(),
             seed: self.random.next(),
             targets: self.targets(),

@@ -30,7 +30,8 @@ impl Group {
 
     fn issue(&mut self, disk: usize, start: u64, sectors: u64, effect: Effect) -> usize {
         let range = SectorRange::new(start, start + sectors);
-        let operation = Operation { issued: self.clock.stamp(), acknowledged: None, disk, range, effect };
+        let operation =
+            Operation { issued: self.clock.stamp(), acknowledged: None, disk, range, effect, durable: false };
         self.operations.push(operation);
         self.operations.len() - 1
     }
