@@ -57,11 +57,13 @@ pub enum Bug {
     BlobsDeletedBeforeStep,
     /// Blobs are deleted although a view reads them.
     LeaseIgnored,
+    /// Keys are derived without the random id of what they seal.
+    KeysWithoutIds,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 25] = [
+    pub const ALL: [Bug; 26] = [
         Bug::AcknowledgeBeforeWritten,
         Bug::VisibleAfterAcknowledged,
         Bug::SyncCoversInFlight,
@@ -87,6 +89,7 @@ impl Bug {
         Bug::MergeOldestWins,
         Bug::BlobsDeletedBeforeStep,
         Bug::LeaseIgnored,
+        Bug::KeysWithoutIds,
     ];
 }
 

@@ -17,6 +17,7 @@ use afterimage::protect::open::{self, GroupPlan, INDEX_BYTES_MIN};
 use afterimage::protect::shrinking::SpaceLimits;
 use afterimage::protect::status::Condition;
 use afterimage::runtime::Runtime;
+use afterimage::seal::{SiteKey, SiteKeys};
 use afterimage::storage::blocking::Blocking;
 use afterimage::units::{GroupId, SectorCount, SectorRange, WallNanos};
 use bytes::Bytes;
@@ -37,6 +38,8 @@ fn plan(root: &Path) -> GroupPlan {
         map_bytes_max: 16 << 20,
         index_bytes_min: INDEX_BYTES_MIN,
         space: SpaceLimits::default(),
+        site_keys: SiteKeys::new(vec![SiteKey::drawn([1, 2])]),
+        seals: true,
         planted: Planted::NONE,
     }
 }

@@ -22,6 +22,7 @@ use afterimage::protect::membership::Content;
 use afterimage::protect::open::{self, GroupPlan};
 use afterimage::protect::shrinking::SpaceLimits;
 use afterimage::runtime::Runtime;
+use afterimage::seal::{SiteKey, SiteKeys};
 use afterimage::storage::sim::{FaultKind, Matcher, OpKind, ProcessId, SimDisk, SimEnvironment, SimStorage};
 use afterimage::units::{DiskId, GroupId, Lsn, SectorCount, SectorRange, WallNanos, to_usize};
 use bytes::Bytes;
@@ -43,6 +44,8 @@ fn plan() -> GroupPlan {
         space: SpaceLimits::default(),
         cache_bytes_max: 64 << 10,
         map_bytes_max: 16 << 20,
+        site_keys: SiteKeys::new(vec![SiteKey::drawn([1, 2])]),
+        seals: true,
         planted: Planted::NONE,
     }
 }

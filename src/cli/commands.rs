@@ -14,7 +14,7 @@ use super::client::Client;
 use super::failure::Failure;
 use super::output::{Output, confirm, print};
 use super::tools::{self, ImageFormat};
-use super::{progress, render};
+use super::{keys, progress, render};
 use crate::control::model::{
     Disk, DiskRequest, DiskSource, Group, GroupRequest, Job, JobResult, Point, PointRequest, PointSelection,
     PolicyForecast, PolicyRequest, RestoreRequest, Restored, Resumed, Status, Test, TestRequest,
@@ -57,6 +57,7 @@ pub async fn run(command: ClientCommand, client: Client, output: Output) -> Resu
         }
         ClientCommand::Status { watch } => session.status(watch).await,
         ClientCommand::Vault(VaultCommand::Verify { group }) => session.vault_verify(group).await,
+        ClientCommand::Key(command) => keys::run(command, &session.client, session.output).await,
     }
 }
 

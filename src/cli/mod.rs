@@ -9,6 +9,7 @@ mod commands;
 pub mod demo;
 mod failure;
 pub mod journal;
+mod keys;
 mod logging;
 pub mod output;
 mod progress;

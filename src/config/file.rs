@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Visitor};
 
 use super::error::{Fault, quoted};
-use super::{Api, Configuration, Journal, Log, LogFormat, LogLevel, Nbd, Site, Storage, StorageChoice};
+use super::{Api, Configuration, Journal, Keys, Log, LogFormat, LogLevel, Nbd, Site, Storage, StorageChoice};
 use crate::byte_size::ByteSize;
 use crate::listen::{self, ListenAddress};
 
@@ -39,6 +39,8 @@ struct RawFile {
     storage: RawStorage,
     #[serde(default)]
     journal: RawJournal,
+    #[serde(default)]
+    keys: RawKeys,
 }
 
 #[derive(Deserialize)]
@@ -84,6 +86,13 @@ struct RawJournal {
     segment_size: Option<RawSize>,
 }
 
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawKeys {
+    site_key: Option<String>,
+    seal_groups: Option<bool>,
+}
+
 /// A size: text with a suffix, or a number of bytes.
 struct RawSize {
     text: String,
@@ -125,8 +134,10 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Configuration, Fault> {
             "give each its own path",
         ));
     }
+    let keys = keys(raw.keys, &site.data_dir)?;
     Ok(Configuration {
         file: file.to_owned(),
+        keys,
         site,
         nbd,
         api,
@@ -225,6 +236,15 @@ fn api(raw: RawApi, data_dir: &Path) -> Result<Api, Fault> {
     let path = PathBuf::from(text.strip_prefix("unix:").unwrap_or(&text));
     let socket = listen::socket_path(&path).map_err(|fault| Fault::of_address("api.socket", &text, fault))?;
     Ok(Api { socket })
+}
+
+fn keys(raw: RawKeys, data_dir: &Path) -> Result<Keys, Fault> {
+    let site_key = match raw.site_key {
+        None => data_dir.join("keys/site.key"),
+        Some(text) => std::path::absolute(&text)
+            .map_err(|error| Fault::of("keys.site_key", quoted(&text), error.to_string(), "name a file"))?,
+    };
+    Ok(Keys { site_key, seals_groups: raw.seal_groups.unwrap_or(true) })
 }
 
 fn log(raw: &RawLog) -> Result<Log, Fault> {

@@ -36,6 +36,8 @@ pub struct Configuration {
     pub storage: Storage,
     /// `[journal]`
     pub journal: Journal,
+    /// `[keys]`
+    pub keys: Keys,
 }
 
 /// `[site]`: what this process is called and where it keeps its state.
@@ -123,6 +125,15 @@ pub struct Journal {
     pub size: ByteSize,
     /// Size of one segment file.
     pub segment_size: ByteSize,
+}
+
+/// `[keys]`: what seals the groups.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keys {
+    /// Where the site key is kept, absolute.
+    pub site_key: PathBuf,
+    /// Whether new groups are sealed.
+    pub seals_groups: bool,
 }
 
 impl Configuration {

@@ -10,8 +10,8 @@ use futures::future::BoxFuture;
 
 use super::jobs::Progress;
 use super::model::{
-    Disk, Group, Point, PolicyForecast, PolicyRequest, RestoreRequest, Restored, Resumed, Status, Test,
-    VerifyReport,
+    Disk, Group, KeyImport, KeyRotation, KeyText, Keys, Point, PolicyForecast, PolicyRequest, RestoreRequest,
+    Restored, Resumed, Status, Test, VerifyReport,
 };
 use super::name::{DiskPath, Label, Name};
 use super::selector::PointSelector;
@@ -65,6 +65,14 @@ pub trait Backend: Send + Sync + 'static {
     /// Writes a point's disks to raw files. `AlreadyExists`, before anything is written, if a file is there and the
     /// request does not say `overwrite`.
     fn restore(&self, group: Name, request: RestoreRequest, progress: Progress) -> Answer<'_, Restored>;
+    /// What there is of keys, and what the groups need.
+    fn keys(&self) -> Answer<'_, Keys>;
+    /// Wraps every group's keys under a new site key.
+    fn key_rotate(&self, request: KeyRotation) -> Answer<'_, Keys>;
+    /// The site key itself.
+    fn key_export(&self) -> Answer<'_, KeyText>;
+    /// Takes a site key; `AlreadyExists` if another one is here and the request does not say `replace`.
+    fn key_import(&self, request: KeyImport) -> Answer<'_, Keys>;
     /// How the gateway stands.
     fn status(&self) -> Answer<'_, Status>;
     /// Reads the vault of one group, or of all, also of those that could not be opened, and checks every step and blob;

@@ -39,6 +39,7 @@ use crate::protect::retention::{self, GroupClock, Retention};
 use crate::protect::shrinking::SpaceLimits;
 use crate::protect::tasks::Tasks;
 use crate::runtime::Runtime;
+use crate::seal::SiteKeys;
 use crate::units::{DiskSlot, GroupId, GroupNanos, IncarnationId, Lsn, TimelineId, WallNanos};
 use crate::vault::Vault;
 
@@ -61,6 +62,10 @@ pub struct GroupPlan {
     pub index_bytes_min: u64,
     /// What its vault may take.
     pub space: SpaceLimits,
+    /// The keys that unwrap the group's.
+    pub site_keys: SiteKeys,
+    /// Whether the group is sealed when it is created.
+    pub seals: bool,
     /// A bug to plant; none but in the simulator.
     pub planted: Planted,
 }
@@ -107,7 +112,8 @@ pub async fn create_vault(
 ) -> Result<Rc<Vault>> {
     record.check()?;
     let timeline = TimelineId(runtime.random_u128());
-    let vault = Vault::create(runtime, &plan.vault, group, timeline, record).await?;
+    let seal_with = plan.seals.then_some(&plan.site_keys);
+    let vault = Vault::create(runtime, &plan.vault, group, timeline, record, seal_with).await?;
     Ok(Rc::new(vault.with_planted(plan.planted)))
 }
 
@@ -119,7 +125,7 @@ pub async fn open(runtime: Rc<Runtime>, plan: GroupPlan) -> Result<Group> {
 
 /// Opens a group's vault alone: it gives its points, and serves views of them, whatever became of journal and images.
 pub async fn open_vault(runtime: &Rc<Runtime>, plan: &GroupPlan) -> Result<Rc<Vault>> {
-    let vault = Vault::open(runtime, &plan.vault).await?;
+    let vault = Vault::open(runtime, &plan.vault, &plan.site_keys).await?;
     Ok(Rc::new(vault.with_planted(plan.planted)))
 }
 

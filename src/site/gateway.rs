@@ -30,6 +30,7 @@ use crate::listen::ListenAddress;
 use crate::planted::Planted;
 use crate::protect::group::Callback;
 use crate::protect::open::GroupPlan;
+use crate::site::KeyStore;
 use crate::site::convert;
 use crate::site::data_threads::DataThreads;
 use crate::site::group_table::{Entry, GroupTable};
@@ -57,6 +58,7 @@ pub struct Gateway(pub(super) Arc<Inner>);
 pub(super) struct Inner {
     pub(super) configuration: Configuration,
     pub(super) directory: DataDirectory,
+    pub(super) keys: KeyStore,
     pub(super) threads: DataThreads<Member>,
     pub(super) environment: Arc<dyn Environment + Send + Sync>,
     /// A cache: whatever becomes of it, nothing fails. `None` where it could not even be opened.
@@ -94,6 +96,7 @@ impl Gateway {
     pub fn new(
         configuration: Configuration,
         directory: DataDirectory,
+        keys: KeyStore,
         threads: DataThreads<Member>,
         environment: Arc<dyn Environment + Send + Sync>,
         catalogue: Option<Catalogue>,
@@ -103,6 +106,7 @@ impl Gateway {
         Gateway(Arc::new(Inner {
             configuration,
             directory,
+            keys,
             threads,
             environment,
             catalogue,
@@ -188,6 +192,8 @@ impl Inner {
             cache_bytes_max: to_usize(self.configuration.memory.frames.0),
             map_bytes_max: to_usize(self.configuration.memory.maps.0),
             index_bytes_min: crate::protect::open::INDEX_BYTES_MIN,
+            site_keys: self.keys.site_keys(),
+            seals: self.configuration.keys.seals_groups,
             planted: Planted::NONE,
         }
     }

@@ -15,6 +15,7 @@ mod connections;
 mod failed_groups;
 mod full_disk;
 mod import;
+mod keys;
 mod refusals;
 mod restart;
 mod restore;

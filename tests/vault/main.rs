@@ -8,6 +8,7 @@ mod overlay;
 #[cfg(feature = "sim")]
 mod power;
 mod retention;
+mod sealing;
 mod support;
 #[path = "../support/vault_fuzz.rs"]
 mod vault_fuzz;
