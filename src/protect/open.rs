@@ -19,6 +19,7 @@ use crate::image::Image;
 use crate::image::mend::{Mend, mend};
 use crate::image::side::{self, SideNames};
 use crate::journal::cache::FrameCache;
+use crate::journal::keys::{FrameKey, JournalKeys};
 use crate::journal::open::{JournalPlan, OpenedJournal, Recovered};
 use crate::journal::reader::Reader;
 use crate::journal::recover::Known;
@@ -161,9 +162,10 @@ pub async fn open_over(runtime: Rc<Runtime>, plan: GroupPlan, vault: Rc<Vault>) 
         segment_bytes: plan.segment_bytes,
         journal_bytes: plan.journal_bytes,
     };
+    let keys = JournalKeys::new(vault.keys().clone());
     let began = runtime.now();
     let journal =
-        journal::open::open(Rc::clone(&runtime), &journal_plan, known, &needs, plan.planted).await?;
+        journal::open::open(Rc::clone(&runtime), &journal_plan, known, &needs, &keys, plan.planted).await?;
     tracing::info!(
         %group,
         scanned_mib = journal.scanned_bytes >> 20,
@@ -247,7 +249,8 @@ async fn assemble(
     let (layers, indexing, interval, intervals_waiting) = rebuilt.finish();
     let owner = runtime.new_owner();
     let planted = plan.planted;
-    let mut writer = Writer::new(Rc::clone(&runtime), owner, identity, journal.position, planted);
+    let key = FrameKey::begin(vault.keys(), identity.incarnation);
+    let mut writer = Writer::new(Rc::clone(&runtime), owner, identity, journal.position, key, planted);
     writer.enqueue_control(Entry::Opening(journal.opening), None);
     let mailbox = Mailbox::default();
     let (publisher, jobs) = mpsc::unbounded();
