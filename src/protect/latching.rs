@@ -142,7 +142,8 @@ impl Group {
         let Identity { group, timeline, .. } = self.identity;
         let identity = SideIdentity { group, timeline, disk: disk.record.id, number, after, through };
         disk.care = Care::Saving;
-        let work = SideWork { directory: self.settings.plan.images(), identity, maps, reader: self.reader() };
+        let (directory, keys) = (self.settings.plan.images(), self.settings.vault.keys().clone());
+        let work = SideWork { directory, identity, maps, reader: self.reader(), keys };
         let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
         let planted = self.settings.plan.planted;
         self.tasks.spawn(async move {

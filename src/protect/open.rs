@@ -40,7 +40,7 @@ use crate::protect::retention::{self, GroupClock, Retention};
 use crate::protect::shrinking::SpaceLimits;
 use crate::protect::tasks::Tasks;
 use crate::runtime::Runtime;
-use crate::seal::SiteKeys;
+use crate::seal::{GroupKeys, SiteKeys};
 use crate::units::{DiskSlot, GroupId, GroupNanos, IncarnationId, Lsn, TimelineId, WallNanos};
 use crate::vault::Vault;
 
@@ -187,7 +187,7 @@ async fn open_disks(
     let names = side::list(runtime, &plan.images()).await?;
     let mut disks = BTreeMap::new();
     for record in records {
-        disks.insert(record.slot, open_disk(runtime, plan, &names, record).await?);
+        disks.insert(record.slot, open_disk(runtime, plan, &names, record, vault.keys()).await?);
     }
     let is_known = |id| disks.values().any(|disk| disk.record.id == id);
     names.clean(runtime, &plan.images(), is_known).await;
@@ -201,11 +201,12 @@ async fn open_disk(
     plan: &GroupPlan,
     names: &SideNames,
     record: DiskRecord,
+    keys: &GroupKeys,
 ) -> Result<Disk> {
     let images = plan.images();
     let mut image = Image::open(runtime, &images, record.id, record.sectors).await?;
     let confirmed = image.confirm(runtime).await;
-    let sides = names.open(runtime, &images, (record.id, record.sectors.0), image.destaged()).await?;
+    let sides = names.open(runtime, &images, (record.id, record.sectors.0), image.destaged(), keys).await?;
     let mut disk = Disk::new(record, image);
     let settled = match confirmed {
         Ok(()) if !sides.is_empty() => {
