@@ -17,6 +17,7 @@ use afterimage::extent::{Extent, FrozenMap};
 use afterimage::format::frame::{Frame, Payload, Record, RecordKind};
 use afterimage::format::marker::Opening;
 use afterimage::format::run::{FrameLink, Run, RunLayer, RunPart};
+use afterimage::journal::keys::JournalKeys;
 use afterimage::journal::open::{self, JournalPlan, Recovered};
 use afterimage::journal::recover::Known;
 use afterimage::journal::runs::{self, Needs, extents_of, link_of};
@@ -24,6 +25,7 @@ use afterimage::journal::scan::Owner;
 use afterimage::journal::segments::{SegmentIndex, Source, file_name};
 use afterimage::planted::Planted;
 use afterimage::runtime::Runtime;
+use afterimage::seal::GroupKeys;
 use afterimage::storage::{BackendOptions, open_best};
 use afterimage::units::{
     DiskSlot, FrameNumber, GroupId, IncarnationId, Lsn, SectorRange, SegmentSequence, TimelineId, WallNanos,
@@ -122,6 +124,7 @@ impl Generator {
             tail: SegmentSequence(1),
             records,
             payload_pages: u32::try_from(pages).expect("few"),
+            seal: None,
         };
         if self.offset + frame.total_bytes() as u64 > SEGMENT_BYTES {
             self.next_segment();
@@ -158,7 +161,8 @@ impl Generator {
         let base = frame.payload_base();
         if self.parts.last().is_none_or(|(part, _)| part.index != index) {
             let sequence = SegmentSequence(self.sequence);
-            self.parts.push((RunPart { index, sequence, last_lsn: Lsn(0), payloads: 0 }, Vec::new()));
+            self.parts
+                .push((RunPart { index, sequence, last_lsn: Lsn(0), payloads: 0, seal: None }, Vec::new()));
         }
         let (part, payloads) = self.parts.last_mut().expect("a part");
         part.last_lsn = frame.last_lsn();
@@ -195,7 +199,7 @@ impl Generator {
             layers: vec![layer],
         };
         let payloads = parts.into_iter().flat_map(|(_, payloads)| payloads);
-        let bytes = run.encode(extents_of(&map), payloads);
+        let bytes = run.encode(extents_of(&map), payloads, &[]);
         fs::write(self.directory.join(runs::file_name(end.number)), bytes).expect("written");
         self.begin = end;
     }
@@ -245,8 +249,10 @@ fn main() {
     let known = Known { owner: OWNER, floor: Lsn(0) };
     let needs = Needs { vaulted: Lsn(0), stored: BTreeMap::from([(DiskSlot(0), Lsn(0))]) };
     let (opening, before, began) = (Rc::clone(&runtime), resident_mib(), now());
-    let opened =
-        runtime.block_on(async move { open::open(opening, &plan, known, &needs, Planted::NONE).await });
+    let opened = runtime.block_on(async move {
+        let keys = JournalKeys::new(GroupKeys::NONE);
+        open::open(opening, &plan, known, &needs, &keys, Planted::NONE).await
+    });
     let seconds = began.elapsed().as_secs_f64();
     let opened = opened.expect("opens");
     assert_eq!(opened.position.accepted, Lsn(records), "everything was accepted");

@@ -8,12 +8,14 @@ use std::rc::Rc;
 use afterimage::env::OsEnvironment;
 use afterimage::format::frame::{Frame, Payload, Record, RecordKind};
 use afterimage::format::marker::Opening;
+use afterimage::journal::keys::JournalKeys;
 use afterimage::journal::open::{self, JournalPlan};
 use afterimage::journal::recover::Known;
 use afterimage::journal::runs::Needs;
 use afterimage::journal::scan::Owner;
 use afterimage::planted::Planted;
 use afterimage::runtime::Runtime;
+use afterimage::seal::GroupKeys;
 use afterimage::storage::{BackendOptions, open_best};
 use afterimage::units::{
     DiskSlot, FrameNumber, GroupId, IncarnationId, Lsn, SectorRange, SegmentSequence, TimelineId, WallNanos,
@@ -85,6 +87,7 @@ impl Generator {
             tail: SegmentSequence(1),
             records: records.collect(),
             payload_pages,
+            seal: None,
         };
         let mut bytes = vec![0; frame.header_bytes()];
         self.chain = frame.encode_header(&mut bytes);
@@ -128,7 +131,10 @@ fn scan(criterion: &mut Criterion) {
             let plan = plan.clone();
             let opened = runtime.block_on({
                 let runtime = Rc::clone(&runtime);
-                async move { open::open(runtime, &plan, known, &Needs::default(), Planted::NONE).await }
+                async move {
+                    let keys = JournalKeys::new(GroupKeys::NONE);
+                    open::open(runtime, &plan, known, &Needs::default(), &keys, Planted::NONE).await
+                }
             });
             assert!(opened.expect("opens").accepted.len() > 7000);
         });

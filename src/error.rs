@@ -18,6 +18,8 @@ pub enum ErrorKind {
     Corrupt,
     /// Written by a newer version, or needs a feature that is not here.
     Unsupported,
+    /// Sealed under a key that is not here: import it.
+    NoKey,
     /// A peer or client broke a protocol.
     Protocol,
     /// The name is taken: whoever created it first owns it.

@@ -32,6 +32,7 @@ pub mod protect;
 #[cfg(any(feature = "sim", feature = "server"))]
 pub mod random;
 pub mod runtime;
+pub mod seal;
 #[cfg(feature = "sim")]
 pub mod sim;
 #[cfg(feature = "server")]

@@ -59,11 +59,13 @@ pub enum Bug {
     BlobsDeletedBeforeStep,
     /// Blobs are deleted although a view reads them.
     LeaseIgnored,
+    /// Keys are derived without the random id of what they seal.
+    KeysWithoutIds,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 26] = [
+    pub const ALL: [Bug; 27] = [
         Bug::AcknowledgeBeforeWritten,
         Bug::VisibleAfterAcknowledged,
         Bug::SyncCoversInFlight,
@@ -90,6 +92,7 @@ impl Bug {
         Bug::MergeOldestWins,
         Bug::BlobsDeletedBeforeStep,
         Bug::LeaseIgnored,
+        Bug::KeysWithoutIds,
     ];
 }
 

@@ -294,6 +294,8 @@ fn the_documented_example_is_true() {
     plain.site = example.site.clone();
     plain.nbd.listen.clone_from(&example.nbd.listen);
     plain.api = example.api.clone();
+    assert_eq!(plain.keys.site_key, place.data().join("keys/site.key"));
+    plain.keys.site_key.clone_from(&example.keys.site_key);
     assert_eq!(plain, example);
 }
 

@@ -8,8 +8,11 @@ use afterimage::block::{Export, Refusal, Reply, Request, Response, Ticket};
 use afterimage::env::OsEnvironment;
 use afterimage::error::{ErrorKind, Result};
 use afterimage::failover::TestFailovers;
+use afterimage::format::frame::RecordKind;
 use afterimage::format::ladder::Ladder;
 use afterimage::format::record::{DiskRecord, GroupRecord, PointRecord};
+use afterimage::journal::scan::{Checks, scan_segment};
+use afterimage::journal::segments::SegmentIndex;
 use afterimage::planted::Planted;
 use afterimage::protect::group::Group;
 use afterimage::protect::membership::Content;
@@ -17,8 +20,9 @@ use afterimage::protect::open::{self, GroupPlan, INDEX_BYTES_MIN};
 use afterimage::protect::shrinking::SpaceLimits;
 use afterimage::protect::status::Condition;
 use afterimage::runtime::Runtime;
+use afterimage::seal::{SiteKey, SiteKeys};
 use afterimage::storage::blocking::Blocking;
-use afterimage::units::{GroupId, SectorCount, SectorRange, WallNanos};
+use afterimage::units::{GroupId, SectorCount, SectorRange, WallNanos, to_usize};
 use bytes::Bytes;
 use pieces::flatten;
 
@@ -41,6 +45,8 @@ fn plan(root: &Path) -> GroupPlan {
         map_bytes_max: 16 << 20,
         index_bytes_min: INDEX_BYTES_MIN,
         space: SpaceLimits::default(),
+        site_keys: SiteKeys::new(vec![SiteKey::drawn([1, 2])]),
+        seals: true,
         planted: Planted::NONE,
     }
 }
@@ -315,29 +321,47 @@ fn counters_count_what_was_answered() {
     assert_eq!(counted(&harness), (2, 8192, 1), "a refusal is no answer");
 }
 
-/// Flips a bit of the first run of `byte` that is a sector long, in any file of a directory.
-fn flip_where(directory: &Path, byte: u8) {
-    for entry in std::fs::read_dir(directory).expect("a directory") {
-        let path = entry.expect("an entry").path();
-        let mut bytes = std::fs::read(&path).expect("readable");
-        let found = bytes.chunks_exact_mut(512).find(|sector| sector.iter().all(|&other| other == byte));
-        if let Some(sector) = found {
-            sector[77] ^= 1;
-            return std::fs::write(&path, bytes).expect("writable");
-        }
-    }
-    panic!("no sector holds {byte}");
+fn segment(directory: &Path) -> (PathBuf, Vec<u8>) {
+    let path = directory.join("segment-00000000");
+    let bytes = std::fs::read(&path).expect("readable");
+    (path, bytes)
+}
+
+/// Flips a bit of the first payload of a write.
+fn flip_first_write(directory: &Path) {
+    let (path, mut bytes) = segment(directory);
+    let scan = scan_segment(SegmentIndex(0), &bytes, Checks::ALL);
+    let places = scan.frames.iter().flat_map(|scanned| {
+        let frame = &scanned.frame;
+        let writes = frame.records.iter().filter(|record| matches!(record.kind, RecordKind::Write { .. }));
+        writes.map(|record| to_usize(frame.segment_offset()) + frame.payload_range(record.payload).start)
+    });
+    let first = places.min().expect("something was written");
+    bytes[first + 77] ^= 1;
+    std::fs::write(&path, bytes).expect("writable");
 }
 
 #[test]
 fn a_bit_that_flips_under_a_running_group_is_never_served_nor_carried_on() {
+    rot_is_never_served_nor_carried_on(false, "checksum");
+}
+
+#[test]
+fn nor_is_one_of_a_sealed_group_whose_journal_shows_nothing_of_what_was_written() {
+    rot_is_never_served_nor_carried_on(true, "seal");
+}
+
+fn rot_is_never_served_nor_carried_on(seals: bool, noticed_by: &str) {
     let (_guard, root) = scratch();
-    let mut harness = Harness::create_with(GroupPlan { cache_bytes_max: 0, ..plan(&root) });
+    let mut harness = Harness::create_with(GroupPlan { cache_bytes_max: 0, seals, ..plan(&root) });
     let (rotten, sound) = (harness.add_disk("rotten", 256), harness.add_disk("sound", 256));
     harness.write(rotten, 0, 5, 8);
     harness.write(rotten, 100, 6, 8);
     harness.write(sound, 0, 7, 8);
-    flip_where(&plan(&root).journal(), 5);
+    let (_, stored) = segment(&plan(&root).journal());
+    let shows = stored.chunks_exact(512).any(|sector| sector.iter().all(|&byte| byte == 5));
+    assert_eq!(shows, !seals, "what a guest wrote stands in the journal");
+    flip_first_write(&plan(&root).journal());
 
     // The flipped bit is in the first sector; what is asked for is the last one: the whole payload is refused.
     let read = Request::Read { range: SectorRange::new(7, 8) };
@@ -353,7 +377,7 @@ fn a_bit_that_flips_under_a_running_group_is_never_served_nor_carried_on() {
     let snapshot = harness.group.snapshot();
     assert_eq!(snapshot.latched_disks, ["rotten"]);
     let why = snapshot.latched_because.join("");
-    assert!(why.contains("checksum") && why.contains("segment-00000000 at byte"), "{why}");
+    assert!(why.contains(noticed_by) && why.contains("segment-00000000 at byte"), "{why}");
     for (export, byte) in [(rotten, 5 ^ 1), (rotten, 5)] {
         let Export::Disk(_, id) = export else { unreachable!() };
         let image = std::fs::read(plan(&root).images().join(format!("{id}.raw"))).expect("an image");

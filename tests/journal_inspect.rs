@@ -429,11 +429,12 @@ fn run_over(
             sequence,
             last_lsn: last.frame.last_lsn(),
             payloads: u32::try_from(payloads.len()).expect("few"),
+            seal: None,
         }],
         layers: vec![layer],
     };
     change(&mut run, &mut extents, &mut payloads);
-    run.encode(extents.into_iter(), payloads.into_iter())
+    run.encode(extents.into_iter(), payloads.into_iter(), &[])
 }
 
 /// Opening trusts a run's sum for all but its ends, so the tool compares the rest with the frames; and whatever is wrong with a

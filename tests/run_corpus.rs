@@ -48,6 +48,7 @@ fn encoded(layers: Vec<RunLayer>, payloads: u32) -> Vec<u8> {
         sequence: SegmentSequence(sequence),
         last_lsn: Lsn(80),
         payloads,
+        seal: None,
     };
     let run = Run {
         group: GroupId(1),
@@ -66,7 +67,7 @@ fn encoded(layers: Vec<RunLayer>, payloads: u32) -> Vec<u8> {
         RunExtent { range: SectorRange::new(index * 8, index * 8 + 8), source }
     });
     let payloads = (0..payloads).map(|index| Payload { sector: 8 + index * 8, sectors: 8, sum: 7 });
-    run.encode(extents, payloads)
+    run.encode(extents, payloads, &[])
 }
 
 fn seeds() -> Vec<(&'static str, Vec<u8>)> {

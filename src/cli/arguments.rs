@@ -151,6 +151,40 @@ pub enum ClientCommand {
     #[command(subcommand, arg_required_else_help = true)]
     #[command(after_help = "Example:\n  afterimage vault verify erp")]
     Vault(VaultCommand),
+    /// The site key, under which the keys of all groups are wrapped
+    #[command(subcommand, arg_required_else_help = true)]
+    #[command(after_help = "Example:\n  afterimage key export /media/safe/site.key")]
+    Key(KeyCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Show the site key's id, where it is kept, and what each group is sealed under; never the key
+    #[command(after_help = "Example:\n  afterimage key show")]
+    Show,
+    /// Make a new site key, and wrap the keys of all groups under it; what is stored stays as it is
+    #[command(after_help = "Example:\n  afterimage key rotate\n  afterimage key rotate --new-group-keys")]
+    Rotate {
+        /// Give each group a new key as well, for what it seals from its next opening on
+        #[arg(long)]
+        new_group_keys: bool,
+    },
+    /// Write the site key to a new file that only its owner can read, or to standard output
+    #[command(after_help = "Example:\n  afterimage key export /media/safe/site.key")]
+    Export {
+        /// The file; it must not exist
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+    /// Take a site key that was exported; then `group resume` opens the groups that needed it
+    #[command(after_help = "Example:\n  afterimage key import /media/safe/site.key")]
+    Import {
+        /// The file; - for standard input
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        #[command(flatten)]
+        consent: Consent,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -13,7 +13,7 @@ use super::failure::Failure;
 use super::interrupt::Interrupts;
 use super::output::{Output, confirm, print};
 use super::tools::{self, ImageFormat};
-use super::{progress, render};
+use super::{keys, progress, render};
 use crate::control::model::{
     Disk, DiskRequest, DiskSource, Event, Group, GroupRequest, JobResult, Point, PointRequest,
     PointSelection, PolicyForecast, PolicyRequest, RestoreRequest, Restored, Resumed, Status, Test,
@@ -58,6 +58,7 @@ pub async fn run(command: ClientCommand, client: Client, output: Output) -> Resu
         ClientCommand::Events { group, limit } => session.events(group.as_ref(), limit).await,
         ClientCommand::Status { watch } => session.status(watch).await,
         ClientCommand::Vault(VaultCommand::Verify { group }) => session.vault_verify(group).await,
+        ClientCommand::Key(command) => keys::run(command, &session.client, session.output).await,
     }
 }
 

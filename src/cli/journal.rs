@@ -487,8 +487,12 @@ impl RecordReport {
 }
 
 fn marker_text(lsn: Lsn, segment: &SegmentSurvey) -> String {
-    let found = segment.markers.iter().find(|found| found.lsn == lsn).and_then(|found| found.marker.as_ref());
-    found.map_or("marker that cannot be read".into(), |marker| {
+    let found = segment.markers.iter().find(|found| found.lsn == lsn);
+    let unreadable = match found {
+        Some(found) if found.is_sealed => "marker, sealed",
+        _ => "marker that cannot be read",
+    };
+    found.and_then(|found| found.marker.as_ref()).map_or(unreadable.into(), |marker| {
         let disks = counted(marker.disks.len(), "disk");
         format!(
             "marker of point {}, {}, label {:?}, {disks}",

@@ -10,6 +10,7 @@ pub mod demo;
 mod failure;
 mod interrupt;
 pub mod journal;
+mod keys;
 mod logging;
 pub mod output;
 mod progress;

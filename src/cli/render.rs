@@ -9,7 +9,7 @@ use super::output::table;
 use super::tools::Mounted;
 use crate::byte_size::ByteSize;
 use crate::control::model::{
-    Condition, Disk, Event, Failure, Group, GroupLimits, GroupStatus, JournalStatus, Point, PointKind,
+    Condition, Disk, Event, Failure, Group, GroupLimits, GroupStatus, JournalStatus, Keys, Point, PointKind,
     Policy, PolicyForecast, Reason, Restored, Resumed, Severity, Status, Test, VerifyReport,
 };
 use crate::control::wire::rfc3339;
@@ -88,6 +88,26 @@ pub fn group(group: &Group) -> String {
         retain(group),
         group.failure.as_ref().map(failed).unwrap_or_default(),
         disks(&group.disks)
+    )
+}
+
+/// What there is of keys.
+pub fn keys(keys: &Keys) -> String {
+    let rows = keys.groups.iter().map(|seal| {
+        let state = match (&seal.site_key, seal.has_key) {
+            (None, _) => "not sealed",
+            (Some(_), true) => "sealed",
+            (Some(_), false) => "KEY MISSING",
+        };
+        let site_key = seal.site_key.clone().unwrap_or(UNKNOWN.to_owned());
+        [seal.group.to_string(), state.to_owned(), seal.generations.to_string(), site_key]
+    });
+    let missing = "none: 'key import' the one that was exported";
+    format!(
+        "site key  {}\nkept in   {}\n\n{}",
+        keys.site_key.as_deref().unwrap_or(missing),
+        keys.file.display(),
+        table(["GROUP", "STATE", "KEYS", "UNDER SITE KEY"], rows)
     )
 }
 

@@ -13,7 +13,8 @@ use serde::de::{Deserializer, Visitor};
 
 use super::error::{Fault, quoted};
 use super::{
-    Api, Configuration, Journal, Log, LogFormat, LogLevel, Memory, Nbd, Site, Storage, StorageChoice, Vault,
+    Api, Configuration, Journal, Keys, Log, LogFormat, LogLevel, Memory, Nbd, Site, Storage, StorageChoice,
+    Vault,
 };
 use crate::byte_size::ByteSize;
 use crate::listen::{self, ListenAddress};
@@ -56,6 +57,8 @@ struct RawFile {
     memory: RawMemory,
     #[serde(default)]
     vault: RawVault,
+    #[serde(default)]
+    keys: RawKeys,
 }
 
 #[derive(Deserialize)]
@@ -116,6 +119,13 @@ struct RawVault {
     free_min: Option<RawSize>,
 }
 
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawKeys {
+    site_key: Option<String>,
+    seal_groups: Option<bool>,
+}
+
 /// A size: text with a suffix, or a number of bytes.
 struct RawSize {
     text: String,
@@ -157,8 +167,10 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Configuration, Fault> {
             "give each its own path",
         ));
     }
+    let keys = keys(raw.keys, &site.data_dir)?;
     Ok(Configuration {
         file: file.to_owned(),
+        keys,
         site,
         nbd,
         api,
@@ -266,6 +278,15 @@ fn api(raw: RawApi, data_dir: &Path) -> Result<Api, Fault> {
     let path = PathBuf::from(text.strip_prefix("unix:").unwrap_or(&text));
     let socket = listen::socket_path(&path).map_err(|fault| Fault::of_address("api.socket", &text, fault))?;
     Ok(Api { socket })
+}
+
+fn keys(raw: RawKeys, data_dir: &Path) -> Result<Keys, Fault> {
+    let site_key = match raw.site_key {
+        None => data_dir.join("keys/site.key"),
+        Some(text) => std::path::absolute(&text)
+            .map_err(|error| Fault::of("keys.site_key", quoted(&text), error.to_string(), "name a file"))?,
+    };
+    Ok(Keys { site_key, seals_groups: raw.seal_groups.unwrap_or(true) })
 }
 
 fn log(raw: &RawLog) -> Result<Log, Fault> {

@@ -40,6 +40,8 @@ pub struct Configuration {
     pub memory: Memory,
     /// `[vault]`
     pub vault: Vault,
+    /// `[keys]`
+    pub keys: Keys,
 }
 
 /// `[site]`: what this process is called and where it keeps its state.
@@ -148,6 +150,15 @@ pub struct Vault {
     /// Bytes that stay free in the vault's file system: below, the oldest points go. `None`: a twentieth of it, 1 GiB at
     /// most.
     pub free_min: Option<ByteSize>,
+}
+
+/// `[keys]`: what seals the groups.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keys {
+    /// Where the site key is kept, absolute.
+    pub site_key: PathBuf,
+    /// Whether new groups are sealed.
+    pub seals_groups: bool,
 }
 
 impl Configuration {

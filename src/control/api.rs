@@ -15,6 +15,8 @@
 //! | `GET, POST /v1/groups/{group}/points` | [`Point`](super::model::Point) |
 //! | `GET /v1/tests?group=` · `POST, DELETE /v1/groups/{group}/tests` · `DELETE /v1/groups/{group}/tests/{number}` | [`Test`](super::model::Test), numbers |
 //! | `POST /v1/groups/{group}/restore` · `POST /v1/vault/verify` | [`Job`](super::model::Job) |
+//! | `GET /v1/keys` · `POST /v1/keys/rotate`, `…/import` | [`Keys`](super::model::Keys) |
+//! | `POST /v1/keys/export` | [`KeyText`](super::model::KeyText): the site key itself |
 //! | `GET /v1/jobs` · `GET /v1/jobs/{id}?wait_ms=` | [`Job`](super::model::Job); waits until it ends, so long |
 //! | `DELETE /v1/jobs/{id}` | [`Job`](super::model::Job), which is asked to give up and ends soon |
 //!
@@ -39,8 +41,8 @@ use serde::de::DeserializeOwned;
 use super::backend::Backend;
 use super::jobs::Jobs;
 use super::model::{
-    ApiError, Disk, DiskRequest, DiskSource, EventQuery, GroupRequest, JobKind, JobResult, PointRequest,
-    PointSelection, PolicyRequest, RestoreRequest, TestRequest, VerifyRequest,
+    ApiError, Disk, DiskRequest, DiskSource, EventQuery, GroupRequest, JobKind, JobResult, KeyImport,
+    KeyRotation, PointRequest, PointSelection, PolicyRequest, RestoreRequest, TestRequest, VerifyRequest,
 };
 use super::name::{DiskPath, Name};
 use crate::block::TestId;
@@ -84,6 +86,10 @@ pub fn router(backend: Arc<dyn Backend>, environment: Arc<dyn Environment + Send
         .route("/v1/disks", get(disks))
         .route("/v1/tests", get(tests))
         .route("/v1/vault/verify", post(vault_verify))
+        .route("/v1/keys", get(keys))
+        .route("/v1/keys/rotate", post(key_rotate))
+        .route("/v1/keys/export", post(key_export))
+        .route("/v1/keys/import", post(key_import))
         .route("/v1/jobs", get(jobs))
         .route("/v1/jobs/{id}", get(job).delete(job_cancel))
         .fallback(no_such_route)
@@ -133,7 +139,9 @@ fn status_of(kind: ErrorKind) -> StatusCode {
     match kind {
         ErrorKind::Invalid | ErrorKind::Protocol => StatusCode::BAD_REQUEST,
         ErrorKind::NotFound => StatusCode::NOT_FOUND,
-        ErrorKind::AlreadyExists | ErrorKind::Fenced | ErrorKind::Latched => StatusCode::CONFLICT,
+        ErrorKind::AlreadyExists | ErrorKind::Fenced | ErrorKind::Latched | ErrorKind::NoKey => {
+            StatusCode::CONFLICT
+        }
         ErrorKind::Unsupported => StatusCode::NOT_IMPLEMENTED,
         ErrorKind::Shutdown => StatusCode::SERVICE_UNAVAILABLE,
         ErrorKind::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
@@ -393,6 +401,22 @@ async fn vault_verify(
         backend.vault_verify(request.group, progress).await.map(JobResult::Verified)
     })?;
     Ok((StatusCode::ACCEPTED, Json(job)))
+}
+
+async fn keys(State(api): State<Api>) -> Answered<impl IntoResponse> {
+    Ok(Json(api.backend.keys().await?))
+}
+
+async fn key_rotate(State(api): State<Api>, Body(request): Body<KeyRotation>) -> Answered<impl IntoResponse> {
+    Ok(Json(api.backend.key_rotate(request).await?))
+}
+
+async fn key_export(State(api): State<Api>) -> Answered<impl IntoResponse> {
+    Ok(Json(api.backend.key_export().await?))
+}
+
+async fn key_import(State(api): State<Api>, Body(request): Body<KeyImport>) -> Answered<impl IntoResponse> {
+    Ok(Json(api.backend.key_import(request).await?))
 }
 
 async fn jobs(State(api): State<Api>) -> impl IntoResponse {

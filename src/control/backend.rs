@@ -11,8 +11,8 @@ use futures::future::BoxFuture;
 
 use super::jobs::Progress;
 use super::model::{
-    Disk, Event, EventQuery, Group, Point, PolicyForecast, PolicyRequest, RestoreRequest, Restored, Resumed,
-    Status, Test, VerifyReport,
+    Disk, Event, EventQuery, Group, KeyImport, KeyRotation, KeyText, Keys, Point, PolicyForecast,
+    PolicyRequest, RestoreRequest, Restored, Resumed, Status, Test, VerifyReport,
 };
 use super::name::{DiskPath, Label, Name};
 use super::selector::PointSelector;
@@ -70,6 +70,14 @@ pub trait Backend: Send + Sync + 'static {
     fn restore(&self, group: Name, request: RestoreRequest, progress: Progress) -> Answer<'_, Restored>;
     /// What happened, newest first.
     fn events(&self, query: EventQuery) -> Answer<'_, Vec<Event>>;
+    /// What there is of keys, and what the groups need.
+    fn keys(&self) -> Answer<'_, Keys>;
+    /// Wraps every group's keys under a new site key.
+    fn key_rotate(&self, request: KeyRotation) -> Answer<'_, Keys>;
+    /// The site key itself.
+    fn key_export(&self) -> Answer<'_, KeyText>;
+    /// Takes a site key; `AlreadyExists` if another one is here and the request does not say `replace`.
+    fn key_import(&self, request: KeyImport) -> Answer<'_, Keys>;
     /// How the gateway stands.
     fn status(&self) -> Answer<'_, Status>;
     /// Reads the vault of one group, or of all, also of those that could not be opened, and checks every step and blob;

@@ -71,11 +71,12 @@ pub(super) fn wall_nanos(time: jiff::Timestamp) -> Option<WallNanos> {
 }
 
 /// Every kind and its word; the table is the mapping, both ways.
-const ERROR_KINDS: [(ErrorKind, &str); 11] = [
+const ERROR_KINDS: [(ErrorKind, &str); 12] = [
     (ErrorKind::Io, "io"),
     (ErrorKind::NoSpace, "no_space"),
     (ErrorKind::Corrupt, "corrupt"),
     (ErrorKind::Unsupported, "unsupported"),
+    (ErrorKind::NoKey, "no_key"),
     (ErrorKind::Protocol, "protocol"),
     (ErrorKind::AlreadyExists, "already_exists"),
     (ErrorKind::NotFound, "not_found"),

@@ -2,21 +2,22 @@
 //!
 //! The extents come coalesced and sorted, per disk, from frozen maps; their bytes are read from wherever the map says
 //! (the journal). A few chunks are read ahead, so that many small reads are in flight; besides them only the tables
-//! (24 bytes an extent, 64 a chunk) are held.
+//! (24 bytes an extent, 64 a chunk) are held. Data that turns out to be zeros is stored as such.
 
 use std::pin::pin;
 
 use futures::future::try_join_all;
 use futures::stream::{self, StreamExt};
 
+use super::pack::Packer;
 use crate::error::Result;
 use crate::extent::{Extent, Location};
-use crate::format::checksum;
 use crate::format::delta::{
-    CHUNK_BYTES, Chunk, Content, DeltaExtent, DeltaRef, DiskTable, Footer, HEADER_BYTES, Header, Tables,
+    CHUNK_BYTES, Content, DeltaExtent, DeltaRef, DiskTable, HEADER_BYTES, Header, Tables,
 };
+use crate::seal::GroupKeys;
 use crate::storage::{Buffer, Slice};
-use crate::units::{BlobId, DiskId, DiskSlot, SECTOR_BYTES, SectorCount, SectorRange, to_usize};
+use crate::units::{DiskId, DiskSlot, SECTOR_BYTES, SectorCount, SectorRange, to_usize};
 
 /// Chunks being read at a time.
 const CHUNKS_AHEAD: usize = 4;
@@ -100,34 +101,48 @@ where
 {
     /// A delta of `disks`, which ascend by slot; `None` if nothing was written to any of them.
     pub fn new(source: &'a S, disks: D) -> Option<Self> {
-        let mut plans = Planner { source, disks, current: None, rest: None, next_chunk: 0 };
+        let mut plans = Planner { source, disks, current: None, rest: None };
         let first = plans.next()?;
         Some(Build { source, plans, first })
     }
 
-    /// Writes the blob that `header` announces; its `chunk_bytes` is the builder's to say.
-    pub async fn write(self, sink: &mut impl Sink, mut header: Header) -> Result<BuiltDelta> {
+    /// Writes the blob that `header` announces, whose id was drawn for this attempt; its `chunk_bytes` is the builder's to
+    /// say.
+    pub async fn write(
+        self,
+        sink: &mut impl Sink,
+        mut header: Header,
+        keys: &GroupKeys,
+    ) -> Result<BuiltDelta> {
         header.chunk_bytes = CHUNK_BYTES;
+        let mut packer = Packer::new(header.blob, keys);
         let encoded_header = write_header(sink, &header).await?;
-        let tables = self.write_chunks(sink, header.blob).await?;
-        write_tail(sink, &encoded_header, header.blob, &tables).await
+        let tables = self.write_chunks(sink, &mut packer).await?;
+        write_tail(sink, &encoded_header, &packer, &tables).await
     }
 
-    async fn write_chunks(self, sink: &mut impl Sink, blob: BlobId) -> Result<Tables> {
+    async fn write_chunks(self, sink: &mut impl Sink, packer: &mut Packer) -> Result<Tables> {
         let Build { source, plans, first } = self;
         let plans = stream::iter(std::iter::once(first).chain(plans));
         let mut chunks = pin!(plans.map(|plan| fill(source, plan)).buffered(CHUNKS_AHEAD));
         let mut tables = Tables::default();
         while let Some(filled) = chunks.next().await {
-            let (placed, bytes) = filled?;
-            placed.into_iter().for_each(|placed| add_extent(&mut tables, placed));
+            let Filled { placed, bytes } = filled?;
+            let index = next_index(&tables);
+            placed.into_iter().for_each(|placed| add_extent(&mut tables, placed, index));
             if let Some(bytes) = bytes {
-                tables.chunks.push(directory_entry(&tables, blob, sink.length(), &bytes));
-                sink.append(bytes).await?;
+                let (chunk, stored) = packer.chunk(index, sink.length(), bytes);
+                tables.chunks.push(chunk);
+                sink.append(stored).await?;
             }
         }
         Ok(tables)
     }
+}
+
+/// The index of the chunk that comes next.
+pub(super) fn next_index(tables: &Tables) -> u32 {
+    u32::try_from(tables.chunks.len()).expect("2^32 chunks are 512 TiB of one interval")
 }
 
 /// Begins a blob.
@@ -141,12 +156,10 @@ pub(super) async fn write_header(sink: &mut impl Sink, header: &Header) -> Resul
 pub(super) async fn write_tail(
     sink: &mut impl Sink,
     header: &[u8; HEADER_BYTES],
-    blob: BlobId,
+    packer: &Packer,
     tables: &Tables,
 ) -> Result<BuiltDelta> {
-    let encoded_tables = tables.encode();
-    let footer = Footer::new(header, blob, tables, &encoded_tables);
-    let tail = [encoded_tables.as_slice(), &footer.encode()].concat();
+    let (footer, tail) = packer.tail(header, tables);
     for piece in tail.chunks(TAIL_PIECE_BYTES) {
         sink.append(Buffer::copy_of(piece).freeze()).await?;
     }
@@ -154,47 +167,69 @@ pub(super) async fn write_tail(
     Ok(BuiltDelta { reference: footer.reference(), extents, plain_bytes })
 }
 
-pub(super) fn directory_entry(tables: &Tables, blob: BlobId, offset: u64, bytes: &Slice) -> Chunk {
-    let length = u32::try_from(bytes.len()).expect("a chunk is bounded");
-    Chunk {
-        offset,
-        stored_bytes: length,
-        plain_bytes: length,
-        origin_blob: blob,
-        origin_chunk: u32::try_from(tables.chunks.len()).expect("2^32 chunks are 512 TiB of one interval"),
-        checksum: checksum(bytes),
-    }
-}
-
-fn add_extent(tables: &mut Tables, placed: Placed) {
+fn add_extent(tables: &mut Tables, placed: Placed, chunk: u32) {
+    let content = match placed.content {
+        PlacedContent::Data { sector } => Content::Data { chunk, sector },
+        PlacedContent::Zero { allocated } => Content::Zero { allocated },
+    };
+    let extent = DeltaExtent { range: placed.range, content };
     let DiskExtents { slot, disk, sectors, .. } = placed.disk;
     match tables.disks.last_mut() {
-        Some(table) if table.slot == slot => table.extents.push(placed.extent),
-        _ => tables.disks.push(DiskTable { slot, disk, sectors, extents: vec![placed.extent] }),
+        Some(table) if table.slot == slot => table.extents.push(extent),
+        _ => tables.disks.push(DiskTable { slot, disk, sectors, extents: vec![extent] }),
     }
 }
 
-/// Reads a plan's pieces side by side and puts them together.
-async fn fill<S: Source>(source: &S, plan: Plan<S::Location>) -> Result<(Vec<Placed>, Option<Slice>)> {
-    if plan.pieces.is_empty() {
-        return Ok((plan.placed, None));
-    }
-    let reads = plan.pieces.iter().map(|piece| source.read(piece.location, SectorCount(piece.sectors)));
+/// What became of a plan.
+struct Filled {
+    placed: Vec<Placed>,
+    bytes: Option<Slice>,
+}
+
+/// Reads a plan's pieces side by side and puts them together. One that is zeros throughout needs no place: it stays
+/// allocated, for it was written.
+async fn fill<S: Source>(source: &S, plan: Plan<S::Location>) -> Result<Filled> {
+    let Plan { mut placed, pieces, sectors } = plan;
+    let reads = pieces.iter().map(|piece| source.read(piece.location, SectorCount(piece.sectors)));
     let parts = try_join_all(reads).await?;
-    let mut chunk = Buffer::recycled(to_usize(plan.sectors * SECTOR_BYTES));
-    let mut rest = &mut chunk[..];
-    for (part, piece) in parts.iter().zip(&plan.pieces) {
-        let (place, others) = rest.split_at_mut(to_usize(piece.sectors * SECTOR_BYTES));
-        place.copy_from_slice(part);
-        rest = others;
+    let mut chunk = Buffer::recycled(to_usize(sectors * SECTOR_BYTES));
+    let mut end = 0;
+    let data = placed.iter_mut().filter(|placed| matches!(placed.content, PlacedContent::Data { .. }));
+    for (part, placed) in parts.iter().zip(data) {
+        if is_zero(part) {
+            placed.content = PlacedContent::Zero { allocated: true };
+            continue;
+        }
+        let sector = u32::try_from(end as u64 / SECTOR_BYTES).expect("a chunk is bounded");
+        placed.content = PlacedContent::Data { sector };
+        chunk[end..end + part.len()].copy_from_slice(part);
+        end += part.len();
     }
-    Ok((plan.placed, Some(chunk.freeze())))
+    chunk.truncate(end);
+    Ok(Filled { placed, bytes: (end > 0).then(|| chunk.freeze()) })
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    // The compiler makes wide comparisons of a whole block, and the first one tells nearly always.
+    bytes.chunks(256).all(|block| block.iter().fold(0, |any, byte| any | byte) == 0)
 }
 
 /// An extent with its place in the blob.
 struct Placed {
     disk: DiskExtents<()>,
-    extent: DeltaExtent,
+    range: SectorRange,
+    content: PlacedContent,
+}
+
+#[derive(Clone, Copy)]
+enum PlacedContent {
+    /// In its chunk, from this sector on.
+    Data {
+        sector: u32,
+    },
+    Zero {
+        allocated: bool,
+    },
 }
 
 struct Piece<L> {
@@ -216,7 +251,6 @@ struct Planner<'a, S: Source, I, D> {
     current: Option<DiskExtents<I>>,
     /// What is left of an extent that did not fit.
     rest: Option<Extent<S::Location>>,
-    next_chunk: u32,
 }
 
 impl<S, I, D> Planner<'_, S, I, D>
@@ -263,24 +297,18 @@ where
             let Some((disk, extent)) = self.next_extent() else { break };
             let (range, content) = match self.source.content(extent.location) {
                 SourceContent::Zero { allocated } => {
-                    (self.split(extent, EXTENT_SECTORS_MAX), Content::Zero { allocated })
+                    (self.split(extent, EXTENT_SECTORS_MAX), PlacedContent::Zero { allocated })
                 }
                 SourceContent::Data => {
                     let sector = u32::try_from(plan.sectors).expect("a chunk is bounded");
                     let range = self.split(extent, CHUNK_SECTORS - plan.sectors);
                     plan.pieces.push(Piece { location: extent.location, sectors: range.sectors() });
                     plan.sectors += range.sectors();
-                    (range, Content::Data { chunk: self.next_chunk, sector })
+                    (range, PlacedContent::Data { sector })
                 }
             };
-            plan.placed.push(Placed { disk, extent: DeltaExtent { range, content } });
+            plan.placed.push(Placed { disk, range, content });
         }
-        if plan.placed.is_empty() {
-            return None;
-        }
-        if !plan.pieces.is_empty() {
-            self.next_chunk += 1;
-        }
-        Some(plan)
+        (!plan.placed.is_empty()).then_some(plan)
     }
 }

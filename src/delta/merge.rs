@@ -9,12 +9,14 @@ use std::pin::pin;
 
 use futures::stream::{self, StreamExt};
 
-use super::builder::{BuiltDelta, EXTENT_SECTORS_MAX, Sink, directory_entry, write_header, write_tail};
+use super::builder::{BuiltDelta, EXTENT_SECTORS_MAX, Sink, next_index, write_header, write_tail};
 use super::layers::{LayeredDisk, Place};
+use super::pack::Packer;
 use super::reader::DeltaReader;
 use crate::error::Result;
 use crate::extent::FrozenMap;
 use crate::format::delta::{CHUNK_BYTES, Chunk, Content, DeltaExtent, DiskTable, Header, Tables};
+use crate::seal::GroupKeys;
 use crate::storage::{Buffer, Slice};
 use crate::units::{SECTOR_BYTES, SectorRange, to_usize};
 
@@ -49,6 +51,7 @@ pub async fn merge(
     mut header: Header,
     layers: &[DeltaReader],
     disks: &[LayeredDisk<FrozenMap<Place>>],
+    keys: &GroupKeys,
 ) -> Result<Option<BuiltDelta>> {
     let mut planner = Planner::new(layers, disks);
     disks.iter().for_each(|disk| planner.add_disk(disk));
@@ -58,21 +61,23 @@ pub async fn merge(
     }
     // Copied chunks are as long as their origins made them.
     header.chunk_bytes = layers.iter().map(|layer| layer.header().chunk_bytes).fold(CHUNK_BYTES, u32::max);
+    let mut packer = Packer::new(header.blob, keys);
     let encoded_header = write_header(sink, &header).await?;
     let mut filled = pin!(stream::iter(&chunks).map(|chunk| fill(layers, chunk)).buffered(CHUNKS_AHEAD));
     while let Some(filled) = filled.next().await {
         let (origin, bytes) = filled?;
-        let own = directory_entry(&tables, header.blob, sink.length(), &bytes);
-        tables.chunks.push(match origin {
-            Some(origin) => Chunk { offset: own.offset, ..origin },
-            None => own,
-        });
-        sink.append(bytes).await?;
+        let offset = sink.length();
+        let (chunk, stored) = match origin {
+            Some(origin) => (Chunk { offset, ..origin }, bytes),
+            None => packer.chunk(next_index(&tables), offset, bytes),
+        };
+        tables.chunks.push(chunk);
+        sink.append(stored).await?;
     }
-    write_tail(sink, &encoded_header, header.blob, &tables).await.map(Some)
+    write_tail(sink, &encoded_header, &packer, &tables).await.map(Some)
 }
 
-/// A chunk's stored bytes, and its entry where it is a copy.
+/// A chunk's stored bytes and its entry where it is a copy, else its plain bytes.
 async fn fill(layers: &[DeltaReader], plan: &ChunkPlan) -> Result<(Option<Chunk>, Slice)> {
     match plan {
         ChunkPlan::Copied((layer, chunk)) => {

@@ -1,11 +1,12 @@
 //! Delta blobs: built from an interval's extents in one pass, read by ranges of chunks, layered, merged.
 //!
-//! The bytes are `format::delta`'s, the place is the vault's to choose. Compressing and sealing belong here and do not
-//! exist yet; the format has their fields.
+//! The bytes are `format::delta`'s, the place is the vault's to choose. Chunks and tables are compressed and sealed here.
 
+mod adaptive;
 mod builder;
 mod layers;
 mod merge;
+mod pack;
 mod reader;
 
 pub use builder::{Build, BuiltDelta, DiskExtents, Sink, Source, SourceContent};

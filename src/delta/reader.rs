@@ -1,14 +1,17 @@
 //! Reads a delta blob: its tables first, then chunks as they are needed.
 //!
-//! Opening reads header, tables and footer, and no chunk. Every byte that leaves was compared with its checksum, and the
-//! blob with what the manifest says of it; a difference is `Corrupt` with the blob's path and the offset.
+//! Opening reads header, tables and footer, and no chunk. Every byte that leaves was compared with its checksum and, in a
+//! sealed group, with its seal, and the blob with what the manifest says of it; a difference is `Corrupt` with the blob's
+//! path and the offset.
 
 use std::rc::Rc;
 
+use super::pack::{open_chunk, open_tables};
 use crate::error::{Error, Result};
 use crate::format::delta::{Chunk, DeltaRef, FOOTER_BYTES, Footer, HEADER_BYTES, Header, Tables};
 use crate::runtime::Runtime;
-use crate::storage::{File, Slice};
+use crate::seal::GroupKeys;
+use crate::storage::{Buffer, File, Slice};
 use crate::units::{GroupId, to_usize};
 
 /// An open delta blob.
@@ -17,6 +20,7 @@ pub struct DeltaReader {
     file: File,
     header: Header,
     tables: Tables,
+    keys: GroupKeys,
 }
 
 impl DeltaReader {
@@ -26,10 +30,11 @@ impl DeltaReader {
         file: File,
         reference: &DeltaRef,
         group: GroupId,
+        keys: &GroupKeys,
     ) -> Result<DeltaReader> {
-        let opened = DeltaReader::read_tables(runtime, &file, reference, group).await;
+        let opened = DeltaReader::read_tables(runtime, &file, reference, group, keys).await;
         let (header, tables) = opened.map_err(|error| error.at_path(file.path()))?;
-        Ok(DeltaReader { runtime: Rc::clone(runtime), file, header, tables })
+        Ok(DeltaReader { runtime: Rc::clone(runtime), file, header, tables, keys: keys.clone() })
     }
 
     async fn read_tables(
@@ -37,6 +42,7 @@ impl DeltaReader {
         file: &File,
         reference: &DeltaRef,
         group: GroupId,
+        keys: &GroupKeys,
     ) -> Result<(Header, Tables)> {
         let length = runtime.length(file).await?;
         if length != reference.total_bytes {
@@ -52,7 +58,9 @@ impl DeltaReader {
         if header.blob != reference.blob || header.group != group {
             return Err(Error::corrupt("the delta's header names another blob or group").at_offset(16));
         }
-        let tables = Tables::decode(&tail[..tail.len() - FOOTER_BYTES], &header, &footer)?;
+        let stored = &tail[..tail.len() - FOOTER_BYTES];
+        let plain = open_tables(stored, &head, header.blob, &footer, keys)?;
+        let tables = Tables::decode(&plain, &header, &footer)?;
         Ok((header, tables))
     }
 
@@ -76,12 +84,15 @@ impl DeltaReader {
         &self.runtime
     }
 
-    /// A chunk as it is stored, verified: for who copies it.
+    /// A chunk as it is stored, compared with its checksum: for who copies it.
     ///
     /// # Panics
     /// As [`DeltaReader::chunk`].
     pub async fn stored_chunk(&self, index: u32) -> Result<Slice> {
-        read_chunk(&self.runtime, &self.file, &self.tables.chunks[index as usize]).await
+        let chunk = &self.tables.chunks[index as usize];
+        let stored = read_stored(&self.runtime, &self.file, chunk).await?;
+        chunk.verify(&stored).map_err(|error| error.at_path(self.file.path()))?;
+        Ok(stored.freeze())
     }
 
     /// The plain bytes of a chunk.
@@ -89,7 +100,7 @@ impl DeltaReader {
     /// # Panics
     /// If the blob has no such chunk; the tables name only those that it has.
     pub async fn chunk(&self, index: u32) -> Result<Slice> {
-        read_chunk(&self.runtime, &self.file, &self.tables.chunks[index as usize]).await
+        read_chunk(&self.runtime, &self.file, &self.tables.chunks[index as usize], &self.keys).await
     }
 }
 
@@ -97,9 +108,17 @@ async fn read_range(runtime: &Rc<Runtime>, file: &File, offset: u64, len: usize)
     Ok(runtime.read(file, offset, len).await?.freeze())
 }
 
-/// Reads and verifies a chunk of an open blob.
-pub async fn read_chunk(runtime: &Rc<Runtime>, file: &File, chunk: &Chunk) -> Result<Slice> {
-    let stored = read_range(runtime, file, chunk.offset, to_usize(chunk.stored_bytes.into())).await?;
-    chunk.verify(&stored).map_err(|error| error.at_path(file.path()))?;
-    Ok(stored)
+async fn read_stored(runtime: &Rc<Runtime>, file: &File, chunk: &Chunk) -> Result<Buffer> {
+    runtime.read(file, chunk.offset, to_usize(chunk.stored_bytes.into())).await
+}
+
+/// Reads, verifies and opens a chunk of an open blob.
+pub async fn read_chunk(
+    runtime: &Rc<Runtime>,
+    file: &File,
+    chunk: &Chunk,
+    keys: &GroupKeys,
+) -> Result<Slice> {
+    let stored = read_stored(runtime, file, chunk).await?;
+    open_chunk(chunk, stored, keys).map_err(|error| error.at_path(file.path()))
 }

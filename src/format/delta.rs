@@ -11,6 +11,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::checksum;
 use crate::error::{Error, ErrorKind, Result};
+use crate::seal::{Generation, plain_len};
 use crate::units::{BlobId, GroupId, Lsn, TimelineId, WallNanos};
 
 pub use tables::{Chunk, Content, DeltaExtent, DiskTable, Tables};
@@ -45,10 +46,7 @@ struct RawHeader {
     created: I64,
     chunk_bytes: U32,
     intervals: U32,
-    key_generation: U32,
-    table_compression: u8,
-    table_sealing: u8,
-    reserved_short: [u8; 2],
+    reserved_long: U64,
     features: U64,
     reserved: [u8; 120],
     checksum: U128,
@@ -68,11 +66,59 @@ struct RawFooter {
     tables_checksum: U128,
     header_checksum: U128,
     plain_bytes: U64,
-    reserved: [u8; 8],
+    key_generation: U32,
+    tables_compression: u8,
+    reserved: [u8; 3],
     checksum: U128,
 }
 
 const _: () = assert!(size_of::<RawHeader>() == HEADER_BYTES && size_of::<RawFooter>() == FOOTER_BYTES);
+
+/// How bytes were made shorter before they were sealed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compression {
+    /// Not at all.
+    #[default]
+    None,
+    /// A zstd frame (RFC 8878).
+    Zstd,
+}
+
+impl Compression {
+    fn code(self) -> u8 {
+        match self {
+            Compression::None => 0,
+            Compression::Zstd => 1,
+        }
+    }
+
+    fn from_code(code: u8) -> Result<Compression> {
+        match code {
+            0 => Ok(Compression::None),
+            1 => Ok(Compression::Zstd),
+            other => {
+                let text = format!("compression {other} is not known to this build");
+                Err(Error::new(ErrorKind::Unsupported, text))
+            }
+        }
+    }
+}
+
+/// How many times as long as they are stored tables can be: what a reader makes room for is bounded by what it read.
+pub const EXPANSION_MAX: u64 = 1024;
+
+/// Whether `plain` bytes can have become `stored` ones.
+fn is_legal_length(plain: u64, stored: u64, compression: Compression, generation: u32) -> bool {
+    let packed = match generation {
+        0 => Some(stored),
+        _ => usize::try_from(stored).ok().and_then(plain_len).map(|packed| packed as u64),
+    };
+    match (packed, compression) {
+        (None, _) => false,
+        (Some(packed), Compression::None) => packed == plain,
+        (Some(packed), Compression::Zstd) => (1..plain).contains(&packed),
+    }
+}
 
 /// What a blob is: whose content, of which interval.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,10 +163,7 @@ impl Header {
             created: self.created.0.into(),
             chunk_bytes: self.chunk_bytes.into(),
             intervals: self.intervals.into(),
-            key_generation: 0.into(),
-            table_compression: 0,
-            table_sealing: 0,
-            reserved_short: [0; 2],
+            reserved_long: 0.into(),
             features: 0.into(),
             reserved: [0; 120],
             checksum: 0.into(),
@@ -141,12 +184,7 @@ impl Header {
             return Err(Error::corrupt("the delta header's checksum does not match").at_offset(0));
         }
         check_known("delta feature bits", raw.features.get(), 0, 112)?;
-        check_known("delta table compression", raw.table_compression.into(), 0, 108)?;
-        check_known("delta table sealing", raw.table_sealing.into(), 0, 109)?;
-        let reserved = [raw.key_generation.as_bytes(), &raw.reserved_short, &raw.reserved]
-            .concat()
-            .iter()
-            .any(|&b| b != 0);
+        let reserved = raw.reserved_long.get() != 0 || raw.reserved.iter().any(|&b| b != 0);
         if reserved || raw.header_bytes.get() != 256 {
             return Err(Error::corrupt("the delta header's reserved bytes are not as written").at_offset(12));
         }
@@ -207,13 +245,29 @@ pub struct Footer {
     pub header_checksum: u128,
     /// Plain bytes of all chunks.
     pub plain_bytes: u64,
+    /// How the tables were made shorter.
+    pub tables_compression: Compression,
+    /// Which group key sealed the tables, and binds header and footer to them.
+    pub sealed_under: Option<Generation>,
+}
+
+/// How tables are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TablesForm {
+    /// Their stored length.
+    pub bytes: u64,
+    /// How they were made shorter.
+    pub compression: Compression,
+    /// Which group key sealed them.
+    pub sealed_under: Option<Generation>,
 }
 
 impl Footer {
-    /// The footer of a blob that starts with `header` and has `tables`, encoded as `tables_bytes`.
-    pub fn new(header: &[u8; HEADER_BYTES], blob: BlobId, tables: &Tables, encoded: &[u8]) -> Footer {
+    /// The footer of a blob that starts with `header` and has `tables`, which are to be stored in this form; their
+    /// checksum is still to be [put in](Footer::with_tables).
+    pub fn new(header: &[u8; HEADER_BYTES], blob: BlobId, tables: &Tables, form: TablesForm) -> Footer {
         let tables_offset = tables.chunks.last().map_or(HEADER_BYTES as u64, Chunk::end);
-        let tables_bytes = encoded.len() as u64;
+        let tables_bytes = form.bytes;
         Footer {
             blob,
             tables_offset,
@@ -222,14 +276,49 @@ impl Footer {
             chunks: u32::try_from(tables.chunks.len()).expect("chunk numbers are u32"),
             extents: tables.disks.iter().map(|disk| disk.extents.len() as u64).sum(),
             total_bytes: tables_offset + tables_bytes + FOOTER_BYTES as u64,
-            tables_checksum: checksum(encoded),
+            tables_checksum: 0,
             header_checksum: trailing_checksum(header),
             plain_bytes: tables.chunks.iter().map(|chunk| u64::from(chunk.plain_bytes)).sum(),
+            tables_compression: form.compression,
+            sealed_under: form.sealed_under,
         }
+    }
+
+    /// The same, over the tables as they are stored.
+    #[must_use]
+    pub fn with_tables(self, stored: &[u8]) -> Footer {
+        assert_eq!(stored.len() as u64, self.tables_bytes, "tables are stored as it was said");
+        Footer { tables_checksum: checksum(stored), ..self }
+    }
+
+    /// Checks the tables as they are stored.
+    pub fn verify_tables(&self, stored: &[u8]) -> Result<()> {
+        if stored.len() as u64 != self.tables_bytes || checksum(stored) != self.tables_checksum {
+            let error = Error::corrupt("the delta tables' checksum does not match");
+            return Err(error.at_offset(self.tables_offset));
+        }
+        Ok(())
+    }
+
+    /// Length of the tables once they are opened.
+    pub fn plain_tables_bytes(&self) -> u64 {
+        self.counted_bytes().expect("a footer is checked when it is read")
+    }
+
+    /// What the seal of the tables binds: the header, and all of the footer but for the two sums that follow from the
+    /// sealed bytes.
+    pub fn bound(&self, header: &[u8]) -> Vec<u8> {
+        let mut raw = Footer { tables_checksum: 0, ..*self }.raw();
+        raw.checksum = 0.into();
+        [header, raw.as_bytes()].concat()
     }
 
     /// The footer's bytes.
     pub fn encode(&self) -> [u8; FOOTER_BYTES] {
+        self.raw().as_bytes().try_into().expect("the sizes were compared at compile time")
+    }
+
+    fn raw(&self) -> RawFooter {
         let mut raw = RawFooter {
             magic: FOOTER_MAGIC,
             blob: self.blob.0.into(),
@@ -242,11 +331,13 @@ impl Footer {
             tables_checksum: self.tables_checksum.into(),
             header_checksum: self.header_checksum.into(),
             plain_bytes: self.plain_bytes.into(),
-            reserved: [0; 8],
+            key_generation: self.sealed_under.map_or(0, |generation| generation.0).into(),
+            tables_compression: self.tables_compression.code(),
+            reserved: [0; 3],
             checksum: 0.into(),
         };
         raw.checksum = checksum(summed(raw.as_bytes())).into();
-        raw.as_bytes().try_into().expect("the sizes were compared at compile time")
+        raw
     }
 
     /// The footer in the last [`FOOTER_BYTES`] of a blob of `total_bytes`.
@@ -272,18 +363,30 @@ impl Footer {
             tables_checksum: raw.tables_checksum.get(),
             header_checksum: raw.header_checksum.get(),
             plain_bytes: raw.plain_bytes.get(),
+            tables_compression: Compression::from_code(raw.tables_compression)
+                .map_err(|error| error.at_offset(at + 108))?,
+            sealed_under: generation(raw.key_generation),
         };
         let whole = footer.tables_offset.checked_add(footer.tables_bytes);
         let whole = whole.and_then(|tables_end| tables_end.checked_add(FOOTER_BYTES as u64));
         if footer.total_bytes != total_bytes
             || whole != Some(total_bytes)
             || footer.tables_offset < HEADER_BYTES as u64
-            || footer.counted_bytes() != Some(footer.tables_bytes)
-            || raw.reserved != [0; 8]
+            || !footer.tables_fit(raw.key_generation.get())
+            || raw.reserved != [0; 3]
         {
             return Err(corrupt("the delta footer's lengths do not add up to the file's"));
         }
         Ok(footer)
+    }
+
+    fn tables_fit(&self, generation: u32) -> bool {
+        let stored = self.tables_bytes;
+        let fits = |plain| {
+            plain / EXPANSION_MAX <= stored
+                && is_legal_length(plain, stored, self.tables_compression, generation)
+        };
+        self.counted_bytes().is_some_and(fits)
     }
 
     fn counted_bytes(&self) -> Option<u64> {
@@ -349,6 +452,11 @@ fn summed(bytes: &[u8]) -> &[u8] {
 /// A header's or footer's own checksum.
 fn trailing_checksum(bytes: &[u8]) -> u128 {
     u128::from_le_bytes(bytes[bytes.len() - 16..].try_into().expect("16 bytes"))
+}
+
+/// The generation that a stored number says; 0 says that nothing is sealed.
+fn generation(stored: U32) -> Option<Generation> {
+    Some(Generation(stored.get())).filter(|generation| generation.0 > 0)
 }
 
 fn check_known(what: &str, found: u64, known: u64, offset: u64) -> Result<()> {

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Little-endian throughout; the layout is in `docs/format.md`. `header_sum` covers the header's pages (itself
-//! taken as zero), and so, through the descriptors' `payload_sum`, every byte that counts. `chain` is the previous
+//! taken as zero), and so, through the descriptors' `payload_sum`, every byte that counts. In a sealed frame a trailer
+//! follows the descriptors: which key, the header's tag, and a tag for each record. `chain` is the previous
 //! frame's `header_sum`: a frame is accepted only behind the very frame that it was written behind.
 //!
 //! Bytes from disk are parsed into an [`UntrustedHeader`], which only says what is claimed; [`Frame`] is what the
@@ -17,6 +18,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::seal::{Generation, TAG_BYTES, Tag};
 use crate::units::{
     DiskSlot, FrameNumber, GroupId, IncarnationId, Lsn, PAGE_BYTES, SECTOR_BYTES, SectorRange,
     SegmentSequence, TimelineId, to_usize,
@@ -32,6 +34,9 @@ pub const FIXED_BYTES: usize = size_of::<FixedHeader>();
 pub const DESCRIPTOR_BYTES: usize = size_of::<RawDescriptor>();
 /// Most records that one frame may carry: its header stays within 32 pages.
 pub const RECORDS_MAX: usize = (32 * PAGE_BYTES - FIXED_BYTES) / DESCRIPTOR_BYTES;
+/// Most records that a sealed frame may carry.
+pub const SEALED_RECORDS_MAX: usize =
+    (32 * PAGE_BYTES - FIXED_BYTES - size_of::<RawSeal>()) / (DESCRIPTOR_BYTES + TAG_BYTES);
 /// Most payload that one record may carry, so that one checksum (later one seal) covers no more.
 pub const RECORD_PAYLOAD_BYTES_MAX: usize = 64 << 10;
 /// Most payload that one frame may carry.
@@ -40,6 +45,7 @@ pub const FRAME_PAYLOAD_BYTES_MAX: usize = 4 << 20;
 const PAGE_SECTORS: u64 = PAGE_BYTES as u64 / SECTOR_BYTES;
 
 const SEALING_NONE: u8 = 0;
+const SEALING_AES_GCM: u8 = 1;
 const HEADER_SUM_OFFSET: usize = 16;
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -82,6 +88,17 @@ struct RawDescriptor {
 }
 
 const _: () = assert!(DESCRIPTOR_BYTES == 32);
+
+/// What follows the descriptors of a sealed frame; then a tag for each record.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawSeal {
+    generation: U32,
+    reserved: [u8; 12],
+    header: [u8; TAG_BYTES],
+}
+
+const _: () = assert!(size_of::<RawSeal>() == 32);
 
 const KIND_WRITE: u8 = 1;
 const KIND_ZERO: u8 = 2;
@@ -137,6 +154,17 @@ pub struct Record {
     pub payload: Payload,
 }
 
+/// What sealed a frame, under the key of its incarnation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FrameSeal {
+    /// Of which group key that key is.
+    pub generation: Generation,
+    /// Binds the header, descriptors and the tags below.
+    pub header: Tag,
+    /// One for each record; zeros where there is no payload.
+    pub payloads: Vec<Tag>,
+}
+
 /// A frame's header and descriptors; everything in it was checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
@@ -164,6 +192,8 @@ pub struct Frame {
     pub records: Vec<Record>,
     /// Length of the payload area in pages.
     pub payload_pages: u32,
+    /// Its seal, if the group is sealed.
+    pub seal: Option<FrameSeal>,
 }
 
 /// Why bytes are no frame.
@@ -186,8 +216,14 @@ pub enum FrameFault {
 }
 
 /// Pages that a header with `records` descriptors takes, in bytes.
-pub fn header_bytes(records: usize) -> usize {
-    (FIXED_BYTES + records * DESCRIPTOR_BYTES).next_multiple_of(PAGE_BYTES)
+pub fn header_bytes(records: usize, is_sealed: bool) -> usize {
+    let seal = if is_sealed { size_of::<RawSeal>() + records * TAG_BYTES } else { 0 };
+    (FIXED_BYTES + records * DESCRIPTOR_BYTES + seal).next_multiple_of(PAGE_BYTES)
+}
+
+/// Most records that a frame may carry.
+pub fn records_max(is_sealed: bool) -> usize {
+    if is_sealed { SEALED_RECORDS_MAX } else { RECORDS_MAX }
 }
 
 impl Frame {
@@ -198,7 +234,7 @@ impl Frame {
 
     /// Length of the header in bytes: whole pages.
     pub fn header_bytes(&self) -> usize {
-        header_bytes(self.records.len())
+        header_bytes(self.records.len(), self.seal.is_some())
     }
 
     /// Length of header and payload in bytes: whole pages.
@@ -236,8 +272,15 @@ impl Frame {
     pub fn encode_header(&self, out: &mut [u8]) -> u64 {
         assert_eq!(out.len(), self.header_bytes(), "a header fills its pages");
         let (fixed, rest) = out.split_at_mut(FIXED_BYTES);
-        let (descriptors, padding) = rest.split_at_mut(self.records.len() * DESCRIPTOR_BYTES);
-        padding.fill(0);
+        let (descriptors, rest) = rest.split_at_mut(self.records.len() * DESCRIPTOR_BYTES);
+        rest.fill(0);
+        if let Some(FrameSeal { generation, header, payloads }) = &self.seal {
+            assert_eq!(payloads.len(), self.records.len(), "every record has a tag");
+            let raw = RawSeal { generation: generation.0.into(), reserved: [0; 12], header: *header };
+            let (seal, tags) = rest.split_at_mut(size_of::<RawSeal>());
+            seal.copy_from_slice(raw.as_bytes());
+            tags[..payloads.len() * TAG_BYTES].copy_from_slice(payloads.as_bytes());
+        }
         for (record, bytes) in self.records.iter().zip(descriptors.chunks_exact_mut(DESCRIPTOR_BYTES)) {
             bytes.copy_from_slice(RawDescriptor::from(record).as_bytes());
         }
@@ -247,13 +290,22 @@ impl Frame {
         sum
     }
 
+    /// What the header's tag binds: the header, that tag and the sum taken as zero.
+    pub fn bound_header(&self) -> Vec<u8> {
+        let seal = self.seal.as_ref().map(|seal| FrameSeal { header: [0; TAG_BYTES], ..seal.clone() });
+        let mut bytes = vec![0; self.header_bytes()];
+        Frame { seal, ..self.clone() }.encode_header(&mut bytes);
+        bytes[HEADER_SUM_OFFSET..HEADER_SUM_OFFSET + 8].fill(0);
+        bytes
+    }
+
     fn fixed(&self) -> FixedHeader {
         let length = u32::try_from(self.header_bytes()).expect("a header has few pages");
         let tail_distance = self.segment.0.checked_sub(self.tail.0).expect("the tail is behind the head");
         FixedHeader {
             magic: MAGIC,
             version: VERSION.into(),
-            sealing: SEALING_NONE,
+            sealing: if self.seal.is_some() { SEALING_AES_GCM } else { SEALING_NONE },
             reserved_a: 0,
             header_bytes: length.into(),
             header_sum: 0.into(),
@@ -337,16 +389,20 @@ impl UntrustedHeader {
         }
         let header = UntrustedHeader { fixed };
         let records = to_usize(u64::from(fixed.record_count.get()));
-        if records > RECORDS_MAX {
+        if records > records_max(header.is_sealed()) {
             return Err(FrameFault::Field("record_count"));
         }
-        if header.header_bytes() != header_bytes(records) {
+        if header.header_bytes() != header_bytes(records, header.is_sealed()) {
             return Err(FrameFault::Field("header_bytes"));
         }
         if to_usize(u64::from(fixed.payload_pages.get())) > FRAME_PAYLOAD_BYTES_MAX / PAGE_BYTES {
             return Err(FrameFault::Field("payload_pages"));
         }
         Ok(header)
+    }
+
+    fn is_sealed(&self) -> bool {
+        self.fixed.sealing == SEALING_AES_GCM
     }
 
     /// Length of the header in bytes, within its bounds.
@@ -367,12 +423,13 @@ impl UntrustedHeader {
         if header_sum(header) != sum {
             return Err(FrameFault::HeaderSum);
         }
-        if self.fixed.sealing != SEALING_NONE {
+        if ![SEALING_NONE, SEALING_AES_GCM].contains(&self.fixed.sealing) {
             return Err(FrameFault::Field("sealing"));
         }
         self.check_numbers()?;
         let count = to_usize(u64::from(self.fixed.record_count.get()));
         let (descriptors, padding) = header[FIXED_BYTES..].split_at(count * DESCRIPTOR_BYTES);
+        let (seal, padding) = if self.is_sealed() { seal(padding, count)? } else { (None, padding) };
         if padding.iter().any(|&byte| byte != 0) {
             return Err(FrameFault::Field("padding"));
         }
@@ -391,6 +448,7 @@ impl UntrustedHeader {
             tail: SegmentSequence(tail.ok_or(FrameFault::Field("tail_distance"))?),
             records: self.records(descriptors)?,
             payload_pages: self.fixed.payload_pages.get(),
+            seal,
         };
         Ok((frame, sum))
     }
@@ -460,6 +518,18 @@ impl UntrustedHeader {
     }
 }
 
+/// The seal of a frame of so many records, and what is behind it.
+fn seal(bytes: &[u8], records: usize) -> Result<(Option<FrameSeal>, &[u8]), FrameFault> {
+    let fault = FrameFault::Field("seal");
+    let (raw, rest) = RawSeal::read_from_prefix(bytes).map_err(|_| fault)?;
+    let (tags, rest) = <[Tag]>::ref_from_prefix_with_elems(rest, records).map_err(|_| fault)?;
+    let generation = Generation(raw.generation.get());
+    if raw.reserved != [0; 12] || generation.0 == 0 {
+        return Err(fault);
+    }
+    Ok((Some(FrameSeal { generation, header: raw.header, payloads: tags.to_vec() }), rest))
+}
+
 /// Sum of a header's pages, its own field taken as zero.
 fn header_sum(header: &[u8]) -> u64 {
     let mut copy = header.to_vec();
@@ -487,6 +557,7 @@ mod tests {
             tail: SegmentSequence(7),
             records,
             payload_pages,
+            seal: None,
         }
     }
 
@@ -530,6 +601,19 @@ mod tests {
             let mut bytes = vec![0xff; frame.header_bytes()];
             let sum = frame.encode_header(&mut bytes);
             prop_assert_eq!(parse(&bytes), Ok((frame, sum)));
+        }
+
+        #[test]
+        fn a_sealed_header_survives_its_bytes(records in proptest::collection::vec(any_record(), 0..300), tag: u8) {
+            let mut frame = laid_out(records);
+            let payloads = vec![[tag; TAG_BYTES]; frame.records.len()];
+            frame.seal = Some(FrameSeal { generation: Generation(3), header: [9; TAG_BYTES], payloads });
+            let mut bytes = vec![0xff; frame.header_bytes()];
+            let sum = frame.encode_header(&mut bytes);
+            let (bound, own) = (frame.bound_header(), frame.header_bytes());
+            prop_assert_eq!(parse(&bytes), Ok((frame, sum)));
+            let differ = bound.iter().zip(&bytes).filter(|(one, other)| one != other).count();
+            prop_assert!(bound.len() == own && differ <= 8 + TAG_BYTES, "sum and tag are not bound, all else is");
         }
 
         #[test]
@@ -583,7 +667,7 @@ mod tests {
         let seal_at = FIXED_BYTES;
         let marker_at = FIXED_BYTES + DESCRIPTOR_BYTES;
         for (range, byte, field) in [
-            (10..11, 1, "sealing"),
+            (10..11, 2, "sealing"),
             (11..12, 1, "reserved"),
             (80..88, 0xff, "number"),
             (88..96, 0, "first_lsn"),

@@ -1,8 +1,12 @@
 //! Manifest steps and snapshots: a fixed header, chained by checksums, and a payload. `docs/format.md` draws them.
 //!
+//! In a sealed group the payload is sealed and the header bound to it, under a key of the writer's random id; a writer
+//! numbers what it seals, published or not, and so no nonce comes twice.
+//!
 //! A file is decoded whole or refused. What the payloads say is in [`super::record`]; whether a step may follow the
 //! one before it is `vault::State`'s to decide.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -18,10 +22,11 @@ use super::record::{
 };
 use crate::block::TestId;
 use crate::error::{Error, ErrorKind, Result};
+use crate::seal::{GroupKeys, Purpose, Sealing, open_units, seal_units, sealed_len};
 use crate::units::{GroupId, TimelineId, WriterId};
 
 /// Length of the header of a step or snapshot.
-pub const HEADER_BYTES: usize = 128;
+pub const HEADER_BYTES: usize = 144;
 /// Longest payload of a step.
 pub const STEP_PAYLOAD_BYTES_MAX: u64 = 1 << 20;
 /// Longest payload of a snapshot.
@@ -45,6 +50,9 @@ struct RawHeader {
     timeline: U128,
     previous: U128,
     payload_checksum: U128,
+    key_generation: U32,
+    reserved_long: U32,
+    seal_number: U64,
     checksum: U128,
 }
 
@@ -83,6 +91,15 @@ pub struct Header {
     pub previous: u128,
 }
 
+/// How a writer seals a file: under the key of its id, with a number that it gives once.
+#[derive(Clone, Copy, Debug)]
+pub struct WriterSeal<'a> {
+    /// The key.
+    pub sealing: &'a Sealing,
+    /// The number.
+    pub number: u64,
+}
+
 /// A file's bytes, and the checksum by which the next step names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Encoded {
@@ -103,15 +120,15 @@ pub struct Step {
 
 impl Step {
     /// The step's file.
-    pub fn encode(&self) -> Encoded {
+    pub fn encode(&self, seal: Option<WriterSeal<'_>>) -> Encoded {
         let (kind, payload) = self.change.encode();
-        seal(STEP_MAGIC, kind, &self.header, &payload)
+        encode(STEP_MAGIC, kind, &self.header, payload, seal)
     }
 
     /// The step in `bytes`, a whole file, and its checksum.
-    pub fn decode(bytes: &[u8]) -> Result<(Step, u128)> {
-        let opened = open(bytes, STEP_MAGIC, STEP_PAYLOAD_BYTES_MAX, "manifest step")?;
-        let Some(change) = Change::decode(opened.kind, opened.payload)? else {
+    pub fn decode(bytes: &[u8], keys: &GroupKeys) -> Result<(Step, u128)> {
+        let opened = open(bytes, STEP_MAGIC, STEP_PAYLOAD_BYTES_MAX, "manifest step", keys)?;
+        let Some(change) = Change::decode(opened.kind, opened.payload())? else {
             let text = format!("manifest step kind {} is not known to this build", opened.kind);
             return Err(Error::new(ErrorKind::Unsupported, text).at_offset(12));
         };
@@ -160,25 +177,25 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// The snapshot's file.
-    pub fn encode(&self) -> Encoded {
-        Snapshot::encode_parts(&self.header, &self.contents)
+    pub fn encode(&self, seal: Option<WriterSeal<'_>>) -> Encoded {
+        Snapshot::encode_parts(&self.header, &self.contents, seal)
     }
 
     /// The file of a snapshot whose contents somebody else owns.
-    pub fn encode_parts(header: &Header, contents: &Contents) -> Encoded {
+    pub fn encode_parts(header: &Header, contents: &Contents, seal: Option<WriterSeal<'_>>) -> Encoded {
         let mut to = Encoder::new();
         contents.encode(&mut to);
-        seal(SNAPSHOT_MAGIC, 0, header, &to.finish())
+        encode(SNAPSHOT_MAGIC, 0, header, to.finish(), seal)
     }
 
     /// The snapshot in `bytes`, a whole file.
-    pub fn decode(bytes: &[u8]) -> Result<Snapshot> {
-        let opened = open(bytes, SNAPSHOT_MAGIC, SNAPSHOT_PAYLOAD_BYTES_MAX, "manifest snapshot")?;
+    pub fn decode(bytes: &[u8], keys: &GroupKeys) -> Result<Snapshot> {
+        let opened = open(bytes, SNAPSHOT_MAGIC, SNAPSHOT_PAYLOAD_BYTES_MAX, "manifest snapshot", keys)?;
         if opened.kind != 0 {
             let text = format!("manifest snapshot kind {} is not known to this build", opened.kind);
             return Err(Error::new(ErrorKind::Unsupported, text).at_offset(12));
         }
-        let mut from = opened.payload;
+        let mut from = opened.payload();
         let contents = Contents::decode(&mut from)?;
         from.finish("the snapshot")?;
         Ok(Snapshot { header: opened.header, contents })
@@ -265,7 +282,17 @@ fn decode_points(from: &mut Decoder<'_>) -> Result<Vec<PointRecord>> {
     Ok(points)
 }
 
-fn seal(magic: [u8; 8], kind: u16, header: &Header, payload: &[u8]) -> Encoded {
+fn encode(
+    magic: [u8; 8],
+    kind: u16,
+    header: &Header,
+    mut payload: Vec<u8>,
+    seal: Option<WriterSeal<'_>>,
+) -> Encoded {
+    let plain = payload.len();
+    if seal.is_some() {
+        payload.resize(sealed_len(plain), 0);
+    }
     let mut raw = RawHeader {
         magic,
         version: VERSION.into(),
@@ -277,22 +304,42 @@ fn seal(magic: [u8; 8], kind: u16, header: &Header, payload: &[u8]) -> Encoded {
         writer: header.writer.0.into(),
         timeline: header.timeline.0.into(),
         previous: header.previous.into(),
-        payload_checksum: checksum(payload).into(),
+        payload_checksum: 0.into(),
+        key_generation: seal.map_or(0, |seal| seal.sealing.generation.0).into(),
+        reserved_long: 0.into(),
+        seal_number: seal.map_or(0, |seal| seal.number).into(),
         checksum: 0.into(),
     };
+    if let Some(WriterSeal { sealing, number }) = seal {
+        seal_units(&sealing.sealer, number, raw.as_bytes(), &mut payload, plain);
+    }
+    raw.payload_checksum = checksum(&payload).into();
     let own = checksum(&raw.as_bytes()[..HEADER_BYTES - 16]);
     raw.checksum = own.into();
-    Encoded { bytes: [raw.as_bytes(), payload].concat(), checksum: own }
+    Encoded { bytes: [raw.as_bytes(), payload.as_slice()].concat(), checksum: own }
 }
 
 struct Opened<'a> {
     header: Header,
     kind: u16,
-    payload: Decoder<'a>,
+    payload: Cow<'a, [u8]>,
     checksum: u128,
 }
 
-fn open<'a>(bytes: &'a [u8], magic: [u8; 8], payload_max: u64, what: &str) -> Result<Opened<'a>> {
+impl Opened<'_> {
+    /// The plain payload. It is as far into the file as the sealed one.
+    fn payload(&self) -> Decoder<'_> {
+        Decoder::new(&self.payload, HEADER_BYTES as u64)
+    }
+}
+
+fn open<'a>(
+    bytes: &'a [u8],
+    magic: [u8; 8],
+    payload_max: u64,
+    what: &str,
+    keys: &GroupKeys,
+) -> Result<Opened<'a>> {
     let corrupt = |text: &str, offset: u64| Error::corrupt(format!("{what}: {text}")).at_offset(offset);
     let (raw, payload) =
         RawHeader::ref_from_prefix(bytes).map_err(|_| corrupt("shorter than its header", 0))?;
@@ -314,7 +361,12 @@ fn open<'a>(bytes: &'a [u8], magic: [u8; 8], payload_max: u64, what: &str) -> Re
     if raw.payload_checksum.get() != checksum(payload) {
         return Err(corrupt("its payload's checksum does not match", HEADER_BYTES as u64));
     }
-    if raw.reserved.get() != 0 || raw.number.get() == 0 {
+    let is_plain = raw.key_generation.get() == 0;
+    if raw.reserved.get() != 0
+        || raw.number.get() == 0
+        || raw.reserved_long.get() != 0
+        || (is_plain && raw.seal_number.get() != 0)
+    {
         return Err(corrupt("its header's fields are not legal", 14));
     }
     let header = Header {
@@ -324,6 +376,29 @@ fn open<'a>(bytes: &'a [u8], magic: [u8; 8], payload_max: u64, what: &str) -> Re
         timeline: TimelineId(raw.timeline.get()),
         previous: raw.previous.get(),
     };
-    let payload = Decoder::new(payload, HEADER_BYTES as u64);
+    let payload = open_payload(raw, payload, what, keys)?;
     Ok(Opened { header, kind: raw.kind.get(), payload, checksum: raw.checksum.get() })
+}
+
+/// The plain payload, once its seal was compared.
+fn open_payload<'a>(
+    raw: &RawHeader,
+    payload: &'a [u8],
+    what: &str,
+    keys: &GroupKeys,
+) -> Result<Cow<'a, [u8]>> {
+    let opener = keys.opener(raw.key_generation.get(), Purpose::Manifest, raw.writer.get());
+    let opener =
+        opener.map_err(|error| Error::new(error.kind(), format!("{what}: {error}")).at_offset(112))?;
+    let Some(sealer) = opener else { return Ok(Cow::Borrowed(payload)) };
+    let mut bound = RawHeader::read_from_bytes(raw.as_bytes()).expect("of the same size");
+    (bound.payload_checksum, bound.checksum) = (0.into(), 0.into());
+    let mut opened = payload.to_vec();
+    let plain = open_units(&sealer, raw.seal_number.get(), bound.as_bytes(), &mut opened);
+    let plain = plain.map_err(|(offset, _)| {
+        let text = format!("{what}: its seal does not fit: it was changed, or is another group's");
+        Error::corrupt(text).at_offset(HEADER_BYTES as u64 + offset)
+    })?;
+    opened.truncate(plain);
+    Ok(Cow::Owned(opened))
 }

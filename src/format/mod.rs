@@ -7,6 +7,7 @@ pub mod checkpoint;
 pub(crate) mod codec;
 pub mod delta;
 pub mod frame;
+pub mod keyring;
 pub mod ladder;
 pub mod manifest;
 pub mod marker;

@@ -7,7 +7,7 @@
 //! +--------+--------+--------------+---------------------------------------------+---------------+--------+-----+
 //! ```
 //!
-//! Little-endian; every field is in `docs/format.md`. The file's sum covers all of it, padding included. A run is a cache:
+//! A sealed group's run goes on with a tag for each payload and the key of each part. Little-endian; every field is in `docs/format.md`. The file's sum covers all of it, padding included. A run is a cache:
 //! whoever cannot believe it reads the frames themselves. So there is one kind of fault, which says what was wrong.
 //!
 //! [`Run`] holds the small tables. The large ones, extents and payloads, stay in the bytes and are taken one by one
@@ -19,6 +19,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::format::frame::{Payload, RECORD_PAYLOAD_BYTES_MAX};
 use crate::format::marker::Marker;
+use crate::seal::{Generation, TAG_BYTES, Tag};
 use crate::units::{
     DiskSlot, FrameNumber, GroupId, IncarnationId, Lsn, PAGE_BYTES, SECTOR_BYTES, SectorRange,
     SegmentSequence, TimelineId, to_usize,
@@ -57,7 +58,9 @@ struct RawHeader {
     layers: U32,
     extents: U64,
     payloads: U64,
-    reserved_b: [u8; 80],
+    tags: U64,
+    seals: U32,
+    reserved_b: [u8; 68],
 }
 
 const _: () = assert!(HEADER_BYTES == 256);
@@ -110,13 +113,22 @@ struct RawPayload {
     sum: U64,
 }
 
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawPartSeal {
+    incarnation: U128,
+    generation: U32,
+    reserved: [u8; 12],
+}
+
 const PART_BYTES: usize = size_of::<RawPart>();
 const LAYER_BYTES: usize = size_of::<RawLayer>();
 const DISK_BYTES: usize = size_of::<RawDisk>();
 const EXTENT_BYTES: usize = size_of::<RawExtent>();
 const PAYLOAD_BYTES: usize = size_of::<RawPayload>();
 const _: () = assert!(PART_BYTES == 32 && LAYER_BYTES == 32 && DISK_BYTES == 16);
-const _: () = assert!(EXTENT_BYTES == 24 && PAYLOAD_BYTES == 16);
+const SEAL_BYTES: usize = size_of::<RawPartSeal>();
+const _: () = assert!(EXTENT_BYTES == 24 && PAYLOAD_BYTES == 16 && SEAL_BYTES == 32);
 
 const KIND_JOURNAL: u8 = 0;
 const KIND_ZERO: u8 = 1;
@@ -137,6 +149,15 @@ pub struct FrameLink {
     pub last_lsn: Lsn,
 }
 
+/// Which key sealed payloads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartSeal {
+    /// That of this incarnation,
+    pub incarnation: IncarnationId,
+    /// of this group key.
+    pub generation: Generation,
+}
+
 /// What the run's frames take of one segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RunPart {
@@ -148,6 +169,8 @@ pub struct RunPart {
     pub last_lsn: Lsn,
     /// How many payloads of it the run lists.
     pub payloads: u32,
+    /// What sealed them, where the group is sealed.
+    pub seal: Option<PartSeal>,
 }
 
 /// Consecutive records of the run, up to where a layer was frozen.
@@ -217,6 +240,7 @@ pub struct RunFault(pub &'static str);
 pub struct RunTables<'a> {
     extents: &'a [RawExtent],
     payloads: &'a [RawPayload],
+    tags: &'a [Tag],
 }
 
 impl RunTables<'_> {
@@ -230,6 +254,11 @@ impl RunTables<'_> {
     pub fn payloads(&self) -> impl ExactSizeIterator<Item = Option<Payload>> + '_ {
         self.payloads.iter().map(RawPayload::parse)
     }
+
+    /// Of each payload its tag; none at all where the group is not sealed.
+    pub fn tags(&self) -> &[Tag] {
+        self.tags
+    }
 }
 
 impl Run {
@@ -241,11 +270,18 @@ impl Run {
         &self,
         extents: impl Iterator<Item = RunExtent>,
         payloads: impl Iterator<Item = Payload>,
+        tags: &[Tag],
     ) -> Vec<u8> {
         let (extent_count, payload_count) = self.counts();
-        let tables = to_usize(extent_count) * EXTENT_BYTES + to_usize(payload_count) * PAYLOAD_BYTES;
+        let seals: Vec<PartSeal> = self.parts.iter().filter_map(|part| part.seal).collect();
+        let tables = to_usize(extent_count) * EXTENT_BYTES
+            + to_usize(payload_count) * PAYLOAD_BYTES
+            + tags.len() * TAG_BYTES
+            + seals.len() * SEAL_BYTES;
         let mut out = Vec::with_capacity((HEADER_BYTES + tables + PAGE_BYTES).next_multiple_of(PAGE_BYTES));
-        out.extend_from_slice(self.raw_header(extent_count, payload_count).as_bytes());
+        out.extend_from_slice(
+            self.raw_header(extent_count, payload_count, tags.len() as u64, seals.len()).as_bytes(),
+        );
         self.parts.iter().for_each(|part| out.extend_from_slice(RawPart::from(part).as_bytes()));
         let markers: Vec<Vec<u8>> = self
             .layers
@@ -265,6 +301,8 @@ impl Run {
         let start = out.len();
         extents.for_each(|extent| out.extend_from_slice(RawExtent::from(extent).as_bytes()));
         payloads.for_each(|payload| out.extend_from_slice(RawPayload::from(payload).as_bytes()));
+        out.extend_from_slice(tags.as_bytes());
+        seals.iter().for_each(|seal| out.extend_from_slice(RawPartSeal::from(seal).as_bytes()));
         assert_eq!(out.len() - start, tables, "the tables say how much follows");
         out.resize(out.len().next_multiple_of(PAGE_BYTES), 0);
         let sum = xxh3_64(&out);
@@ -298,7 +336,7 @@ impl Run {
         (extents, self.parts.iter().map(|part| u64::from(part.payloads)).sum())
     }
 
-    fn raw_header(&self, extents: u64, payloads: u64) -> RawHeader {
+    fn raw_header(&self, extents: u64, payloads: u64, tags: u64, seals: usize) -> RawHeader {
         let count = |count: usize| u32::try_from(count).expect("a run has few parts and layers").into();
         RawHeader {
             magic: MAGIC,
@@ -313,7 +351,9 @@ impl Run {
             layers: count(self.layers.len()),
             extents: extents.into(),
             payloads: payloads.into(),
-            reserved_b: [0; 80],
+            tags: tags.into(),
+            seals: count(seals),
+            reserved_b: [0; 68],
         }
     }
 
@@ -333,7 +373,9 @@ impl Run {
             }
             last = layer.last;
         }
-        let ascend = self.parts.is_sorted_by(|one, other| one.sequence < other.sequence);
+        let ascend = self.parts.is_sorted_by(|one, other| {
+            one.sequence < other.sequence || (one.sequence == other.sequence && one.seal != other.seal)
+        });
         let within =
             self.parts.iter().all(|part| part.sequence >= begin.segment && part.last_lsn <= end.last_lsn);
         let reach = self.parts.last().is_some_and(|part| part.sequence == end.segment);
@@ -345,7 +387,7 @@ impl Run {
 }
 
 fn decode_body<'a>(header: &RawHeader, bytes: &'a [u8]) -> Result<(Run, RunTables<'a>), RunFault> {
-    if header.reserved_a != [0; 6] || header.reserved_b != [0; 80] {
+    if header.reserved_a != [0; 6] || header.reserved_b != [0; 68] {
         return Err(RunFault("reserved"));
     }
     let rest = &bytes[HEADER_BYTES..];
@@ -367,7 +409,19 @@ fn decode_body<'a>(header: &RawHeader, bytes: &'a [u8]) -> Result<(Run, RunTable
         rest = after;
     }
     let (extents, rest) = table::<RawExtent>(rest, header.extents.get())?;
-    let (payloads, padding) = table::<RawPayload>(rest, header.payloads.get())?;
+    let (payloads, rest) = table::<RawPayload>(rest, header.payloads.get())?;
+    let (tags, rest) = table::<Tag>(rest, header.tags.get())?;
+    let (seals, padding) = table::<RawPartSeal>(rest, header.seals.get().into())?;
+    if !seals.is_empty() {
+        if seals.len() != run.parts.len() || tags.len() != payloads.len() {
+            return Err(RunFault("seals"));
+        }
+        for (part, seal) in run.parts.iter_mut().zip(seals) {
+            part.seal = Some(seal.parse()?);
+        }
+    } else if !tags.is_empty() {
+        return Err(RunFault("tags"));
+    }
     if run.counts() != (header.extents.get(), header.payloads.get()) {
         return Err(RunFault("counts"));
     }
@@ -378,7 +432,7 @@ fn decode_body<'a>(header: &RawHeader, bytes: &'a [u8]) -> Result<(Run, RunTable
         return Err(RunFault("padding"));
     }
     run.check()?;
-    Ok((run, RunTables { extents, payloads }))
+    Ok((run, RunTables { extents, payloads, tags }))
 }
 
 /// The first `count` entries of `bytes`, and what is behind them.
@@ -430,7 +484,28 @@ impl RawPart {
             sequence: SegmentSequence(self.sequence.get()),
             last_lsn: Lsn(self.last_lsn.get()),
             payloads: self.payloads.get(),
+            seal: None,
         })
+    }
+}
+
+impl RawPartSeal {
+    fn parse(&self) -> Result<PartSeal, RunFault> {
+        if self.reserved != [0; 12] || self.generation.get() == 0 {
+            return Err(RunFault("seals"));
+        }
+        let generation = Generation(self.generation.get());
+        Ok(PartSeal { incarnation: IncarnationId(self.incarnation.get()), generation })
+    }
+}
+
+impl From<&PartSeal> for RawPartSeal {
+    fn from(seal: &PartSeal) -> RawPartSeal {
+        RawPartSeal {
+            incarnation: seal.incarnation.0.into(),
+            generation: seal.generation.0.into(),
+            reserved: [0; 12],
+        }
     }
 }
 
@@ -554,6 +629,7 @@ mod tests {
             sequence: SegmentSequence(sequence),
             last_lsn: Lsn(last_lsn),
             payloads,
+            seal: None,
         };
         let run = Run {
             group: GroupId(1),
@@ -568,7 +644,7 @@ mod tests {
 
     fn encoded() -> Vec<u8> {
         let (run, extents, payloads) = run();
-        run.encode(extents.into_iter(), payloads.into_iter())
+        run.encode(extents.into_iter(), payloads.into_iter(), &[])
     }
 
     #[test]
@@ -583,6 +659,26 @@ mod tests {
             assert_eq!(tables.payloads().collect::<Option<Vec<_>>>(), Some(payloads));
         }
         assert_eq!(bytes, kept, "decoding leaves the bytes as they were");
+    }
+
+    #[test]
+    fn a_sealed_run_names_tags_and_keys() {
+        let (mut run, extents, payloads) = run();
+        for (part, incarnation) in run.parts.iter_mut().zip(5..) {
+            let (incarnation, generation) = (IncarnationId(incarnation), Generation(2));
+            part.seal = Some(PartSeal { incarnation, generation });
+        }
+        // Two incarnations wrote to one segment.
+        run.parts[0].sequence = run.parts[1].sequence;
+        let tags = [[7; TAG_BYTES], [8; TAG_BYTES]];
+        let mut bytes = run.encode(extents.clone().into_iter(), payloads.clone().into_iter(), &tags);
+        let (found, tables) = Run::decode(&mut bytes).expect("a run");
+        assert_eq!((&found, tables.tags()), (&run, &tags[..]));
+        let mut bytes = run.encode(extents.clone().into_iter(), payloads.clone().into_iter(), &tags[..1]);
+        assert_eq!(Run::decode(&mut bytes).map(drop), Err(RunFault("seals")));
+        run.parts.iter_mut().for_each(|part| part.seal = None);
+        let mut bytes = run.encode(extents.into_iter(), payloads.into_iter(), &tags);
+        assert_eq!(Run::decode(&mut bytes).map(drop), Err(RunFault("tags")));
     }
 
     #[test]
@@ -603,7 +699,7 @@ mod tests {
         let refused = |change: &dyn Fn(&mut Run)| {
             let (mut run, extents, payloads) = run();
             change(&mut run);
-            let mut bytes = run.encode(extents.into_iter(), payloads.into_iter());
+            let mut bytes = run.encode(extents.into_iter(), payloads.into_iter(), &[]);
             Run::decode(&mut bytes).map(drop).unwrap_err().0
         };
         assert_eq!(refused(&|run| run.end.number = run.begin.number), "links");

@@ -10,6 +10,9 @@
 //! It is read from its end: the [`Footer`] says whose it is and sums the table; each entry of the table sums its own
 //! chunk. Chunks stand in the order of their extents without gaps, so that no entry says where its chunk is. Offsets in
 //! errors count from the start of the file.
+//!
+//! In a sealed group a [`Seal`] stands between table and footer: it names the file's key, and its tag binds the table and the
+//! footer. The entries then hold their chunks' tags instead of sums.
 
 use zerocopy::little_endian::{U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -18,6 +21,7 @@ use super::checksum;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::delta::DISK_SECTORS_MAX;
 use crate::format::frame::RECORD_PAYLOAD_BYTES_MAX;
+use crate::seal::{Generation, TAG_BYTES, Tag};
 use crate::units::{DiskId, GroupId, Lsn, SECTOR_BYTES, SectorRange, TimelineId};
 
 /// Length of the footer.
@@ -31,6 +35,8 @@ pub const ZERO_SECTORS_MAX: u64 = u32::MAX as u64;
 
 const MAGIC: [u8; 8] = *b"AFTRSIDE";
 const VERSION: u32 = 1;
+/// Of a sealed file.
+const VERSION_SEALED: u32 = 2;
 const KIND_DATA: u8 = 1;
 const KIND_HOLE: u8 = 2;
 const KIND_ZEROS_ALLOCATED: u8 = 3;
@@ -62,6 +68,19 @@ struct RawEntry {
     checksum: U128,
 }
 
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawSeal {
+    id: U128,
+    generation: U32,
+    reserved: [u8; 12],
+    tag: [u8; TAG_BYTES],
+}
+
+/// Length of the seal of a sealed file.
+pub const SEAL_BYTES: usize = size_of::<RawSeal>();
+
+const _: () = assert!(SEAL_BYTES == 48);
 const _: () = assert!(size_of::<RawFooter>() == FOOTER_BYTES && size_of::<RawEntry>() == ENTRY_BYTES);
 
 /// Which of a disk's side files it is.
@@ -86,7 +105,7 @@ pub struct Identity {
 pub enum Content {
     /// The bytes of its chunk.
     Data {
-        /// The chunk's sum.
+        /// The chunk's sum; in a sealed file its tag.
         checksum: u128,
     },
     /// Zeros.
@@ -159,6 +178,37 @@ pub fn encode_table(extents: &[SideExtent]) -> Vec<u8> {
     extents.iter().flat_map(|extent| extent.encode().as_bytes().to_vec()).collect()
 }
 
+/// What sealed a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seal {
+    /// Drawn for the file: its key is derived with it,
+    pub id: u128,
+    /// of this group key.
+    pub generation: Generation,
+    /// Binds table and footer.
+    pub tag: Tag,
+}
+
+impl Seal {
+    /// The seal's bytes.
+    pub fn encode(&self) -> [u8; SEAL_BYTES] {
+        let Seal { id, generation, tag } = *self;
+        let raw = RawSeal { id: id.into(), generation: generation.0.into(), reserved: [0; 12], tag };
+        raw.as_bytes().try_into().expect("the sizes were compared at compile time")
+    }
+
+    /// The seal in `bytes`, which stand at `offset`.
+    pub fn decode(bytes: &[u8], offset: u64) -> Result<Seal> {
+        let corrupt = || Error::corrupt("the side file's seal is not legal").at_offset(offset);
+        let raw = RawSeal::read_from_bytes(bytes).map_err(|_| corrupt())?;
+        if raw.reserved != [0; 12] || raw.generation.get() == 0 {
+            return Err(corrupt());
+        }
+        let generation = Generation(raw.generation.get());
+        Ok(Seal { id: raw.id.get(), generation, tag: raw.tag })
+    }
+}
+
 /// Whose file it is, and where its table is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Footer {
@@ -170,6 +220,8 @@ pub struct Footer {
     pub extents: u64,
     /// Over the stored table.
     pub table_checksum: u128,
+    /// Whether a seal stands before it.
+    pub is_sealed: bool,
 }
 
 impl Footer {
@@ -180,7 +232,24 @@ impl Footer {
             table_offset: extents.iter().map(SideExtent::chunk_bytes).sum(),
             extents: extents.len() as u64,
             table_checksum: checksum(table),
+            is_sealed: false,
         }
+    }
+
+    /// The same, of a sealed file.
+    #[must_use]
+    pub fn sealed(self) -> Footer {
+        Footer { is_sealed: true, ..self }
+    }
+
+    /// What the seal's tag binds: the footer, which sums the table, and the table.
+    pub fn bound(&self, table: &[u8]) -> Vec<u8> {
+        [&self.encode()[..], table].concat()
+    }
+
+    /// Length of the seal.
+    pub fn seal_bytes(&self) -> u64 {
+        if self.is_sealed { SEAL_BYTES as u64 } else { 0 }
     }
 
     /// Length of the table; as the bytes claim it, so checked against the file's length by [`Footer::decode`].
@@ -192,7 +261,7 @@ impl Footer {
     pub fn encode(&self) -> [u8; FOOTER_BYTES] {
         let mut raw = RawFooter {
             magic: MAGIC,
-            version: VERSION.into(),
+            version: if self.is_sealed { VERSION_SEALED } else { VERSION }.into(),
             number: self.identity.number.into(),
             group: self.identity.group.0.into(),
             timeline: self.identity.timeline.0.into(),
@@ -217,7 +286,7 @@ impl Footer {
         if raw.magic != MAGIC {
             return Err(corrupt("the side file does not end in a footer: it was cut off"));
         }
-        if raw.version.get() != VERSION {
+        if ![VERSION, VERSION_SEALED].contains(&raw.version.get()) {
             let text = format!("side file version {} is not known to this build", raw.version.get());
             return Err(Error::new(ErrorKind::Unsupported, text).at_offset(at + 8));
         }
@@ -232,13 +301,15 @@ impl Footer {
             after: Lsn(raw.after.get()),
             through: Lsn(raw.through.get()),
         };
+        let is_sealed = raw.version.get() == VERSION_SEALED;
+        let seal_bytes = if is_sealed { SEAL_BYTES as u64 } else { 0 };
         let (table_offset, extents) = (raw.table_offset.get(), raw.extents.get());
         let table_bytes = extents.checked_mul(ENTRY_BYTES as u64);
-        let end = table_bytes.and_then(|bytes| bytes.checked_add(table_offset));
+        let end = table_bytes.and_then(|bytes| bytes.checked_add(table_offset)?.checked_add(seal_bytes));
         if end != Some(at) || identity.number == 0 || identity.after >= identity.through {
             return Err(corrupt("the side file's footer contradicts itself or the file's length"));
         }
-        Ok(Footer { identity, table_offset, extents, table_checksum: raw.table_checksum.get() })
+        Ok(Footer { identity, table_offset, extents, table_checksum: raw.table_checksum.get(), is_sealed })
     }
 
     /// The extents of the stored `table`: ascending, disjoint, on a disk of `sectors`, with chunks that end where the

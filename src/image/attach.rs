@@ -14,6 +14,7 @@ use crate::image::Image;
 use crate::image::mend::{Mend, mend};
 use crate::image::side::{self, Sides};
 use crate::runtime::Runtime;
+use crate::seal::GroupKeys;
 use crate::units::{DiskId, Lsn, SectorCount};
 
 /// What a disk's files are at opening.
@@ -56,9 +57,10 @@ pub async fn reattach(
     directory: &Path,
     (disk, size): (DiskId, SectorCount),
     accepted: Lsn,
+    keys: &GroupKeys,
 ) -> Result<(Image, u32)> {
     let names = side::list(runtime, directory).await?;
-    let sides = names.open(runtime, directory, (disk, size.0)).await;
+    let sides = names.open(runtime, directory, (disk, size.0), keys).await;
     match attach(runtime, directory, (disk, size), sides).await {
         Attached::Broken { error, .. } => Err(error),
         Attached::Whole(image, _) if image.destaged() > accepted => {

@@ -79,8 +79,8 @@ async fn bring(runtime: &Rc<Runtime>, image: &Image, range: SectorRange, piece: 
             Ok(0)
         }
         SidePiece::Data(part) => {
-            let chunk = runtime.read(&part.file, part.offset, part.bytes).await?.freeze();
-            runtime.write(&image.file, range.byte_offset(), part.verified(&chunk)?).await?;
+            let chunk = runtime.read(&part.file, part.offset, part.bytes).await?;
+            runtime.write(&image.file, range.byte_offset(), part.verified(chunk)?).await?;
             Ok(range.bytes())
         }
     }

@@ -22,12 +22,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{Extent, Found, FrozenMap, Location, merge};
 use crate::format::checksum;
 use crate::format::side::{
-    CHUNK_SECTORS_MAX, Content, FOOTER_BYTES, Footer, Identity, SideExtent, ZERO_SECTORS_MAX, encode_table,
+    CHUNK_SECTORS_MAX, Content, FOOTER_BYTES, Footer, Identity, SEAL_BYTES, Seal, SideExtent,
+    ZERO_SECTORS_MAX, encode_table,
 };
 use crate::journal::reader::Reader;
 use crate::journal::segments::Source;
 use crate::planted::{Bug, Planted};
 use crate::runtime::Runtime;
+use crate::seal::{GroupKeys, Nonce, Purpose, Sealer, Sealing};
 use crate::storage::{Buffer, File, OpenOptions, Slice};
 use crate::units::{DiskId, Lsn, SECTOR_BYTES, SectorRange, to_usize};
 
@@ -71,15 +73,24 @@ pub struct ChunkPart {
     pub offset: u64,
     /// Its length.
     pub bytes: usize,
+    /// Its sum, or its tag.
     checksum: u128,
+    /// What opens it, and its number.
+    seal: Option<(Rc<Sealer>, u64)>,
     part: std::ops::Range<usize>,
 }
 
 impl ChunkPart {
     /// The part, from the chunk as it was read; `Corrupt` if that is not what was written.
-    pub fn verified(&self, chunk: &Slice) -> Result<Slice> {
-        if checksum(chunk) == self.checksum {
-            return Ok(chunk.slice(self.part.clone()));
+    pub fn verified(&self, mut chunk: Buffer) -> Result<Slice> {
+        let is_sound = match &self.seal {
+            Some((sealer, index)) => {
+                sealer.open(chunk_nonce(*index), &[], &mut chunk, &self.checksum.to_le_bytes()).is_ok()
+            }
+            None => checksum(&chunk) == self.checksum,
+        };
+        if is_sound {
+            return Ok(chunk.freeze().slice(self.part.clone()));
         }
         let text =
             "a chunk of the side file does not match its checksum: restore its disk from a recovery point";
@@ -87,11 +98,20 @@ impl ChunkPart {
     }
 }
 
+/// Of the chunk of an extent.
+fn chunk_nonce(extent: u64) -> Nonce {
+    Nonce { counter: extent, part: 0 }
+}
+
+/// Of the seal over table and footer: no table has so many extents.
+const SEAL_NONCE: Nonce = Nonce { counter: u64::MAX, part: 0 };
+
 /// An open side file.
 #[derive(Debug)]
 pub struct SideFile {
     file: File,
     identity: Identity,
+    sealer: Option<Rc<Sealer>>,
     extents: Vec<SideExtent>,
     /// Where each extent's chunk starts.
     offsets: Vec<u64>,
@@ -108,6 +128,8 @@ pub struct SideWork {
     pub maps: Vec<Rc<FrozenMap<Source>>>,
     /// Where payloads are read.
     pub reader: Reader,
+    /// What seals it.
+    pub keys: GroupKeys,
 }
 
 /// Path of a disk's side file.
@@ -166,7 +188,7 @@ impl SideName {
 }
 
 impl SideFile {
-    fn new(file: File, identity: Identity, extents: Vec<SideExtent>) -> SideFile {
+    fn new(file: File, identity: Identity, extents: Vec<SideExtent>, sealer: Option<Rc<Sealer>>) -> SideFile {
         let mut offset = 0;
         let mut offsets = Vec::with_capacity(extents.len());
         let mut map = Vec::with_capacity(extents.len());
@@ -178,34 +200,35 @@ impl SideFile {
         }
         let map =
             FrozenMap::from_sorted(map).expect("a table is sorted when it is written and when it is read");
-        SideFile { file, identity, extents, offsets, map }
+        SideFile { file, identity, sealer, extents, offsets, map }
     }
 
     /// Opens the file of that name, which must be this disk's.
-    async fn open(runtime: &Rc<Runtime>, path: &Path, expected: Expected) -> Result<SideFile> {
+    async fn open(runtime: &Rc<Runtime>, path: &Path, expected: Expected<'_>) -> Result<SideFile> {
         let file = runtime.open(path, OpenOptions::READ).await.map_err(|error| missing(error, path))?;
         let read = SideFile::read_table(runtime, &file, expected).await;
-        let (identity, extents) = read.map_err(|error| error.at_path(path))?;
-        Ok(SideFile::new(file, identity, extents))
+        let (identity, extents, sealer) = read.map_err(|error| error.at_path(path))?;
+        Ok(SideFile::new(file, identity, extents, sealer))
     }
 
     async fn read_table(
         runtime: &Rc<Runtime>,
         file: &File,
-        expected: Expected,
-    ) -> Result<(Identity, Vec<SideExtent>)> {
+        expected: Expected<'_>,
+    ) -> Result<(Identity, Vec<SideExtent>, Option<Rc<Sealer>>)> {
         let length = runtime.length(file).await?;
         let Some(footer_at) = length.checked_sub(FOOTER_BYTES as u64) else {
             return Err(Error::corrupt("the side file is shorter than its footer").at_offset(length));
         };
         let footer = Footer::decode(&runtime.read(file, footer_at, FOOTER_BYTES).await?, length)?;
         let table = runtime.read(file, footer.table_offset, to_usize(footer.table_bytes())).await?;
+        let sealer = open_seal(runtime, file, &footer, &table, expected.keys).await?;
         let extents = footer.decode_table(&table, expected.sectors)?;
         let Identity { disk, number, .. } = footer.identity;
         if disk != expected.disk || number != expected.number {
             return Err(Error::corrupt("the side file is another disk's, or another of this disk's"));
         }
-        Ok((footer.identity, extents))
+        Ok((footer.identity, extents, sealer))
     }
 
     /// Its place in the order of the disk's side files.
@@ -220,7 +243,8 @@ impl SideFile {
 
     /// Bytes that it takes.
     pub fn bytes(&self) -> u64 {
-        let table = (self.extents.len() * crate::format::side::ENTRY_BYTES + FOOTER_BYTES) as u64;
+        let seal = if self.sealer.is_some() { SEAL_BYTES } else { 0 };
+        let table = (self.extents.len() * crate::format::side::ENTRY_BYTES + seal + FOOTER_BYTES) as u64;
         self.extents.iter().map(SideExtent::chunk_bytes).sum::<u64>() + table
     }
 
@@ -239,7 +263,8 @@ impl SideFile {
                 let start = u64::from(location.sector) * SECTOR_BYTES;
                 let part = to_usize(start)..to_usize(start + sectors * SECTOR_BYTES);
                 let (offset, bytes) = (self.offsets[index], to_usize(extent.range.bytes()));
-                SidePiece::Data(ChunkPart { file: self.file.clone(), offset, bytes, checksum, part })
+                let seal = self.sealer.as_ref().map(|sealer| (Rc::clone(sealer), index as u64));
+                SidePiece::Data(ChunkPart { file: self.file.clone(), offset, bytes, checksum, seal, part })
             }
         }
     }
@@ -261,10 +286,35 @@ fn missing(error: Error, path: &Path) -> Error {
 
 /// What an opened file must say of itself.
 #[derive(Clone, Copy)]
-struct Expected {
+struct Expected<'a> {
     disk: DiskId,
     number: u32,
     sectors: u64,
+    keys: &'a GroupKeys,
+}
+
+/// What opens the chunks of a file whose table and footer are as they were sealed; nothing where they are not sealed.
+async fn open_seal(
+    runtime: &Rc<Runtime>,
+    file: &File,
+    footer: &Footer,
+    table: &[u8],
+    keys: &GroupKeys,
+) -> Result<Option<Rc<Sealer>>> {
+    let offset = footer.table_offset + footer.table_bytes();
+    let seal = match footer.is_sealed {
+        true => Some(Seal::decode(&runtime.read(file, offset, SEAL_BYTES).await?, offset)?),
+        false => None,
+    };
+    let (generation, id) = seal.map_or((0, 0), |seal| (seal.generation.0, seal.id));
+    let sealer = keys.opener(generation, Purpose::Side, id).map_err(|error| error.at_offset(offset))?;
+    if let (Some(sealer), Some(seal)) = (&sealer, seal)
+        && sealer.open(SEAL_NONCE, &footer.bound(table), &mut [], &seal.tag).is_err()
+    {
+        let text = "the side file's seal does not fit: its table or footer was changed";
+        return Err(Error::corrupt(text).at_offset(offset));
+    }
+    Ok(sealer.map(Rc::new))
 }
 
 /// Writes a side file; durable under its name when this returns, and from then on it is missed if it gets lost. No number
@@ -310,17 +360,26 @@ async fn publish(
     planted: Planted,
 ) -> Result<SideFile> {
     let file = runtime.open(partial, OpenOptions::CREATE).await?;
-    let extents = fill(runtime, &file, work).await?;
+    // Each attempt seals under a key of its own.
+    let id = runtime.random_u128();
+    let sealing = work.keys.sealing(Purpose::Side, id);
+    let extents = fill(runtime, &file, work, id, sealing.as_ref()).await?;
     if !planted.is(Bug::SideFileNotSynced) {
         runtime.sync(&file).await?;
     }
     runtime.publish(partial, path).await?;
     runtime.sync_directory(&work.directory).await?;
-    Ok(SideFile::new(file, work.identity, extents))
+    Ok(SideFile::new(file, work.identity, extents, sealing.map(|sealing| Rc::new(sealing.sealer))))
 }
 
 /// Writes chunks, table and footer; returns the table.
-async fn fill(runtime: &Rc<Runtime>, file: &File, work: &SideWork) -> Result<Vec<SideExtent>> {
+async fn fill(
+    runtime: &Rc<Runtime>,
+    file: &File,
+    work: &SideWork,
+    id: u128,
+    sealing: Option<&Sealing>,
+) -> Result<Vec<SideExtent>> {
     let merged = merge(&work.maps, || runtime.yield_now()).await;
     let extents = merged.iter().flat_map(pieces_of_entries);
     let mut reads = stream::iter(extents.map(|extent| read(&work.reader, extent))).buffered(READS_AHEAD);
@@ -331,8 +390,18 @@ async fn fill(runtime: &Rc<Runtime>, file: &File, work: &SideWork) -> Result<Vec
         let content = match piece {
             Read::Zero { allocated } => Content::Zero { allocated },
             Read::Data(bytes) => {
-                out.append(&bytes).await?;
-                Content::Data { checksum: checksum(&bytes) }
+                let start = out.gathered.len();
+                out.gathered.extend_from_slice(&bytes);
+                let stored = &mut out.gathered[start..];
+                let checksum = match sealing {
+                    Some(sealing) => {
+                        let nonce = chunk_nonce(table.len() as u64);
+                        u128::from_le_bytes(sealing.sealer.seal(nonce, &[], stored))
+                    }
+                    None => checksum(stored),
+                };
+                out.append(&[]).await?;
+                Content::Data { checksum }
             }
         };
         table.push(SideExtent { range, content });
@@ -342,6 +411,15 @@ async fn fill(runtime: &Rc<Runtime>, file: &File, work: &SideWork) -> Result<Vec
     for part in encoded.chunks(WRITE_BYTES) {
         out.append(part).await?;
     }
+    let footer = match sealing {
+        Some(Sealing { generation, sealer }) => {
+            let footer = footer.sealed();
+            let tag = sealer.seal(SEAL_NONCE, &footer.bound(&encoded), &mut []);
+            out.append(&Seal { id, generation: *generation, tag }.encode()).await?;
+            footer
+        }
+        None => footer,
+    };
     out.append(&footer.encode()).await?;
     out.flush().await?;
     Ok(table)
@@ -471,6 +549,7 @@ impl SideNames {
         runtime: &Rc<Runtime>,
         directory: &Path,
         (disk, sectors): (DiskId, u64),
+        keys: &GroupKeys,
     ) -> Sides {
         let of_disk = self.0.iter().filter(|name| name.disk == disk && name.kind != NameKind::Partial);
         let mut numbers: Vec<u32> = of_disk.map(|name| name.number).collect();
@@ -479,7 +558,7 @@ impl SideNames {
         let (mut files, mut damage) = (Vec::new(), None);
         for &number in &numbers {
             let path = side_path(directory, disk, number);
-            match SideFile::open(runtime, &path, Expected { disk, number, sectors }).await {
+            match SideFile::open(runtime, &path, Expected { disk, number, sectors, keys }).await {
                 Ok(file) => files.push(Rc::new(file)),
                 Err(error) => drop(damage.get_or_insert(error)),
             }

@@ -15,6 +15,7 @@ mod durability;
 mod frame_plan;
 pub mod inspect;
 pub mod intake;
+pub mod keys;
 pub mod open;
 pub mod payloads;
 pub mod reader;

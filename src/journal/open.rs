@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::format::frame::{FrameFault, UntrustedHeader};
 use crate::format::marker::Opening;
 use crate::format::run::FrameLink;
+use crate::journal::keys::JournalKeys;
 use crate::journal::recover::{Accepted, Decision, Known, claims, recover};
 use crate::journal::runs::{self, Jump, LoadedRun, Needs, link_of};
 use crate::journal::scan::{Checks, Scanned, SegmentScan, is_needless, scan_segment};
@@ -86,6 +87,7 @@ pub async fn open(
     plan: &JournalPlan,
     known: Known,
     needs: &Needs,
+    keys: &JournalKeys,
     planted: Planted,
 ) -> Result<OpenedJournal> {
     let checks = Checks {
@@ -116,7 +118,7 @@ pub async fn open(
     // These are synced by now; what frames past the end of the chain state may be gone after a power cut.
     let tail = frames.map(|scanned| scanned.frame.tail).max().unwrap_or_default();
     let begin = chain.first().map_or(SegmentSequence(0), |part| scans[part.scan].frames[0].frame.segment);
-    let rest = adopt_live(files, begin, &mut accepted, &mut segments);
+    let rest = adopt_live(files, begin, &mut accepted, &mut segments, keys)?;
     for (file, &seen) in rest.into_iter().zip(&uses) {
         if let Some(file) = file {
             segments.adopt_needless(file, seen, tail, number);
@@ -312,13 +314,15 @@ fn opening_after(last: Option<&Scanned>, runtime: &Runtime) -> Opening {
     }
 }
 
-/// Takes the segments of what was accepted, from `begin` on, into use; gives the others back.
+/// Takes the segments of what was accepted, from `begin` on, into use; gives the others back. In a sealed group each
+/// accepted frame's header must bear its tag.
 fn adopt_live(
     files: Vec<Segment>,
     begin: SegmentSequence,
     accepted: &mut [Recovered],
     segments: &mut Segments,
-) -> Vec<Option<Segment>> {
+    keys: &JournalKeys,
+) -> Result<Vec<Option<Segment>>> {
     let places: HashMap<SegmentIndex, usize> =
         files.iter().enumerate().map(|(place, file)| (file.index, place)).collect();
     let mut live: BTreeMap<SegmentSequence, usize> = BTreeMap::new();
@@ -326,13 +330,21 @@ fn adopt_live(
         match piece {
             Recovered::Frame(index, scanned) => {
                 let place = places[index];
-                files[place].takes_frame(&scanned.frame);
+                let key = keys.of_frame(&scanned.frame, scanned.opening.as_ref());
+                let key = key.map_err(|error| error.at_path(&files[place].path))?;
+                files[place].takes_frame(&scanned.frame, key.as_ref());
                 live.insert(scanned.frame.segment, place);
             }
             Recovered::Run(run) => {
                 for (part, payloads) in run.parts.iter_mut().filter(|(part, _)| part.sequence >= begin) {
                     let place = places[&SegmentIndex(part.index)];
-                    files[place].takes_part(run.end.number, part.last_lsn, std::mem::take(payloads));
+                    let key = match part.seal {
+                        Some(seal) => keys.of(seal.incarnation, Some(seal.generation)),
+                        None => keys.of(run.end.incarnation, None),
+                    };
+                    let key = key.map_err(|error| error.at_path(&run.path))?;
+                    let listed = std::mem::take(payloads);
+                    files[place].takes_part(run.end.number, part.last_lsn, listed, key.as_ref());
                     live.insert(part.sequence, place);
                 }
             }
@@ -342,7 +354,7 @@ fn adopt_live(
     for (sequence, place) in live {
         segments.adopt_live(files[place].take().expect("a file has one use"), sequence);
     }
-    files
+    Ok(files)
 }
 
 /// Goes on behind the last accepted frame. LSNs start above everything that any frame ever named, accepted or

@@ -1,14 +1,18 @@
 //! Where the payloads of a segment stand, and their sums: what whoever reads one back compares it with.
 //!
-//! A payload is read and checked whole: it is what one checksum covers (and later one seal), at most 64 KiB. The table
+//! A payload is read and checked whole: it is what one checksum and one seal cover, at most 64 KiB. The table
 //! is filled by the writer as frames are submitted, and at opening from what was accepted; it goes when the segment
-//! is recycled. It takes 16 bytes a record that has a payload.
+//! is recycled. It takes 16 bytes a record that has a payload, 32 where it is sealed.
 //!
 //! Invariant: payloads ascend and do not overlap, for frames are only ever appended to a segment.
+
+use std::rc::Rc;
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::format::frame::Frame;
+use crate::journal::keys::FrameKey;
+use crate::seal::{TAG_BYTES, Tag};
 use crate::units::SECTOR_BYTES;
 
 /// A record's payload, as it stands in a segment.
@@ -39,23 +43,56 @@ impl StoredPayload {
     }
 }
 
+/// How a payload is sealed.
+#[derive(Clone, Debug)]
+pub struct PayloadSeal {
+    /// Under which key.
+    pub key: Rc<FrameKey>,
+    /// Its tag.
+    pub tag: Tag,
+}
+
+/// Payloads of consecutive frames of one incarnation in one segment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ListedPayloads {
+    /// In the order of their places.
+    pub payloads: Vec<StoredPayload>,
+    /// Their tags, if they are sealed.
+    pub tags: Vec<Tag>,
+}
+
 /// The payloads of one segment, in the order of their places.
 #[derive(Debug, Default)]
 pub struct Payloads {
     table: Vec<StoredPayload>,
+    /// A tag for each, where the group is sealed.
+    tags: Vec<Tag>,
+    /// From which payload on which key sealed them.
+    keys: Vec<(usize, Rc<FrameKey>)>,
 }
 
 impl Payloads {
-    /// Adds those of a frame, which lies behind all that were added before.
-    pub fn add(&mut self, frame: &Frame) {
+    /// Adds those of a frame, which lies behind all that were added before, and was sealed under `key`.
+    pub fn add(&mut self, frame: &Frame, key: Option<&Rc<FrameKey>>) {
         let base = frame.payload_base();
-        for payload in frame.records.iter().map(|record| record.payload).filter(|payload| payload.sectors > 0)
+        self.use_key(key);
+        for (index, record) in
+            frame.records.iter().enumerate().filter(|(_, record)| record.payload.sectors > 0)
         {
+            let payload = record.payload;
             self.push(StoredPayload {
                 sector: base + payload.sector,
                 sectors: payload.sectors,
                 sum: payload.sum,
             });
+            self.tags.extend(frame.seal.as_ref().map(|seal| seal.payloads[index]));
+        }
+    }
+
+    fn use_key(&mut self, key: Option<&Rc<FrameKey>>) {
+        let Some(key) = key else { return };
+        if self.keys.last().is_none_or(|(_, last)| !Rc::ptr_eq(last, key)) {
+            self.keys.push((self.table.len(), Rc::clone(key)));
         }
     }
 
@@ -67,41 +104,46 @@ impl Payloads {
     }
 
     /// The payload that holds `sectors` sectors from `sector` on.
-    pub fn find(&self, sector: u32, sectors: u64) -> Option<StoredPayload> {
+    pub fn find(&self, sector: u32, sectors: u64) -> Option<(StoredPayload, Option<PayloadSeal>)> {
         let index = self.table.partition_point(|payload| payload.end() <= sector);
         let found = *self.table.get(index)?;
         let holds = found.sector <= sector && u64::from(sector) + sectors <= u64::from(found.end());
-        holds.then_some(found)
+        holds.then(|| (found, self.seal_of(index)))
     }
 
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.table.len()
+    fn seal_of(&self, index: usize) -> Option<PayloadSeal> {
+        let tag = *self.tags.get(index)?;
+        let (_, key) = &self.keys[self.keys.partition_point(|(first, _)| *first <= index) - 1];
+        Some(PayloadSeal { key: Rc::clone(key), tag })
     }
 
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.table.is_empty()
+    /// What the table takes.
+    pub fn memory_bytes(&self) -> usize {
+        self.table.len() * size_of::<StoredPayload>() + self.tags.len() * TAG_BYTES
     }
 
     /// Those that begin within `sectors`.
-    pub fn within(&self, sectors: &std::ops::Range<u32>) -> &[StoredPayload] {
+    pub fn within(&self, sectors: &std::ops::Range<u32>) -> ListedPayloads {
         let first = self.table.partition_point(|payload| payload.sector < sectors.start);
         let end = self.table.partition_point(|payload| payload.sector < sectors.end);
-        &self.table[first..end]
+        let tags = self.tags.get(first..end).unwrap_or_default().to_vec();
+        ListedPayloads { payloads: self.table[first..end].to_vec(), tags }
     }
 
-    /// Adds several, which lie behind all that were added before.
-    pub fn extend(&mut self, payloads: Vec<StoredPayload>) {
+    /// Adds several, which lie behind all that were added before, and were sealed under `key`.
+    pub fn extend(&mut self, listed: ListedPayloads, key: Option<&Rc<FrameKey>>) {
+        let ListedPayloads { payloads, tags } = listed;
         let Some(first) = payloads.first() else { return };
         let end = self.table.last().map_or(0, StoredPayload::end);
         assert!(first.sector >= end, "frames are appended: {first:?} after sector {end}");
+        self.use_key(key);
+        self.tags.extend(tags);
         if self.table.is_empty() { self.table = payloads } else { self.table.extend(payloads) }
     }
 
     /// Forgets all: the segment is used anew.
     pub fn clear(&mut self) {
-        self.table = Vec::new();
+        *self = Payloads::default();
     }
 }
 
@@ -132,7 +174,7 @@ mod tests {
             (151, 2, None),
             (152, 1, None),
         ] {
-            let answer = payloads.find(sector, sectors).map(|payload| payload.sector);
+            let answer = payloads.find(sector, sectors).map(|(payload, _)| payload.sector);
             assert_eq!(answer, found, "{sectors} at {sector}");
         }
     }

@@ -1,8 +1,8 @@
 //! Reads record payloads back: from the frame cache, or from the segment.
 //!
-//! Whatever comes from a file is read by whole payloads and compared with its sum before any byte of it leaves here:
+//! Whatever comes from a file is read by whole payloads and compared with its sum, or opened by its seal, before any byte of it leaves here:
 //! bit rot under a running gateway is an error with file and offset ([`PayloadRead`]), never somebody's data. Frames in
-//! the cache are what was summed and written, and are not checked again. Guests' reads (`protect::reads`), which are no
+//! the cache are what was sealed and written, still plain, and are not checked again. Guests' reads (`protect::reads`), which are no
 //! tasks, go through the same [`locate`].
 
 use std::cell::RefCell;
@@ -12,7 +12,7 @@ use std::rc::Rc;
 
 use crate::error::{Error, Result};
 use crate::journal::cache::FrameCache;
-use crate::journal::payloads::StoredPayload;
+use crate::journal::payloads::{PayloadSeal, StoredPayload};
 use crate::journal::segments::{Segment, SegmentIndex, Segments};
 use crate::planted::{Bug, Planted};
 use crate::runtime::Runtime;
@@ -42,16 +42,17 @@ pub fn locate<'a>(
         return Located::Cached(slice);
     }
     let segment = find(segment).expect("a map names only segments that are in use");
-    let payload = segment.payload(sector, sectors).expect("an extent lies within a record's payload");
+    let (payload, seal) = segment.payload(sector, sectors).expect("an extent lies within a record's payload");
     let start = to_usize(u64::from(sector - payload.sector) * SECTOR_BYTES);
     let within = start..start + to_usize(sectors * SECTOR_BYTES);
-    Located::Stored(PayloadRead { segment: Rc::clone(segment), payload, within })
+    Located::Stored(PayloadRead { segment: Rc::clone(segment), payload, seal, within })
 }
 
 /// A read of a payload of which a part is wanted. It pins the segment.
 pub struct PayloadRead {
     segment: Rc<Segment>,
     payload: StoredPayload,
+    seal: Option<PayloadSeal>,
     within: Range<usize>,
 }
 
@@ -63,9 +64,17 @@ impl PayloadRead {
     }
 
     /// The part that is wanted of what the operation read; `Corrupt` if it is not what was written.
-    pub fn verify(&self, buffer: Buffer, planted: Planted) -> Result<Slice> {
-        if !planted.is(Bug::UnverifiedRead) && !self.payload.is_sound(&buffer) {
-            let text = "a record in the journal is not what was written: its checksum does not match";
+    pub fn verify(&self, mut buffer: Buffer, planted: Planted) -> Result<Slice> {
+        let is_sound = match &self.seal {
+            // The tag says more than the checksum.
+            Some(PayloadSeal { key, tag }) => {
+                key.open(self.segment.sequence(), self.payload.sector, &mut buffer, tag).is_ok()
+            }
+            None => self.payload.is_sound(&buffer),
+        };
+        if !planted.is(Bug::UnverifiedRead) && !is_sound {
+            let what = if self.seal.is_some() { "seal does not fit" } else { "checksum does not match" };
+            let text = format!("a record in the journal is not what was written: its {what}");
             let error = Error::corrupt(text).at_path(&self.segment.path);
             return Err(error.at_offset(self.payload.byte_offset()));
         }

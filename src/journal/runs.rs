@@ -23,8 +23,10 @@ use crate::error::{Error, Result};
 use crate::extent::{Extent, FrozenMap};
 use crate::format::frame::{Frame, Payload, RecordKind};
 use crate::format::marker::Marker;
-use crate::format::run::{FrameLink, Run, RunExtent, RunFault, RunLayer, RunPart, RunSource, RunTables};
-use crate::journal::payloads::StoredPayload;
+use crate::format::run::{
+    FrameLink, PartSeal, Run, RunExtent, RunFault, RunLayer, RunPart, RunSource, RunTables,
+};
+use crate::journal::payloads::{ListedPayloads, StoredPayload};
 use crate::journal::scan::Owner;
 use crate::journal::segments::{SegmentIndex, Source};
 use crate::runtime::Runtime;
@@ -42,6 +44,8 @@ pub struct CoveredFrame {
     pub sectors: std::ops::Range<u32>,
     /// Whether a record of it says something of a disk.
     pub carries_data: bool,
+    /// Which key sealed it, where the group is sealed.
+    pub seal: Option<PartSeal>,
 }
 
 impl CoveredFrame {
@@ -55,6 +59,10 @@ impl CoveredFrame {
             index,
             sectors: sector(frame.segment_offset())..sector(end),
             carries_data: frame.records.iter().any(|record| is_data(record.kind)),
+            seal: frame
+                .seal
+                .as_ref()
+                .map(|seal| PartSeal { incarnation: frame.incarnation, generation: seal.generation }),
         }
     }
 }
@@ -128,7 +136,7 @@ pub struct LoadedRun {
     /// The last frame covered.
     pub end: FrameLink,
     /// Its segments, and the payloads of its frames in each.
-    pub parts: Vec<(RunPart, Vec<StoredPayload>)>,
+    pub parts: Vec<(RunPart, ListedPayloads)>,
     /// Its layers, oldest first.
     pub layers: Vec<IndexedLayer>,
 }
@@ -149,7 +157,7 @@ impl LoadedRun {
         let mut extents = tables.extents();
         let layers = run.layers.into_iter().map(|layer| indexed(layer, &mut extents));
         let layers = layers.collect::<std::result::Result<_, _>>()?;
-        let mut payloads = tables.payloads();
+        let (mut payloads, mut tags) = (tables.payloads(), tables.tags());
         let mut parts = Vec::with_capacity(run.parts.len());
         for part in run.parts {
             let listed = payloads.by_ref().take(part.payloads as usize);
@@ -158,7 +166,9 @@ impl LoadedRun {
             if listed.windows(2).any(|pair| pair[0].end() > pair[1].sector) {
                 return Err(RunFault("payloads overlap"));
             }
-            parts.push((part, listed));
+            let own;
+            (own, tags) = tags.split_at(tags.len().min(listed.len()));
+            parts.push((part, ListedPayloads { payloads: listed, tags: own.to_vec() }));
         }
         let owner = Owner { group: run.group, timeline: run.timeline };
         Ok(LoadedRun { path, owner, begin: run.begin, end: run.end, parts, layers })
@@ -381,13 +391,14 @@ mod tests {
             sequence: SegmentSequence(sequence),
             last_lsn: Lsn(end.0 * 10),
             payloads: 0,
+            seal: None,
         };
         LoadedRun {
             path: PathBuf::new(),
             owner: OWNER,
             begin: link(begin.0, begin.1),
             end: link(end.0, end.1),
-            parts: (begin.1..=end.1).map(|sequence| (part(sequence), Vec::new())).collect(),
+            parts: (begin.1..=end.1).map(|sequence| (part(sequence), ListedPayloads::default())).collect(),
             layers: vec![layer],
         }
     }

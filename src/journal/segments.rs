@@ -23,7 +23,8 @@ use std::rc::Rc;
 use crate::error::{Error, Result};
 use crate::extent::Location;
 use crate::format::frame::Frame;
-use crate::journal::payloads::{Payloads, StoredPayload};
+use crate::journal::keys::FrameKey;
+use crate::journal::payloads::{ListedPayloads, PayloadSeal, Payloads, StoredPayload};
 use crate::journal::runs::{is_file_name, is_partial_name};
 use crate::runtime::Runtime;
 use crate::storage::{Buffer, Create, File, OpenOptions};
@@ -111,32 +112,38 @@ impl Segment {
         self.last_lsn.get()
     }
 
-    /// Notes that a frame was put into it, behind all others.
-    pub fn takes_frame(&self, frame: &Frame) {
+    /// Notes that a frame, sealed under `key`, was put into it, behind all others.
+    pub fn takes_frame(&self, frame: &Frame, key: Option<&Rc<FrameKey>>) {
         self.first_frame.set(self.first_frame.get().or(Some(frame.number)));
         self.last_lsn.set(self.last_lsn.get().max(frame.last_lsn()));
-        self.payloads.borrow_mut().add(frame);
+        self.payloads.borrow_mut().add(frame, key);
     }
 
     /// Notes what an index run says of frames in it, behind all others: the last of them is `frame`.
-    pub fn takes_part(&self, frame: FrameNumber, last: Lsn, payloads: Vec<StoredPayload>) {
+    pub fn takes_part(
+        &self,
+        frame: FrameNumber,
+        last: Lsn,
+        listed: ListedPayloads,
+        key: Option<&Rc<FrameKey>>,
+    ) {
         self.first_frame.set(self.first_frame.get().or(Some(frame)));
         self.last_lsn.set(self.last_lsn.get().max(last));
-        self.payloads.borrow_mut().extend(payloads);
+        self.payloads.borrow_mut().extend(listed, key);
     }
 
     /// The payloads that stand within these sectors.
-    pub fn payloads_within(&self, sectors: &Range<u32>) -> Vec<StoredPayload> {
-        self.payloads.borrow().within(sectors).to_vec()
+    pub fn payloads_within(&self, sectors: &Range<u32>) -> ListedPayloads {
+        self.payloads.borrow().within(sectors)
     }
 
-    /// How many payloads stand in it.
-    pub fn payload_count(&self) -> usize {
-        self.payloads.borrow().len()
+    /// What the table of its payloads takes.
+    pub fn payload_table_bytes(&self) -> usize {
+        self.payloads.borrow().memory_bytes()
     }
 
     /// The record's payload that holds `sectors` sectors from `sector` on.
-    pub fn payload(&self, sector: u32, sectors: u64) -> Option<StoredPayload> {
+    pub fn payload(&self, sector: u32, sectors: u64) -> Option<(StoredPayload, Option<PayloadSeal>)> {
         self.payloads.borrow().find(sector, sectors)
     }
 

@@ -19,7 +19,8 @@ use crate::format::frame::{FRAME_PAYLOAD_BYTES_MAX, Frame, RECORD_PAYLOAD_BYTES_
 use crate::format::marker::{Marker, Opening};
 use crate::journal::commit::{Decision, FRAMES_IN_FLIGHT_MAX, QueueState, decide};
 use crate::journal::durability::Durability;
-use crate::journal::frame_plan::{FramePlan, Pending, control_bytes};
+use crate::journal::frame_plan::{Assembled, FramePlan, Pending, control_bytes};
+use crate::journal::keys::FrameKey;
 use crate::journal::runs::CoveredFrame;
 use crate::journal::segments::{Segment, Segments, Source};
 use crate::planted::{Bug, Planted};
@@ -151,7 +152,7 @@ pub struct Written {
     pub segment: Rc<Segment>,
     /// First sector of it in the segment.
     pub sector: u32,
-    /// Header and payload.
+    /// Header and plain payload.
     pub bytes: Slice,
     /// For index runs.
     pub covered: CoveredFrame,
@@ -162,6 +163,8 @@ pub struct Writer {
     runtime: Rc<Runtime>,
     owner: u32,
     identity: Identity,
+    /// Seals its frames, where the group is sealed.
+    key: Option<Rc<FrameKey>>,
     planted: Planted,
     position: Position,
     control: VecDeque<Pending>,
@@ -192,6 +195,7 @@ impl Writer {
         owner: u32,
         identity: Identity,
         position: Position,
+        key: Option<Rc<FrameKey>>,
         planted: Planted,
     ) -> Writer {
         let last = position.accepted;
@@ -201,6 +205,7 @@ impl Writer {
             runtime,
             owner,
             identity,
+            key,
             planted,
             first_in_flight: position.next_frame,
             position,
@@ -360,7 +365,7 @@ impl Writer {
     /// Closes one frame over the front of the queues; `false` if there is no segment for it.
     fn submit_frame(&mut self, segments: &mut Segments) -> bool {
         let Some(room) = self.room_for_next(segments) else { return false };
-        let mut plan = FramePlan::default();
+        let mut plan = FramePlan::new(self.key.is_some());
         let mut is_ended = false;
         while !is_ended && let Some(pending) = self.control.pop_front() {
             // Nothing stands behind a marker in its frame, so that what it ends can be told by whole frames.
@@ -384,7 +389,7 @@ impl Writer {
 
     /// Room in the segment that the next frame goes to, after switching to a fresh one if need be.
     fn room_for_next(&mut self, segments: &mut Segments) -> Option<usize> {
-        let mut need = FramePlan::default();
+        let mut need = FramePlan::new(self.key.is_some());
         for pending in &self.control {
             need.reserve(control_bytes(&pending.entry));
         }
@@ -398,7 +403,7 @@ impl Writer {
             return None;
         }
         // Where nothing is free, room for the statement that frees retired segments stays.
-        let kept = if segments.has_free() { 0 } else { FramePlan::default().total_bytes() };
+        let kept = if segments.has_free() { 0 } else { FramePlan::new(self.key.is_some()).total_bytes() };
         if self.room() < need + kept {
             let fresh = segments.take(for_data)?;
             assert!(fresh.bytes >= need as u64, "a segment takes the largest record");
@@ -432,25 +437,27 @@ impl Writer {
             tail: segments.tail().unwrap_or(segment.sequence()),
             records: Vec::with_capacity(plan.records()),
             payload_pages: 0,
+            seal: None,
         };
         let first_sector = page * u32::try_from(PAGE_BYTES as u64 / SECTOR_BYTES).expect("eight");
-        let (bytes, sum, visible) = plan.assemble(&mut frame, &segment, first_sector);
+        let Assembled { stored, plain, sum, visible } =
+            plan.assemble(&mut frame, &segment, first_sector, self.key.as_deref());
         self.position.chain = sum;
         self.position.next_frame = frame.number.next();
         self.next_lsn = first_lsn.advance(frame.records.len() as u64);
         self.durability.stated(frame.durable_through);
-        segment.takes_frame(&frame);
+        segment.takes_frame(&frame, self.key.as_ref());
         let covered = CoveredFrame::new(segment.index, &frame, sum);
         let tag = Tag { owner: self.owner, operation: frame.number.0 };
         let offset = self.position.offset;
-        self.position.offset += bytes.len() as u64;
-        self.runtime.submit(tag, Op::Write { file: segment.file.clone(), offset, data: bytes.clone() });
+        self.position.offset += stored.len() as u64;
+        self.runtime.submit(tag, Op::Write { file: segment.file.clone(), offset, data: stored });
         let last_lsn = frame.last_lsn();
         let mut in_flight = InFlight {
             number: frame.number,
             segment,
             sector: first_sector,
-            bytes,
+            bytes: plain,
             written: false,
             last_lsn,
             visible,
@@ -502,13 +509,13 @@ impl Writer {
         let is_missing =
             self.durability.wanted_frame() >= self.position.next_frame && self.in_flight.is_empty();
         if is_missing && self.room_for_statement(segments) {
-            self.submit_plan(FramePlan::default(), segments);
+            self.submit_plan(FramePlan::new(self.key.is_some()), segments);
         }
     }
 
     /// Room for an empty frame, if need be in the reserve: it is what frees segments.
     fn room_for_statement(&mut self, segments: &mut Segments) -> bool {
-        if self.room() < FramePlan::default().total_bytes() {
+        if self.room() < FramePlan::new(self.key.is_some()).total_bytes() {
             let Some(fresh) = segments.take(false) else { return false };
             self.position.segment = Some(fresh);
             self.position.offset = 0;
@@ -554,7 +561,7 @@ impl Writer {
         let settled = self.in_flight.is_empty() && self.next_data().is_none() && self.control.is_empty();
         let is_due = self.durability.takes_statement(self.runtime.now());
         if is_due && settled && self.room_for_next(segments).is_some() {
-            self.submit_plan(FramePlan::default(), segments);
+            self.submit_plan(FramePlan::new(self.key.is_some()), segments);
         }
     }
 

@@ -15,7 +15,7 @@ use std::rc::Rc;
 use crate::error::{Error, Result};
 use crate::format::frame::Payload;
 use crate::format::marker::Marker;
-use crate::format::run::{FrameLink, Run, RunLayer, RunPart};
+use crate::format::run::{FrameLink, PartSeal, Run, RunLayer, RunPart};
 use crate::journal::runs::{self, CoveredFrame, LoadedRun, extents_of};
 use crate::journal::segments::{SegmentIndex, Segments};
 use crate::journal::writer::Identity;
@@ -53,6 +53,7 @@ struct Part {
     sequence: SegmentSequence,
     sectors: std::ops::Range<u32>,
     last_lsn: Lsn,
+    seal: Option<PartSeal>,
 }
 
 /// A run to come.
@@ -79,7 +80,7 @@ impl Draft {
             self.oldest.get_or_insert(frame.link.segment);
         }
         match self.parts.last_mut() {
-            Some(part) if part.sequence == frame.link.segment => {
+            Some(part) if part.sequence == frame.link.segment && part.seal == frame.seal => {
                 part.sectors.end = frame.sectors.end;
                 part.last_lsn = frame.link.last_lsn;
             }
@@ -88,6 +89,7 @@ impl Draft {
                 sequence: frame.link.segment,
                 sectors: frame.sectors.clone(),
                 last_lsn: frame.link.last_lsn,
+                seal: frame.seal,
             }),
         }
     }
@@ -95,7 +97,7 @@ impl Draft {
     /// The run as it is written; `None` if nothing of it is in use any more.
     fn encode(&self, identity: Identity, segments: &Segments) -> Option<Vec<u8>> {
         let tail = segments.tail()?;
-        let mut payloads = Vec::new();
+        let (mut payloads, mut tags) = (Vec::new(), Vec::new());
         let mut parts = Vec::with_capacity(self.parts.len());
         for part in self.parts.iter().filter(|part| part.sequence >= tail) {
             let segment = segments.get(part.index).filter(|segment| segment.sequence() == part.sequence)?;
@@ -104,9 +106,11 @@ impl Draft {
                 index: part.index.0,
                 sequence: part.sequence,
                 last_lsn: part.last_lsn,
-                payloads: u32::try_from(within.len()).expect("a segment has fewer sectors"),
+                payloads: u32::try_from(within.payloads.len()).expect("a segment has fewer sectors"),
+                seal: part.seal,
             });
-            payloads.extend(within);
+            payloads.extend(within.payloads);
+            tags.extend(within.tags);
         }
         // What stands in segments that were given back is needed by nobody.
         let drafted: Vec<&Drafted> = self.layers.iter().filter(|layer| layer.oldest >= tail).collect();
@@ -123,7 +127,7 @@ impl Draft {
             sectors: stored.sectors,
             sum: stored.sum,
         });
-        Some(run.encode(maps.flat_map(|map| extents_of(map)), payloads))
+        Some(run.encode(maps.flat_map(|map| extents_of(map)), payloads, &tags))
     }
 }
 

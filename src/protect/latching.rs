@@ -149,7 +149,8 @@ impl Group {
         let Identity { group, timeline, .. } = self.identity;
         let identity = SideIdentity { group, timeline, disk: disk.record.id, number, after, through };
         disk.care = Care::Saving { for_mend: disk.mend_asked };
-        let work = SideWork { directory: self.settings.plan.images(), identity, maps, reader: self.reader() };
+        let (directory, keys) = (self.settings.plan.images(), self.settings.vault.keys().clone());
+        let work = SideWork { directory, identity, maps, reader: self.reader(), keys };
         let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
         let planted = self.settings.plan.planted;
         self.tasks.spawn(async move {
@@ -241,10 +242,11 @@ impl Group {
         let disk = self.disks.get_mut(&slot).expect("a latched disk is there");
         disk.care = Care::Mending;
         let (directory, accepted) = (self.settings.plan.images(), self.accepted);
+        let keys = self.settings.vault.keys().clone();
         let what = (disk.record.id, disk.record.sectors);
         let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
         self.tasks.spawn(async move {
-            let result = reattach(&runtime, &directory, what, accepted).await;
+            let result = reattach(&runtime, &directory, what, accepted, &keys).await;
             mailbox.borrow_mut().push_back(Done::Reattached(slot, result));
         });
     }

@@ -6,7 +6,6 @@
 //! nothing waits either: an opening may find more in the journal than the limit allows.
 
 use crate::extent::Extent;
-use crate::journal::payloads::StoredPayload;
 use crate::journal::segments::Source;
 use crate::protect::group::Group;
 
@@ -26,8 +25,8 @@ impl Group {
 
     /// Looks again, after something was added or given back.
     pub(super) fn measure_maps(&mut self) {
-        let payloads: usize = self.segments.live().map(|segment| segment.payload_count()).sum();
-        self.map_bytes = self.layers.memory_bytes() + payloads * size_of::<StoredPayload>();
+        let payloads: usize = self.segments.live().map(|segment| segment.payload_table_bytes()).sum();
+        self.map_bytes = self.layers.memory_bytes() + payloads;
     }
 
     /// Whether writes are to wait until maps give memory back.

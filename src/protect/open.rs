@@ -19,6 +19,7 @@ use crate::image::attach::{Attached, attach};
 use crate::image::mend::{Mend, mend};
 use crate::image::side::{self, SideNames, Sides};
 use crate::journal::cache::FrameCache;
+use crate::journal::keys::{FrameKey, JournalKeys};
 use crate::journal::open::{JournalPlan, OpenedJournal, Recovered};
 use crate::journal::reader::Reader;
 use crate::journal::recover::Known;
@@ -39,6 +40,7 @@ use crate::protect::retention::{self, GroupClock, Retention};
 use crate::protect::shrinking::SpaceLimits;
 use crate::protect::tasks::Tasks;
 use crate::runtime::Runtime;
+use crate::seal::{GroupKeys, SiteKeys};
 use crate::units::{DiskSlot, GroupId, GroupNanos, IncarnationId, Lsn, TimelineId, WallNanos};
 use crate::vault::Vault;
 
@@ -61,6 +63,10 @@ pub struct GroupPlan {
     pub index_bytes_min: u64,
     /// What its vault may take.
     pub space: SpaceLimits,
+    /// The keys that unwrap the group's.
+    pub site_keys: SiteKeys,
+    /// Whether the group is sealed when it is created.
+    pub seals: bool,
     /// A bug to plant; none but in the simulator.
     pub planted: Planted,
 }
@@ -107,7 +113,8 @@ pub async fn create_vault(
 ) -> Result<Rc<Vault>> {
     record.check()?;
     let timeline = TimelineId(runtime.random_u128());
-    let vault = Vault::create(runtime, &plan.vault, group, timeline, record).await?;
+    let seal_with = plan.seals.then_some(&plan.site_keys);
+    let vault = Vault::create(runtime, &plan.vault, group, timeline, record, seal_with).await?;
     Ok(Rc::new(vault.with_planted(plan.planted)))
 }
 
@@ -119,7 +126,7 @@ pub async fn open(runtime: Rc<Runtime>, plan: GroupPlan) -> Result<Group> {
 
 /// Opens a group's vault alone: it gives its points, and serves views of them, whatever became of journal and images.
 pub async fn open_vault(runtime: &Rc<Runtime>, plan: &GroupPlan) -> Result<Rc<Vault>> {
-    let vault = Vault::open(runtime, &plan.vault).await?;
+    let vault = Vault::open(runtime, &plan.vault, &plan.site_keys).await?;
     Ok(Rc::new(vault.with_planted(plan.planted)))
 }
 
@@ -156,9 +163,10 @@ pub async fn open_over(runtime: Rc<Runtime>, plan: GroupPlan, vault: Rc<Vault>) 
         segment_bytes: plan.segment_bytes,
         journal_bytes: plan.journal_bytes,
     };
+    let keys = JournalKeys::new(vault.keys().clone());
     let began = runtime.now();
     let journal =
-        journal::open::open(Rc::clone(&runtime), &journal_plan, known, &needs, plan.planted).await?;
+        journal::open::open(Rc::clone(&runtime), &journal_plan, known, &needs, &keys, plan.planted).await?;
     tracing::info!(
         %group,
         scanned_mib = journal.scanned_bytes >> 20,
@@ -185,7 +193,7 @@ async fn open_disks(
     let names = side::list(runtime, &plan.images()).await?;
     let mut disks = BTreeMap::new();
     for record in records {
-        disks.insert(record.slot, open_disk(runtime, plan, &names, record).await);
+        disks.insert(record.slot, open_disk(runtime, plan, &names, record, vault.keys()).await);
     }
     let is_known = |id| disks.values().any(|disk| disk.record.id == id);
     names.clean(runtime, &plan.images(), is_known).await;
@@ -194,10 +202,16 @@ async fn open_disks(
 
 /// Opens a disk, and has its image take what side files hold. One whose image still fails is latched from the start, and
 /// one whose files cannot be had is detached: the other disks live on.
-async fn open_disk(runtime: &Rc<Runtime>, plan: &GroupPlan, names: &SideNames, record: DiskRecord) -> Disk {
+async fn open_disk(
+    runtime: &Rc<Runtime>,
+    plan: &GroupPlan,
+    names: &SideNames,
+    record: DiskRecord,
+    keys: &GroupKeys,
+) -> Disk {
     let images = plan.images();
     let what = (record.id, record.sectors);
-    let sides = names.open(runtime, &images, (record.id, record.sectors.0)).await;
+    let sides = names.open(runtime, &images, (record.id, record.sectors.0), keys).await;
     let (mut image, Sides { files: sides, last, .. }) = match attach(runtime, &images, what, sides).await {
         Attached::Whole(image, sides) => (image, sides),
         Attached::Broken { error, stored, last_side } => {
@@ -252,7 +266,8 @@ async fn assemble(
     let owner = runtime.new_owner();
     let planted = plan.planted;
     let accepted = journal.position.accepted;
-    let mut writer = Writer::new(Rc::clone(&runtime), owner, identity, journal.position, planted);
+    let key = FrameKey::begin(vault.keys(), identity.incarnation);
+    let mut writer = Writer::new(Rc::clone(&runtime), owner, identity, journal.position, key, planted);
     writer.enqueue_control(Entry::Opening(journal.opening), None);
     let mailbox = Mailbox::default();
     let (publisher, jobs) = mpsc::unbounded();

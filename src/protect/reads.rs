@@ -154,7 +154,7 @@ impl Piece {
     fn take(&self, buffer: Buffer, planted: Planted) -> Result<DataPiece> {
         match self {
             Piece::InJournal(read) => read.verify(buffer, planted).map(DataPiece::Bytes),
-            Piece::InSideFile(part) => part.verified(&buffer.freeze()).map(DataPiece::Bytes),
+            Piece::InSideFile(part) => part.verified(buffer).map(DataPiece::Bytes),
             Piece::InImage => Ok(DataPiece::Bytes(buffer.freeze())),
             Piece::Here(_) => unreachable!("a piece that is here has no operation"),
         }

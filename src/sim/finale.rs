@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use super::answers::joined;
 use super::history::Contents;
-use super::process::group_plan;
 use super::retention::read_whole;
 use super::rot::is_segment;
 use super::sector::stamps;
@@ -41,6 +40,10 @@ impl Site {
         self.check_all_points()?;
         if self.random.chance(1, 2) {
             self.damage_alive()?;
+            self.settle()?;
+        }
+        if self.plan.seals {
+            self.go_on_twice()?;
             self.settle()?;
         }
         self.stop()?;
@@ -117,7 +120,7 @@ impl Site {
 
     /// What the image files hold.
     pub(super) fn images(&self) -> std::result::Result<Contents, String> {
-        let directory = group_plan(&self.plan, self.planted).images();
+        let directory = self.group_plan().images();
         let staying = self.clients.members.iter().filter(|member| !member.leaving);
         let image = |number, id: DiskId| {
             let path = image_path(&directory, id);
@@ -129,7 +132,7 @@ impl Site {
 
     /// The journal keeps to its limit.
     pub(super) fn check_bounds(&self) -> Outcome {
-        let journal = group_plan(&self.plan, self.planted).journal();
+        let journal = self.group_plan().journal();
         let is_there = |path: &std::path::PathBuf| path.starts_with(&journal) && is_segment(path);
         let segments = self.disk.files().into_iter().filter(is_there).count();
         // An opening that finds the journal full takes one more.

@@ -15,12 +15,14 @@
 //! | after a clean stop the images alone hold everything | `finale` |
 //! | the journal stays within its limit; when faults end, everything comes to its end | `finale` |
 //! | a latched disk loses nothing, also if its files could not be had at opening, holds up nobody, and takes writes again once its image was mended and resumed | `repair`, `finale` |
+//! | no (key, nonce) pair seals twice, also where a copy of the data directory is restored and both go on | `site`, `copies`, `seal::Witness` |
 //! | bit rot is refused or harmless, whether it happens at rest or under a process that runs | `rot` |
 //!
 //! It proves itself by [planted bugs](crate::planted), which `tests/simulation.rs` has it find.
 
 mod answers;
 mod clients;
+mod copies;
 mod finale;
 mod history;
 mod plan;
@@ -95,6 +97,8 @@ pub struct Report {
     pub rots_refused: u64,
     /// Index runs that openings took for the frames.
     pub runs_used: u64,
+    /// Things sealed.
+    pub seals: u64,
     /// Reads and points that were refused because a bit had flipped while the process ran.
     pub rots_met: u64,
     /// Rounds in which writes waited for the memory of maps.
@@ -125,6 +129,7 @@ impl Report {
         self.rots += other.rots;
         self.rots_refused += other.rots_refused;
         self.runs_used += other.runs_used;
+        self.seals += other.seals;
         self.rots_met += other.rots_met;
         self.map_waits += other.map_waits;
         self.shrinks += other.shrinks;

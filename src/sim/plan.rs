@@ -21,6 +21,8 @@ pub struct Plan {
     pub map_bytes: usize,
     /// What the vault may take.
     pub space: SpaceLimits,
+    /// Whether the group is sealed.
+    pub seals: bool,
     /// Journal bytes that an index run stands for, at least.
     pub index_bytes: u64,
     /// Time between points.
@@ -70,6 +72,7 @@ impl Plan {
                 free_bytes_min: None,
                 grace: Duration::from_millis(*random.choose(&[10, 100, 1000])),
             },
+            seals: random.chance(3, 4),
             index_bytes: *random.choose(&[0, 8 << 10, 64 << 10, 1 << 30]),
             interval: Duration::from_millis(*random.choose(&[5, 20, 100, 500])),
             depth: *random.choose(&[1, 2, 4, 8, 16]),

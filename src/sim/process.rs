@@ -15,6 +15,7 @@ use crate::planted::Planted;
 use crate::protect::group::Group;
 use crate::protect::open::{self, GroupPlan};
 use crate::runtime::Runtime;
+use crate::seal::SiteKeys;
 use crate::sim::plan::Plan;
 use crate::storage::sim::{ProcessId, SimDisk, SimEnvironment, SimStorage};
 use crate::units::{GroupId, MonotonicNanos, WallNanos};
@@ -23,7 +24,7 @@ use crate::units::{GroupId, MonotonicNanos, WallNanos};
 pub const GROUP: GroupId = GroupId(7);
 
 /// Where the group's files are, and its limits.
-pub fn group_plan(plan: &Plan, planted: Planted) -> GroupPlan {
+pub fn group_plan(plan: &Plan, planted: Planted, site_keys: SiteKeys) -> GroupPlan {
     GroupPlan {
         directory: PathBuf::from("/group"),
         vault: PathBuf::from("/vault"),
@@ -33,6 +34,8 @@ pub fn group_plan(plan: &Plan, planted: Planted) -> GroupPlan {
         map_bytes_max: plan.map_bytes,
         index_bytes_min: plan.index_bytes,
         space: plan.space,
+        site_keys,
+        seals: plan.seals,
         planted,
     }
 }

@@ -5,7 +5,6 @@ use crate::storage::sim::{FaultKind, Matcher, OpKind};
 use crate::units::{SECTOR_BYTES, SectorRange};
 
 use super::clients::{Member, News};
-use super::process::group_plan;
 use super::site::{Outcome, Site};
 
 /// One look at a broken image in so many steps ends in a mend.
@@ -133,7 +132,7 @@ impl Site {
     pub(super) fn reopen(&mut self) {
         self.tracer.note(|| "the group is closed and opened again".to_owned());
         self.report.reopenings += 1;
-        self.process.reopen(group_plan(&self.plan, self.planted));
+        self.process.reopen(self.group_plan());
         self.note_failed_syncs(false);
         self.is_verified = false;
     }

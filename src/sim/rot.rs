@@ -94,7 +94,7 @@ impl Site {
     /// Reads are right or refused; so are the images in the end, and a point of all of it.
     fn judge_alive(&mut self) -> Outcome {
         self.compare_disks()?;
-        if let Some(point) = self.ask_rotten_point()? {
+        if let Some(point) = self.ask_unheard_point()? {
             let issued = self.history.issued();
             match self.try_view(point)? {
                 Ok(contents) if self.history.find(issued, issued, &contents).is_none() => {
@@ -110,13 +110,13 @@ impl Site {
         self.compare_disks()
     }
 
-    /// Asks for a point; its id, unless it was refused.
-    fn ask_rotten_point(&mut self) -> Result<Option<PointId>, String> {
+    /// Asks for a point that the oracle is not told of; its id, unless it was refused.
+    pub(super) fn ask_unheard_point(&mut self) -> Result<Option<PointId>, String> {
         let answer: Rc<RefCell<Option<crate::error::Result<PointRecord>>>> = Rc::default();
         let slot = Rc::clone(&answer);
         let Some(group) = self.process.group() else { return Err("the group is not open".to_owned()) };
-        group.create_point("rotten".to_owned(), Box::new(move |result| drop(slot.replace(Some(result)))));
-        self.drive("a point over rot", |_| answer.borrow().is_some())?;
+        group.create_point("unheard".to_owned(), Box::new(move |result| drop(slot.replace(Some(result)))));
+        self.drive("a point that nobody hears of", |_| answer.borrow().is_some())?;
         match answer.take().expect("answered") {
             Ok(record) => Ok(Some(record.id)),
             Err(error) if matches!(error.kind(), ErrorKind::Latched | ErrorKind::Corrupt) => {

@@ -87,6 +87,7 @@ fn forged_page(disk: usize, first_sector: u64, stamp: Stamp) -> [u8; PAGE_BYTES]
         tail: SegmentSequence(1 << 40),
         records,
         payload_pages: 0,
+        seal: None,
     };
     let mut page = [0; PAGE_BYTES];
     frame.encode_header(&mut page);

@@ -6,7 +6,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::planted::Planted;
+use crate::protect::open::GroupPlan;
 use crate::protect::status::Condition;
+use crate::seal::{SiteKey, SiteKeys, Witness};
 use crate::storage::sim::{FaultKind, Matcher, OpKind, Random, SimDisk, SimEnvironment};
 use crate::units::DiskId;
 
@@ -32,6 +34,10 @@ pub(super) type Outcome = Result<(), String>;
 /// Everything that one seed makes.
 pub(super) struct Site {
     pub(super) plan: Plan,
+    /// What unwraps the group's keys.
+    site_keys: SiteKeys,
+    /// Sees every (key, nonce) pair, of all processes and all copies of the data directory.
+    witness: Witness,
     pub(super) planted: Planted,
     pub(super) random: Random,
     pub(super) disk: SimDisk,
@@ -71,10 +77,16 @@ impl Site {
         let environment = SimEnvironment::new(random.next());
         let mut tracer = Tracer::new(options.sink.clone(), &disk);
         tracer.note(|| format!("seed {seed}: {plan:?}"));
-        let process = Process::start(&disk, &environment, group_plan(&plan, options.planted), policy(&plan));
+        let witness = Witness::watching();
+        let key = SiteKey::drawn([random.next(), random.next()].map(u128::from));
+        let site_keys = SiteKeys::new(vec![key]).watched_by(witness.clone()).with_planted(options.planted);
+        let first = group_plan(&plan, options.planted, site_keys.clone());
+        let process = Process::start(&disk, &environment, first, policy(&plan));
         Site {
             retention: Retention::new(ladder(LADDERS[plan.ladder])),
             plan,
+            site_keys,
+            witness,
             planted: options.planted,
             random,
             disk,
@@ -101,10 +113,26 @@ impl Site {
             self.turn()?;
         }
         self.finish()?;
+        self.check_seals()?;
         self.report.steps = *self.step.borrow();
         self.report.fingerprint = self.disk.fingerprint() ^ self.tracer.hash();
         self.process.bury();
         Ok(self.report)
+    }
+
+    /// Where the group's files are, and its limits.
+    pub(super) fn group_plan(&self) -> GroupPlan {
+        group_plan(&self.plan, self.planted, self.site_keys.clone())
+    }
+
+    /// No (key, nonce) pair sealed twice.
+    fn check_seals(&mut self) -> Outcome {
+        let (seals, repeated) = self.witness.testimony();
+        self.report.seals = seals;
+        match repeated {
+            Some(nonce) => Err(format!("one key sealed {nonce:?} twice")),
+            None => Ok(()),
+        }
     }
 
     /// One step: something happens.
@@ -268,8 +296,7 @@ impl Site {
 
     /// Starts a process in the place of one that died.
     pub(super) fn start_process(&mut self) {
-        let plan = group_plan(&self.plan, self.planted);
-        let next = Process::start(&self.disk, &self.environment, plan, policy(&self.plan));
+        let next = Process::start(&self.disk, &self.environment, self.group_plan(), policy(&self.plan));
         std::mem::replace(&mut self.process, next).bury();
         self.clients.forget_pending();
         self.retention.forget_pending();

@@ -31,6 +31,7 @@ use crate::planted::Planted;
 use crate::protect::group::Callback;
 use crate::protect::open::GroupPlan;
 use crate::protect::shrinking::SpaceLimits;
+use crate::site::KeyStore;
 use crate::site::convert;
 use crate::site::data_threads::DataThreads;
 use crate::site::events;
@@ -59,6 +60,7 @@ pub struct Gateway(pub(super) Arc<Inner>);
 pub(super) struct Inner {
     pub(super) configuration: Configuration,
     pub(super) directory: DataDirectory,
+    pub(super) keys: KeyStore,
     pub(super) threads: DataThreads<Member>,
     pub(super) environment: Arc<dyn Environment + Send + Sync>,
     /// A cache: whatever becomes of it, nothing fails. `None` where it could not even be opened.
@@ -96,6 +98,7 @@ impl Gateway {
     pub fn new(
         configuration: Configuration,
         directory: DataDirectory,
+        keys: KeyStore,
         threads: DataThreads<Member>,
         environment: Arc<dyn Environment + Send + Sync>,
         catalogue: Option<Catalogue>,
@@ -105,6 +108,7 @@ impl Gateway {
         Gateway(Arc::new(Inner {
             configuration,
             directory,
+            keys,
             threads,
             environment,
             catalogue,
@@ -196,6 +200,8 @@ impl Inner {
                 free_bytes_min: self.configuration.vault.free_min.map(|size| size.0),
                 ..SpaceLimits::default()
             },
+            site_keys: self.keys.site_keys(),
+            seals: self.configuration.keys.seals_groups,
             planted: Planted::NONE,
         }
     }

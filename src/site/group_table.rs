@@ -122,6 +122,7 @@ impl OpeningFailure {
             ErrorKind::Corrupt => ReasonCode::Corrupt,
             ErrorKind::NotFound => ReasonCode::Missing,
             ErrorKind::Unsupported => ReasonCode::Unsupported,
+            ErrorKind::NoKey => ReasonCode::NoKey,
             ErrorKind::Fenced => ReasonCode::Fenced,
             _ => ReasonCode::Io,
         }
@@ -131,6 +132,7 @@ impl OpeningFailure {
         let first = match self.kind {
             ErrorKind::NoSpace => "free space: it is tried again every few seconds, and at once by",
             ErrorKind::Corrupt | ErrorKind::NotFound => "put the files back as they were, then",
+            ErrorKind::NoKey => "bring the site key that it names ('key import FILE'), then",
             ErrorKind::Unsupported => "start a gateway that supports it, or change what is refused, then",
             _ => "mend what the reason names, then",
         };
@@ -190,6 +192,7 @@ mod tests {
             (ErrorKind::Corrupt, ReasonCode::Corrupt, "put the files back"),
             (ErrorKind::NotFound, ReasonCode::Missing, "put the files back"),
             (ErrorKind::Unsupported, ReasonCode::Unsupported, "supports it"),
+            (ErrorKind::NoKey, ReasonCode::NoKey, "'key import FILE'"),
             (ErrorKind::Io, ReasonCode::Io, "mend what"),
         ] {
             for has_vault in [false, true] {

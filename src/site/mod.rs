@@ -17,6 +17,8 @@ mod gateway;
 mod group_table;
 mod group_verbs;
 mod host;
+mod key_file;
+mod keys;
 mod listener;
 mod member;
 mod message;
@@ -31,5 +33,6 @@ pub use data_threads::{DataThreads, DataThreadsOptions, Draining, SessionLimits}
 pub use export_registry::ExportRegistry;
 pub use gateway::{Gateway, StorageFound};
 pub use host::{Host, Later};
+pub use keys::KeyStore;
 pub use member::Member;
 pub use serve::serve;

@@ -84,7 +84,7 @@ async fn is_unbegun(runtime: &Rc<Runtime>, plan: &GroupPlan, error: &Error) -> R
 }
 
 /// The ids of all groups that have a vault, or other files.
-pub(super) fn ids(directories: [&Path; 2]) -> Result<Vec<GroupId>> {
+pub(super) fn ids<const N: usize>(directories: [&Path; N]) -> Result<Vec<GroupId>> {
     let mut ids = Vec::new();
     for directory in directories {
         let failed = |error| Error::io("listing the groups", error).at_path(directory);
@@ -109,6 +109,7 @@ pub(super) fn ids(directories: [&Path; 2]) -> Result<Vec<GroupId>> {
 impl Inner {
     /// Opens every group of the data directory and notes each, open or not.
     pub(super) async fn open_groups(self: &Arc<Self>) -> Result<()> {
+        self.resume_rotation().await;
         let known = self.last_known().await;
         let mut snapshot = Snapshot::default();
         let mut without_vault = Vec::new();
@@ -342,7 +343,7 @@ impl Inner {
         self.threads.command(0, move |host| {
             let runtime = Rc::clone(host.runtime());
             host.runtime().spawn(async move {
-                let looked = match Vault::open_as_it_is(&runtime, &plan.vault).await {
+                let looked = match Vault::open_as_it_is(&runtime, &plan.vault, &plan.site_keys).await {
                     Ok(vault) => look(Rc::new(vault)).await,
                     Err(error) => Err(error),
                 };

@@ -9,6 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::data_threads::{DataThreads, DataThreadsOptions, SessionLimits};
 use super::gateway::{Gateway, StorageFound};
+use super::keys::KeyStore;
 use super::member::Member;
 use crate::capture::nbd::Limits;
 use crate::config::{Configuration, StorageChoice};
@@ -44,6 +45,7 @@ async fn run(configuration: Configuration, directory: DataDirectory) -> Result<(
     let mut interrupt =
         signal(SignalKind::interrupt()).map_err(|error| Error::io("watching for SIGINT", error))?;
     let environment: Arc<dyn Environment + Send + Sync> = Arc::new(OsEnvironment::new());
+    let keys = KeyStore::open(&configuration.keys.site_key, &directory, &*environment)?;
     let found = Arc::new(OnceLock::new());
     let threads = start_threads(&configuration, Arc::clone(&found))?;
     let catalogue = match Catalogue::open(&directory.catalogue()).await {
@@ -58,7 +60,7 @@ async fn run(configuration: Configuration, directory: DataDirectory) -> Result<(
     let listen = configuration.nbd.listen.clone();
     let socket = configuration.api.socket.clone();
     let gateway =
-        Gateway::new(configuration, directory, threads, Arc::clone(&environment), catalogue, storage);
+        Gateway::new(configuration, directory, keys, threads, Arc::clone(&environment), catalogue, storage);
     gateway.open_groups().await?;
     for address in &listen {
         let bound = gateway.listen(address)?;

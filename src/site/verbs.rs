@@ -12,8 +12,9 @@ use crate::block::{Export, TestId};
 use crate::control::backend::{Answer, Backend};
 use crate::control::jobs::Progress;
 use crate::control::model::{
-    Disk, Event, EventQuery, Group, GroupStatus, Point, PolicyForecast, PolicyRequest, RestoreRequest,
-    Restored, Resumed, Status, StorageStatus, Test, VerifyReport,
+    Disk, Event, EventQuery, Group, GroupStatus, KeyImport, KeyRotation, KeyText, Keys, Point,
+    PolicyForecast, PolicyRequest, RestoreRequest, Restored, Resumed, Status, StorageStatus, Test,
+    VerifyReport,
 };
 use crate::control::name::{DiskPath, Label, Name};
 use crate::control::selector::{PointSelector, resolve};
@@ -128,6 +129,22 @@ impl Backend for Gateway {
         self.detached(|inner| Box::pin(async move { inner.status().await }))
     }
 
+    fn keys(&self) -> Answer<'_, Keys> {
+        self.detached(|inner| Box::pin(async move { inner.keys().await }))
+    }
+
+    fn key_rotate(&self, request: KeyRotation) -> Answer<'_, Keys> {
+        self.detached(move |inner| Box::pin(async move { inner.key_rotate(request).await }))
+    }
+
+    fn key_export(&self) -> Answer<'_, KeyText> {
+        self.detached(|inner| Box::pin(async move { inner.key_export() }))
+    }
+
+    fn key_import(&self, request: KeyImport) -> Answer<'_, Keys> {
+        self.detached(|inner| Box::pin(async move { inner.key_import(request).await }))
+    }
+
     fn vault_verify(&self, group: Option<Name>, progress: Progress) -> Answer<'_, VerifyReport> {
         self.detached(|inner| Box::pin(async move { inner.vault_verify(group, progress).await }))
     }
@@ -150,7 +167,7 @@ impl Inner {
     }
 
     /// Every group by name, as the table has it now.
-    fn groups_now(&self) -> Vec<(Name, Entry)> {
+    pub(super) fn groups_now(&self) -> Vec<(Name, Entry)> {
         self.groups.read().list()
     }
 

@@ -43,9 +43,24 @@ impl Layout {
         self.root.join("base")
     }
 
-    /// The three directories.
-    pub fn directories(&self) -> [PathBuf; 3] {
+    /// Holds keyrings.
+    pub fn keys(&self) -> PathBuf {
+        self.root.join("keys")
+    }
+
+    /// The four directories. The keys go first when a vault is deleted: without them the rest is noise.
+    pub fn directories(&self) -> [PathBuf; 4] {
+        [self.keys(), self.manifest(), self.blobs(), self.bases()]
+    }
+
+    /// The directories whose content begins a group.
+    pub fn content_directories(&self) -> [PathBuf; 3] {
         [self.manifest(), self.blobs(), self.bases()]
+    }
+
+    /// A keyring.
+    pub fn keyring(&self, number: u64) -> PathBuf {
+        self.keys().join(format!("{number:0STEP_DIGITS$}"))
     }
 
     /// Says that the group was removed, from before its first file goes until its last one went.
@@ -104,9 +119,17 @@ pub fn parse_manifest_name(name: &str) -> Option<ManifestName> {
 }
 
 fn parse_step(digits: &str) -> Option<StepNumber> {
+    parse_number(digits).map(StepNumber)
+}
+
+/// Reads a name in the keys' directory.
+pub fn parse_keyring_name(name: &str) -> Option<u64> {
+    parse_number(name)
+}
+
+fn parse_number(digits: &str) -> Option<u64> {
     let plain = digits.len() == STEP_DIGITS && digits.bytes().all(|byte| byte.is_ascii_digit());
-    let number = digits.parse().ok().filter(|&number| plain && number > 0)?;
-    Some(StepNumber(number))
+    digits.parse().ok().filter(|&number| plain && number > 0)
 }
 
 /// Reads a name in the blobs' directory.
@@ -139,6 +162,7 @@ mod tests {
         assert_eq!(name(&layout.step(step)), "0000000000000256");
         assert_eq!(parse_manifest_name(name(&layout.step(step))), Some(ManifestName::Step(step)));
         assert_eq!(parse_manifest_name(name(&layout.snapshot(step))), Some(ManifestName::Snapshot(step)));
+        assert_eq!(parse_keyring_name(name(&layout.keyring(12))), Some(12));
         assert_eq!(parse_blob_name(name(&layout.blob(BlobId(7)))), Some(BlobId(7)));
         assert_eq!(parse_base_name(name(&layout.base(DiskId(9)))), Some(DiskId(9)));
         let partial = partial(&layout.step(step), 1);

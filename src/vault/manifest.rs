@@ -18,11 +18,12 @@ use super::state::State;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::manifest::{
     Encoded, HEADER_BYTES, Header, SNAPSHOT_PAYLOAD_BYTES_MAX, STEP_PAYLOAD_BYTES_MAX, Snapshot, Step,
-    StepNumber,
+    StepNumber, WriterSeal,
 };
 use crate::format::record::{Change, GroupRecord};
 use crate::planted::Planted;
 use crate::runtime::Runtime;
+use crate::seal::{GroupKeys, Purpose, Sealing};
 use crate::units::{GroupId, TimelineId, WriterId};
 
 /// A snapshot is written after so many steps, and the steps before the one before it are removed.
@@ -32,13 +33,37 @@ pub const SNAPSHOT_STEPS: u64 = 256;
 pub struct Manifest {
     runtime: Rc<Runtime>,
     layout: Layout,
-    writer: WriterId,
+    keys: GroupKeys,
+    writer: Writer,
     state: RefCell<State>,
     newest_snapshot: Cell<StepNumber>,
     /// One append at a time; what waits is decided on the state that the one before it leaves.
     turn: Mutex<()>,
     latched: RefCell<Option<String>>,
     planted: Planted,
+}
+
+/// Who writes, and what seals it.
+struct Writer {
+    id: WriterId,
+    sealing: Option<Sealing>,
+    /// The next number under its key. Every attempt takes one, whatever becomes of it.
+    next_seal: Cell<u64>,
+}
+
+impl Writer {
+    fn new(id: u128, keys: &GroupKeys) -> Writer {
+        let sealing = keys.sealing(Purpose::Manifest, id);
+        Writer { id: WriterId(id), sealing, next_seal: Cell::new(0) }
+    }
+
+    /// For one file.
+    fn seal(&self) -> Option<WriterSeal<'_>> {
+        let sealing = self.sealing.as_ref()?;
+        let number = self.next_seal.get();
+        self.next_seal.set(number + 1);
+        Some(WriterSeal { sealing, number })
+    }
 }
 
 impl Manifest {
@@ -50,12 +75,13 @@ impl Manifest {
         group: GroupId,
         timeline: TimelineId,
         record: GroupRecord,
+        keys: GroupKeys,
     ) -> Result<Manifest> {
         record.check()?;
-        let writer = WriterId(runtime.random_u128());
-        let header = Header { number: StepNumber(1), group, writer, timeline, previous: 0 };
+        let writer = Writer::new(runtime.random_u128(), &keys);
+        let header = Header { number: StepNumber(1), group, writer: writer.id, timeline, previous: 0 };
         let step = Step { header, change: Change::GroupCreated(record) };
-        let encoded = step.encode();
+        let encoded = step.encode(writer.seal());
         let path = layout.step(header.number);
         match files::put(runtime, &path, &encoded.bytes, Planted::NONE).await {
             Ok(Put::Ours) => {}
@@ -66,20 +92,28 @@ impl Manifest {
             Err(PutError::Absent(error) | PutError::Unknown(error)) => return Err(error),
         }
         let state = State::first(&step, encoded.checksum)?;
-        Ok(Manifest::new(runtime, layout, writer, Replayed { state, newest_snapshot: StepNumber(0) }))
+        let replayed = Replayed { state, newest_snapshot: StepNumber(0) };
+        Ok(Manifest::new(runtime, layout, keys, writer, replayed))
     }
 
     /// Replays a manifest. Fails with `NotFound` where none began.
-    pub async fn open(runtime: &Rc<Runtime>, layout: &Layout) -> Result<Manifest> {
-        let replayed = replay(runtime, layout).await?;
-        let writer = WriterId(runtime.random_u128());
-        Ok(Manifest::new(runtime, layout, writer, replayed))
+    pub async fn open(runtime: &Rc<Runtime>, layout: &Layout, keys: GroupKeys) -> Result<Manifest> {
+        let replayed = replay(runtime, layout, &keys).await?;
+        let writer = Writer::new(runtime.random_u128(), &keys);
+        Ok(Manifest::new(runtime, layout, keys, writer, replayed))
     }
 
-    fn new(runtime: &Rc<Runtime>, layout: &Layout, writer: WriterId, replayed: Replayed) -> Manifest {
+    fn new(
+        runtime: &Rc<Runtime>,
+        layout: &Layout,
+        keys: GroupKeys,
+        writer: Writer,
+        replayed: Replayed,
+    ) -> Manifest {
         Manifest {
             runtime: Rc::clone(runtime),
             layout: layout.clone(),
+            keys,
             writer,
             state: RefCell::new(replayed.state),
             newest_snapshot: Cell::new(replayed.newest_snapshot),
@@ -92,6 +126,11 @@ impl Manifest {
     pub(super) fn plant(&mut self, planted: Planted) {
         self.planted = planted;
         self.state.borrow_mut().plant(planted);
+    }
+
+    /// The group's keys.
+    pub fn keys(&self) -> &GroupKeys {
+        &self.keys
     }
 
     /// The state after the newest step that this manifest knows of; not to be held across an await.
@@ -119,7 +158,7 @@ impl Manifest {
             }
             let step = self.next_step(&decide)?;
             let number = step.header.number;
-            let encoded = step.encode();
+            let encoded = step.encode(self.writer.seal());
             if self.put(number, &encoded).await? {
                 let applied = self.state.borrow_mut().apply(step, encoded.checksum);
                 applied.expect("the step was decided on this very state, and appends take turns");
@@ -131,7 +170,7 @@ impl Manifest {
     }
 
     async fn replay(&self) -> Result<()> {
-        let replayed = replay(&self.runtime, &self.layout).await?;
+        let replayed = replay(&self.runtime, &self.layout, &self.keys).await?;
         self.state.replace(replayed.state);
         self.state.borrow_mut().plant(self.planted);
         self.newest_snapshot.set(replayed.newest_snapshot);
@@ -158,7 +197,7 @@ impl Manifest {
         let header = Header {
             number: state.newest().next(),
             group: state.group(),
-            writer: self.writer,
+            writer: self.writer.id,
             timeline: state.timeline(),
             previous: state.checksum(),
         };
@@ -206,11 +245,11 @@ impl Manifest {
             let header = Header {
                 number: state.newest(),
                 group: state.group(),
-                writer: self.writer,
+                writer: self.writer.id,
                 timeline: state.timeline(),
                 previous: state.checksum(),
             };
-            (header, Snapshot::encode_parts(&header, state.contents()))
+            (header, Snapshot::encode_parts(&header, state.contents(), self.writer.seal()))
         };
         let path = self.layout.snapshot(header.number);
         match files::put(&self.runtime, &path, &encoded.bytes, self.planted).await {
@@ -264,7 +303,7 @@ struct Replayed {
     newest_snapshot: StepNumber,
 }
 
-async fn replay(runtime: &Rc<Runtime>, layout: &Layout) -> Result<Replayed> {
+async fn replay(runtime: &Rc<Runtime>, layout: &Layout, keys: &GroupKeys) -> Result<Replayed> {
     let listing = Listing::read(runtime, layout).await?;
     // A dead owner may have published a step without living to sync its name: nobody may build on it before.
     runtime.sync_directory(layout.manifest()).await?;
@@ -272,10 +311,10 @@ async fn replay(runtime: &Rc<Runtime>, layout: &Layout) -> Result<Replayed> {
     let steps = steps_after(&listing, newest_snapshot, layout)?;
     let mut state = None;
     if newest_snapshot > StepNumber(0) {
-        state = Some(State::from_snapshot(read_snapshot(runtime, layout, newest_snapshot).await?));
+        state = Some(State::from_snapshot(read_snapshot(runtime, layout, newest_snapshot, keys).await?));
     }
     for number in steps {
-        let (step, checksum) = read_step(runtime, layout, number).await?;
+        let (step, checksum) = read_step(runtime, layout, number, keys).await?;
         let advanced = advance(state, step, checksum);
         state = Some(advanced.map_err(|error| error.at_path(&layout.step(number)))?);
     }
@@ -318,10 +357,11 @@ pub(super) async fn read_step(
     runtime: &Rc<Runtime>,
     layout: &Layout,
     number: StepNumber,
+    keys: &GroupKeys,
 ) -> Result<(Step, u128)> {
     let path = layout.step(number);
     let bytes = read_whole(runtime, &path, HEADER_BYTES as u64 + STEP_PAYLOAD_BYTES_MAX).await?;
-    let (step, checksum) = Step::decode(&bytes).map_err(|error| error.at_path(&path))?;
+    let (step, checksum) = Step::decode(&bytes, keys).map_err(|error| error.at_path(&path))?;
     check_number(step.header.number, number).map_err(|error| error.at_path(&path))?;
     Ok((step, checksum))
 }
@@ -331,10 +371,11 @@ pub(super) async fn read_snapshot(
     runtime: &Rc<Runtime>,
     layout: &Layout,
     number: StepNumber,
+    keys: &GroupKeys,
 ) -> Result<Snapshot> {
     let path = layout.snapshot(number);
     let bytes = read_whole(runtime, &path, HEADER_BYTES as u64 + SNAPSHOT_PAYLOAD_BYTES_MAX).await?;
-    let snapshot = Snapshot::decode(&bytes).map_err(|error| error.at_path(&path))?;
+    let snapshot = Snapshot::decode(&bytes, keys).map_err(|error| error.at_path(&path))?;
     check_number(snapshot.header.number, number).map_err(|error| error.at_path(&path))?;
     Ok(snapshot)
 }

@@ -10,6 +10,7 @@ mod advance;
 mod base;
 mod blobs;
 mod files;
+mod keyring;
 mod layout;
 mod leases;
 mod manifest;
@@ -27,6 +28,7 @@ use futures::lock::{Mutex, MutexGuard};
 pub use advance::Advance;
 pub use base::{Bases, copy_sparse};
 pub use blobs::{BlobWriter, Blobs};
+pub use keyring::{Wrapped, describe as describe_keys, rewrap as rewrap_keys};
 pub use layout::Layout;
 pub use leases::{Lease, Leases};
 pub use manifest::{Manifest, SNAPSHOT_STEPS};
@@ -43,6 +45,7 @@ use crate::format::manifest::StepNumber;
 use crate::format::record::{Change, GroupRecord, PointRecord};
 use crate::planted::Planted;
 use crate::runtime::Runtime;
+use crate::seal::{GroupKeys, SiteKeys};
 use crate::units::{GroupId, TimelineId};
 
 /// A group's vault, owned by this process.
@@ -59,14 +62,15 @@ pub struct Vault {
 }
 
 impl Vault {
-    /// Creates the vault of a new group in `directory`, which may exist. Fails with `AlreadyExists` where a group
-    /// has its vault.
+    /// Creates the vault of a new group in `directory`, which may exist; sealed, if site keys are given. Fails with
+    /// `AlreadyExists` where a group has its vault.
     pub async fn create(
         runtime: &Rc<Runtime>,
         directory: &Path,
         group: GroupId,
         timeline: TimelineId,
         record: GroupRecord,
+        seal_with: Option<&SiteKeys>,
     ) -> Result<Vault> {
         let layout = Layout::new(directory);
         for directory in layout.directories() {
@@ -76,21 +80,30 @@ impl Vault {
         if let Some(parent) = layout.root().parent() {
             runtime.sync_directory(parent).await?;
         }
-        let manifest = Manifest::create(runtime, &layout, group, timeline, record).await?;
+        // Before the first step: a step that nobody can open would be a group that nobody can open.
+        let keys = match seal_with {
+            Some(site) => keyring::create(runtime, &layout, group, site).await?,
+            None => GroupKeys::NONE,
+        };
+        let manifest = Manifest::create(runtime, &layout, group, timeline, record, keys).await?;
         Ok(Vault::new(runtime, layout, manifest))
     }
 
     /// Opens a group's vault and removes what its last owner left unpublished. Fails with `NotFound` where no group
-    /// began, and with `Shutdown` where one was removed: then [`destroy`] it.
-    pub async fn open(runtime: &Rc<Runtime>, directory: &Path) -> Result<Vault> {
+    /// began, with `Shutdown` where one was removed: then [`destroy`] it; and with `NoKey` where `site` lacks the key.
+    pub async fn open(runtime: &Rc<Runtime>, directory: &Path, site: &SiteKeys) -> Result<Vault> {
         let layout = Layout::new(directory);
         if is_removed(runtime, &layout).await? {
             return Err(removed(&layout));
         }
+        let keys = keyring::open(runtime, &layout, site).await?;
         files::remove_partials(runtime, &layout.manifest()).await?;
-        let manifest = Manifest::open(runtime, &layout).await?;
+        let manifest = Manifest::open(runtime, &layout, keys).await?;
         if manifest.state().is_removed() {
             return Err(removed(&layout));
+        }
+        if manifest.keys().is_sealed() {
+            files::remove_partials(runtime, &layout.keys()).await?;
         }
         let vault = Vault::new(runtime, layout, manifest);
         vault.blobs.clean(|blob| vault.manifest.state().names_blob(blob)).await?;
@@ -99,12 +112,13 @@ impl Vault {
     }
 
     /// Opens a vault for somebody who only looks, as it is: what its last owner left stays. Fails like [`Vault::open`].
-    pub async fn open_as_it_is(runtime: &Rc<Runtime>, directory: &Path) -> Result<Vault> {
+    pub async fn open_as_it_is(runtime: &Rc<Runtime>, directory: &Path, site: &SiteKeys) -> Result<Vault> {
         let layout = Layout::new(directory);
         if is_removed(runtime, &layout).await? {
             return Err(removed(&layout));
         }
-        let manifest = Manifest::open(runtime, &layout).await?;
+        let keys = keyring::open(runtime, &layout, site).await?;
+        let manifest = Manifest::open(runtime, &layout, keys).await?;
         Ok(Vault::new(runtime, layout, manifest))
     }
 
@@ -132,6 +146,11 @@ impl Vault {
     /// Where its files are.
     pub fn layout(&self) -> &Layout {
         &self.layout
+    }
+
+    /// Its group's keys.
+    pub fn keys(&self) -> &GroupKeys {
+        self.manifest.keys()
     }
 
     /// Its manifest.
@@ -175,7 +194,7 @@ impl Vault {
     {
         let Some(build) = Build::new(source, disks.into_iter()) else { return Ok(None) };
         let mut writer = self.blobs.create(header.blob).await?;
-        match build.write(&mut writer, header).await {
+        match build.write(&mut writer, header, self.keys()).await {
             Ok(built) => writer.finish().await.map(|()| Some(built)),
             Err(error) => {
                 // Best effort: what stays is removed when the vault is opened next.
@@ -189,7 +208,7 @@ impl Vault {
     pub async fn open_delta(&self, reference: &DeltaRef) -> Result<DeltaReader> {
         let group = self.manifest.state().group();
         let file = self.blobs.open(reference.blob).await?;
-        DeltaReader::open(&self.runtime, file, reference, group).await
+        DeltaReader::open(&self.runtime, file, reference, group, self.keys()).await
     }
 
     /// Makes a point restorable; its delta, if it has one, was put before.
@@ -219,7 +238,7 @@ async fn is_removed(runtime: &Rc<Runtime>, layout: &Layout) -> Result<bool> {
 
 /// Whether a vault's directory holds nothing that anybody put there: its creation did not come to the first step.
 pub async fn is_unbegun(runtime: &Rc<Runtime>, directory: &Path) -> Result<bool> {
-    for directory in Layout::new(directory).directories() {
+    for directory in Layout::new(directory).content_directories() {
         match runtime.list(directory).await {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(error),

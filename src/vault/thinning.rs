@@ -103,7 +103,7 @@ impl Vault {
         }
         let header = self.merged_header(before, into.marker, &readers);
         let mut writer = self.blobs.create(header.blob).await?;
-        match merge(&mut writer, header, &readers, &layering.finish()).await {
+        match merge(&mut writer, header, &readers, &layering.finish(), self.keys()).await {
             Ok(Some(built)) => writer.finish().await.map(|()| Some(built.reference)),
             Ok(None) => writer.abandon().await.map(|()| None),
             Err(error) => {

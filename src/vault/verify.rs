@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::Vault;
+use super::keyring;
 use super::layout::{self, parse_base_name, parse_blob_name};
 use super::manifest::{Listing, advance, read_snapshot, read_step};
 use super::state::State;
@@ -77,7 +78,11 @@ impl VerifyReport {
     /// Records what an error says of a file; an error that says nothing of stored bytes stays one.
     fn damage(&mut self, error: Error, path: &Path) -> Result<()> {
         match error.kind() {
-            ErrorKind::Corrupt | ErrorKind::NotFound | ErrorKind::Io | ErrorKind::Unsupported => {
+            ErrorKind::Corrupt
+            | ErrorKind::NotFound
+            | ErrorKind::Io
+            | ErrorKind::NoKey
+            | ErrorKind::Unsupported => {
                 let path = error.path().unwrap_or(path).to_owned();
                 let (offset, text) = (error.offset(), error.to_string());
                 self.findings.push(Finding { severity: Severity::Damage, path, offset, text });
@@ -94,6 +99,9 @@ pub async fn verify(vault: &Vault, progress: impl Fn(u64, u64) -> Result<()>) ->
     // Appends wait meanwhile: a snapshot would take steps away that are about to be read.
     let pause = vault.manifest().pause().await;
     let state = vault.manifest().state().clone();
+    if let Err(error) = keyring::check(vault.runtime(), vault.layout()).await {
+        report.damage(error, &vault.layout().keys())?;
+    }
     verify_manifest(vault, &state, &mut report).await?;
     drop(pause);
     verify_blobs(vault, &state, &mut report, progress).await?;
@@ -114,7 +122,7 @@ async fn verify_manifest(vault: &Vault, known: &State, report: &mut VerifyReport
     let first = listing.snapshots.first().copied().unwrap_or_default();
     let mut state = None;
     if first > StepNumber(0) {
-        match read_snapshot(vault.runtime(), layout, first).await {
+        match read_snapshot(vault.runtime(), layout, first, vault.keys()).await {
             Ok(snapshot) => state = Some(State::from_snapshot(snapshot)),
             Err(error) => return report.damage(error, &layout.snapshot(first)),
         }
@@ -123,7 +131,7 @@ async fn verify_manifest(vault: &Vault, known: &State, report: &mut VerifyReport
     let mut number = first.next();
     while number <= known.newest() {
         let path = layout.step(number);
-        let step = read_step(vault.runtime(), layout, number).await;
+        let step = read_step(vault.runtime(), layout, number, vault.keys()).await;
         match step.and_then(|(step, checksum)| advance(state.take(), step, checksum)) {
             Ok(advanced) => state = Some(advanced),
             Err(error) => return report.damage(error, &path),
@@ -149,7 +157,7 @@ async fn verify_snapshot(
 ) -> Result<()> {
     let path = vault.layout().snapshot(number);
     report.manifest_files += 1;
-    match read_snapshot(vault.runtime(), vault.layout(), number).await {
+    match read_snapshot(vault.runtime(), vault.layout(), number, vault.keys()).await {
         Ok(snapshot) if steps == Some(&State::from_snapshot(snapshot.clone())) => Ok(()),
         Ok(_) => report.damage(Error::corrupt("the snapshot is not what the steps add up to"), &path),
         Err(error) => report.damage(error, &path),

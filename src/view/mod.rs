@@ -246,7 +246,7 @@ impl View {
         }
         let file = self.file(layer).await?;
         let entry = self.layers[layer as usize].chunks[index as usize];
-        let chunk = read_chunk(self.runtime(), &file, &entry).await?;
+        let chunk = read_chunk(self.runtime(), &file, &entry, self.vault.keys()).await?;
         self.chunks.put((layer, index), chunk.clone());
         Ok(chunk)
     }

@@ -284,6 +284,38 @@ impl Backend for FakeSite {
         })
     }
 
+    fn keys(&self) -> Answer<'_, Keys> {
+        let groups = self.groups.lock().unwrap();
+        let seals = groups.keys().map(|group| GroupSeal {
+            group: group.clone(),
+            site_key: Some("5e".repeat(16)),
+            generations: 1,
+            has_key: true,
+        });
+        let keys = Keys {
+            site_key: Some("5e".repeat(16)),
+            file: PathBuf::from("/keys/site.key"),
+            groups: seals.collect(),
+        };
+        futures::future::ready(Ok(keys)).boxed()
+    }
+
+    fn key_rotate(&self, _request: KeyRotation) -> Answer<'_, Keys> {
+        self.keys()
+    }
+
+    fn key_export(&self) -> Answer<'_, KeyText> {
+        futures::future::ready(Ok(KeyText { key: "the key\n".to_owned() })).boxed()
+    }
+
+    fn key_import(&self, request: KeyImport) -> Answer<'_, Keys> {
+        if !request.replace {
+            let error = Error::new(ErrorKind::AlreadyExists, "there is a site key already");
+            return futures::future::ready(Err(error)).boxed();
+        }
+        self.keys()
+    }
+
     fn status(&self) -> Answer<'_, Status> {
         let groups = self.groups.lock().unwrap();
         let status = Status {

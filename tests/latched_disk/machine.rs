@@ -19,6 +19,7 @@ use afterimage::protect::membership::Content;
 use afterimage::protect::open::{self, GroupPlan};
 use afterimage::protect::shrinking::SpaceLimits;
 use afterimage::runtime::Runtime;
+use afterimage::seal::{SiteKey, SiteKeys};
 use afterimage::storage::sim::{FaultKind, Matcher, OpKind, ProcessId, SimDisk, SimEnvironment, SimStorage};
 use afterimage::units::{DiskId, GroupId, SectorCount, SectorRange, WallNanos, to_usize};
 use bytes::Bytes;
@@ -40,6 +41,8 @@ pub fn plan() -> GroupPlan {
         journal_bytes: SEGMENT_BYTES * SEGMENTS,
         index_bytes_min: 1 << 20,
         space: SpaceLimits::default(),
+        site_keys: SiteKeys::new(vec![SiteKey::drawn([1, 2])]),
+        seals: true,
         cache_bytes_max: 64 << 10,
         map_bytes_max: 16 << 20,
         planted: Planted::NONE,

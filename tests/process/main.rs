@@ -17,6 +17,7 @@ mod failed_groups;
 mod full_disk;
 mod import;
 mod index_runs;
+mod keys;
 mod lateness;
 mod limits;
 mod missing_images;

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use afterimage::env::{Environment, OsEnvironment};
 use afterimage::error::Result;
 use afterimage::format::marker::{Consistency, DiskEntry, Marker};
+use afterimage::journal::keys::JournalKeys;
 use afterimage::journal::open::{self, JournalPlan, OpenedJournal};
 use afterimage::journal::recover::Known;
 use afterimage::journal::runs::Needs;
@@ -16,6 +17,7 @@ use afterimage::journal::segments::{Segments, create};
 use afterimage::journal::writer::{Entry, Identity, Writer};
 use afterimage::planted::Planted;
 use afterimage::runtime::Runtime;
+use afterimage::seal::GroupKeys;
 use afterimage::storage::blocking::Blocking;
 use afterimage::units::{
     DiskId, DiskSlot, GroupId, GroupNanos, IncarnationId, Lsn, MonotonicNanos, PointId, SectorCount,
@@ -65,7 +67,10 @@ fn plan(directory: &Path) -> JournalPlan {
 
 fn open_in(runtime: &Rc<Runtime>, directory: &Path, known: Known) -> Result<OpenedJournal> {
     let (opening, plan) = (Rc::clone(runtime), plan(directory));
-    runtime.block_on(async move { open::open(opening, &plan, known, &Needs::default(), Planted::NONE).await })
+    let keys = JournalKeys::new(GroupKeys::NONE);
+    runtime.block_on(async move {
+        open::open(opening, &plan, known, &Needs::default(), &keys, Planted::NONE).await
+    })
 }
 
 /// What the gateway's opening says to a journal, without keeping it open.
@@ -94,7 +99,8 @@ impl Journal {
         let incarnation = IncarnationId(runtime.random_u128());
         let identity = Identity { group, timeline: TimelineId(1), incarnation };
         let owner = runtime.new_owner();
-        let mut writer = Writer::new(Rc::clone(&runtime), owner, identity, opened.position, Planted::NONE);
+        let mut writer =
+            Writer::new(Rc::clone(&runtime), owner, identity, opened.position, None, Planted::NONE);
         writer.enqueue_control(Entry::Opening(opened.opening), None);
         let mut journal = Journal { runtime, segments: opened.segments, writer };
         journal.supply();

@@ -26,7 +26,8 @@ fn check(bytes: &mut [u8]) -> bool {
     let Ok((run, tables)) = Run::decode(bytes) else { return false };
     let extents: Option<Vec<_>> = tables.extents().collect();
     let payloads: Option<Vec<_>> = tables.payloads().collect();
+    let tags = tables.tags().to_vec();
     let (Some(extents), Some(payloads)) = (extents, payloads) else { return false };
-    assert_eq!(run.encode(extents.into_iter(), payloads.into_iter()), before);
+    assert_eq!(run.encode(extents.into_iter(), payloads.into_iter(), &tags), before);
     true
 }

@@ -9,6 +9,7 @@ use afterimage::format::ladder::Ladder;
 use afterimage::format::manifest::StepNumber;
 use afterimage::format::manifest::{self, Snapshot};
 use afterimage::format::record::{Change, MergeRecord, PinKind, PinRecord};
+use afterimage::seal::GroupKeys;
 use afterimage::units::{DiskSlot, PinId, SectorRange, WallNanos, WriterId};
 
 use crate::support::{Group, block_on};
@@ -18,7 +19,7 @@ type Seeds = Vec<(String, Vec<u8>)>;
 
 /// A vault with every kind of step and extent.
 fn group() -> Group {
-    let mut group = Group::new(&[4096, 64]);
+    let mut group = Group::plain(&[4096, 64]);
     group.write(0, SectorRange::new(7, 300), 1);
     group.zero(0, SectorRange::new(1000, 2000), false);
     group.zero(1, SectorRange::new(0, 8), true);
@@ -64,10 +65,10 @@ fn append<const N: usize>(group: &Group, changes: [Change; N]) {
 
 /// Writers are drawn at random; seeds must not change each time that they are made.
 fn steady(bytes: &[u8], previous: u128) -> manifest::Encoded {
-    let (mut step, _) = manifest::Step::decode(bytes).expect("as written");
+    let (mut step, _) = manifest::Step::decode(bytes, &GroupKeys::NONE).expect("as written");
     step.header.writer = WriterId(7);
     step.header.previous = previous;
-    step.encode()
+    step.encode(None)
 }
 
 fn manifest_seeds(group: &Group) -> Seeds {
@@ -87,7 +88,7 @@ fn manifest_seeds(group: &Group) -> Seeds {
         timeline: state.timeline(),
         previous,
     };
-    seeds.push(("snapshot".to_owned(), Snapshot::encode_parts(&header, state.contents()).bytes));
+    seeds.push(("snapshot".to_owned(), Snapshot::encode_parts(&header, state.contents(), None).bytes));
     seeds
 }
 

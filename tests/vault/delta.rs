@@ -2,7 +2,7 @@
 
 use afterimage::error::ErrorKind;
 use afterimage::format::delta::{CHUNK_BYTES, Content};
-use afterimage::units::{SECTOR_BYTES, SectorRange};
+use afterimage::units::{SECTOR_BYTES, SectorRange, to_usize};
 
 use crate::support::{Group, block_on};
 
@@ -77,13 +77,15 @@ fn a_bad_chunk_is_corrupt_with_path_and_offset_and_the_others_are_readable() {
     let reference = group.vault.manifest().state().point(point).expect("published").delta.expect("written");
     let path = group.vault.layout().blob(reference.blob);
     let mut bytes = std::fs::read(&path).expect("the blob is there");
-    bytes[256 + CHUNK_BYTES as usize + 17] ^= 0x10;
+    let reader = block_on(&group.runtime, group.vault.open_delta(&reference)).expect("as built");
+    let bad = reader.tables().chunks[1].offset;
+    bytes[to_usize(bad) + 17] ^= 0x10;
     std::fs::write(&path, bytes).expect("tests may write it");
     let reader = block_on(&group.runtime, group.vault.open_delta(&reference)).expect("the tables are good");
     let error = block_on(&group.runtime, reader.chunk(1)).expect_err("a bit was flipped");
     assert_eq!(error.kind(), ErrorKind::Corrupt);
     assert_eq!(error.path(), Some(path.as_path()));
-    assert_eq!(error.offset(), Some(256 + u64::from(CHUNK_BYTES)));
+    assert_eq!(error.offset(), Some(bad));
     block_on(&group.runtime, reader.chunk(0)).expect("untouched");
     block_on(&group.runtime, reader.chunk(2)).expect("untouched");
 }

@@ -6,8 +6,8 @@ use afterimage::block::TestId;
 use afterimage::error::{ErrorKind, Result};
 use afterimage::format::checksum;
 use afterimage::format::delta::{
-    self, CHUNK_BYTES, Chunk, Content, DeltaExtent, DeltaRef, DiskTable, FOOTER_BYTES, Footer, HEADER_BYTES,
-    Tables,
+    self, CHUNK_BYTES, Chunk, Compression, Content, DeltaExtent, DeltaRef, DiskTable, FOOTER_BYTES, Footer,
+    HEADER_BYTES, Tables, TablesForm,
 };
 use afterimage::format::ladder::Ladder;
 use afterimage::format::manifest::{self, Contents, DiskState, Snapshot, Step, StepNumber};
@@ -15,6 +15,7 @@ use afterimage::format::marker::Consistency;
 use afterimage::format::record::{
     Change, DiskRecord, GroupRecord, Membership, MergeRecord, PinKind, PinRecord, PointDisk, PointRecord,
 };
+use afterimage::seal::GroupKeys;
 use afterimage::units::{
     BlobId, DiskId, DiskSlot, GroupId, GroupNanos, Lsn, PinId, PointId, SECTOR_BYTES, SectorCount,
     SectorRange, TimelineId, WallNanos, WriterId, to_usize,
@@ -52,6 +53,8 @@ fn blob() -> (Vec<u8>, DeltaRef) {
             plain_bytes: length,
             origin_blob: BLOB,
             origin_chunk: index,
+            compression: Compression::None,
+            sealed_under: None,
             checksum: checksum(chunk),
         });
         bytes.extend_from_slice(chunk);
@@ -78,7 +81,8 @@ fn blob() -> (Vec<u8>, DeltaRef) {
     });
     let encoded = tables.encode();
     let start: [u8; HEADER_BYTES] = bytes[..HEADER_BYTES].try_into().expect("a header");
-    let footer = Footer::new(&start, BLOB, &tables, &encoded);
+    let form = TablesForm { bytes: encoded.len() as u64, ..TablesForm::default() };
+    let footer = Footer::new(&start, BLOB, &tables, form).with_tables(&encoded);
     bytes.extend_from_slice(&encoded);
     bytes.extend_from_slice(&footer.encode());
     assert_eq!(bytes.len() as u64, footer.total_bytes);
@@ -91,6 +95,7 @@ fn read_blob(bytes: &[u8], reference: &DeltaRef) -> Result<Tables> {
     footer.check_identity(reference, bytes)?;
     let header = delta::Header::decode(bytes)?;
     let stored = &bytes[to_usize(footer.tables_offset)..bytes.len() - FOOTER_BYTES];
+    footer.verify_tables(stored)?;
     let tables = Tables::decode(stored, &header, &footer)?;
     for chunk in &tables.chunks {
         let start = to_usize(chunk.offset);
@@ -238,31 +243,37 @@ fn changes() -> Vec<Change> {
 #[test]
 fn a_step_that_was_cut_off_or_has_a_flipped_bit_is_noticed() {
     for change in changes() {
-        let bytes = Step { header: step_header(12), change }.encode().bytes;
+        let bytes = Step { header: step_header(12), change }.encode(None).bytes;
         for length in 0..bytes.len() {
-            let error = Step::decode(&bytes[..length]).expect_err("it was cut off");
+            let error = Step::decode(&bytes[..length], &GroupKeys::NONE).expect_err("it was cut off");
             assert_eq!(error.kind(), ErrorKind::Corrupt, "{length} bytes: {error}");
         }
         for bit in 0..bytes.len() * 8 {
             let mut bytes = bytes.clone();
             bytes[bit / 8] ^= 1 << (bit % 8);
-            let error = Step::decode(&bytes).expect_err("a bit was flipped");
+            let error = Step::decode(&bytes, &GroupKeys::NONE).expect_err("a bit was flipped");
             let version = (8..12).contains(&(bit / 8));
             let expected = if version { ErrorKind::Unsupported } else { ErrorKind::Corrupt };
             assert_eq!(error.kind(), expected, "bit {bit}: {error}");
         }
-        assert!(Step::decode(&[bytes.as_slice(), &[0]].concat()).is_err(), "a byte too many");
+        assert!(
+            Step::decode(&[bytes.as_slice(), &[0]].concat(), &GroupKeys::NONE).is_err(),
+            "a byte too many"
+        );
     }
 }
 
 #[test]
 fn a_step_of_an_unknown_kind_is_unsupported_not_skipped() {
-    let mut bytes = Step { header: step_header(2), change: Change::GroupRemoved }.encode().bytes;
+    let mut bytes = Step { header: step_header(2), change: Change::GroupRemoved }.encode(None).bytes;
     bytes[12..14].copy_from_slice(&12_u16.to_le_bytes());
     let end = manifest::HEADER_BYTES;
     let sum = checksum(&bytes[..end - 16]).to_le_bytes();
     bytes[end - 16..end].copy_from_slice(&sum);
-    assert_eq!(Step::decode(&bytes).expect_err("kind 12 is reserved").kind(), ErrorKind::Unsupported);
+    assert_eq!(
+        Step::decode(&bytes, &GroupKeys::NONE).expect_err("kind 12 is reserved").kind(),
+        ErrorKind::Unsupported
+    );
 }
 
 fn names() -> impl Strategy<Value = String> {
@@ -351,21 +362,21 @@ prop_compose! {
 proptest! {
     #[test]
     fn snapshots_and_their_points_survive_their_bytes(snapshot in snapshots()) {
-        let bytes = snapshot.encode().bytes;
-        let decoded = Snapshot::decode(&bytes).expect("as written");
+        let bytes = snapshot.encode(None).bytes;
+        let decoded = Snapshot::decode(&bytes, &GroupKeys::NONE).expect("as written");
         prop_assert_eq!(&decoded, &snapshot);
-        prop_assert_eq!(decoded.encode().bytes, bytes);
+        prop_assert_eq!(decoded.encode(None).bytes, bytes);
         for point in snapshot.contents.points {
             let step = Step { header: step_header(1), change: Change::PointPublished(point) };
-            let encoded = step.encode();
-            prop_assert_eq!(Step::decode(&encoded.bytes).expect("as written"), (step, encoded.checksum));
+            let encoded = step.encode(None);
+            prop_assert_eq!(Step::decode(&encoded.bytes, &GroupKeys::NONE).expect("as written"), (step, encoded.checksum));
         }
     }
 
     #[test]
     fn no_bytes_make_a_decoder_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
-        let _ = Step::decode(&bytes);
-        let _ = Snapshot::decode(&bytes);
+        let _ = Step::decode(&bytes, &GroupKeys::NONE);
+        let _ = Snapshot::decode(&bytes, &GroupKeys::NONE);
         let _ = read_any_blob(&bytes);
         let mut blob = bytes;
         if blob.len() >= HEADER_BYTES + FOOTER_BYTES {
@@ -382,7 +393,10 @@ proptest! {
 fn every_change_survives_its_bytes() {
     for change in changes() {
         let step = Step { header: step_header(5), change };
-        let encoded = step.encode();
-        assert_eq!(Step::decode(&encoded.bytes).expect("as written"), (step, encoded.checksum));
+        let encoded = step.encode(None);
+        assert_eq!(
+            Step::decode(&encoded.bytes, &GroupKeys::NONE).expect("as written"),
+            (step, encoded.checksum)
+        );
     }
 }

@@ -10,6 +10,7 @@ mod pieces;
 #[cfg(feature = "sim")]
 mod power;
 mod retention;
+mod sealing;
 mod support;
 #[path = "../support/vault_fuzz.rs"]
 mod vault_fuzz;

@@ -13,12 +13,13 @@ use tempfile::TempDir;
 
 use crate::support::{
     Fault, GROUP, Group, TIMELINE, block_on, directory, disk_record, faulty_runtime, group_record,
-    point_record, runtime,
+    point_record, runtime, site_keys,
 };
 
 fn create(runtime: &Rc<Runtime>, directory: &TempDir) -> (Layout, Vault) {
     let path = directory.path().join("vault");
-    let created = Vault::create(runtime, &path, GROUP, TIMELINE, group_record("g"));
+    let keys = site_keys();
+    let created = Vault::create(runtime, &path, GROUP, TIMELINE, group_record("g"), Some(&keys));
     (Layout::new(&path), block_on(runtime, created).expect("a new group"))
 }
 
@@ -38,7 +39,8 @@ fn a_lost_reply_is_a_success() {
         assert_eq!(step, StepNumber(2));
         assert!(faults.are_spent());
         assert_eq!(vault.manifest().state().disks().count(), 1, "added once");
-        let again = block_on(&runtime, Manifest::open(&runtime, &layout)).expect("sound");
+        let again =
+            block_on(&runtime, Manifest::open(&runtime, &layout, vault.keys().clone())).expect("sound");
         assert_eq!(*again.state(), *vault.manifest().state());
     }
 }
@@ -61,7 +63,7 @@ fn who_loses_a_race_decides_anew() {
     let directory = directory();
     let runtime = runtime();
     let (layout, vault) = create(&runtime, &directory);
-    let other = block_on(&runtime, Manifest::open(&runtime, &layout)).expect("sound");
+    let other = block_on(&runtime, Manifest::open(&runtime, &layout, vault.keys().clone())).expect("sound");
     for _ in 0..20 {
         let both = async {
             let (ours, theirs) =
@@ -71,7 +73,7 @@ fn who_loses_a_race_decides_anew() {
         let (ours, theirs) = block_on(&runtime, both);
         assert_ne!(ours, theirs);
     }
-    let last = block_on(&runtime, Manifest::open(&runtime, &layout)).expect("sound");
+    let last = block_on(&runtime, Manifest::open(&runtime, &layout, vault.keys().clone())).expect("sound");
     let slots: Vec<u32> = last.state().disks().map(|disk| disk.slot.0).collect();
     assert_eq!(slots, (0..40).collect::<Vec<_>>(), "every append once, none lost");
 }
@@ -81,7 +83,7 @@ fn who_loses_a_race_may_be_refused() {
     let directory = directory();
     let runtime = runtime();
     let (layout, vault) = create(&runtime, &directory);
-    let other = block_on(&runtime, Manifest::open(&runtime, &layout)).expect("sound");
+    let other = block_on(&runtime, Manifest::open(&runtime, &layout, vault.keys().clone())).expect("sound");
     let added = |slot| Change::DiskAdded(disk_record(slot, "same", 8));
     block_on(&runtime, vault.manifest().append(added(0))).expect("first");
     let error = block_on(&runtime, other.append(added(1))).expect_err("the name is taken by now");
@@ -98,7 +100,9 @@ fn a_hole_stops_the_replay_loudly() {
         block_on(&runtime, vault.manifest().append_with(add_disk)).expect("appended");
     }
     std::fs::remove_file(layout.step(StepNumber(3))).expect("it was there");
-    let error = block_on(&runtime, Manifest::open(&runtime, &layout)).err().expect("a step is lost");
+    let error = block_on(&runtime, Manifest::open(&runtime, &layout, vault.keys().clone()))
+        .err()
+        .expect("a step is lost");
     assert_eq!(error.kind(), ErrorKind::Corrupt);
     assert_eq!(error.path(), Some(layout.step(StepNumber(3)).as_path()));
 }
@@ -113,11 +117,16 @@ fn a_step_of_another_chain_is_noticed() {
         block_on(&runtime, vault.manifest().append_with(add_disk)).expect("appended");
     }
     std::fs::copy(others.step(StepNumber(2)), layout.step(StepNumber(2))).expect("copied over");
-    let error = block_on(&runtime, Manifest::open(&runtime, &layout)).err().expect("a stranger's step");
+    let error = block_on(&runtime, Manifest::open(&runtime, &layout, vault.keys().clone()))
+        .err()
+        .expect("a stranger's step");
     assert_eq!(error.kind(), ErrorKind::Corrupt);
     let renamed = std::fs::rename(layout.step(StepNumber(1)), layout.step(StepNumber(3)));
     renamed.expect("moved");
-    assert!(block_on(&runtime, Manifest::open(&runtime, &layout)).is_err(), "a name that lies");
+    assert!(
+        block_on(&runtime, Manifest::open(&runtime, &layout, vault.keys().clone())).is_err(),
+        "a name that lies"
+    );
 }
 
 /// Some change that fits whatever came before.
@@ -140,11 +149,12 @@ fn snapshot_and_steps_are_what_all_steps_are() {
         let appended = vault.manifest().append_with(|state| Ok(change(number, state)));
         block_on(&runtime, appended).expect("appended");
         if number % 100 == 0 {
-            let again = block_on(&runtime, Manifest::open(&runtime, &layout)).expect("sound");
+            let again =
+                block_on(&runtime, Manifest::open(&runtime, &layout, vault.keys().clone())).expect("sound");
             assert_eq!(*again.state(), *vault.manifest().state());
         }
     }
-    let again = block_on(&runtime, Manifest::open(&runtime, &layout)).expect("sound");
+    let again = block_on(&runtime, Manifest::open(&runtime, &layout, vault.keys().clone())).expect("sound");
     assert_eq!(*again.state(), *vault.manifest().state());
     assert!(!layout.step(StepNumber(SNAPSHOT_STEPS)).exists(), "replaced by the older snapshot");
     assert!(layout.step(StepNumber(SNAPSHOT_STEPS + 1)).exists(), "the newest snapshot has no copy yet");
@@ -159,7 +169,7 @@ fn a_writer_that_slept_through_a_snapshot_does_not_believe_its_own_success() {
     let directory = directory();
     let runtime = runtime();
     let (layout, vault) = create(&runtime, &directory);
-    let sleeper = block_on(&runtime, Manifest::open(&runtime, &layout)).expect("sound");
+    let sleeper = block_on(&runtime, Manifest::open(&runtime, &layout, vault.keys().clone())).expect("sound");
     for number in 0..2 * SNAPSHOT_STEPS + 1 {
         let appended = vault.manifest().append_with(|state| Ok(change(number, state)));
         block_on(&runtime, appended).expect("appended");
@@ -169,7 +179,7 @@ fn a_writer_that_slept_through_a_snapshot_does_not_believe_its_own_success() {
     let step = block_on(&runtime, sleeper.append(Change::PolicySet { interval_ms: Some(7), retain: None }))
         .expect("anew");
     assert_eq!(step, newest.next());
-    let again = block_on(&runtime, Manifest::open(&runtime, &layout)).expect("sound");
+    let again = block_on(&runtime, Manifest::open(&runtime, &layout, vault.keys().clone())).expect("sound");
     assert_eq!(again.state().record().interval_ms, 7);
 }
 
@@ -178,7 +188,8 @@ fn a_second_group_in_the_same_place_is_refused() {
     let directory = directory();
     let runtime = runtime();
     let (layout, _vault) = create(&runtime, &directory);
-    let again = Vault::create(&runtime, layout.root(), GROUP, TIMELINE, group_record("h"));
+    let keys = site_keys();
+    let again = Vault::create(&runtime, layout.root(), GROUP, TIMELINE, group_record("h"), Some(&keys));
     let error = block_on(&runtime, again).err().expect("one has begun");
     assert_eq!(error.kind(), ErrorKind::AlreadyExists);
 }
@@ -242,12 +253,14 @@ fn a_removed_group_is_gone_also_when_the_removal_is_interrupted() {
     let path = group.path();
     // As after a death right after the step.
     block_on(&group.runtime, group.vault.manifest().append(Change::GroupRemoved)).expect("nothing pins it");
-    let error = block_on(&group.runtime, Vault::open(&group.runtime, &path)).err().expect("removed");
+    let error =
+        block_on(&group.runtime, Vault::open(&group.runtime, &path, &site_keys())).err().expect("removed");
     assert_eq!(error.kind(), ErrorKind::Shutdown);
     // As after a death in the middle of the deletion.
     std::fs::write(group.vault.layout().tombstone(), []).expect("written");
     std::fs::remove_file(group.vault.layout().step(StepNumber(1))).expect("deleted");
-    let error = block_on(&group.runtime, Vault::open(&group.runtime, &path)).err().expect("removed");
+    let error =
+        block_on(&group.runtime, Vault::open(&group.runtime, &path, &site_keys())).err().expect("removed");
     assert_eq!(error.kind(), ErrorKind::Shutdown);
     block_on(&group.runtime, destroy(&group.runtime, &path)).expect("deleted");
     assert!(!path.exists());
@@ -278,14 +291,14 @@ fn a_death_at_any_await_of_a_publication_leaves_all_of_the_point_or_nothing() {
         let path = group.path();
         // Its own process, which dies.
         let process = runtime();
-        let vault = block_on(&process, Vault::open(&process, &path)).expect("sound");
+        let vault = block_on(&process, Vault::open(&process, &path, &site_keys())).expect("sound");
         group.write(0, SectorRange::new(100, 800), 2);
         let second = group.prepare();
         let published = second.publish(&vault, &group.log);
         let ended = die_after(&process, polls, published);
         drop((vault, process));
         let successor = runtime();
-        let vault = block_on(&successor, Vault::open(&successor, &path)).expect("sound");
+        let vault = block_on(&successor, Vault::open(&successor, &path, &site_keys())).expect("sound");
         let points = vault.manifest().state().points().len();
         assert!(points == 2 || (points == 1 && !ended), "a published point is there");
         assert!(vault.manifest().state().point(first).is_some());

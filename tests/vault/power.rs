@@ -11,7 +11,7 @@ use afterimage::units::{SectorRange, to_usize};
 use afterimage::vault::{Vault, verify};
 use afterimage::view::{Overlay, View};
 
-use crate::support::{GROUP, Group, TIMELINE, block_on, flatten, group_record, pattern};
+use crate::support::{GROUP, Group, TIMELINE, block_on, flatten, group_record, pattern, site_keys};
 
 const SEEDS: u64 = 300;
 
@@ -85,7 +85,7 @@ fn a_published_point_survives_any_death_and_an_unpublished_one_leaves_nothing() 
         let doomed = process(&disk, seed + SEEDS);
         let runtime = Rc::clone(&doomed.runtime);
         let ended = die_within(&disk, doomed, &mut random, async {
-            let vault = Vault::open(&runtime, path).await.expect("sound");
+            let vault = Vault::open(&runtime, path, &site_keys()).await.expect("sound");
             for (count, point) in (1..).zip(&prepared) {
                 point.publish(&vault, log).await.expect("nothing fails here but the process");
                 published.set(count);
@@ -95,10 +95,11 @@ fn a_published_point_survives_any_death_and_an_unpublished_one_leaves_nothing() 
         let doomed = process(&disk, seed + 2 * SEEDS);
         let runtime = Rc::clone(&doomed.runtime);
         die_within(&disk, doomed, &mut random, async {
-            Vault::open(&runtime, path).await.map(drop).expect("sound");
+            Vault::open(&runtime, path, &site_keys()).await.map(drop).expect("sound");
         });
         let successor = process(&disk, seed + 3 * SEEDS).runtime;
-        let vault = Rc::new(block_on(&successor, Vault::open(&successor, path)).expect("sound"));
+        let vault =
+            Rc::new(block_on(&successor, Vault::open(&successor, path, &site_keys())).expect("sound"));
         let found: Vec<_> = vault.manifest().state().points().iter().map(|point| point.id).collect();
         assert!(
             found.len() >= published.get(),
@@ -131,16 +132,18 @@ fn a_group_is_created_or_not_and_can_be_created_again() {
         let doomed = process(&disk, seed);
         let runtime = Rc::clone(&doomed.runtime);
         let created = die_within(&disk, doomed, &mut random, async {
-            let created = Vault::create(&runtime, path, GROUP, TIMELINE, group_record("g"));
+            let keys = site_keys();
+            let created = Vault::create(&runtime, path, GROUP, TIMELINE, group_record("g"), Some(&keys));
             created.await.map(drop).expect("an empty place");
         });
         let successor = process(&disk, seed + SEEDS).runtime;
-        match block_on(&successor, Vault::open(&successor, path)) {
+        match block_on(&successor, Vault::open(&successor, path, &site_keys())) {
             Ok(_) => {}
             Err(error) => {
                 assert!(!created, "seed {seed}: {error}");
                 assert_eq!(error.kind(), ErrorKind::NotFound, "seed {seed}: {error}");
-                let again = Vault::create(&successor, path, GROUP, TIMELINE, group_record("g"));
+                let keys = site_keys();
+                let again = Vault::create(&successor, path, GROUP, TIMELINE, group_record("g"), Some(&keys));
                 block_on(&successor, again).expect("as if nothing had been");
             }
         }
@@ -163,7 +166,9 @@ fn an_overlay_keeps_what_it_promised() {
         let overlay_path = Path::new("/data/overlay");
 
         let first = process(&disk, seed + SEEDS);
-        let vault = Rc::new(block_on(&first.runtime, Vault::open(&first.runtime, path)).expect("sound"));
+        let vault = Rc::new(
+            block_on(&first.runtime, Vault::open(&first.runtime, path, &site_keys())).expect("sound"),
+        );
         let view = block_on(&first.runtime, View::open(&vault, point)).expect("sound");
         let id = view.disks()[0].id();
         let overlay = block_on(&first.runtime, Overlay::create(overlay_path, &view, id)).expect("new");
@@ -201,7 +206,7 @@ fn an_overlay_keeps_what_it_promised() {
         drop((overlay, view, vault, first));
 
         let second = process(&disk, seed + 2 * SEEDS).runtime;
-        let vault = Rc::new(block_on(&second, Vault::open(&second, path)).expect("sound"));
+        let vault = Rc::new(block_on(&second, Vault::open(&second, path, &site_keys())).expect("sound"));
         let view = block_on(&second, View::open(&vault, point)).expect("sound");
         let overlay = block_on(&second, Overlay::open(overlay_path, &view, id)).expect("it is there");
         let pieces = block_on(&second, overlay.read(SectorRange::new(0, SECTORS))).expect("sound");

@@ -7,7 +7,7 @@ use afterimage::vault::{Advance, Vault, verify};
 use afterimage::view::View;
 use proptest::prelude::*;
 
-use crate::support::{Edit, Group, block_on, edits, flatten};
+use crate::support::{Edit, Group, block_on, edits, flatten, site_keys};
 
 const SIZES: [u64; 2] = [900, 77];
 
@@ -93,7 +93,7 @@ proptest! {
             delete(&mut group, 0);
             check(&group);
         }
-        let reopened = block_on(&group.runtime, Vault::open(&group.runtime, &group.path())).expect("sound");
+        let reopened = block_on(&group.runtime, Vault::open(&group.runtime, &group.path(), &site_keys())).expect("sound");
         prop_assert_eq!(&*reopened.manifest().state(), &*group.vault.manifest().state());
     }
 }
@@ -167,7 +167,8 @@ fn a_view_of_a_retired_point_is_waited_for() {
     assert!(contents(&group, &view) == model);
     drop(view);
     // Nothing of the advance was begun but its first step: the next owner goes on.
-    let successor = block_on(&group.runtime, Vault::open(&group.runtime, &group.path())).expect("sound");
+    let successor =
+        block_on(&group.runtime, Vault::open(&group.runtime, &group.path(), &site_keys())).expect("sound");
     group.vault = std::rc::Rc::new(successor);
     let done = block_on(&group.runtime, group.vault.finish_advance()).expect("nobody reads it");
     assert_eq!(done, Advance::Done);

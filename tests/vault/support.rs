@@ -17,6 +17,7 @@ use afterimage::format::ladder::Ladder;
 use afterimage::format::marker::Consistency;
 use afterimage::format::record::{Change, DiskRecord, GroupRecord, Membership, PointDisk, PointRecord};
 use afterimage::runtime::Runtime;
+use afterimage::seal::{SiteKey, SiteKeys};
 use afterimage::storage::{
     Backend, BackendOptions, Buffer, Completion, Op, Preference, Slice, Storage, Token, open_best,
 };
@@ -32,6 +33,11 @@ pub use crate::pieces::flatten;
 
 pub const GROUP: GroupId = GroupId(0x67);
 pub const TIMELINE: TimelineId = TimelineId(0x71);
+
+/// The key of the site whose vaults these are.
+pub fn site_keys() -> SiteKeys {
+    SiteKeys::new(vec![SiteKey::drawn([0x517e, 0x6e7])])
+}
 
 pub fn directory() -> TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the target directory takes a temporary one")
@@ -277,16 +283,29 @@ impl Prepared {
 impl Group {
     /// A group of disks of these sizes, all zeros.
     pub fn new(sizes: &[u64]) -> Group {
+        Group::in_new_directory(sizes, Some(&site_keys()))
+    }
+
+    /// As [`Group::new`], not sealed.
+    pub fn plain(sizes: &[u64]) -> Group {
+        Group::in_new_directory(sizes, None)
+    }
+
+    fn in_new_directory(sizes: &[u64], seal_with: Option<&SiteKeys>) -> Group {
         let directory = directory();
-        let mut group = Group::within(&runtime(), &directory.path().join("vault"), sizes);
+        let mut group = Group::create(&runtime(), &directory.path().join("vault"), sizes, seal_with);
         group._directory = Some(directory);
         group
     }
 
     /// As [`Group::new`], in a place and on a storage of the caller's choice.
     pub fn within(runtime: &Rc<Runtime>, path: &Path, sizes: &[u64]) -> Group {
+        Group::create(runtime, path, sizes, Some(&site_keys()))
+    }
+
+    fn create(runtime: &Rc<Runtime>, path: &Path, sizes: &[u64], seal_with: Option<&SiteKeys>) -> Group {
         let runtime = Rc::clone(runtime);
-        let created = Vault::create(&runtime, path, GROUP, TIMELINE, group_record("g"));
+        let created = Vault::create(&runtime, path, GROUP, TIMELINE, group_record("g"), seal_with);
         let vault = block_on(&runtime, created).expect("a new group");
         let names = (0_u32..).map(|slot| (slot, format!("disk{slot}")));
         let disks: Vec<DiskRecord> =
@@ -310,10 +329,13 @@ impl Group {
     }
 
     pub fn write(&mut self, disk: usize, range: SectorRange, seed: u8) {
+        self.write_bytes(disk, range, &pattern(range.bytes(), seed));
+    }
+
+    pub fn write_bytes(&mut self, disk: usize, range: SectorRange, bytes: &[u8]) {
         let place = Place::Log(self.log.bytes.len() as u64 / SECTOR_BYTES);
-        let bytes = pattern(range.bytes(), seed);
         let target = range.byte_range();
-        self.model[disk][to_usize(target.start)..to_usize(target.end)].copy_from_slice(&bytes);
+        self.model[disk][to_usize(target.start)..to_usize(target.end)].copy_from_slice(bytes);
         self.log.bytes.extend(bytes);
         self.maps[disk].insert(range, place);
     }

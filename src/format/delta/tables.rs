@@ -6,10 +6,11 @@
 use zerocopy::little_endian::{U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::{DISK_SECTORS_MAX, Footer, HEADER_BYTES, Header};
+use super::{Compression, DISK_SECTORS_MAX, Footer, HEADER_BYTES, Header, generation, is_legal_length};
 use crate::counted::counted;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::format::checksum;
+use crate::seal::Generation;
 use crate::units::{BlobId, DiskId, DiskSlot, SECTOR_BYTES, Sector, SectorCount, SectorRange, to_usize};
 
 const KIND_DATA: u8 = 1;
@@ -45,8 +46,7 @@ struct RawChunk {
     stored_bytes: U32,
     plain_bytes: U32,
     compression: u8,
-    sealing: u8,
-    reserved_short: [u8; 2],
+    reserved_short: [u8; 3],
     origin_chunk: U32,
     key_generation: U32,
     reserved: U32,
@@ -104,7 +104,7 @@ pub struct DiskTable {
     pub extents: Vec<DeltaExtent>,
 }
 
-/// Where a chunk is stored; codecs other than "as it is" are reserved.
+/// Where a chunk is stored, and in which form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chunk {
     /// From the start of the blob.
@@ -117,6 +117,10 @@ pub struct Chunk {
     pub origin_blob: BlobId,
     /// its index there: a merge copies chunks verbatim.
     pub origin_chunk: u32,
+    /// How it was made shorter.
+    pub compression: Compression,
+    /// Which group key sealed it, in the blob where it was first written.
+    pub sealed_under: Option<Generation>,
     /// Over the stored bytes.
     pub checksum: u128,
 }
@@ -124,6 +128,16 @@ pub struct Chunk {
 impl Chunk {
     pub(super) fn end(&self) -> u64 {
         self.offset + u64::from(self.stored_bytes)
+    }
+
+    /// What its seal binds: all that the directory says of it wherever it is copied to. Origin blob and chunk are in key and
+    /// nonce.
+    pub fn bound(&self) -> [u8; 9] {
+        let mut bound = [0; 9];
+        bound[..4].copy_from_slice(&self.plain_bytes.to_le_bytes());
+        bound[4..8].copy_from_slice(&self.stored_bytes.to_le_bytes());
+        bound[8] = self.compression.code();
+        bound
     }
 
     /// Checks stored bytes against the directory.
@@ -170,11 +184,11 @@ impl Tables {
         bytes
     }
 
-    /// The tables in `bytes`, which are exactly what `footer` says they are.
+    /// The tables in `bytes`, which are what `footer` sums, opened.
     pub fn decode(bytes: &[u8], header: &Header, footer: &Footer) -> Result<Tables> {
         let corrupt = |text: &str| Error::corrupt(text).at_offset(footer.tables_offset);
-        if bytes.len() as u64 != footer.tables_bytes || checksum(bytes) != footer.tables_checksum {
-            return Err(corrupt("the delta tables' checksum does not match"));
+        if bytes.len() as u64 != footer.plain_tables_bytes() {
+            return Err(corrupt("the delta tables' lengths do not match the footer's counts"));
         }
         let disks_end = footer.disks as usize * DISK_ENTRY_BYTES;
         let extents_end = disks_end + to_usize(footer.extents) * EXTENT_ENTRY_BYTES;
@@ -224,11 +238,10 @@ fn encode_chunk(chunk: &Chunk) -> RawChunk {
         offset: chunk.offset.into(),
         stored_bytes: chunk.stored_bytes.into(),
         plain_bytes: chunk.plain_bytes.into(),
-        compression: 0,
-        sealing: 0,
-        reserved_short: [0; 2],
+        compression: chunk.compression.code(),
+        reserved_short: [0; 3],
         origin_chunk: chunk.origin_chunk.into(),
-        key_generation: 0.into(),
+        key_generation: chunk.sealed_under.map_or(0, |generation| generation.0).into(),
         reserved: 0.into(),
         origin_blob: chunk.origin_blob.0.into(),
         checksum: chunk.checksum.into(),
@@ -256,22 +269,24 @@ fn decode_chunks(raw: &[RawChunk], header: &Header, footer: &Footer) -> Result<V
 }
 
 fn decode_chunk(raw: &RawChunk, header: &Header) -> Result<Chunk> {
-    if raw.compression != 0 || raw.sealing != 0 {
-        let text = format!("compression {}, sealing {} need a newer version", raw.compression, raw.sealing);
-        return Err(Error::new(ErrorKind::Unsupported, text));
-    }
-    let plain = raw.plain_bytes.get();
-    let legal = plain > 0 && plain <= header.chunk_bytes && u64::from(plain).is_multiple_of(SECTOR_BYTES);
-    let reserved = raw.reserved_short != [0; 2] || raw.reserved.get() != 0 || raw.key_generation.get() != 0;
-    if !legal || raw.stored_bytes.get() != plain || reserved {
-        return Err(Error::corrupt(format!("{} stored bytes, {plain} plain", raw.stored_bytes.get())));
+    let compression = Compression::from_code(raw.compression)?;
+    let (plain, stored) = (raw.plain_bytes.get(), raw.stored_bytes.get());
+    let legal = plain > 0
+        && plain <= header.chunk_bytes
+        && u64::from(plain).is_multiple_of(SECTOR_BYTES)
+        && is_legal_length(plain.into(), stored.into(), compression, raw.key_generation.get());
+    let reserved = raw.reserved_short != [0; 3] || raw.reserved.get() != 0;
+    if !legal || reserved {
+        return Err(Error::corrupt(format!("{stored} stored bytes, {plain} plain")));
     }
     Ok(Chunk {
         offset: raw.offset.get(),
-        stored_bytes: raw.stored_bytes.get(),
+        stored_bytes: stored,
         plain_bytes: plain,
         origin_blob: BlobId(raw.origin_blob.get()),
         origin_chunk: raw.origin_chunk.get(),
+        compression,
+        sealed_under: generation(raw.key_generation),
         checksum: raw.checksum.get(),
     })
 }

@@ -122,14 +122,14 @@ impl<'a> Frames<'a> {
                 payloads: Payloads::default(),
             });
             part.last_lsn = scanned.frame.last_lsn();
-            part.payloads.add(&scanned.frame);
+            part.payloads.add(&scanned.frame, None);
         }
         let oldest = parts.keys().next().copied()?;
         for (said, payloads) in run.parts.iter().filter(|(part, _)| part.sequence >= oldest) {
             let agrees = parts.get(&said.sequence).is_some_and(|part| {
                 part.index.0 == said.index
                     && part.last_lsn == said.last_lsn
-                    && part.payloads.within(&(0..u32::MAX)) == payloads
+                    && part.payloads.within(&(0..u32::MAX)) == *payloads
             });
             if !agrees {
                 return Some(format!("the frames of segment use {} say otherwise", said.sequence.0));

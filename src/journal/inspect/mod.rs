@@ -57,7 +57,7 @@ pub struct LeftOver {
     pub fault: Option<FrameFault>,
 }
 
-/// A marker's payload; `None` where it is not a marker's.
+/// A marker's payload; `None` where it is not a marker's, or is sealed: nobody here has keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FoundMarker {
     /// The record.
@@ -66,6 +66,8 @@ pub struct FoundMarker {
     pub offset: u64,
     /// What it says.
     pub marker: Option<Marker>,
+    /// Whether it is sealed.
+    pub is_sealed: bool,
 }
 
 /// What stands in one segment file.
@@ -142,7 +144,8 @@ fn markers_of(scanned: &Scanned, bytes: &[u8]) -> Vec<FoundMarker> {
     let found = markers.map(|(index, record)| FoundMarker {
         lsn: frame.first_lsn.advance(index as u64),
         offset: frame.segment_offset(),
-        marker: Marker::decode(&whole[frame.payload_range(record.payload)]),
+        marker: Marker::decode(&whole[frame.payload_range(record.payload)]).filter(|_| frame.seal.is_none()),
+        is_sealed: frame.seal.is_some(),
     });
     found.collect()
 }

@@ -99,7 +99,7 @@ fn foreign_matter(survey: &Survey) -> Vec<Fault> {
         if let Some(fault @ FrameFault::Version(_)) = segment.first_fault {
             faults.push(at(segment, 0, describe(fault)));
         }
-        for found in segment.markers.iter().filter(|found| found.marker.is_none()) {
+        for found in segment.markers.iter().filter(|found| found.marker.is_none() && !found.is_sealed) {
             let what = format!("record {} is no marker, though its checksum matches", found.lsn);
             faults.push(at(segment, found.offset, what));
         }
