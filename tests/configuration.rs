@@ -296,6 +296,8 @@ fn the_documented_example_is_true() {
     plain.api = example.api.clone();
     assert_eq!(plain.keys.site_key, place.data().join("keys/site.key"));
     plain.keys.site_key.clone_from(&example.keys.site_key);
+    assert_eq!((plain.vault.history_max, plain.vault.free_min), (None, None), "by default there is none");
+    plain.vault = example.vault;
     assert_eq!(plain, example);
 }
 

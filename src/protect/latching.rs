@@ -242,9 +242,9 @@ impl Group {
         let disk = self.disks.get_mut(&slot).expect("a latched disk is there");
         disk.care = Care::Mending;
         let (directory, accepted) = (self.settings.plan.images(), self.accepted);
-        let keys = self.settings.vault.keys().clone();
         let what = (disk.record.id, disk.record.sectors);
         let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
+        let keys = self.settings.vault.keys().clone();
         self.tasks.spawn(async move {
             let result = reattach(&runtime, &directory, what, accepted, &keys).await;
             mailbox.borrow_mut().push_back(Done::Reattached(slot, result));

@@ -41,10 +41,10 @@ pub fn plan() -> GroupPlan {
         journal_bytes: SEGMENT_BYTES * SEGMENTS,
         index_bytes_min: 1 << 20,
         space: SpaceLimits::default(),
-        site_keys: SiteKeys::new(vec![SiteKey::drawn([1, 2])]),
-        seals: true,
         cache_bytes_max: 64 << 10,
         map_bytes_max: 16 << 20,
+        site_keys: SiteKeys::new(vec![SiteKey::drawn([1, 2])]),
+        seals: true,
         planted: Planted::NONE,
     }
 }

@@ -13,13 +13,13 @@ use super::Survey;
 use crate::extent::ExtentMap;
 use crate::format::frame::RecordKind;
 use crate::format::marker::Marker;
-use crate::format::run::RunFault;
+use crate::format::run::{PartSeal, RunFault};
 use crate::journal::payloads::Payloads;
 use crate::journal::recover::Decision;
-use crate::journal::runs::{IndexedLayer, LoadedRun, link_of};
+use crate::journal::runs::{CoveredFrame, IndexedLayer, LoadedRun, link_of};
 use crate::journal::scan::Scanned;
 use crate::journal::segments::{SegmentIndex, Source};
-use crate::units::{DiskSlot, FrameNumber, Lsn, SegmentSequence, to_usize};
+use crate::units::{DiskSlot, FrameNumber, Lsn, to_usize};
 
 /// An index run, looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +53,7 @@ type Placed<'a> = (SegmentIndex, &'a Scanned);
 /// The accepted frames, whose numbers follow one another, and the markers in them.
 struct Frames<'a> {
     placed: Vec<Placed<'a>>,
-    markers: BTreeMap<Lsn, &'a Marker>,
+    markers: BTreeMap<Lsn, Option<&'a Marker>>,
 }
 
 /// What the frames of a run say of one segment.
@@ -73,7 +73,8 @@ impl<'a> Frames<'a> {
             let placed = segment.scan.frames[..accepted.frames].iter();
             frames.placed.extend(placed.map(|scanned| (segment.scan.index, scanned)));
             let markers = segment.markers.iter();
-            frames.markers.extend(markers.filter_map(|found| Some((found.lsn, found.marker.as_ref()?))));
+            let known = markers.filter(|found| found.marker.is_some() || found.is_sealed);
+            frames.markers.extend(known.map(|found| (found.lsn, found.marker.as_ref())));
         }
         (!frames.placed.is_empty()).then_some(frames)
     }
@@ -114,9 +115,13 @@ impl<'a> Frames<'a> {
     }
 
     fn parts(&self, run: &LoadedRun, covered: &[Placed<'_>]) -> Option<String> {
-        let mut parts: BTreeMap<SegmentSequence, Part> = BTreeMap::new();
+        // An incarnation that goes on in a segment seals under its own key, and has a part of its own.
+        let key_of = |seal: Option<PartSeal>| seal.map(|seal| (seal.generation, seal.incarnation.0));
+        let mut parts: BTreeMap<_, Part> = BTreeMap::new();
         for &(index, scanned) in covered {
-            let part = parts.entry(scanned.frame.segment).or_insert_with(|| Part {
+            let covered = CoveredFrame::new(index, &scanned.frame, scanned.sum);
+            let place = (scanned.frame.segment, key_of(covered.seal));
+            let part = parts.entry(place).or_insert_with(|| Part {
                 index,
                 last_lsn: Lsn::ZERO,
                 payloads: Payloads::default(),
@@ -124,9 +129,9 @@ impl<'a> Frames<'a> {
             part.last_lsn = scanned.frame.last_lsn();
             part.payloads.add(&scanned.frame, None);
         }
-        let oldest = parts.keys().next().copied()?;
+        let oldest = parts.keys().next().map(|place| place.0)?;
         for (said, payloads) in run.parts.iter().filter(|(part, _)| part.sequence >= oldest) {
-            let agrees = parts.get(&said.sequence).is_some_and(|part| {
+            let agrees = parts.get(&(said.sequence, key_of(said.seal))).is_some_and(|part| {
                 part.index.0 == said.index
                     && part.last_lsn == said.last_lsn
                     && part.payloads.within(&(0..u32::MAX)) == *payloads
@@ -144,7 +149,13 @@ impl<'a> Frames<'a> {
         for layer in &run.layers {
             let begins = after.replace(layer.last).filter(|after| after.next() >= oldest);
             let agrees = begins.is_none_or(|after| self.says(layer, after, covered));
-            if !agrees || self.markers.get(&layer.last).copied() != layer.marker.as_ref() {
+            let ends = match (self.markers.get(&layer.last), &layer.marker) {
+                (Some(Some(found)), Some(said)) => *found == said,
+                // What a sealed one says nobody here can read.
+                (Some(None), Some(_)) | (None, None) => true,
+                _ => false,
+            };
+            if !agrees || !ends {
                 return Some(format!("the frames up to record {} say otherwise", layer.last));
             }
         }
