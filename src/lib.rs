@@ -29,7 +29,6 @@ pub mod listen;
 pub mod oracle;
 pub mod planted;
 pub mod protect;
-#[cfg(any(feature = "sim", feature = "server"))]
 pub mod random;
 pub mod runtime;
 pub mod seal;
