@@ -20,6 +20,10 @@ const WAITING_MAX: usize = 256;
 pub enum GroupEvent {
     /// It is in another condition from now on.
     Condition(Condition),
+    /// Points do not come as often as the policy says.
+    PointsLate,
+    /// They do again.
+    PointsInTime,
     /// Little space is left until history shrinks.
     SpaceLow(SpaceStatus),
     /// History is about to shrink because of space: these points would go first.
@@ -62,6 +66,8 @@ impl GroupEvent {
     pub fn code(self) -> &'static str {
         match self {
             GroupEvent::Condition(_) => "condition",
+            GroupEvent::PointsLate => "points_late",
+            GroupEvent::PointsInTime => "points_in_time",
             GroupEvent::SpaceLow(_) => "space_low",
             GroupEvent::HistoryWillShrink { .. } => "history_will_shrink",
             GroupEvent::HistoryShrinks { .. } => "history_shrinks",
@@ -88,11 +94,12 @@ impl GroupEvent {
                 | Condition::VaultFailed
                 | Condition::JournalFailed => Gravity::Fault,
             },
-            GroupEvent::SpaceLow(_)
+            GroupEvent::PointsLate
+            | GroupEvent::SpaceLow(_)
             | GroupEvent::HistoryWillShrink { .. }
             | GroupEvent::HistoryShrinks { .. } => Gravity::Warning,
             GroupEvent::HistoryCannotShrink => Gravity::Fault,
-            GroupEvent::Paused | GroupEvent::Resumed => Gravity::Note,
+            GroupEvent::PointsInTime | GroupEvent::Paused | GroupEvent::Resumed => Gravity::Note,
         }
     }
 
@@ -103,6 +110,8 @@ impl GroupEvent {
                 Some(why) => format!("{}: {}", why.what, why.mend),
                 None => condition.name().to_owned(),
             },
+            GroupEvent::PointsLate => "recovery points are late".to_owned(),
+            GroupEvent::PointsInTime => "recovery points are in time again".to_owned(),
             GroupEvent::SpaceLow(space) => format!("little space is left: {}", room(space)),
             GroupEvent::HistoryWillShrink { forecast, space, grace, .. } => format!(
                 "history will shrink in {} s because of space ({}): the oldest points go, {} first, which take {}; free space, \

@@ -349,12 +349,11 @@ impl Group {
         match (self.late_since, is_late) {
             (None, true) => {
                 self.late_since = Some(self.runtime.wall());
-                let newest = self.points.last().map(|point| tracing::field::display(point.wall));
-                tracing::warn!(group = %self.name, newest, "recovery points are late");
+                self.tell(GroupEvent::PointsLate);
             }
             (Some(_), false) => {
                 self.late_since = None;
-                tracing::info!(group = %self.name, "recovery points are in time again");
+                self.tell(GroupEvent::PointsInTime);
             }
             _ => {}
         }
@@ -366,7 +365,10 @@ impl Group {
         let condition = self.condition();
         if condition != self.condition.0 {
             self.condition = (condition, self.runtime.wall());
-            self.tell(GroupEvent::Condition(condition));
+            // That one has events of its own, whatever else is wrong.
+            if condition != Condition::PointsLate {
+                self.tell(GroupEvent::Condition(condition));
+            }
         }
         self.tell_noted();
         self.rates.sample(self.runtime.now(), &self.counters);
