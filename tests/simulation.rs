@@ -118,10 +118,11 @@ fn a_clean_sweep_meets_everything_and_breaks_no_rule() {
         ("index runs", report.runs_used),
         ("rot met while running", report.rots_met),
         ("rounds of waiting for maps", report.map_waits),
-        ("announcements of a shorter history", report.shrinks),
     ] {
-        assert!(count > CLEAN_SEEDS / 20, "only {count} {what} in {CLEAN_SEEDS} seeds");
+        assert!(count > CLEAN_SEEDS / 10, "only {count} {what} in {CLEAN_SEEDS} seeds");
     }
+    // Two seeds in five have a limit to their history, and few of these reach it.
+    assert!(report.shrinks > CLEAN_SEEDS / 20, "only {} announcements of a shorter history", report.shrinks);
 }
 
 #[test]

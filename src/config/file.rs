@@ -26,7 +26,7 @@ const SEGMENT_SIZE: ByteSize = ByteSize(64 << 20);
 const SEGMENT_SIZE_MIN: ByteSize = ByteSize(1 << 20);
 /// Room for the segments reserved for opening, markers and closing, and for one that is being recycled.
 const SEGMENTS_MIN: u64 = 4;
-/// Extents of some eight million writes.
+/// Extents and payload tables of some four million writes of a sealed group: 64 bytes each.
 const MAPS: ByteSize = ByteSize(256 << 20);
 const MAPS_MIN: ByteSize = ByteSize(MAP_BYTES_MIN as u64);
 const FRAMES: ByteSize = ByteSize(64 << 20);

@@ -1,0 +1,238 @@
+//! How the gateway and its groups stand, in the words of the API: what `GET /v1/status` answers.
+
+use serde::{Deserialize, Serialize};
+
+use super::Group;
+use crate::control::name::Name;
+use crate::units::{Lsn, PointId, WallNanos};
+
+/// How the whole gateway stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The site's name.
+    pub site: Name,
+    /// The gateway's version.
+    pub version: String,
+    /// When the process began to serve.
+    pub started: WallNanos,
+    /// Where block clients connect, as configured.
+    pub listen: Vec<String>,
+    /// Block clients connected now.
+    pub connections: u64,
+    /// `[nbd] connections_max`
+    #[serde(default)]
+    pub connections_limit: u64,
+    /// Bytes of requests that block clients have in flight now.
+    #[serde(default)]
+    pub buffers_bytes: u64,
+    /// `[nbd] buffers`, of each client.
+    #[serde(default)]
+    pub buffers_limit_bytes: u64,
+    /// What the data path's I/O goes through.
+    pub storage: StorageStatus,
+    /// Every group, by name.
+    pub groups: Vec<GroupStatus>,
+}
+
+/// What the data path's I/O really goes through.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StorageStatus {
+    /// `io_uring` or `blocking`.
+    pub backend: String,
+    /// Why that one.
+    pub backend_reason: String,
+    /// Whether files bypass the page cache.
+    pub direct: bool,
+    /// Why they do not.
+    pub direct_reason: Option<String>,
+}
+
+/// How a group stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GroupStatus {
+    /// The group and its disks.
+    pub group: Group,
+    /// Its state.
+    pub state: GroupState,
+    /// How far its records are; unknown if it could not be opened.
+    pub lsn: Option<LsnLadder>,
+    /// Its journal; unknown if it could not be opened.
+    pub journal: Option<JournalStatus>,
+    /// What it takes of memory and space, and may take; unknown if it could not be opened.
+    #[serde(default)]
+    pub limits: Option<GroupLimits>,
+    /// Its newest recovery point.
+    pub newest_point: Option<NewestPoint>,
+    /// Whether nothing was written since the newest point: idleness is not lateness.
+    pub idle: bool,
+    /// Since when points do not come as often as the policy says, if so, whatever else is wrong with the group.
+    #[serde(default)]
+    pub late_since: Option<WallNanos>,
+    /// How long the oldest write has waited for its answer, if that is a second or more.
+    #[serde(default)]
+    pub writes_waiting_ms: Option<u64>,
+    /// Its recovery points.
+    pub history: History,
+    /// What its guests write now.
+    pub writes: WriteRate,
+    /// Block clients connected to its disks now.
+    pub connections: u64,
+}
+
+/// A group's state, why, and since when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupState {
+    /// The state.
+    pub condition: Condition,
+    /// Why it is not [`Condition::Protected`].
+    pub reason: Option<Reason>,
+    /// Since when.
+    pub since: WallNanos,
+}
+
+/// What can be said of a group in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Condition {
+    /// Served, but somebody asked that no timed points are made, and none go.
+    Paused,
+    /// Its journal is being opened; it is not served yet.
+    Opening,
+    /// Served, and every write is captured.
+    Protected,
+    /// Served, but something lags or failed that the reason names.
+    Degraded,
+    /// Writes fail until a person has mended what the reason names.
+    Latched,
+    /// It could not be opened: its disks are not served, its points are as far as its vault can be read.
+    Failed,
+    /// The process is stopping.
+    Stopping,
+}
+
+/// Why a group is not simply protected, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reason {
+    /// Which kind of reason.
+    pub code: ReasonCode,
+    /// One line for people: what failed, on which file.
+    pub detail: String,
+    /// One line for people: what they can do.
+    pub mend: String,
+}
+
+/// Which kind of reason a state has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReasonCode {
+    /// A journal write or sync failed.
+    JournalFailed,
+    /// The journal is at its limit: writes wait.
+    JournalFull,
+    /// The extent maps are at their limit of memory: writes wait.
+    MapsFull,
+    /// Recovery points do not come as often as the policy says.
+    PointsLate,
+    /// The vault has too little room: its oldest points go.
+    SpaceShort,
+    /// The file system is full: writes wait.
+    NoSpace,
+    /// A disk's image failed; that disk's writes fail.
+    ImageFailed,
+    /// The vault failed: no points are published.
+    VaultFailed,
+    /// What is on disk is not what was stored.
+    Corrupt,
+    /// A newer timeline exists.
+    Fenced,
+    /// A device or file system refused an operation.
+    Io,
+    /// A file is not there.
+    Missing,
+    /// Written by a newer version, or something here is not supported.
+    Unsupported,
+    /// Sealed under a key that is not here.
+    NoKey,
+}
+
+/// How far a group's records are: each at most the one before it, except that durable and visible do not bind each
+/// other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LsnLadder {
+    /// Handed to the storage.
+    pub submitted: Lsn,
+    /// Survives the death of the process.
+    pub written: Lsn,
+    /// Seen by reads, and acknowledged.
+    pub visible: Lsn,
+    /// Survives the death of the machine.
+    pub durable: Lsn,
+    /// In the images, under a durable checkpoint.
+    pub destaged: Lsn,
+    /// In the vault, in a published point.
+    pub vaulted: Lsn,
+}
+
+/// A group's journal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalStatus {
+    /// Bytes that cannot be recycled yet.
+    pub used_bytes: u64,
+    /// The configured limit.
+    pub limit_bytes: u64,
+}
+
+/// What a group takes, and may take: docs/limits.md.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupLimits {
+    /// Memory of extent maps.
+    pub maps_bytes: u64,
+    /// `[memory] maps`
+    pub maps_limit_bytes: u64,
+    /// Memory of recently written frames.
+    pub frames_bytes: u64,
+    /// `[memory] frames`
+    pub frames_limit_bytes: u64,
+    /// Bytes of all deltas.
+    pub history_bytes: u64,
+    /// `[vault] history_max`, if there is one.
+    pub history_limit_bytes: Option<u64>,
+    /// Free bytes in the vault's file system, as looked at last.
+    pub free_bytes: Option<u64>,
+    /// `[vault] free_min`, or what it is unless said.
+    pub free_min_bytes: Option<u64>,
+}
+
+/// A group's newest recovery point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewestPoint {
+    /// Its id.
+    pub id: PointId,
+    /// Its time.
+    pub time: WallNanos,
+    /// How old it is.
+    pub age_ms: u64,
+}
+
+/// A group's recovery points.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct History {
+    /// How many there are.
+    pub points: u64,
+    /// The oldest one's time.
+    pub oldest: Option<WallNanos>,
+    /// The newest one's time.
+    pub newest: Option<WallNanos>,
+    /// Why points that should go stay, if so.
+    #[serde(default)]
+    pub retention: Option<String>,
+}
+
+/// What a group's guests write, averaged over the last seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct WriteRate {
+    /// Write requests a second.
+    pub writes_per_s: f64,
+    /// Bytes a second.
+    pub bytes_per_s: f64,
+}
