@@ -2,7 +2,8 @@
 //!
 //! `cargo bench --no-default-features --bench opening [-- GIB [DIRECTORY]]`; the goal of part 2 is 5 s at 64 GiB.
 //!
-//! Segments are sparse: headers stand where they stood, payloads are holes (of zeros, with the sum of zeros). Index runs are
+//! Segments are sparse: headers stand where they stood, payloads are holes (of zeros, with the sum of zeros; an opening reads no payload of what is
+//! sealed by its seal, so their tags are zeros too). Headers are sealed. Index runs are
 //! real, written by the code that the gateway uses. Nothing of it is in the page cache when the journal is opened.
 
 use std::collections::BTreeMap;
@@ -14,10 +15,10 @@ use std::time::Instant;
 
 use afterimage::env::OsEnvironment;
 use afterimage::extent::{Extent, FrozenMap};
-use afterimage::format::frame::{Frame, Payload, Record, RecordKind};
+use afterimage::format::frame::{Frame, FrameSeal, Payload, Record, RecordKind};
 use afterimage::format::marker::Opening;
-use afterimage::format::run::{FrameLink, Run, RunLayer, RunPart};
-use afterimage::journal::keys::JournalKeys;
+use afterimage::format::run::{FrameLink, PartSeal, Run, RunLayer, RunPart};
+use afterimage::journal::keys::{FrameKey, JournalKeys};
 use afterimage::journal::open::{self, JournalPlan, Recovered};
 use afterimage::journal::recover::Known;
 use afterimage::journal::runs::{self, Needs, extents_of, link_of};
@@ -25,7 +26,7 @@ use afterimage::journal::scan::Owner;
 use afterimage::journal::segments::{SegmentIndex, Source, file_name};
 use afterimage::planted::Planted;
 use afterimage::runtime::Runtime;
-use afterimage::seal::GroupKeys;
+use afterimage::seal::{GroupKeys, SiteKeys, TAG_BYTES, Tag};
 use afterimage::storage::{BackendOptions, open_best};
 use afterimage::units::{
     DiskSlot, FrameNumber, GroupId, IncarnationId, Lsn, SectorRange, SegmentSequence, TimelineId, WallNanos,
@@ -34,8 +35,10 @@ use xxhash_rust::xxh3::xxh3_64;
 
 const SEGMENT_BYTES: u64 = 64 << 20;
 const RECORDS_A_FRAME: usize = 32;
+const INCARNATION: IncarnationId = IncarnationId(3);
 /// A run and its layer: what 64 MiB of journal say.
 const FRAMES_A_RUN: u64 = 480;
+const NO_TAG: Tag = [0; TAG_BYTES];
 const OWNER: Owner = Owner { group: GroupId(1), timeline: TimelineId(2) };
 const DISK_SECTORS: u64 = 1 << 31;
 
@@ -52,10 +55,11 @@ struct Generator {
     begin: FrameLink,
     extents: BTreeMap<u64, (u64, Source)>,
     parts: Vec<(RunPart, Vec<Payload>)>,
+    key: Rc<FrameKey>,
 }
 
 impl Generator {
-    fn new(directory: &Path) -> Generator {
+    fn new(directory: &Path, keys: &GroupKeys) -> Generator {
         let segment = File::create(directory.join(file_name(SegmentIndex(0)))).expect("a segment");
         segment.set_len(SEGMENT_BYTES).expect("a length");
         Generator {
@@ -70,6 +74,7 @@ impl Generator {
             begin: runs::NOTHING,
             extents: BTreeMap::new(),
             parts: Vec::new(),
+            key: FrameKey::begin(keys, INCARNATION).expect("the group is sealed"),
         }
     }
 
@@ -111,10 +116,12 @@ impl Generator {
     fn frame(&mut self) {
         let records = self.records();
         let pages = if self.number == 1 { 1 } else { RECORDS_A_FRAME };
+        let generation = self.key.generation;
+        let seal = FrameSeal { generation, header: NO_TAG, payloads: vec![NO_TAG; records.len()] };
         let mut frame = Frame {
             group: OWNER.group,
             timeline: OWNER.timeline,
-            incarnation: IncarnationId(3),
+            incarnation: INCARNATION,
             number: FrameNumber(self.number),
             chain: self.sum,
             first_lsn: Lsn(self.lsn),
@@ -124,13 +131,14 @@ impl Generator {
             tail: SegmentSequence(1),
             records,
             payload_pages: u32::try_from(pages).expect("few"),
-            seal: None,
+            seal: Some(seal),
         };
         if self.offset + frame.total_bytes() as u64 > SEGMENT_BYTES {
             self.next_segment();
         }
         frame.segment = SegmentSequence(self.sequence);
         frame.segment_page = u32::try_from(self.offset / 4096).expect("small");
+        self.seal(&mut frame);
         let mut header = vec![0; frame.header_bytes()];
         self.sum = frame.encode_header(&mut header);
         self.segment.write_all_at(&header, self.offset).expect("written");
@@ -147,6 +155,16 @@ impl Generator {
         }
     }
 
+    /// Binds the header, and the payload of an opening.
+    fn seal(&self, frame: &mut Frame) {
+        let opening = (self.number == 1)
+            .then(|| self.key.bind(frame.segment, frame.payload_base(), &self.opening().encode()));
+        let seal = frame.seal.as_mut().expect("a sealed frame");
+        seal.payloads.iter_mut().zip(opening).for_each(|(place, tag)| *place = tag);
+        let tag = self.key.bind_header(frame);
+        frame.seal.iter_mut().for_each(|seal| seal.header = tag);
+    }
+
     fn next_segment(&mut self) {
         let index = SegmentIndex(u32::try_from(self.sequence).expect("few"));
         self.segment = File::create(self.directory.join(file_name(index))).expect("a segment");
@@ -161,8 +179,9 @@ impl Generator {
         let base = frame.payload_base();
         if self.parts.last().is_none_or(|(part, _)| part.index != index) {
             let sequence = SegmentSequence(self.sequence);
-            self.parts
-                .push((RunPart { index, sequence, last_lsn: Lsn(0), payloads: 0, seal: None }, Vec::new()));
+            let seal = Some(PartSeal { incarnation: INCARNATION, generation: self.key.generation });
+            let part = RunPart { index, sequence, last_lsn: Lsn(0), payloads: 0, seal };
+            self.parts.push((part, Vec::new()));
         }
         let (part, payloads) = self.parts.last_mut().expect("a part");
         part.last_lsn = frame.last_lsn();
@@ -198,8 +217,9 @@ impl Generator {
             parts: parts.iter().map(|(part, _)| *part).collect(),
             layers: vec![layer],
         };
-        let payloads = parts.into_iter().flat_map(|(_, payloads)| payloads);
-        let bytes = run.encode(extents_of(&map), payloads, &[]);
+        let payloads: Vec<Payload> = parts.into_iter().flat_map(|(_, payloads)| payloads).collect();
+        let tags = vec![NO_TAG; payloads.len()];
+        let bytes = run.encode(extents_of(&map), payloads.into_iter(), &tags);
         fs::write(self.directory.join(runs::file_name(end.number)), bytes).expect("written");
         self.begin = end;
     }
@@ -231,7 +251,8 @@ fn main() {
     // In the target directory: a temporary directory may lie in memory, where O_DIRECT means nothing.
     let root = words.get(1).map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from);
     let scratch = tempfile::tempdir_in(root).expect("a directory");
-    let mut generator = Generator::new(scratch.path());
+    let keys = GroupKeys::drawn([5, 6], &SiteKeys::default());
+    let mut generator = Generator::new(scratch.path(), &keys);
     while generator.sequence * SEGMENT_BYTES < gib << 30 {
         generator.frame();
     }
@@ -250,7 +271,7 @@ fn main() {
     let needs = Needs { vaulted: Lsn(0), stored: BTreeMap::from([(DiskSlot(0), Lsn(0))]) };
     let (opening, before, began) = (Rc::clone(&runtime), resident_mib(), now());
     let opened = runtime.block_on(async move {
-        let keys = JournalKeys::new(GroupKeys::NONE);
+        let keys = JournalKeys::new(keys);
         open::open(opening, &plan, known, &needs, &keys, Planted::NONE).await
     });
     let seconds = began.elapsed().as_secs_f64();
