@@ -58,7 +58,9 @@ fn a_sound_journal_is_told_as_text_and_json() {
     let report = json(&["inspect"], root.path(), 0);
     assert_eq!(report["verdict"], "sound");
     assert_eq!(report["group"], GROUP.to_string());
-    assert_eq!(report["incarnations"][0]["sealed"], true);
+    assert_eq!((&report["closed"], &report["incarnations"][0]["closed"]), (&true.into(), &true.into()));
+    // That word is for what is encrypted, which these files say of none.
+    assert!(report.get("sealed").is_none() && report["incarnations"][0].get("sealed").is_none());
     assert!(report["segment_files"][0].get("frames").is_none());
     let report = json(&["inspect", "--records"], root.path(), 0);
     let frames = report["segment_files"][0]["frames"].as_array().expect("frames");
@@ -96,8 +98,11 @@ fn a_damaged_journal_is_exit_status_one_with_file_and_offset() {
 #[test]
 fn what_is_not_there_or_in_use_is_said() {
     let root = tempfile::tempdir().expect("a directory");
-    assert_eq!(journal(&["verify"], &root.path().join("none")).status.code(), Some(1));
     for verb in ["verify", "inspect"] {
+        let output = journal(&[verb], &root.path().join("none"));
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{errors}");
+        assert!(errors.starts_with("error: no journal: nothing has that name: name a group's"), "{errors}");
         let output = journal(&[verb], root.path());
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(2), "{errors}");

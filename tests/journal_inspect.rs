@@ -106,12 +106,12 @@ fn a_sound_journal_is_told_whole() {
     let (_root, directory) = journal(sealed);
     let survey = survey(&directory);
     assert_eq!(survey.verdict, Verdict::Sound);
-    assert!(survey.is_sealed() && !survey.in_use);
+    assert!(survey.is_closed() && !survey.in_use);
     assert_eq!(survey.owner.map(|owner| owner.group), Some(GROUP));
     let [first, second] = &survey.incarnations[..] else { panic!("{:?}", survey.incarnations) };
     assert_eq!(first.opening.map(|(_, predecessor)| predecessor), Some(None));
     assert_eq!(second.opening.map(|(_, predecessor)| predecessor), Some(Some(first.id)));
-    assert!(!first.sealed && second.sealed);
+    assert!(!first.closed && second.closed);
     assert_eq!(second.frames.0, first.frames.1.next());
     let markers: Vec<_> = survey.segments.iter().flat_map(|segment| &segment.markers).collect();
     let [found] = markers[..] else { panic!("{markers:?}") };
@@ -382,7 +382,7 @@ fn a_journal_in_use_is_read_as_a_snapshot() {
     let mut journal = Journal::open(root.path(), GROUP);
     journal.write(0, 1, 8);
     let found = survey(root.path());
-    assert!(found.in_use && !found.is_sealed());
+    assert!(found.in_use && !found.is_closed());
     assert_eq!(found.verdict, Verdict::Sound);
     assert_eq!(found.end(), journal.writer.visible());
     journal.write(8, 2, 8);

@@ -95,7 +95,8 @@ struct Verification {
     snapshot: bool,
     /// `sound`, `torn_tail` or `damaged`.
     verdict: &'static str,
-    sealed: bool,
+    /// Whether it was closed in good order.
+    closed: bool,
     segments: usize,
     accepted_frames: usize,
     end: Lsn,
@@ -125,7 +126,7 @@ impl Verification {
             path: survey.path.display().to_string(),
             snapshot: survey.in_use,
             verdict,
-            sealed: survey.is_sealed(),
+            closed: survey.is_closed(),
             segments: survey.segments.len(),
             accepted_frames: survey.chain().iter().map(|accepted| accepted.frames).sum(),
             end: survey.end(),
@@ -149,7 +150,7 @@ impl Verification {
             self.end,
             self.durable_floor
         );
-        let closed = if self.sealed { ", closed in good order" } else { "" };
+        let closed = if self.closed { ", closed in good order" } else { "" };
         match (&self.torn_tail, self.verdict) {
             (Some(tail), _) => {
                 let _ = writeln!(text, "torn tail (normal after a crash): {took}\n  {}", tail.line);
@@ -228,7 +229,7 @@ struct IncarnationReport {
     last_frame: u64,
     first_lsn: Lsn,
     last_lsn: Lsn,
-    sealed: bool,
+    closed: bool,
 }
 
 #[derive(Serialize)]
@@ -328,7 +329,7 @@ impl Report {
                 incarnation.opened.clone().unwrap_or_else(|| "recycled".into()),
                 format!("{}-{}", incarnation.first_frame, incarnation.last_frame),
                 format!("{}-{}", incarnation.first_lsn, incarnation.last_lsn),
-                if incarnation.sealed { "sealed" } else { "open" }.to_owned(),
+                if incarnation.closed { "closed" } else { "open" }.to_owned(),
             ]
         });
         table(["INCARNATION", "FOLLOWS", "OPENED", "FRAMES", "RECORDS", "END"], rows)
@@ -420,7 +421,7 @@ impl IncarnationReport {
             last_frame: incarnation.frames.1.0,
             first_lsn: incarnation.records.0,
             last_lsn: incarnation.records.1,
-            sealed: incarnation.sealed,
+            closed: incarnation.closed,
         }
     }
 }

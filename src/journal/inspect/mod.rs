@@ -16,6 +16,7 @@ mod index_runs;
 mod verdict;
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -36,6 +37,8 @@ use crate::units::{
 pub use index_runs::RunSurvey;
 pub use verdict::{Fault, Verdict, describe};
 
+/// The mend for what is no journal.
+const NAME_A_JOURNAL: &str = "name a group's `journal` directory, or a segment's file";
 /// How often a journal in use is read again when what was read contradicts itself.
 const SNAPSHOT_ATTEMPTS: usize = 3;
 
@@ -161,8 +164,8 @@ pub struct IncarnationSurvey {
     pub frames: (FrameNumber, FrameNumber),
     /// Its first and last accepted record.
     pub records: (Lsn, Lsn),
-    /// Whether it ended in good order.
-    pub sealed: bool,
+    /// Whether it was closed in good order.
+    pub closed: bool,
 }
 
 /// How far a journal must reach, and who says so.
@@ -293,8 +296,8 @@ impl Survey {
     }
 
     /// Whether the journal was closed in good order.
-    pub fn is_sealed(&self) -> bool {
-        self.incarnations.last().is_some_and(|last| last.sealed)
+    pub fn is_closed(&self) -> bool {
+        self.incarnations.last().is_some_and(|last| last.closed)
     }
 }
 
@@ -334,19 +337,19 @@ fn incarnations<'a>(frames: impl Iterator<Item = &'a Scanned>) -> Vec<Incarnatio
     let mut found: Vec<IncarnationSurvey> = Vec::new();
     for scanned in frames {
         let frame = &scanned.frame;
-        let sealed = frame.records.iter().any(|record| record.kind == RecordKind::Seal);
+        let closed = frame.records.iter().any(|record| record.kind == RecordKind::Seal);
         match found.last_mut() {
             Some(last) if last.id == frame.incarnation => {
                 last.frames.1 = frame.number;
                 last.records.1 = frame.last_lsn();
-                last.sealed = sealed;
+                last.closed = closed;
             }
             _ => found.push(IncarnationSurvey {
                 id: frame.incarnation,
                 opening: scanned.opening.map(|opening| (opening.wall, opening.predecessor)),
                 frames: (frame.number, frame.number),
                 records: (frame.first_lsn, frame.last_lsn()),
-                sealed,
+                closed,
             }),
         }
     }
@@ -368,7 +371,12 @@ struct Listing {
 
 impl Listing {
     fn of(path: &Path) -> Result<Listing> {
-        let found = fs::canonicalize(path).map_err(|error| Error::io("looking", error).at_path(path))?;
+        let found = fs::canonicalize(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+                Error::invalid(format!("no journal: nothing has that name: {NAME_A_JOURNAL}")).at_path(path)
+            }
+            _ => Error::io("looking", error).at_path(path),
+        })?;
         let mut listing = Listing {
             segments: Vec::new(),
             strangers: Vec::new(),
@@ -406,7 +414,7 @@ impl Listing {
         let inner = path.join("journal");
         let mend = match inner.is_dir() {
             true => format!("look at {}", inner.display()),
-            false => "name a group's `journal` directory, or a segment's file".into(),
+            false => NAME_A_JOURNAL.into(),
         };
         Err(Error::invalid(format!("no journal: it holds no segment: {mend}")).at_path(path))
     }
