@@ -101,6 +101,14 @@ impl Error {
         self
     }
 
+    /// What went wrong, without file and offset: for whoever says those themselves.
+    pub fn without_place(&self) -> String {
+        match &self.inner.source {
+            Some(source) => format!("{}: {source}", self.inner.context),
+            None => self.inner.context.clone(),
+        }
+    }
+
     /// What a caller can do about it.
     pub fn kind(&self) -> ErrorKind {
         self.inner.kind

@@ -84,7 +84,7 @@ impl VerifyReport {
             | ErrorKind::NoKey
             | ErrorKind::Unsupported => {
                 let path = error.path().unwrap_or(path).to_owned();
-                let (offset, text) = (error.offset(), error.to_string());
+                let (offset, text) = (error.offset(), error.without_place());
                 self.findings.push(Finding { severity: Severity::Damage, path, offset, text });
                 Ok(())
             }

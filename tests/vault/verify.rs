@@ -65,6 +65,9 @@ fn every_byte_of_a_blob_is_looked_at() {
         let (path, found) = only_damage(&report);
         assert_eq!(path, blob);
         assert!(found.is_some(), "byte {offset}: {:?}", report.findings);
+        let told = report.findings[0].to_string();
+        assert_eq!(told.matches(".delta").count(), 1, "the file is named once: {told}");
+        assert_eq!(told.matches("at byte").count(), 1, "and the offset: {told}");
         flip(&blob, offset);
     }
     assert!(report(&group).is_sound());
