@@ -66,6 +66,11 @@ impl DataDirectory {
     }
 }
 
+/// Where a data directory's keys are unless the configuration names another place; made when it is needed.
+pub fn keys(data_dir: &Path) -> PathBuf {
+    data_dir.join("keys")
+}
+
 /// What keeps a directory from becoming ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Obstacle {

@@ -24,6 +24,8 @@ pub mod format;
 pub mod image;
 pub mod journal;
 #[cfg(feature = "server")]
+pub mod key_file;
+#[cfg(feature = "server")]
 pub mod listen;
 #[cfg(feature = "server")]
 pub mod oracle;

@@ -15,6 +15,7 @@ use afterimage::byte_size::ByteSize;
 use afterimage::config::{Configuration, LogFormat, LogLevel, StorageChoice};
 use afterimage::data_directory::DataDirectory;
 use afterimage::listen::ListenAddress;
+use afterimage::seal::SiteKey;
 use tempfile::TempDir;
 
 /// A directory with a configuration and an empty data directory.
@@ -210,6 +211,45 @@ fn a_missing_directory_is_not_created() {
     );
     let toml = format!("{SITE}[api]\nsocket = \"ROOT/none/api.sock\"\n");
     refused(&place, &toml, &["api.socket = \"ROOT/none/api.sock\"", "does not exist"]);
+}
+
+/// A review found them refused with exit status 1, after the lock file was made, and without naming the key.
+#[test]
+fn a_site_key_that_cannot_be_used_is_told() {
+    let place = Place::new();
+    let file = place.directory.path().join("site.key");
+    let named = format!("{SITE}[keys]\nsite_key = \"ROOT/site.key\"\n");
+    let shown = "afterimage.toml: keys.site_key = \"ROOT/site.key\": ";
+    fs::write(&file, "hunter2").unwrap();
+    refused(&place, &named, &[shown, "this is no site key", "'key export'"]);
+    fs::write(&file, SiteKey::drawn([1, 2]).to_text().as_bytes()).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+    refused(&place, &named, &[shown, "others may read the site key (mode 0644)", "chmod 600 ROOT/site.key"]);
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(&file).unwrap();
+    refused(&place, &named, &[shown, "it is a directory", "name a file, for example ROOT/site.key/site.key"]);
+    // So is one that waits to take its place, and one at the place that it has by default.
+    fs::remove_dir(&file).unwrap();
+    fs::write(place.directory.path().join("site.key.next"), "hunter2").unwrap();
+    refused(&place, &named, &[shown, "ROOT/site.key.next: this is no site key"]);
+    fs::create_dir_all(place.data().join("keys/site.key")).unwrap();
+    refused(&place, SITE, &["keys.site_key = \"DATA/keys/site.key\": it is a directory"]);
+}
+
+/// Where a volume is not mounted, no key must be made in its stead.
+#[test]
+fn the_directory_of_a_site_key_is_not_created() {
+    let place = Place::new();
+    let toml = format!("{SITE}[keys]\nsite_key = \"ROOT/none/site.key\"\n");
+    refused(
+        &place,
+        &toml,
+        &["keys.site_key = \"ROOT/none/site.key\"", "ROOT/none does not exist", "mkdir -p ROOT/none"],
+    );
+    let toml = format!("{SITE}[keys]\nsite_key = \"ROOT/afterimage.toml/site.key\"\n");
+    refused(&place, &toml, &["keys.site_key = ", "ROOT/afterimage.toml is not a directory"]);
+    // The one in the data directory is its own to make.
+    Configuration::load(&place.configure(SITE)).unwrap().check().expect("it can be served");
 }
 
 #[test]

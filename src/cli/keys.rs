@@ -1,10 +1,11 @@
 //! `key show|rotate|export|import`: the site key, as a person handles it. Nothing here knows what a key is made of.
 
-use std::fs::OpenOptions;
-use std::io::{Read, Write};
+use std::fs::{self, OpenOptions};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use serde::Serialize;
 use zeroize::Zeroizing;
 
 use super::arguments::KeyCommand;
@@ -17,6 +18,12 @@ use crate::error::{Error, ErrorKind};
 
 /// A key is a few lines.
 const KEY_BYTES_MAX: u64 = 4096;
+
+/// Where a key was written.
+#[derive(Serialize)]
+struct Exported {
+    file: PathBuf,
+}
 
 pub async fn run(command: KeyCommand, client: &Client, output: Output) -> Result<(), Failure> {
     match command {
@@ -35,7 +42,12 @@ pub async fn run(command: KeyCommand, client: &Client, output: Output) -> Result
             let exported: KeyText = client.post("/v1/keys/export", &serde_json::json!({})).await?;
             let key = Zeroizing::new(exported.key);
             match file {
-                Some(file) => write(&file, &key),
+                Some(file) => {
+                    write(&file, &key)?;
+                    output.show(&Exported { file }, |Exported { file }| {
+                        format!("the site key is in {}: keep it where the vault is not\n", file.display())
+                    })
+                }
                 None => {
                     complain("whoever sees what follows can read everything that this site sealed\n");
                     print(&key)
@@ -57,11 +69,27 @@ pub async fn run(command: KeyCommand, client: &Client, output: Output) -> Result
     }
 }
 
+/// Writes a key to a new file; what could not be written whole goes.
 fn write(file: &Path, key: &str) -> Result<(), Failure> {
     let failed = |error| Failure::Failed(Error::io("writing the key", error).at_path(file));
-    let mut target =
-        OpenOptions::new().write(true).create_new(true).mode(0o600).open(file).map_err(failed)?;
-    target.write_all(key.as_bytes()).and_then(|()| target.sync_all()).map_err(failed)
+    let mut target = OpenOptions::new().write(true).create_new(true).mode(0o600).open(file).map_err(
+        |error| match error.kind() {
+            io::ErrorKind::AlreadyExists => {
+                let text =
+                    "something has that name already, and a key takes nothing's place: name another file";
+                Error::new(ErrorKind::AlreadyExists, text).at_path(file).into()
+            }
+            io::ErrorKind::NotFound => {
+                let text = "its directory does not exist: create it, or name another file";
+                Error::new(ErrorKind::NotFound, text).at_path(file).into()
+            }
+            _ => failed(error),
+        },
+    )?;
+    target.write_all(key.as_bytes()).and_then(|()| target.sync_all()).map_err(|error| {
+        let _ = fs::remove_file(file);
+        failed(error)
+    })
 }
 
 fn read(file: &Path) -> Result<String, Failure> {

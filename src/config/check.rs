@@ -1,4 +1,5 @@
-//! Whether a configuration can be served on this machine now: directories, sockets, the data directory's lock.
+//! Whether a configuration can be served on this machine now: directories, sockets, the data directory's lock,
+//! the site key's file.
 //!
 //! Only looks. Binding and locking come later and may still fail, when somebody was faster.
 
@@ -7,6 +8,7 @@ use std::path::Path;
 use super::Configuration;
 use super::error::{Fault, quoted};
 use crate::data_directory::{self, Obstacle};
+use crate::key_file;
 use crate::listen::{self, ListenAddress};
 
 pub(super) fn check(configuration: &Configuration) -> Result<(), Fault> {
@@ -18,7 +20,33 @@ pub(super) fn check(configuration: &Configuration) -> Result<(), Fault> {
         check_address("nbd.listen", &address.to_string(), address)?;
     }
     let api = &configuration.api.socket;
-    check_address("api.socket", &api.to_string_lossy(), &ListenAddress::Unix(api.clone()))
+    check_address("api.socket", &api.to_string_lossy(), &ListenAddress::Unix(api.clone()))?;
+    check_site_key(&configuration.keys.site_key, data_dir)
+}
+
+/// The site key's file may be missing: then one is made, or sealed groups wait for it. Its directory may not: what is
+/// missing may be a volume that is not mounted, where a key must not be made instead.
+fn check_site_key(path: &Path, data_dir: &Path) -> Result<(), Fault> {
+    const KEY: &str = "keys.site_key";
+    let value = path.to_string_lossy();
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    let is_own = directory == data_directory::keys(data_dir);
+    let obstacle = data_directory::writable_directory(directory);
+    let obstacle = obstacle.filter(|obstacle| !(is_own && *obstacle == Obstacle::Missing));
+    if let Some(obstacle @ (Obstacle::Missing | Obstacle::NotADirectory)) = obstacle {
+        return Err(directory_fault(KEY, &value, directory, obstacle));
+    }
+    // One that waits to take its place is read as well.
+    for file in [path.to_owned(), key_file::next(path)] {
+        let found = key_file::look(&file).map_err(|unusable| {
+            let which = if file == path { String::new() } else { format!("{}: ", file.display()) };
+            Fault::of(KEY, quoted(&value), which + &unusable.problem, unusable.mend)
+        })?;
+        if let Some(obstacle) = obstacle.filter(|_| found.is_none() && file == path) {
+            return Err(directory_fault(KEY, &value, directory, obstacle));
+        }
+    }
+    Ok(())
 }
 
 fn check_address(key: &str, value: &str, address: &ListenAddress) -> Result<(), Fault> {

@@ -17,6 +17,7 @@ use super::{
     Vault,
 };
 use crate::byte_size::ByteSize;
+use crate::data_directory;
 use crate::listen::{self, ListenAddress};
 use crate::protect::open::MAP_BYTES_MIN;
 
@@ -282,7 +283,7 @@ fn api(raw: RawApi, data_dir: &Path) -> Result<Api, Fault> {
 
 fn keys(raw: RawKeys, data_dir: &Path) -> Result<Keys, Fault> {
     let site_key = match raw.site_key {
-        None => data_dir.join("keys/site.key"),
+        None => data_directory::keys(data_dir).join("site.key"),
         Some(text) => std::path::absolute(&text)
             .map_err(|error| Fault::of("keys.site_key", quoted(&text), error.to_string(), "name a file"))?,
     };

@@ -2,7 +2,7 @@
 //! are addresses. `docs/afterimage.example.toml` documents every key.
 //!
 //! [`Configuration::load`] reads the text; [`Configuration::check`] looks at the machine (directories, sockets, the
-//! data directory's lock) and touches nothing. Either fails with one line that names key, value and mend.
+//! data directory's lock, the site key's file) and touches nothing. Either fails with one line that names key, value and mend.
 
 mod check;
 mod error;

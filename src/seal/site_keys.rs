@@ -39,6 +39,11 @@ impl SiteKeys {
         self.keys.first()
     }
 
+    /// All of them, the one that wraps first.
+    pub fn all(&self) -> &[SiteKey] {
+        &self.keys
+    }
+
     /// The key with that name, if it is here.
     pub fn find(&self, id: SiteKeyId) -> Option<&SiteKey> {
         self.keys.iter().find(|key| key.id() == id)

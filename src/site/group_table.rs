@@ -110,6 +110,11 @@ impl OpeningFailure {
         self.kind == ErrorKind::NoSpace
     }
 
+    /// Whether it is a key that it lacks.
+    pub(super) fn wants_key(&self) -> bool {
+        self.kind == ErrorKind::NoKey
+    }
+
     /// What people are told of the group of that name.
     pub(super) fn model(&self, name: &Name) -> Failure {
         let reason = Reason { code: self.code(), detail: self.text.clone(), mend: self.mend(name) };
@@ -132,7 +137,9 @@ impl OpeningFailure {
         let first = match self.kind {
             ErrorKind::NoSpace => "free space: it is tried again every few seconds, and at once by",
             ErrorKind::Corrupt | ErrorKind::NotFound => "put the files back as they were, then",
-            ErrorKind::NoKey => "bring the site key that it names ('key import FILE'), then",
+            ErrorKind::NoKey => {
+                "bring the site key that it names ('key import FILE', or put its file back), then"
+            }
             ErrorKind::Unsupported => "start a gateway that supports it, or change what is refused, then",
             _ => "mend what the reason names, then",
         };
@@ -192,7 +199,7 @@ mod tests {
             (ErrorKind::Corrupt, ReasonCode::Corrupt, "put the files back"),
             (ErrorKind::NotFound, ReasonCode::Missing, "put the files back"),
             (ErrorKind::Unsupported, ReasonCode::Unsupported, "supports it"),
-            (ErrorKind::NoKey, ReasonCode::NoKey, "'key import FILE'"),
+            (ErrorKind::NoKey, ReasonCode::NoKey, "'key import FILE', or put its file back"),
             (ErrorKind::Io, ReasonCode::Io, "mend what"),
         ] {
             for has_vault in [false, true] {
@@ -205,6 +212,7 @@ mod tests {
                 assert_eq!(told.contains("'restore'"), has_vault, "{told}");
                 assert_eq!(failure.model(&name("erp")).reason.code, code);
                 assert_eq!(failure.wants_space(), kind == ErrorKind::NoSpace);
+                assert_eq!(failure.wants_key(), kind == ErrorKind::NoKey);
             }
         }
     }

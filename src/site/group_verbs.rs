@@ -33,6 +33,9 @@ impl Inner {
         if self.groups.read().has(&name) {
             return Err(Error::new(ErrorKind::AlreadyExists, format!("there is a group {name} already")));
         }
+        if self.configuration.keys.seals_groups {
+            self.keys.current()?;
+        }
         let id = GroupId(self.environment.random_u128());
         let created = self.environment.wall();
         let (interval_ms, retain) = (INTERVAL_MS_DEFAULT, Ladder::default());
@@ -98,6 +101,7 @@ impl Inner {
             None => entry,
         };
         if entry.failure.is_some() {
+            self.look_for_key(&entry)?;
             let name = self.reopen(&name, &entry).await?;
             self.remember(entry.id).await;
             let group = self.group_model(&name, &self.find(&name)?.1).await?;

@@ -4,30 +4,41 @@
 //! one's place. Whatever a crash leaves, both keys are there, and the next start goes on. A key that another takes the
 //! place of by import stays in a file of its own: no verb destroys a key that something may be sealed under.
 
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use parking_lot::RwLock;
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::gateway::Inner;
-use super::key_file;
+use super::group_table::{Entry, OpeningFailure};
 use super::opening::ids;
 use crate::control::model::{GroupSeal, KeyImport, KeyRotation, KeyText, Keys};
-use crate::data_directory::DataDirectory;
+use crate::data_directory::{self, DataDirectory};
 use crate::env::Environment;
 use crate::error::{Error, ErrorKind, Result};
+use crate::key_file;
 use crate::runtime::Runtime;
-use crate::seal::{SiteKey, SiteKeys};
+use crate::seal::{SiteKey, SiteKeyId, SiteKeys};
 use crate::units::GroupId;
 use crate::vault::{self, Layout, Wrapped};
 
 /// The site keys of a gateway, and where they are kept.
 pub struct KeyStore {
     path: PathBuf,
-    keys: RwLock<SiteKeys>,
+    /// The one directory that is made where it is missing; any other may be a volume that is not mounted.
+    own_directory: PathBuf,
+    /// Held while files are changed or read: they and this say the same.
+    held: Mutex<Held>,
+}
+
+#[derive(Default)]
+struct Held {
+    keys: SiteKeys,
     /// Whether a rotation was cut off: the first of the keys waits for the others' place.
-    is_rotating: RwLock<bool>,
+    is_rotating: bool,
 }
 
 impl KeyStore {
@@ -36,71 +47,188 @@ impl KeyStore {
     /// # Errors
     /// `Invalid` where the file holds no key, or others may read it.
     pub fn open(path: &Path, directory: &DataDirectory, environment: &dyn Environment) -> Result<KeyStore> {
-        let next = key_file::read(&key_file::next(path))?;
-        let is_rotating = next.is_some();
-        let mut keys: Vec<SiteKey> = next.into_iter().chain(key_file::read(path)?).collect();
-        if keys.is_empty() {
-            if ids([&directory.vault(), &directory.groups()])?.is_empty() {
-                let key = SiteKey::drawn([environment.random_u128(), environment.random_u128()]);
-                key_file::create(path, &key)?;
-                tracing::info!(id = %key.id(), path = %path.display(), "a site key was made: 'key export' it to a safe place");
-                keys.push(key);
-            } else {
-                tracing::error!(path = %path.display(), "the site key is missing: sealed groups cannot be opened until 'key import'");
-            }
+        for place in [path.to_owned(), key_file::next(path)] {
+            key_file::remove_partial(&place).map_err(|error| {
+                Error::io("removing what a crash left of a site key", error).at_path(&place)
+            })?;
         }
-        let (keys, is_rotating) = (RwLock::new(SiteKeys::new(keys)), RwLock::new(is_rotating));
-        Ok(KeyStore { path: path.to_owned(), keys, is_rotating })
+        let own_directory = data_directory::keys(directory.path());
+        let store = KeyStore { path: path.to_owned(), own_directory, held: Mutex::default() };
+        if store.look_again()?.current().is_some() {
+            return Ok(store);
+        }
+        if ids([&directory.vault(), &directory.groups()])?.is_empty() {
+            let key = SiteKey::drawn([environment.random_u128(), environment.random_u128()]);
+            store.make_own_directory()?;
+            key_file::create(path, &key)?;
+            tracing::info!(id = %key.id(), path = %path.display(), "a site key was made: 'key export' it to a safe place");
+            store.held.lock().keys = SiteKeys::new(vec![key]);
+        } else {
+            tracing::error!(path = %path.display(), "the site key is missing: sealed groups cannot be opened until 'key import'");
+        }
+        Ok(store)
     }
 
     /// The keys, for opening and creating groups.
     pub fn site_keys(&self) -> SiteKeys {
-        self.keys.read().clone()
+        self.held.lock().keys.clone()
+    }
+
+    /// Takes what lies in the files now, as a start would; gives the keys that are in use then. Keys that lie there no more
+    /// stay in use, and are kept in files of their own where others took their place.
+    ///
+    /// # Errors
+    /// `Invalid`, and nothing has changed, where a file holds no key, or others may read it.
+    fn look_again(&self) -> Result<SiteKeys> {
+        let mut held = self.held.lock();
+        let next = key_file::read(&key_file::next(&self.path))?;
+        let is_rotating = next.is_some();
+        let mut keys: Vec<SiteKey> = next.into_iter().chain(key_file::read(&self.path)?).collect();
+        if keys.is_empty() {
+            return Ok(held.keys.clone());
+        }
+        let gone = |key: &&SiteKey| keys.iter().all(|found| found.id() != key.id());
+        let gone: Vec<SiteKey> = held.keys.all().iter().filter(gone).cloned().collect();
+        for key in &gone {
+            key_file::keep(&self.path, key)?;
+        }
+        keys.extend(gone);
+        if keys.iter().map(SiteKey::id).ne(held.keys.all().iter().map(SiteKey::id)) {
+            tracing::info!(id = %keys[0].id(), path = %self.path.display(), "the site key was read from its file");
+            held.keys = SiteKeys::new(keys);
+        }
+        held.is_rotating = is_rotating;
+        Ok(held.keys.clone())
+    }
+
+    /// The key that wraps. Where there is none, its file is looked at again: it may have been put back.
+    pub(super) fn current(&self) -> Result<SiteKey> {
+        let held = self.site_keys().current().cloned();
+        let current = match held {
+            Some(key) => Some(key),
+            None => self.look_again()?.current().cloned(),
+        };
+        current.ok_or_else(|| {
+            let text =
+                "there is no site key here: 'key import' the one that was exported, or put its file back";
+            Error::new(ErrorKind::NoKey, text).at_path(&self.path)
+        })
+    }
+
+    fn is_rotating(&self) -> bool {
+        self.held.lock().is_rotating
+    }
+
+    fn make_own_directory(&self) -> Result<()> {
+        if self.path.parent() != Some(&self.own_directory) || self.own_directory.is_dir() {
+            return Ok(());
+        }
+        let made = fs::DirBuilder::new().mode(0o700).create(&self.own_directory);
+        let above = self.own_directory.parent().unwrap_or(Path::new("/"));
+        let made = made.and_then(|()| key_file::sync_directory(above));
+        made.map_err(|error| Error::io("making the keys' directory", error).at_path(&self.own_directory))
     }
 
     /// Writes a new key beside the present one, unless one waits there; from now on it wraps.
     fn begin_rotation(&self, environment: &dyn Environment) -> Result<()> {
-        if *self.is_rotating.read() {
+        // Without one there is nothing to rotate.
+        self.current()?;
+        let mut held = self.held.lock();
+        if held.is_rotating {
             return Ok(());
         }
-        let present = self.keys.read().current().cloned();
-        let present = present.ok_or_else(|| self.missing())?;
         let key = SiteKey::drawn([environment.random_u128(), environment.random_u128()]);
+        self.make_own_directory()?;
         key_file::create(&key_file::next(&self.path), &key)?;
-        *self.keys.write() = SiteKeys::new(vec![key, present]);
-        *self.is_rotating.write() = true;
+        let keys = std::iter::once(key).chain(held.keys.all().iter().cloned()).collect();
+        *held = Held { keys: SiteKeys::new(keys), is_rotating: true };
         Ok(())
     }
 
     /// The new key takes the old one's place: nothing is wrapped under that any more.
     fn finish_rotation(&self) -> Result<()> {
+        let mut held = self.held.lock();
         key_file::rename(&key_file::next(&self.path), &self.path)?;
-        let current = self.keys.read().current().cloned();
-        *self.keys.write() = SiteKeys::new(current.into_iter().collect());
-        *self.is_rotating.write() = false;
+        let current = held.keys.current().cloned();
+        *held = Held { keys: SiteKeys::new(current.into_iter().collect()), is_rotating: false };
         Ok(())
     }
 
     fn import(&self, key: SiteKey, replaces: bool) -> Result<()> {
-        if *self.is_rotating.read() {
+        let mut held = self.held.lock();
+        if held.is_rotating {
             let text = "the site key is being rotated: 'key rotate' brings that to its end first";
             return Err(Error::new(ErrorKind::Latched, text));
         }
-        match self.keys.read().current().map(SiteKey::id) {
-            Some(present) if present == key.id() => return Ok(()),
-            Some(present) if !replaces => return Err(key_file::already_there(&self.path, present)),
-            Some(present) => key_file::rename(&self.path, &key_file::replaced(&self.path, present))?,
-            None => {}
+        let lying = Lying::at(&self.path, key.id());
+        let replaced: Vec<SiteKey> =
+            held.keys.all().iter().filter(|other| other.id() != key.id()).cloned().collect();
+        if !replaces {
+            self.refuse_to_replace(&lying, held.keys.current().filter(|current| current.id() != key.id()))?;
         }
-        key_file::create(&self.path, &key)?;
+        // In this order, so that each key that was here is in a file whatever a crash leaves.
+        if let Lying::Other { id, .. } = lying
+            && !id.is_some_and(|id| key_file::is_kept(&self.path, id))
+        {
+            key_file::keep_aside(&self.path, id)?;
+        }
+        for other in &replaced {
+            key_file::keep(&self.path, other)?;
+        }
+        match lying {
+            Lying::TheSame => {}
+            Lying::Nothing => {
+                self.make_own_directory()?;
+                key_file::create(&self.path, &key)?;
+            }
+            Lying::Other { .. } => key_file::replace(&self.path, &key)?,
+        }
         tracing::warn!(id = %key.id(), "a site key was imported");
-        *self.keys.write() = SiteKeys::new(vec![key]);
+        held.keys = SiteKeys::new(vec![key]);
         Ok(())
     }
 
-    fn missing(&self) -> Error {
-        let text = "there is no site key here: 'key import' the one that was exported";
-        Error::new(ErrorKind::NoKey, text).at_path(&self.path)
+    /// What stands in the way of a key that must take nothing's place, if anything does.
+    fn refuse_to_replace(&self, lying: &Lying, held: Option<&SiteKey>) -> Result<()> {
+        let (what, id) = match (held, lying) {
+            (Some(held), _) => {
+                let id = held.id();
+                let text = format!(
+                    "there is a site key already, {id}; groups that it seals cannot be opened without it"
+                );
+                (text, Some(id))
+            }
+            (None, Lying::Other { id, what }) => {
+                (format!("in the site key's place lies something else: {what}"), *id)
+            }
+            (None, Lying::Nothing | Lying::TheSame) => return Ok(()),
+        };
+        let kept = key_file::name_aside(&self.path, id);
+        let text = format!("{what}; it would be kept as {}", kept.display());
+        Err(Error::new(ErrorKind::AlreadyExists, text).at_path(&self.path))
+    }
+}
+
+/// What lies where a key is to be put.
+enum Lying {
+    Nothing,
+    /// The very key.
+    TheSame,
+    /// Another key, or what is none.
+    Other {
+        id: Option<SiteKeyId>,
+        what: String,
+    },
+}
+
+impl Lying {
+    fn at(path: &Path, wanted: SiteKeyId) -> Lying {
+        match key_file::look(path) {
+            Ok(None) => Lying::Nothing,
+            Ok(Some(key)) if key.id() == wanted => Lying::TheSame,
+            Ok(Some(key)) => Lying::Other { id: Some(key.id()), what: format!("site key {}", key.id()) },
+            Err(unusable) => Lying::Other { id: unusable.id, what: unusable.problem },
+        }
     }
 }
 
@@ -137,7 +265,7 @@ impl Inner {
 
     /// Goes on with a rotation that was cut off. One that cannot be finished leaves both keys in use.
     pub(super) async fn resume_rotation(&self) {
-        if !*self.keys.is_rotating.read() {
+        if !self.keys.is_rotating() {
             return;
         }
         let finished = match self.rewrap_all(false).await {
@@ -186,8 +314,15 @@ impl Inner {
 
     /// The site key, to be kept where the vault is not.
     pub(super) fn key_export(&self) -> Result<KeyText> {
-        let key = self.keys.site_keys().current().cloned().ok_or_else(|| self.keys.missing())?;
-        Ok(KeyText { key: key.to_text().to_string() })
+        Ok(KeyText { key: self.keys.current()?.to_text().to_string() })
+    }
+
+    /// Looks at the key's file again for a group that lacks its key; whoever resumes it may have put that back.
+    pub(super) fn look_for_key(&self, entry: &Entry) -> Result<()> {
+        if entry.failure.as_ref().is_some_and(OpeningFailure::wants_key) {
+            self.keys.look_again()?;
+        }
+        Ok(())
     }
 
     /// Takes a site key that was exported.

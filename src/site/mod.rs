@@ -17,7 +17,6 @@ mod gateway;
 mod group_table;
 mod group_verbs;
 mod host;
-mod key_file;
 mod keys;
 mod listener;
 mod member;
