@@ -156,9 +156,68 @@ fn failures_are_one_line_and_have_statuses() {
     fails(&gateway, "group show none", 1, "no group none");
     fails(&gateway, "group create a/b", 2, "letters");
     fails(&gateway, "disk create erp/x", 2, "--size");
+    fails(&gateway, "policy set erp", 2, "--interval <INTERVAL>|--retain <LADDER>");
     fails(&gateway, "vault verify broken", 1, "the vault has 1 fault");
     fails(&gateway, "--socket /none/api.sock group list", 1, "no gateway answers on /none/api.sock");
     fails(&gateway, "--socket /none/api.sock status --watch", 1, "afterimage serve --config");
+}
+
+#[test]
+fn what_is_not_known_is_no_zero() {
+    let gateway = Gateway::start();
+    says(&gateway, "group create lost", "created");
+    let listed = says(&gateway, "group list", "lost");
+    let line = listed.lines().nth(1).unwrap();
+    assert_eq!(line.split_whitespace().take(3).collect::<Vec<_>>(), ["lost", "-", "-"], "{listed}");
+    says(&gateway, "group show lost", "its disks are not known");
+    assert_eq!(json(&gateway, "group list")[0]["disks"], Value::Null);
+    assert_eq!(json(&gateway, "disk list"), Value::Array(Vec::new()));
+    says(&gateway, "status", "lost");
+}
+
+#[test]
+fn a_label_that_another_point_has_is_taken_with_a_warning_and_refused_as_a_choice() {
+    let gateway = with_a_point("nightly");
+    let output = run(&gateway, "point create erp --label other");
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = run(&gateway, "point create erp --label nightly --json");
+    let warning = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        output.status.success() && warning.contains("another point has the label `nightly`"),
+        "{warning}"
+    );
+    let created: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&created["same_label"], &created["label"]), (&1.into(), &"nightly".into()));
+    let points = json(&gateway, "point list erp");
+    for (line, status) in [("failover test erp --point nightly", 1), ("point hold erp label:nightly", 1)] {
+        let output = run(&gateway, line);
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(status), "{told}");
+        for point in [&points[0], &points[2]] {
+            assert!(told.contains(point["id"].as_str().unwrap()), "{told}");
+        }
+    }
+    fails(
+        &gateway,
+        "failover test erp --point label:zzz",
+        1,
+        "no recovery point has the label `zzz`: 'point list'",
+    );
+}
+
+#[test]
+fn an_imported_fraction_of_a_sector_is_said() {
+    let gateway = with_a_point("before");
+    for (length, says) in [
+        (4096, ""),
+        (4097, "note: the file has 4097 bytes: the disk's last sector is padded with 511 zeros\n"),
+    ] {
+        let file = gateway.directory.path().join(format!("{length}.raw"));
+        std::fs::write(&file, vec![0; length]).unwrap();
+        let output = run(&gateway, &format!("disk create erp/d{length} --import {}", file.display()));
+        assert!(output.status.success());
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), says);
+    }
 }
 
 #[test]

@@ -78,7 +78,7 @@ pub enum JournalCommand {
         #[arg(long)]
         records: bool,
     },
-    /// Check every checksum, the chain and what is stated durable; exit status 1 if it is damaged
+    /// Check every checksum, the chain and what is stated durable; exit status 1 if it is damaged, 2 if there is none
     #[command(
         after_help = "Example:\n  afterimage journal verify /var/lib/afterimage/groups/GROUP_ID/journal"
     )]
@@ -179,7 +179,7 @@ pub enum KeyCommand {
     /// Take a site key that was exported; then `group resume` opens the groups that needed it
     #[command(after_help = "Example:\n  afterimage key import /media/safe/site.key")]
     Import {
-        /// The file; - for standard input
+        /// The file; - for standard input. What lies in its place is kept beside it
         #[arg(value_name = "FILE")]
         file: PathBuf,
         #[command(flatten)]
@@ -262,7 +262,7 @@ pub struct SourceArgument {
     /// Its size: bytes with K, M, G, T or P (powers of 1024), a multiple of 512
     #[arg(long, value_parser = disk_size)]
     pub size: Option<SectorCount>,
-    /// A raw file to copy; holes stay holes
+    /// A raw file to copy; holes stay holes, and a last fraction of a sector is padded with zeros
     #[arg(long, value_name = "FILE")]
     pub import: Option<PathBuf>,
 }
@@ -275,16 +275,24 @@ pub enum PolicyCommand {
     Set {
         /// The group
         group: Name,
-        /// Time between points: from 100ms to 24h
-        #[arg(long, value_parser = interval, required_unless_present = "retain")]
-        interval: Option<Policy>,
-        /// Which points are kept: AGE:SPACING,… (units s, m, h, d, w), each rung up to its age; or all, for ever
-        #[arg(long, value_name = "LADDER")]
-        retain: Option<Retain>,
+        #[command(flatten)]
+        policy: PolicyArguments,
         /// Change nothing; say how many points, and at most how many bytes, would go now
         #[arg(long, requires = "retain")]
         dry_run: bool,
     },
+}
+
+/// At least one of the two.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub struct PolicyArguments {
+    /// Time between points: from 100ms to 24h
+    #[arg(long, value_parser = interval)]
+    pub interval: Option<Policy>,
+    /// Which points are kept: AGE:SPACING,… (units s, m, h, d, w), each rung up to its age; or all, for ever
+    #[arg(long, value_name = "LADDER")]
+    pub retain: Option<Retain>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -294,7 +302,7 @@ pub enum PointCommand {
     Create {
         /// The group
         group: Name,
-        /// What to call it
+        /// What to call it; a label that other points have too chooses none of them
         #[arg(long, value_name = "TEXT")]
         label: Option<Label>,
     },
@@ -493,7 +501,7 @@ mod tests {
             ("group create a/b", "letters"),
             ("policy set erp --interval 1ms", "100ms"),
             ("policy set erp --interval soon", "1s"),
-            ("policy set erp", "--interval"),
+            ("policy set erp", "--interval <INTERVAL>|--retain <LADDER>"),
             ("policy set erp --retain 1h", "1h:all,24h:1m,15d:1h"),
             ("policy set erp --interval 1s --dry-run", "--retain"),
             ("point delete erp id:xyz", "hexadecimal"),

@@ -11,11 +11,11 @@ use super::arguments::{
 use super::client::Client;
 use super::failure::Failure;
 use super::interrupt::Interrupts;
-use super::output::{Output, confirm, print};
+use super::output::{Output, complain, confirm, print};
 use super::tools::{self, ImageFormat};
 use super::{keys, progress, render};
 use crate::control::model::{
-    Disk, DiskRequest, DiskSource, Event, Group, GroupRequest, JobResult, Point, PointRequest,
+    Disk, DiskRequest, DiskSource, Event, Group, GroupRequest, JobResult, Point, PointCreated, PointRequest,
     PointSelection, PolicyForecast, PolicyRequest, RestoreRequest, Restored, Resumed, Status, Test,
     TestRequest, VerifyRequest,
 };
@@ -155,7 +155,10 @@ impl Session {
                 let source = DiskSource::Import(absolute(&file)?);
                 let request = DiskRequest { name: path.disk, source };
                 match progress::run(&self.client, self.client.post(&route, &request), &label).await? {
-                    JobResult::Disk(disk) => disk,
+                    JobResult::Disk(disk) => {
+                        complain(&padding(&file, disk.size_bytes));
+                        disk
+                    }
                     other => return Err(unexpected(&other)),
                 }
             }
@@ -168,8 +171,10 @@ impl Session {
         match command {
             PointCommand::Create { group, label } => {
                 let route = format!("/v1/groups/{group}/points");
-                let point: Point = self.client.post(&route, &PointRequest { label }).await?;
-                self.output.show(&point, render::point_created)
+                let created: PointCreated = self.client.post(&route, &PointRequest { label }).await?;
+                self.output.show(&created, |created| render::point_created(&created.point))?;
+                complain(&render::label_warning(&created));
+                Ok(())
             }
             PointCommand::Hold { group, point } => self.change_point(&group, "hold", point, "held").await,
             PointCommand::Release { group, point } => {
@@ -201,8 +206,9 @@ impl Session {
     }
 
     async fn policy(&self, command: PolicyCommand) -> Result<(), Failure> {
-        let PolicyCommand::Set { group, interval, retain, dry_run } = command;
-        let request = PolicyRequest { interval_ms: interval.map(|policy| policy.interval_ms), retain };
+        let PolicyCommand::Set { group, policy, dry_run } = command;
+        let interval_ms = policy.interval.map(|policy| policy.interval_ms);
+        let request = PolicyRequest { interval_ms, retain: policy.retain };
         if dry_run {
             let route = format!("/v1/groups/{group}/policy/dry-run");
             let forecast: PolicyForecast = self.client.post(&route, &request).await?;
@@ -425,6 +431,18 @@ fn choose<'a>(
     match tests.iter().find(|test| test.number.0 == number) {
         Some(test) => Ok(vec![test]),
         None => Err(Error::new(ErrorKind::NotFound, format!("group {group} has no test-{number}")).into()),
+    }
+}
+
+/// That a file was no whole number of sectors, if so; nothing where the gateway's files are not ours to look at.
+fn padding(file: &Path, size_bytes: u64) -> String {
+    match file.metadata() {
+        Ok(metadata) if (1..SECTOR_BYTES).contains(&size_bytes.saturating_sub(metadata.len())) => format!(
+            "note: the file has {}: the disk's last sector is padded with {}\n",
+            counted(metadata.len(), "byte"),
+            counted(size_bytes - metadata.len(), "zero")
+        ),
+        _ => String::new(),
     }
 }
 

@@ -9,8 +9,9 @@ use super::output::table;
 use super::tools::Mounted;
 use crate::byte_size::ByteSize;
 use crate::control::model::{
-    Condition, Disk, Event, Failure, Group, GroupLimits, GroupStatus, JournalStatus, Keys, Point, PointKind,
-    Policy, PolicyForecast, Reason, Restored, Resumed, Severity, Status, Test, VerifyReport,
+    Condition, Disk, Event, Failure, Group, GroupLimits, GroupStatus, JournalStatus, Keys, Point,
+    PointCreated, PointKind, Policy, PolicyForecast, Reason, Restored, Resumed, Severity, Status, Test,
+    VerifyReport,
 };
 use crate::control::wire::rfc3339;
 use crate::counted::counted;
@@ -49,13 +50,17 @@ fn created(group: &Group) -> String {
     group.created.map_or(UNKNOWN.to_owned(), |created| created.to_string())
 }
 
+fn disk_count(group: &Group) -> String {
+    group.disks.as_ref().map_or(UNKNOWN.to_owned(), |disks| disks.len().to_string())
+}
+
 pub fn groups(groups: &[Group]) -> String {
     let rows = groups.iter().map(|group| {
-        let bytes: u64 = group.disks.iter().map(|disk| disk.size_bytes).sum();
+        let bytes = |disks: &Vec<Disk>| size(disks.iter().map(|disk| disk.size_bytes).sum());
         [
             group.name.to_string(),
-            group.disks.len().to_string(),
-            size(bytes),
+            disk_count(group),
+            group.disks.as_ref().map_or(UNKNOWN.to_owned(), bytes),
             interval(group.policy),
             created(group),
             if group.failure.is_some() { "FAILED" } else { "open" }.to_owned(),
@@ -87,7 +92,7 @@ pub fn group(group: &Group) -> String {
         interval(group.policy),
         retain(group),
         group.failure.as_ref().map(failed).unwrap_or_default(),
-        disks(&group.disks)
+        group.disks.as_ref().map_or("its disks are not known\n".to_owned(), |known| disks(known))
     )
 }
 
@@ -155,6 +160,17 @@ pub fn events(events: &[Event]) -> String {
 
 pub fn point_created(point: &Point) -> String {
     format!("point {} of {} created\n", point.id, rfc3339(point.time))
+}
+
+/// What is to be known of a label that other points have too; nothing if none has.
+pub fn label_warning(created: &PointCreated) -> String {
+    match (&created.point.label, created.same_label) {
+        (None, _) | (_, 0) => String::new(),
+        (Some(label), others) => format!(
+            "warning: {} the label `{label}` too, so that `--point` refuses it: write an id or a time there\n",
+            if others == 1 { "another point has".to_owned() } else { format!("{others} other points have") }
+        ),
+    }
 }
 
 pub fn point_changed(point: &Point, done: &str) -> String {
@@ -284,14 +300,14 @@ fn group_table(groups: &[GroupStatus]) -> String {
         [
             status.group.name.to_string(),
             condition(status.state.condition).to_owned(),
-            status.group.disks.len().to_string(),
+            disk_count(&status.group),
             match (status.idle, status.late_since) {
                 (true, _) => format!("{age}, idle"),
                 (false, Some(_)) => format!("{age}, LATE"),
                 (false, None) => age,
             },
             interval(status.group.policy),
-            status.history.points.to_string(),
+            status.history.points.map_or(UNKNOWN.to_owned(), |points| points.to_string()),
             status.history.oldest.map_or(String::new(), |oldest: WallNanos| oldest.to_string()),
             status.journal.map_or(UNKNOWN.to_owned(), journal),
             format!("{:.0}", status.writes.writes_per_s),

@@ -305,7 +305,7 @@ async fn disks(State(api): State<Api>, Parameters(of): Parameters<OfGroup>) -> A
         Some(group) => vec![api.backend.group(group).await?],
         None => api.backend.groups().await?,
     };
-    Ok(Json(groups.into_iter().flat_map(|group| group.disks).collect::<Vec<Disk>>()))
+    Ok(Json(groups.into_iter().filter_map(|group| group.disks).flatten().collect::<Vec<Disk>>()))
 }
 
 async fn disk_create(

@@ -11,8 +11,8 @@ use futures::future::BoxFuture;
 
 use super::jobs::Progress;
 use super::model::{
-    Disk, Event, EventQuery, Group, KeyImport, KeyRotation, KeyText, Keys, Point, PolicyForecast,
-    PolicyRequest, RestoreRequest, Restored, Resumed, Status, Test, VerifyReport,
+    Disk, Event, EventQuery, Group, KeyImport, KeyRotation, KeyText, Keys, Point, PointCreated,
+    PolicyForecast, PolicyRequest, RestoreRequest, Restored, Resumed, Status, Test, VerifyReport,
 };
 use super::name::{DiskPath, Label, Name};
 use super::selector::PointSelector;
@@ -55,8 +55,9 @@ pub trait Backend: Send + Sync + 'static {
     fn point_release(&self, group: Name, point: PointSelector) -> Answer<'_, Point>;
     /// Drops a point: the next one takes over what changed up to it. Not the newest, nor one that is held or in use.
     fn point_delete(&self, group: Name, point: PointSelector) -> Answer<'_, Point>;
-    /// Makes a point that holds all that was acknowledged before, and nothing issued after the answer.
-    fn point_create(&self, group: Name, label: Option<Label>) -> Answer<'_, Point>;
+    /// Makes a point that holds all that was acknowledged before, and nothing issued after the answer. Its label may be
+    /// another's too.
+    fn point_create(&self, group: Name, label: Option<Label>) -> Answer<'_, PointCreated>;
     /// Every point of a group, oldest first.
     fn points(&self, group: Name) -> Answer<'_, Vec<Point>>;
     /// Serves a point beside ongoing protection.

@@ -81,6 +81,17 @@ pub struct DiskRecord {
     pub size: SectorCount,
 }
 
+/// What is known of a group whose manifest cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GroupDescription {
+    /// When it was created.
+    pub created: WallNanos,
+    /// Its policy.
+    pub policy: Policy,
+    /// Its disks, by name.
+    pub disks: Vec<DiskRecord>,
+}
+
 /// A test failover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TestRecord {
@@ -294,6 +305,21 @@ impl Catalogue {
             });
         }
         Ok(Snapshot { groups })
+    }
+
+    /// What it says of a group, if it knows it; not its points, which may be many.
+    pub async fn describe(&self, group: GroupId) -> Result<Option<GroupDescription>> {
+        let query = sqlx::query(
+            "SELECT g.created_ns, p.interval_ms
+             FROM protection_groups g JOIN policies p ON p.group_id = g.id WHERE g.id = $1",
+        );
+        let row = query.bind(blob(group.0)).fetch_optional(&self.pool).await.map_err(failed)?;
+        let Some(row) = row else { return Ok(None) };
+        Ok(Some(GroupDescription {
+            created: WallNanos(column(&row, "created_ns")?),
+            policy: Policy { interval_ms: unsigned(&row, "interval_ms")? },
+            disks: self.disks(group).await?,
+        }))
     }
 
     async fn disks(&self, group: GroupId) -> Result<Vec<DiskRecord>> {

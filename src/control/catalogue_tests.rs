@@ -53,6 +53,17 @@ async fn a_rebuild_says_what_the_snapshot_says_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_group_is_described_without_its_points_or_not_at_all() {
+    let directory = tempfile::tempdir().unwrap();
+    let (catalogue, _) = open(&directory.path().join("catalogue.sqlite")).await;
+    catalogue.rebuild(&snapshot()).await.unwrap();
+    let GroupRecord { id, created, policy, disks, .. } = group(0x10, "erp");
+    let expected = GroupDescription { created, policy, disks };
+    assert_eq!(catalogue.describe(id).await.unwrap(), Some(expected));
+    assert_eq!(catalogue.describe(GroupId(0x11)).await.unwrap(), None);
+}
+
+#[tokio::test]
 async fn small_changes_end_where_a_rebuild_would() {
     let directory = tempfile::tempdir().unwrap();
     let (catalogue, _) = open(&directory.path().join("catalogue.sqlite")).await;

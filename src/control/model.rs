@@ -25,14 +25,15 @@ pub struct Group {
     pub id: GroupId,
     /// What people call it.
     pub name: Name,
-    /// When it was created; unknown where its manifest cannot be read.
+    /// When it was created. Where its manifest cannot be read, this, policy and disks are what the catalogue knew last, or
+    /// unknown.
     pub created: Option<WallNanos>,
-    /// How it is protected; unknown where its manifest cannot be read.
+    /// How it is protected.
     pub policy: Option<Policy>,
     /// Which points it keeps; unknown where its manifest cannot be read.
     pub retain: Option<Retain>,
-    /// Its disks, by name; none where its manifest cannot be read.
-    pub disks: Vec<Disk>,
+    /// Its disks, by name.
+    pub disks: Option<Vec<Disk>>,
     /// Why it could not be opened, if so. Its points, test failovers and restores are served as far as its vault can be
     /// read; nothing else is.
     pub failure: Option<Failure>,
@@ -110,6 +111,16 @@ pub struct Point {
     /// Whether somebody holds it: it stays until it is released.
     #[serde(default)]
     pub held: bool,
+}
+
+/// A recovery point that was just made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointCreated {
+    /// The point.
+    #[serde(flatten)]
+    pub point: Point,
+    /// How many other points have its label: where there are any, the label chooses none of them, nor this one.
+    pub same_label: u64,
 }
 
 /// How consistent a recovery point is.

@@ -193,13 +193,25 @@ fn the_only<'a>(selector: &PointSelector, matching: impl Iterator<Item = &'a Poi
         [point] => Ok(point),
         [] => Err(Error::new(
             ErrorKind::NotFound,
-            format!("no recovery point matches `{selector}`: see `point list`"),
+            format!("{}: 'point list' shows ids, times and labels", nothing_is(selector)),
         )),
         _ => Err(Error::invalid(format!(
             "`{selector}` could be any of {} recovery points: {}: write an id",
             candidates.len(),
             list(&candidates)
         ))),
+    }
+}
+
+/// That no point is what was asked for, in the words of the person who asked.
+fn nothing_is(selector: &PointSelector) -> String {
+    match selector {
+        PointSelector::Id(prefix) => format!("no recovery point's id begins with `{}`", prefix.0),
+        PointSelector::Label(label) => format!("no recovery point has the label `{label}`"),
+        PointSelector::IdOrLabel(_, text) => {
+            format!("no recovery point has the label `{text}`, nor an id that begins with it")
+        }
+        PointSelector::Latest | PointSelector::Time(_) => format!("no recovery point is `{selector}`"),
     }
 }
 
@@ -402,7 +414,17 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::Invalid);
             assert!(listed.iter().all(|id| error.to_string().contains(id)), "{error}");
         }
-        assert_eq!(by("dddd").unwrap_err().kind(), ErrorKind::NotFound);
+        for (text, says) in [
+            ("dddd", "the label `dddd`, nor an id"),
+            ("zzz", "no recovery point has the label `zzz`"),
+            ("label:zzz", "no recovery point has the label `zzz`"),
+            ("id:dddd", "id begins with `dddd`"),
+        ] {
+            let error = by(text).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::NotFound);
+            let told = error.to_string();
+            assert!(told.contains(says) && told.contains("'point list'"), "{told}");
+        }
         assert_eq!(resolve(&PointSelector::Latest, &[], NOW).unwrap_err().kind(), ErrorKind::NotFound);
     }
 

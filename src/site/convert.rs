@@ -18,7 +18,7 @@ use crate::listen::ListenAddress;
 use crate::protect::retention::RetentionStatus;
 use crate::protect::status::{Condition, GroupSnapshot};
 use crate::site::member::{Description, Member};
-use crate::units::{GroupId, WallNanos};
+use crate::units::{DiskId, GroupId, SectorCount, WallNanos};
 
 /// A stored name; what the manifest holds was checked when it was given.
 pub fn name(text: &str) -> Result<Name> {
@@ -32,17 +32,20 @@ pub fn disk_path(group: &Name, disk: &str) -> Result<DiskPath> {
 
 /// A disk, and whether it is served.
 pub fn disk(group: &Name, record: &DiskRecord, served: bool, address: &ListenAddress) -> Result<Disk> {
-    let path = disk_path(group, &record.name)?;
+    Ok(disk_at(disk_path(group, &record.name)?, record.id, record.sectors, served, address))
+}
+
+fn disk_at(path: DiskPath, id: DiskId, size: SectorCount, served: bool, address: &ListenAddress) -> Disk {
     let export = path.to_string();
-    Ok(Disk {
-        id: record.id,
+    Disk {
+        id,
         group: path.group,
         name: path.disk,
-        size_bytes: record.sectors.bytes(),
+        size_bytes: size.bytes(),
         uri: address.nbd_uri(&export),
         export,
         served,
-    })
+    }
 }
 
 /// A group with its disks, as its manifest says.
@@ -63,7 +66,7 @@ pub(super) fn group(
         created: Some(record.created),
         policy: Some(policy(record)),
         retain: Some(Retain(record.retain.clone())),
-        disks,
+        disks: Some(disks),
         failure,
     })
 }
@@ -72,9 +75,27 @@ fn policy(record: &GroupRecord) -> Policy {
     Policy { interval_ms: u64::from(record.interval_ms) }
 }
 
-/// A group whose manifest cannot be read.
-pub fn unreadable_group(id: GroupId, name: &Name, failure: Option<Failure>) -> Group {
-    Group { id, name: name.clone(), created: None, policy: None, retain: None, disks: Vec::new(), failure }
+/// A group whose manifest cannot be read, as far as the catalogue knew it.
+pub fn unreadable_group(
+    id: GroupId,
+    name: &Name,
+    known: Option<&catalogue::GroupDescription>,
+    failure: Option<Failure>,
+    address: &ListenAddress,
+) -> Group {
+    let disk = |disk: &catalogue::DiskRecord| {
+        let path = DiskPath { group: name.clone(), disk: disk.name.clone() };
+        disk_at(path, disk.id, disk.size, false, address)
+    };
+    Group {
+        id,
+        name: name.clone(),
+        created: known.map(|known| known.created),
+        policy: known.map(|known| known.policy),
+        retain: None,
+        disks: known.map(|known| known.disks.iter().map(disk).collect()),
+        failure,
+    }
 }
 
 /// A recovery point.
@@ -143,7 +164,7 @@ pub fn status(group: Group, snapshot: &GroupSnapshot, connections: u64, now: Wal
         late_since: snapshot.late_since,
         writes_waiting_ms: snapshot.writes_waiting.map(milliseconds),
         history: History {
-            points: snapshot.points,
+            points: Some(snapshot.points),
             oldest: snapshot.oldest,
             newest: snapshot.newest_point.as_ref().map(|point| point.wall),
             retention: retention(&snapshot.retention),
@@ -179,8 +200,15 @@ fn retention(status: &RetentionStatus) -> Option<String> {
     stalled.or_else(suspended).or_else(waits)
 }
 
-/// How a group stands that could not be opened; `points` are those that its vault gives.
-pub fn failed_status(group: Group, failure: Failure, points: &[PointRecord], now: WallNanos) -> GroupStatus {
+/// How a group stands that could not be opened; `points` are those that its vault gives, if it gives any answer.
+pub fn failed_status(
+    group: Group,
+    failure: Failure,
+    points: Option<&[PointRecord]>,
+    now: WallNanos,
+) -> GroupStatus {
+    let count = points.map(|points| points.len() as u64);
+    let points = points.unwrap_or_default();
     GroupStatus {
         group,
         state: GroupState {
@@ -196,7 +224,7 @@ pub fn failed_status(group: Group, failure: Failure, points: &[PointRecord], now
         late_since: None,
         writes_waiting_ms: None,
         history: History {
-            points: points.len() as u64,
+            points: count,
             oldest: points.first().map(|point| point.wall),
             newest: points.last().map(|point| point.wall),
             retention: None,

@@ -1,4 +1,5 @@
-//! Keeps what groups tell: asked of every open group once a second, and put into the catalogue.
+//! Keeps what groups tell: asked of every open group once a second, and put into the catalogue. What a group cannot tell,
+//! that it could not be opened, is kept at once.
 //!
 //! The log has each event at once; a process that dies takes those of its last second with it.
 
@@ -6,10 +7,12 @@ use std::sync::Weak;
 use std::time::Duration;
 
 use crate::control::model::{Event, EventQuery, Severity};
+use crate::control::name::Name;
 use crate::error::Result;
 use crate::protect::events::Gravity;
 use crate::site::gateway::{Inner, cached};
 use crate::site::member::Member;
+use crate::units::GroupId;
 
 const PERIOD: Duration = Duration::from_secs(1);
 
@@ -32,17 +35,34 @@ impl Inner {
             // A group that is being closed has told what it had to.
             let Ok(Ok(told)) = told.await else { continue };
             for event in told {
-                let event = Event {
-                    time: self.environment.wall(),
-                    group: Some(entry.id),
-                    name: Some(name.clone()),
-                    severity: severity(event.gravity()),
-                    code: event.code().to_owned(),
-                    message: event.text(),
-                };
-                cached(self.catalogue.as_ref().map(|catalogue| catalogue.record_event(&event))).await;
+                let severity = severity(event.gravity());
+                self.keep_event(entry.id, &name, (severity, event.code()), event.text()).await;
             }
         }
+    }
+
+    /// Tells how an opening of a group ended, which it cannot tell itself. The log has it already.
+    pub(super) async fn tell_opening(&self, id: GroupId) {
+        let Some((name, entry)) = self.find_by_id(id) else { return };
+        match entry.failure {
+            Some(failure) => {
+                self.keep_event(id, &name, (Severity::Error, "opening_failed"), failure.event(&name)).await;
+            }
+            None => self.keep_event(id, &name, (Severity::Info, "opened"), "open again".to_owned()).await,
+        }
+    }
+
+    async fn keep_event(&self, id: GroupId, name: &Name, kind: (Severity, &str), message: String) {
+        let (severity, code) = kind;
+        let event = Event {
+            time: self.environment.wall(),
+            group: Some(id),
+            name: Some(name.clone()),
+            severity,
+            code: code.to_owned(),
+            message,
+        };
+        cached(self.catalogue.as_ref().map(|catalogue| catalogue.record_event(&event))).await;
     }
 
     pub(super) async fn events(&self, query: EventQuery) -> Result<Vec<Event>> {

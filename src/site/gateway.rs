@@ -302,7 +302,8 @@ impl Inner {
     pub(super) async fn group_model(&self, name: &Name, entry: &Entry) -> Result<Group> {
         let failure = entry.failure.as_ref().map(|failure| failure.model(name));
         if !entry.is_hosted() {
-            return Ok(convert::unreadable_group(entry.id, name, failure));
+            let known = self.last_described(entry.id).await;
+            return Ok(convert::unreadable_group(entry.id, name, known.as_ref(), failure, self.address()));
         }
         let description = self.read(entry.id, |member| member.description()).await?;
         convert::group(entry.id, name, &description, failure, self.address())

@@ -157,6 +157,11 @@ impl OpeningFailure {
         format!("group {name} could not be opened: {}", self.text)
     }
 
+    /// What is told of it when it is found, for people to look back at.
+    pub(super) fn event(&self, name: &Name) -> String {
+        format!("could not be opened: {}: {}", self.text, self.mend(name))
+    }
+
     /// The refusal of a verb that needs the group of that name to be open, or its vault.
     pub(super) fn refusal(&self, name: &Name) -> Error {
         let text = format!("{}: {}", self.told_clients(name), self.mend(name));

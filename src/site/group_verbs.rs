@@ -102,7 +102,9 @@ impl Inner {
         };
         if entry.failure.is_some() {
             self.look_for_key(&entry)?;
-            let name = self.reopen(&name, &entry).await?;
+            let opened = self.reopen(&name, &entry).await;
+            self.tell_opening(entry.id).await;
+            let name = opened?;
             self.remember(entry.id).await;
             let group = self.group_model(&name, &self.find(&name)?.1).await?;
             return Ok(Resumed { group, opened: true, cleared: Vec::new(), latched: Vec::new() });
@@ -159,6 +161,7 @@ impl Inner {
         if let Err(error) = cleared {
             // What is left of it is listed, so that it can be removed again.
             self.note_without_vault(id, &error, Some(name));
+            self.tell_opening(id).await;
             return Err(error);
         }
         self.threads.exports().end_refusal(name.as_str());

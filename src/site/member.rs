@@ -101,6 +101,12 @@ impl Member {
         self.vault.manifest().state().points().to_vec()
     }
 
+    /// How many recovery points have a label.
+    pub(super) fn labelled(&self, label: &str) -> u64 {
+        let state = self.vault.manifest().state();
+        state.points().iter().filter(|point| point.label == label).count() as u64
+    }
+
     /// The points that somebody holds.
     pub(super) fn held(&self) -> HashSet<PointId> {
         let state = self.vault.manifest().state();

@@ -24,7 +24,7 @@ use super::host::Host;
 use super::member::Member;
 use super::removal;
 use crate::block::Export;
-use crate::control::catalogue::{GroupRecord, Snapshot};
+use crate::control::catalogue::{GroupDescription, GroupRecord, Snapshot};
 use crate::control::name::Name;
 use crate::error::{Error, ErrorKind, Result};
 use crate::protect::group::Group;
@@ -118,6 +118,7 @@ impl Inner {
                 Opened::Serving => self.serve_or_report(id, None).await,
                 Opened::VaultOnly(error) => {
                     self.serve_or_report(id, Some(self.failure(&error, true))).await;
+                    self.tell_opening(id).await;
                 }
                 Opened::Nothing(error) => {
                     without_vault.push((id, error));
@@ -130,6 +131,7 @@ impl Inner {
         // These come last: a name that only the catalogue knows is not taken from a group whose manifest says it.
         for (id, error) in without_vault {
             self.note_without_vault(id, &error, known.get(&id).map(|record| record.name.clone()));
+            self.tell_opening(id).await;
             snapshot.groups.extend(known.get(&id).cloned());
         }
         cached(self.catalogue.as_ref().map(|catalogue| catalogue.rebuild(&snapshot))).await;
@@ -146,6 +148,15 @@ impl Inner {
                 HashMap::new()
             }
         }
+    }
+
+    /// What the catalogue knows of a group whose manifest cannot be read.
+    pub(super) async fn last_described(&self, id: GroupId) -> Option<GroupDescription> {
+        let described = self.catalogue.as_ref()?.describe(id).await;
+        described.unwrap_or_else(|error| {
+            tracing::warn!(group = %id, %error, "the catalogue cannot be read; it is rebuilt at the next start");
+            None
+        })
     }
 
     /// What the catalogue is told of a hosted group, points included.
@@ -381,9 +392,14 @@ impl Inner {
         // Somebody may have opened or removed it meanwhile.
         if let Some((name, entry)) = self.find_by_id(id)
             && self.wants_space(id)
-            && let Err(error) = self.reopen(&name, &entry).await
         {
-            tracing::warn!(group = %id, %error, "tried again for space");
+            if let Err(error) = self.reopen(&name, &entry).await {
+                tracing::warn!(group = %id, %error, "tried again for space");
+            }
+            // That it still lacks space was told when it first did.
+            if !self.wants_space(id) {
+                self.tell_opening(id).await;
+            }
         }
     }
 }

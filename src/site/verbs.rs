@@ -12,7 +12,7 @@ use crate::block::{Export, TestId};
 use crate::control::backend::{Answer, Backend};
 use crate::control::jobs::Progress;
 use crate::control::model::{
-    Disk, Event, EventQuery, Group, GroupStatus, KeyImport, KeyRotation, KeyText, Keys, Point,
+    Disk, Event, EventQuery, Group, GroupStatus, KeyImport, KeyRotation, KeyText, Keys, Point, PointCreated,
     PolicyForecast, PolicyRequest, RestoreRequest, Restored, Resumed, Status, StorageStatus, Test,
     VerifyReport,
 };
@@ -101,7 +101,7 @@ impl Backend for Gateway {
         })
     }
 
-    fn point_create(&self, group: Name, label: Option<Label>) -> Answer<'_, Point> {
+    fn point_create(&self, group: Name, label: Option<Label>) -> Answer<'_, PointCreated> {
         self.detached(|inner| Box::pin(async move { inner.point_create(group, label).await }))
     }
 
@@ -205,7 +205,13 @@ impl Inner {
     }
 
     async fn disk_import(&self, path: DiskPath, file: PathBuf, progress: Progress) -> Result<Disk> {
-        let failed = |error| Error::io("reading the file to import", error).at_path(&file);
+        let failed = |error: std::io::Error| match error.kind() {
+            std::io::ErrorKind::NotFound => {
+                let text = "there is no file to import: name a raw disk image on the gateway's machine";
+                Error::new(ErrorKind::NotFound, text).at_path(&file)
+            }
+            _ => Error::io("reading the file to import", error).at_path(&file),
+        };
         let metadata = std::fs::metadata(&file).map_err(failed)?;
         if !metadata.is_file() {
             return Err(Error::invalid("not a regular file: give a raw disk image").at_path(&file));
@@ -248,7 +254,7 @@ impl Inner {
         description.disks.iter().find(|disk| disk.name == name).map(|disk| disk.id).ok_or_else(missing)
     }
 
-    async fn point_create(&self, group: Name, label: Option<Label>) -> Result<Point> {
+    async fn point_create(&self, group: Name, label: Option<Label>) -> Result<PointCreated> {
         let (_, id) = self.find_open(&group)?;
         let label = label.map_or_else(String::new, |label| label.as_str().to_owned());
         self.refuse_ambiguous(&label)?;
@@ -261,7 +267,12 @@ impl Inner {
         let point = convert::point(&record);
         let points = std::slice::from_ref(&point);
         cached(self.catalogue.as_ref().map(|catalogue| catalogue.put_points(id, points))).await;
-        Ok(point)
+        let same_label = match point.label.clone() {
+            None => 0,
+            // It is published, and one of them.
+            Some(label) => self.read(id, move |member| member.labelled(&label)).await?.saturating_sub(1),
+        };
+        Ok(PointCreated { point, same_label })
     }
 
     /// A label that `--point` would take for something else could never be named.
@@ -418,10 +429,10 @@ impl Inner {
         let group = self.group_model(name, entry).await?;
         if let Some(failure) = group.failure.clone() {
             let points = match entry.is_hosted() {
-                true => self.read(entry.id, |member| member.points()).await?,
-                false => Vec::new(),
+                true => Some(self.read(entry.id, |member| member.points()).await?),
+                false => None,
             };
-            return Ok((convert::failed_status(group, failure, &points, now), true));
+            return Ok((convert::failed_status(group, failure, points.as_deref(), now), true));
         }
         let id = entry.id;
         let snapshot =

@@ -17,7 +17,7 @@ use afterimage::env::OsEnvironment;
 use afterimage::error::{Error, ErrorKind, Result};
 use afterimage::format::ladder::Ladder;
 use afterimage::listen::bind_unix;
-use afterimage::units::{DiskId, GroupId, Lsn, PointId, SectorCount, WallNanos};
+use afterimage::units::{DiskId, GroupId, Lsn, PointId, SECTOR_BYTES, SectorCount, WallNanos};
 use futures::FutureExt;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
@@ -38,6 +38,17 @@ struct FakeGroup {
     tests_started: u64,
 }
 
+/// A group whose manifest cannot be read, and which no catalogue knows.
+fn unknown(group: Group) -> Group {
+    let reason = Reason {
+        code: ReasonCode::NoKey,
+        detail: "no site key is here".to_owned(),
+        mend: "bring it".to_owned(),
+    };
+    let failure = Some(Failure { reason, since: NOON });
+    Group { created: None, policy: None, retain: None, disks: None, failure, ..group }
+}
+
 fn missing(what: impl std::fmt::Display) -> Error {
     Error::new(ErrorKind::NotFound, format!("no {what}"))
 }
@@ -54,11 +65,11 @@ impl FakeSite {
 
     fn add_disk(&self, path: DiskPath, size: SectorCount) -> Answer<'static, Disk> {
         self.with(&path.group.clone(), |group| {
-            if group.group.disks.iter().any(|disk| disk.name == path.disk) {
+            if group.disks().iter().any(|disk| disk.name == path.disk) {
                 return Err(Error::new(ErrorKind::AlreadyExists, format!("disk {path} exists")));
             }
             let disk = Disk {
-                id: DiskId(group.group.disks.len() as u128 + 1),
+                id: DiskId(group.disks().len() as u128 + 1),
                 export: path.to_string(),
                 uri: format!("nbd+unix:///{path}?socket=/x"),
                 group: path.group,
@@ -66,13 +77,17 @@ impl FakeSite {
                 size_bytes: size.bytes(),
                 served: true,
             };
-            group.group.disks.push(disk.clone());
+            group.disks().push(disk.clone());
             Ok(disk)
         })
     }
 }
 
 impl FakeGroup {
+    fn disks(&mut self) -> &mut Vec<Disk> {
+        self.group.disks.as_mut().expect("its disks are known")
+    }
+
     fn hold(&mut self, point: &PointSelector, held: bool) -> Result<Point> {
         let id = selector::resolve(point, &self.points, TEATIME)?.id;
         let point = self.points.iter_mut().find(|point| point.id == id).unwrap();
@@ -94,9 +109,10 @@ impl Backend for FakeSite {
             created: Some(NOON),
             policy: Some(Policy { interval_ms: 1000 }),
             retain: Some(Retain(Ladder::default())),
-            disks: Vec::new(),
+            disks: Some(Vec::new()),
             failure: None,
         };
+        let group = if group.name.as_str() == "lost" { unknown(group) } else { group };
         let fake =
             FakeGroup { group: group.clone(), points: Vec::new(), tests: BTreeMap::new(), tests_started: 0 };
         groups.insert(name, fake);
@@ -156,14 +172,14 @@ impl Backend for FakeSite {
         };
         progress.set_total(length);
         progress.advance(length);
-        self.add_disk(path, SectorCount::from_bytes(length).unwrap())
+        self.add_disk(path, SectorCount(length.div_ceil(SECTOR_BYTES)))
     }
 
     fn disk_remove(&self, path: DiskPath) -> Answer<'_, ()> {
         self.with(&path.group, |fake| {
-            let before = fake.group.disks.len();
-            fake.group.disks.retain(|disk| disk.name != path.disk);
-            if fake.group.disks.len() < before { Ok(()) } else { Err(missing(format!("disk {path}"))) }
+            let before = fake.disks().len();
+            fake.disks().retain(|disk| disk.name != path.disk);
+            if fake.disks().len() < before { Ok(()) } else { Err(missing(format!("disk {path}"))) }
         })
     }
 
@@ -197,7 +213,7 @@ impl Backend for FakeSite {
         })
     }
 
-    fn point_create(&self, group: Name, label: Option<Label>) -> Answer<'_, Point> {
+    fn point_create(&self, group: Name, label: Option<Label>) -> Answer<'_, PointCreated> {
         self.with(&group, |fake| {
             let number = u64::try_from(fake.points.len()).unwrap() + 1;
             let point = Point {
@@ -209,8 +225,11 @@ impl Backend for FakeSite {
                 delta_bytes: 4096,
                 held: false,
             };
+            let same_label =
+                fake.points.iter().filter(|other| other.label.is_some() && other.label == point.label);
+            let same_label = same_label.count() as u64;
             fake.points.push(point.clone());
-            Ok(point)
+            Ok(PointCreated { point, same_label })
         })
     }
 
@@ -223,19 +242,23 @@ impl Backend for FakeSite {
             let point = selector::resolve(&point, &fake.points, TEATIME)?.clone();
             fake.tests_started += 1;
             let number = TestId(fake.tests_started);
-            let exports = fake.group.disks.iter().map(|disk| {
-                let path = DiskPath { group: disk.group.clone(), disk: disk.name.clone() };
-                TestExport {
-                    disk: disk.name.clone(),
-                    export: path.test_export(number),
-                    uri: format!("nbd+unix:///{}?socket=/x", path.test_export(number)),
-                    size_bytes: disk.size_bytes,
-                }
-            });
+            let exports: Vec<_> = fake
+                .disks()
+                .iter()
+                .map(|disk| {
+                    let path = DiskPath { group: disk.group.clone(), disk: disk.name.clone() };
+                    TestExport {
+                        disk: disk.name.clone(),
+                        export: path.test_export(number),
+                        uri: format!("nbd+unix:///{}?socket=/x", path.test_export(number)),
+                        size_bytes: disk.size_bytes,
+                    }
+                })
+                .collect();
             let test = Test {
                 number,
                 group: fake.group.name.clone(),
-                exports: exports.collect(),
+                exports,
                 // Somebody wrote to tests of labelled points.
                 overlay_bytes: if point.label.is_some() { 512 } else { 0 },
                 point,
@@ -266,8 +289,7 @@ impl Backend for FakeSite {
         self.with(&group, |fake| {
             let point = selector::resolve(&request.point, &fake.points, TEATIME)?.clone();
             let files: Vec<PathBuf> = fake
-                .group
-                .disks
+                .disks()
                 .iter()
                 .map(|disk| request.directory.join(format!("{}.raw", disk.name)))
                 .collect();
@@ -372,7 +394,7 @@ fn group_status(fake: &FakeGroup) -> GroupStatus {
         late_since: Some(NOON),
         writes_waiting_ms: Some(62_000),
         history: History {
-            points: u64::try_from(fake.points.len()).unwrap(),
+            points: Some(u64::try_from(fake.points.len()).unwrap()),
             oldest: fake.points.first().map(|point| point.time),
             newest: newest.map(|point| point.time),
             retention: None,

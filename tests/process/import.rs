@@ -42,7 +42,9 @@ fn an_odd_length_is_padded_to_a_sector() {
     gateway.says("group create erp");
     let source = gateway.path("odd.raw");
     fs::write(&source, content(1, 100_001)).unwrap();
-    gateway.says(&format!("disk create erp/odd --import {}", source.display()));
+    let output = gateway.cli(&format!("disk create erp/odd --import {}", source.display())).output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && told.contains("100001 bytes") && told.contains("351 zeros"), "{told}");
     let returned = gateway.path("returned");
     tool::says("nbdcopy", [&gateway.uri("erp/odd"), returned.to_str().expect("UTF-8")]);
     let mut expected = content(1, 100_001);
@@ -56,7 +58,7 @@ fn a_failed_import_leaves_nothing() {
     gateway.says("group create erp");
     let missing = gateway.path("none.raw");
     let told = gateway.refuses(&format!("disk create erp/db --import {}", missing.display()), 1);
-    assert!(told.contains("none.raw"), "{told}");
+    assert!(told.contains("none.raw") && told.contains("name a raw disk image"), "{told}");
     let directory = gateway.path("data");
     gateway.refuses(&format!("disk create erp/db --import {}", directory.display()), 1);
     assert_eq!(files(gateway.data(), "raw"), Vec::<PathBuf>::new());

@@ -212,6 +212,34 @@ fn an_export_takes_nothings_place_and_says_what_it_did() {
     assert!(told.contains("create it"), "{told}");
 }
 
+/// A review found that nothing was told of it, and that it had lost its disks in the listings.
+#[test]
+fn a_group_without_its_key_is_among_the_events_and_keeps_its_disks() {
+    let (gateway, exported, _) = without_key();
+    let group = &gateway.json("group list")[0];
+    assert_eq!(group["disks"][0]["name"], "db", "the catalogue knows: {group:#}");
+    assert_eq!(group["disks"][0]["size_bytes"], 1 << 20);
+    assert_eq!(group["disks"][0]["served"], false);
+    assert!(group["policy"]["interval_ms"].is_u64() && group["created"].is_string(), "{group:#}");
+    assert_eq!(gateway.group_status()["history"]["points"], serde_json::Value::Null, "nobody knows");
+    let events = gateway.json("events --group erp --limit 1");
+    assert_eq!((&events[0]["code"], &events[0]["severity"]), (&"opening_failed".into(), &"error".into()));
+    let message = events[0]["message"].as_str().unwrap();
+    assert!(message.contains("no site key is here") && message.contains("'key import FILE'"), "{message}");
+    gateway.refuses("group resume erp", 1);
+    gateway.says(&format!("key import {}", exported.display()));
+    gateway.says("group resume erp");
+    let events = gateway.json("events --group erp --limit 1000");
+    let codes: Vec<_> =
+        events.as_array().unwrap().iter().map(|event| event["code"].as_str().unwrap()).collect();
+    assert_eq!(
+        codes.iter().filter(|code| **code == "opening_failed").count(),
+        2,
+        "start and resume: {codes:?}"
+    );
+    assert_eq!(codes.iter().filter(|code| **code == "opened").count(), 1, "{codes:?}");
+}
+
 #[test]
 fn another_site_key_replaces_the_present_one_only_by_consent_and_that_is_kept() {
     let other = Gateway::start();

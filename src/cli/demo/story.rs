@@ -405,7 +405,7 @@ fn live_line(status: &GroupStatus, before: Counters, now: Counters, since: Durat
         format!("{:.0}", a_second(now.operations - before.operations)),
         a_second(now.bytes - before.bytes) / 1e6,
         ByteSize(status.journal.map_or(0, |journal| journal.used_bytes)).approximate().to_string(),
-        status.history.points,
+        status.history.points.unwrap_or_default(),
     )
 }
 

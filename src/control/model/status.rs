@@ -217,8 +217,8 @@ pub struct NewestPoint {
 /// A group's recovery points.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
-    /// How many there are.
-    pub points: u64,
+    /// How many there are; unknown where the vault of a group that could not be opened cannot be read.
+    pub points: Option<u64>,
     /// The oldest one's time.
     pub oldest: Option<WallNanos>,
     /// The newest one's time.
