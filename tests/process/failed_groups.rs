@@ -372,6 +372,24 @@ fn a_time_that_no_point_holds_is_refused() {
     assert_serves(&gateway, "erp/db@test-1", &content(1, 1 << 20));
 }
 
+#[test]
+fn a_label_that_two_points_have_chooses_neither() {
+    let gateway = Gateway::start();
+    gateway.protect([("db", "1M")]);
+    gateway.says("policy set erp --interval 24h");
+    let mut ids = Vec::new();
+    for others in 0..2 {
+        write(&gateway, "erp/db", &content(others, 1 << 20));
+        let point = gateway.json("point create erp --label nightly");
+        assert_eq!(point["same_label"], others, "{point:#}");
+        ids.push(point["id"].as_str().expect("text").to_owned());
+    }
+    let told = gateway.refuses("failover test erp --point nightly", 1);
+    assert!(ids.iter().all(|id| told.contains(id)), "{told}");
+    gateway.says(&format!("failover test erp --point {}", ids[0]));
+    assert_serves(&gateway, "erp/db@test-1", &content(0, 1 << 20));
+}
+
 /// The manifest step after the newest.
 fn next_step(gateway: &Gateway, group: &GroupId) -> PathBuf {
     let manifest = group.vault(gateway, "manifest");
