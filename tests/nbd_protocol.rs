@@ -117,12 +117,58 @@ fn errors_leave_the_connection_alone() {
 }
 
 #[test]
+fn requests_beyond_the_end_or_the_limits_are_refused_one_after_the_other() {
+    const BEYOND: u64 = SIZE - 512;
+    let long = vec![0x5a; (32 << 20) + 512];
+    let zeroes = |offset, length| Command::WriteZeroes {
+        offset,
+        length,
+        durable: false,
+        keep_allocated: false,
+        fast_only: false,
+    };
+    let refusals = [
+        (Command::Write { offset: 0, data: &long, durable: false }, NBD_EINVAL),
+        (Command::Write { offset: SIZE, data: &long, durable: true }, NBD_EINVAL),
+        (Command::Write { offset: BEYOND, data: &long[..1024], durable: false }, NBD_ENOSPC),
+        (Command::Write { offset: 1, data: &long[..511], durable: false }, NBD_EINVAL),
+        (read(0, (32 << 20) + 512), NBD_EINVAL),
+        (read(0, u32::MAX), NBD_EINVAL),
+        (Command::Read { offset: 0, length: u32::MAX - 511, unfragmented: true }, NBD_EOVERFLOW),
+        (read(BEYOND, 1024), NBD_EINVAL),
+        (zeroes(BEYOND, 1024), NBD_ENOSPC),
+        (zeroes(0, u32::MAX - 511), NBD_ENOSPC),
+        (Command::Trim { offset: BEYOND, length: 1024, durable: false }, NBD_EINVAL),
+        (Command::Trim { offset: 0, length: u32::MAX - 511, durable: false }, NBD_EINVAL),
+        (Command::Cache { offset: BEYOND, length: 1024 }, NBD_EINVAL),
+        (Command::Cache { offset: 0, length: u32::MAX - 511 }, NBD_EINVAL),
+        (Command::BlockStatus { offset: BEYOND, length: 1024, first_only: false }, NBD_EINVAL),
+        (Command::BlockStatus { offset: 0, length: u32::MAX - 511, first_only: true }, NBD_EINVAL),
+    ];
+    let mut client = client(Wishes::all(EXPORT));
+    for (index, (command, code)) in refusals.iter().enumerate() {
+        assert_eq!(client.call(command).unwrap().unwrap_err().code, *code, "refusal {index}");
+    }
+    assert_eq!(client.call(&read(0, 512)).unwrap(), Ok(Answer::Data(vec![0; 512])), "nothing was written");
+}
+
+#[test]
 fn a_read_only_export_says_so_and_means_it() {
     let server = Server::new(SIZE, true, Limits::default());
     let mut client = Client::connect(server, Wishes::all(EXPORT)).unwrap();
     assert_ne!(client.granted().flags & NBD_FLAG_READ_ONLY, 0);
-    let write = Command::Write { offset: 0, data: &[1; 512], durable: false };
-    assert_eq!(client.call(&write).unwrap().unwrap_err().code, NBD_EPERM);
+    let (offset, length, durable) = (0, 4096, true);
+    let zeroes = Command::WriteZeroes { offset, length, durable, keep_allocated: false, fast_only: false };
+    let writes = [
+        Command::Write { offset, data: &[1; 4096], durable },
+        Command::Trim { offset, length, durable },
+        zeroes,
+    ];
+    for write in writes {
+        assert_eq!(client.call(&write).unwrap().unwrap_err().code, NBD_EPERM);
+    }
+    assert_eq!(client.call(&Command::Flush).unwrap(), Ok(Answer::Done));
+    assert_eq!(client.call(&read(offset, length)).unwrap(), Ok(Answer::Data(vec![0; 4096])));
 }
 
 #[test]

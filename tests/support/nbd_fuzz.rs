@@ -169,7 +169,7 @@ fn complete_requests(mut stream: &[u8]) -> usize {
     while let Some(header) = RequestHeader::peek(stream) {
         let is_write = header.kind.get() == NBD_CMD_WRITE;
         let payload = if is_write { to_usize(u64::from(header.length.get())) } else { 0 };
-        let fits = header.magic.get() == NBD_REQUEST_MAGIC && payload <= 32 << 20;
+        let fits = header.magic.get() == NBD_REQUEST_MAGIC;
         if !fits || header.kind.get() == NBD_CMD_DISC || stream.len() < 28 + payload {
             break;
         }

@@ -65,9 +65,6 @@ pub enum CloseReason {
     /// A request does not start with `NBD_REQUEST_MAGIC`.
     #[error("a request starts with {0:#x}, not NBD_REQUEST_MAGIC")]
     BadRequestMagic(u32),
-    /// A WRITE is longer than the advertised maximum.
-    #[error("a write of {0} bytes is longer than the maximum of 32 MiB")]
-    PayloadTooLong(u32),
 }
 
 impl CloseReason {

@@ -160,16 +160,17 @@ fn check(header: &RequestHeader, negotiated: &Negotiated) -> Result<SectorRange,
     if !offset.is_multiple_of(SECTOR_BYTES) || !u64::from(length).is_multiple_of(SECTOR_BYTES) {
         return Err(Fault::invalid("offset and length must be multiples of 512"));
     }
+    // Before the range: too long is too long wherever it would end.
+    if matches!(kind, NBD_CMD_READ | NBD_CMD_WRITE) && length > BLOCK_SIZE_MAX {
+        let code = if flags & NBD_CMD_FLAG_DF != 0 { NBD_EOVERFLOW } else { NBD_EINVAL };
+        return Err(Fault { code, message: "longer than the maximum block size of 32 MiB", offset: None });
+    }
     let end = offset.checked_add(u64::from(length)).filter(|&end| end <= negotiated.size);
     let Some(end) = end else {
         let code = if matches!(kind, NBD_CMD_WRITE | NBD_CMD_WRITE_ZEROES) { NBD_ENOSPC } else { NBD_EINVAL };
         let first = (length > 0).then(|| offset.max(negotiated.size));
         return Err(Fault { code, message: "beyond the end of the export", offset: first });
     };
-    if kind == NBD_CMD_READ && length > BLOCK_SIZE_MAX {
-        let code = if flags & NBD_CMD_FLAG_DF != 0 { NBD_EOVERFLOW } else { NBD_EINVAL };
-        return Err(Fault { code, message: "longer than the maximum block size of 32 MiB", offset: None });
-    }
     Ok(SectorRange::new(offset / SECTOR_BYTES, end / SECTOR_BYTES))
 }
 

@@ -1,7 +1,7 @@
 //! Transmission: requests in, replies out, for one export.
 //!
-//! A refusal never costs the connection: a refused WRITE's payload is skipped, then answered. Only a header that is none, or a
-//! payload above the advertised maximum, ends it.
+//! A refusal never costs the connection: a refused WRITE's payload is skipped as it comes, however long its header says that it
+//! is, and holds no memory beyond one receive; then it is answered. Only a header that is none ends the connection.
 
 use bytes::{Buf, BytesMut};
 
@@ -82,9 +82,6 @@ impl Session {
             return Step::Close(CloseReason::BadRequestMagic(header.magic.get()));
         }
         let is_write = header.kind.get() == NBD_CMD_WRITE;
-        if is_write && header.length.get() > BLOCK_SIZE_MAX {
-            return Step::Close(CloseReason::PayloadTooLong(header.length.get()));
-        }
         let verdict = match classify(&header, &self.negotiated) {
             Verdict::Disconnect => return Step::Close(CloseReason::Disconnected),
             _ if context.stopping => Verdict::Refuse(refusal_fault(Refusal::Shutdown)),

@@ -116,15 +116,21 @@ fn a_read_only_export_refuses_what_writes_and_nothing_else() {
 }
 
 #[test]
-fn only_reads_are_bound_by_the_maximum_block_size_here() {
+fn what_carries_data_is_bound_by_the_maximum_block_size() {
     let large = Negotiated { size: 8 << 30, ..negotiated() };
     let above = BLOCK_SIZE_MAX + 512;
     assert_eq!(outcome(&large, NBD_CMD_READ, 0, 0, BLOCK_SIZE_MAX), "ask");
     assert_eq!(outcome(&large, NBD_CMD_READ, 0, 0, above), "EINVAL");
     assert_eq!(outcome(&large, NBD_CMD_READ, NBD_CMD_FLAG_DF, 0, above), "EOVERFLOW");
+    assert_eq!(outcome(&large, NBD_CMD_WRITE, 0, 0, BLOCK_SIZE_MAX), "ask");
+    for offset in [0, large.size, large.size + 512] {
+        assert_eq!(outcome(&large, NBD_CMD_WRITE, 0, offset, above), "EINVAL");
+        assert_eq!(outcome(&large, NBD_CMD_WRITE, 0, offset, u32::MAX), "EINVAL");
+    }
     for kind in [NBD_CMD_TRIM, NBD_CMD_WRITE_ZEROES, NBD_CMD_BLOCK_STATUS] {
         assert_eq!(outcome(&large, kind, 0, 0, u32::MAX - 511), "ask");
     }
+    assert_eq!(outcome(&large, NBD_CMD_CACHE, 0, 0, u32::MAX - 511), "done");
 }
 
 #[test]
