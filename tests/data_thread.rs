@@ -12,9 +12,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use afterimage::block::Export;
-use afterimage::capture::nbd::ExportInfo;
 use afterimage::capture::nbd::client::{Answer, Client, Command, Wishes, encode_request};
-use afterimage::capture::nbd::codec::NBD_ESHUTDOWN;
+use afterimage::capture::nbd::codec::{NBD_EINVAL, NBD_ESHUTDOWN};
+use afterimage::capture::nbd::{ExportInfo, Limits};
 use afterimage::listen::ListenAddress;
 use afterimage::site::{DataThreads, DataThreadsOptions, SessionLimits};
 use afterimage::storage::{BackendOptions, OpenOptions, open_best};
@@ -117,6 +117,14 @@ fn name(number: u128) -> String {
     format!("group/disk{number}")
 }
 
+/// The header of a write that is as long as a header can say.
+fn long_write(cookie: u64) -> Vec<u8> {
+    let mut encoded = Vec::new();
+    encode_request(cookie, &Command::Write { offset: 0, data: &[], durable: false }, &mut encoded);
+    encoded[24..].copy_from_slice(&u32::MAX.to_be_bytes());
+    encoded
+}
+
 /// A block that says whose it is.
 fn block(client: u64, index: u64, version: u64) -> Vec<u8> {
     let words = [client, index, version].map(u64::to_le_bytes).concat();
@@ -213,11 +221,15 @@ fn large_requests_cross_whole() {
 #[test]
 fn stalled_clients_hold_up_nobody() {
     let gateway = Gateway::start(1);
-    // One stops in the middle of a payload, one in the middle of the handshake, one takes no replies at all.
+    // One stops in the middle of a payload, one in that of a payload that is refused, one in the middle of the handshake, one
+    // takes no replies at all.
     let (_half_a_write, mut socket) = gateway.connect(0);
     let mut encoded = Vec::new();
     encode_request(1, &Command::Write { offset: 0, data: &block(0, 0, 0), durable: false }, &mut encoded);
     socket.write_all(&encoded[..2000]).unwrap();
+    let (_half_a_long_write, mut socket) = gateway.connect(1);
+    socket.write_all(&long_write(1)).unwrap();
+    socket.write_all(&[0x25; 100_000]).unwrap();
     let mut half_a_handshake = gateway.socket();
     half_a_handshake.write_all(&[0, 0]).unwrap();
     let (_no_reader, mut socket) = gateway.connect(1);
@@ -267,6 +279,104 @@ fn a_drain_answers_what_is_in_flight_and_refuses_the_rest() {
     }
     assert_eq!(draining.wait(), 0);
     gateway.threads.stop().unwrap();
+}
+
+#[test]
+fn a_drain_closes_idle_sessions_at_once() {
+    let gateway = Gateway::start(2);
+    let (_idle, mut idle) = gateway.connect(0);
+    let (_half_a_write, mut half_a_write) = gateway.connect(0);
+    half_a_write.write_all(&long_write(1)[..20]).unwrap();
+    let (_half_a_payload, mut half_a_payload) = gateway.connect(1);
+    half_a_payload.write_all(&long_write(1)).unwrap();
+    let mut half_a_handshake = gateway.socket();
+    assert_eq!(half_a_handshake.read(&mut [0; 18]).unwrap(), 18);
+    // Nobody is owed anything: all end in good order, and nobody is waited for until the deadline.
+    assert_eq!(gateway.threads.drain(PATIENCE).wait(), 0);
+    for socket in [&mut idle, &mut half_a_write, &mut half_a_payload, &mut half_a_handshake] {
+        assert_eq!(socket.read(&mut [0]).unwrap(), 0, "its connection is closed");
+    }
+    gateway.threads.stop().unwrap();
+}
+
+#[test]
+fn a_drain_answers_what_a_limit_had_kept_waiting() {
+    let connection = Limits { requests_max: 4, ..Limits::default() };
+    let gateway = Gateway::with_limits(1, SessionLimits { connection, ..SessionLimits::default() });
+    let (mut client, _) = gateway.connect(0);
+    gateway.ask(RamVolume::hold);
+    for cookie in 0..10 {
+        let write = Command::Write { offset: 0, data: &block(0, 0, 0), durable: false };
+        client.queue(cookie, &write).unwrap();
+    }
+    client.send_queued().unwrap();
+    gateway.until(|volume| volume.held() == 4);
+    let draining = gateway.threads.drain(PATIENCE);
+    gateway.ask(RamVolume::release);
+    let answers: Vec<_> = (0..10).map(|_| client.receive().unwrap()).collect();
+    for answered in answers {
+        match answered.result {
+            Ok(answer) => assert!(answered.cookie < 4 && answer == Answer::Done, "{}", answered.cookie),
+            Err(refused) => assert_eq!((answered.cookie >= 4, refused.code), (true, NBD_ESHUTDOWN)),
+        }
+    }
+    assert_eq!(draining.wait(), 0);
+    gateway.threads.stop().unwrap();
+}
+
+/// Keeps a data thread from going on, until it is dropped.
+struct Halted(#[allow(dead_code)] std::sync::mpsc::Sender<()>);
+
+impl Gateway {
+    /// Halts the thread when it comes to this command; the receiver says when that is.
+    fn halt(&self) -> (Halted, std::sync::mpsc::Receiver<()>) {
+        let (halted, go) = std::sync::mpsc::channel();
+        let (begun, has_begun) = std::sync::mpsc::channel();
+        let halt = move |_: &mut afterimage::site::Host<RamVolume>| {
+            begun.send(()).unwrap();
+            let _ = go.recv();
+        };
+        self.threads.command(self.home, halt).unwrap();
+        (Halted(halted), has_begun)
+    }
+}
+
+/// A request that had reached the socket, but whose edge the loop had not seen when it began to drain, was left without
+/// an answer.
+#[test]
+fn a_drain_answers_what_had_reached_the_socket() {
+    let gateway = Gateway::start(1);
+    let (mut client, _) = gateway.connect(0);
+    assert_eq!(client.call(&Command::Flush).unwrap(), Ok(Answer::Done));
+    let (before, has_begun) = gateway.halt();
+    has_begun.recv_timeout(PATIENCE).unwrap();
+    // The next turn takes these two together, and looks at no socket in between.
+    let (between, has_begun) = gateway.halt();
+    let draining = gateway.threads.drain(PATIENCE);
+    drop(before);
+    has_begun.recv_timeout(PATIENCE).unwrap();
+    client.queue(1, &Command::Flush).unwrap();
+    client.send_queued().unwrap();
+    drop(between);
+    assert_eq!(client.receive().unwrap().result.unwrap_err().code, NBD_ESHUTDOWN);
+    assert_eq!(draining.wait(), 0);
+    gateway.threads.stop().unwrap();
+}
+
+#[test]
+fn a_write_above_the_maximum_is_refused_and_the_next_is_served() {
+    let gateway = Gateway::start(2);
+    for mut client in [gateway.connect(0).0, gateway.connect(0).0] {
+        let long = vec![0x5a; (32 << 20) + 512];
+        let write = Command::Write { offset: 0, data: &long, durable: false };
+        assert_eq!(client.call(&write).unwrap().unwrap_err().code, NBD_EINVAL);
+        let read = Command::Read { offset: 0, length: 512, unfragmented: false };
+        assert_eq!(client.call(&read).unwrap(), Ok(Answer::Data(vec![0; 512])));
+        let write = Command::Write { offset: SIZE_BYTES - 512, data: &[1; 512], durable: true };
+        assert_eq!(client.call(&write).unwrap(), Ok(Answer::Done));
+        client.disconnect().unwrap();
+    }
+    gateway.stop();
 }
 
 #[test]

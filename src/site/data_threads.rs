@@ -279,9 +279,9 @@ impl<V: Volume + 'static> DataThreads<V> {
         Ok(receiver)
     }
 
-    /// Closes the sessions of an export, which must have been taken off the registry before: requests from now on
-    /// are refused with `ESHUTDOWN`, what is in flight is answered, then the connections close; after `within` they
-    /// are cut off.
+    /// Closes the sessions of an export, which must have been taken off the registry before: requests that were not taken
+    /// yet are refused with `ESHUTDOWN`, what is in flight is answered. A connection closes as soon as that is done, an idle
+    /// one at once; after `within` it is cut off.
     pub fn close_sessions(&self, export: Export, within: Duration) -> Draining {
         self.drain_where(Some(export), within)
     }

@@ -143,10 +143,13 @@ impl Session {
         self.broken = true;
     }
 
-    /// From now on its requests are refused; it ends when what is in flight has been answered.
+    /// From now on its requests are refused; it ends when what is in flight has been answered, and what had reached us by
+    /// now has been refused: an idle one at once, as the protocol's "Terminating the transmission phase" has it.
     pub(super) fn begin_closing(&mut self, deadline: MonotonicNanos) {
         self.connection.begin_shutdown();
         self.closing = true;
+        // Requests may have come since the last look, whose edge nobody has seen yet.
+        self.readable = true;
         self.deadline = Some(self.deadline.map_or(deadline, |earlier| earlier.min(deadline)));
     }
 
@@ -170,7 +173,7 @@ impl Session {
         let answered = self.connection.requests_in_flight() == 0 && !self.connection.wants_output();
         self.broken
             || self.connection.state() == State::Closed
-            || (self.closing && answered && !self.readable)
+            || (self.closing && answered && !self.readable && !self.is_blocked())
     }
 
     /// Whether the client has ended it, and only what it asked before is still owed.
