@@ -109,6 +109,17 @@ fn a_test_failover_from_start_to_cleanup() {
 }
 
 #[test]
+fn a_read_only_test_failover_says_so() {
+    let gateway = with_a_point("before");
+    says(&gateway, "failover test erp --point before", "serves point");
+    says(&gateway, "failover test erp --point before --read-only", ", read-only\n");
+    says(&gateway, "failover list", "read-only");
+    let listed = json(&gateway, "failover list");
+    assert_eq!((&listed[0]["read_only"], &listed[1]["read_only"]), (&false.into(), &true.into()));
+    says(&gateway, "failover test --help", "--read-only");
+}
+
+#[test]
 fn what_destroys_data_wants_yes() {
     let gateway = with_a_point("before");
     fails(&gateway, "disk remove erp/db", 2, "--yes");

@@ -4,10 +4,10 @@ use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use afterimage::block::{Export, Refusal, Reply, Request, Response, Ticket};
+use afterimage::block::{Export, Refusal, Reply, Request, Response, TestId, Ticket};
 use afterimage::env::OsEnvironment;
 use afterimage::error::{ErrorKind, Result};
-use afterimage::failover::TestFailovers;
+use afterimage::failover::{TestFailover, TestFailovers};
 use afterimage::format::frame::RecordKind;
 use afterimage::format::ladder::Ladder;
 use afterimage::format::record::{DiskRecord, GroupRecord, PointRecord};
@@ -22,7 +22,7 @@ use afterimage::protect::status::Condition;
 use afterimage::runtime::Runtime;
 use afterimage::seal::{SiteKey, SiteKeys};
 use afterimage::storage::blocking::Blocking;
-use afterimage::units::{GroupId, SectorCount, SectorRange, WallNanos, to_usize};
+use afterimage::units::{GroupId, PointId, SectorCount, SectorRange, WallNanos, to_usize};
 use bytes::Bytes;
 use pieces::flatten;
 
@@ -245,30 +245,83 @@ fn a_test_failover_shows_its_point_while_the_disk_goes_on() {
     let opening = TestFailovers::open(Rc::clone(&runtime), vault, plan(&root).tests());
     let mut tests = runtime.block_on(opening).expect("test failovers");
     for (point, expected) in [(first, [1, 1, 0, 0]), (second, [1, 2, 2, 0])] {
-        let slot = Rc::new(RefCell::new(None));
-        let filled = Rc::clone(&slot);
-        tests.start(point.id, Box::new(move |result| drop(filled.replace(Some(result)))));
-        while slot.borrow().is_none() {
-            harness.step();
-            tests.advance();
-        }
-        let failover = slot.take().expect("filled").expect("starts");
-        let Export::Disk(group, id) = disk else { unreachable!() };
-        let export = Export::Test(group, id, failover.test);
+        let failover = start_test(&mut harness, &mut tests, point.id, false);
         let request = Request::Read { range: SectorRange::new(0, 32) };
-        tests.submit(Ticket { session: 2, request: 0 }, export, request);
-        let mut replies = Vec::new();
-        while replies.is_empty() {
-            harness.step();
-            tests.advance();
-            tests.take_replies(&mut replies);
-        }
-        let Ok(Response::Data(pieces)) = &replies[0].1 else { panic!("{replies:?}") };
-        let bytes = flatten(pieces);
+        let reply = ask_test(&mut harness, &mut tests, disk, failover.test, request);
+        let Ok(Response::Data(pieces)) = reply else { panic!("{reply:?}") };
+        let bytes = flatten(&pieces);
         let found: Vec<u8> = (0..4).map(|index| bytes[index * 8 * 512]).collect();
         assert_eq!(found, expected);
     }
     assert_eq!(harness.read(disk, 0, 1), vec![3; 512]);
+}
+
+fn start_test(
+    harness: &mut Harness,
+    tests: &mut TestFailovers,
+    point: PointId,
+    read_only: bool,
+) -> TestFailover {
+    let slot = Rc::new(RefCell::new(None));
+    let filled = Rc::clone(&slot);
+    tests.start(point, read_only, Box::new(move |result| drop(filled.replace(Some(result)))));
+    while slot.borrow().is_none() {
+        harness.step();
+        tests.advance();
+    }
+    slot.take().expect("filled").expect("starts")
+}
+
+fn ask_test(
+    harness: &mut Harness,
+    tests: &mut TestFailovers,
+    disk: Export,
+    test: TestId,
+    request: Request,
+) -> Reply {
+    let Export::Disk(group, id) = disk else { unreachable!() };
+    tests.submit(Ticket { session: 2, request: 0 }, Export::Test(group, id, test), request);
+    let mut replies = Vec::new();
+    while replies.is_empty() {
+        harness.step();
+        tests.advance();
+        tests.take_replies(&mut replies);
+    }
+    replies.remove(0).1
+}
+
+#[test]
+fn a_read_only_test_failover_has_no_files_and_stays_read_only() {
+    let (_guard, root) = scratch();
+    let mut harness = Harness::create(&root);
+    let disk = harness.add_disk("root", 4096);
+    harness.write(disk, 0, 1, 16);
+    let point = harness.point("before");
+    harness.write(disk, 0, 2, 16);
+    let (runtime, vault) = (Rc::clone(&harness.runtime), Rc::clone(harness.group.vault()));
+    let open = || {
+        let opening = TestFailovers::open(Rc::clone(&runtime), Rc::clone(&vault), plan(&root).tests());
+        runtime.block_on(opening).expect("test failovers")
+    };
+    let mut tests = open();
+    let test = start_test(&mut harness, &mut tests, point.id, true).test;
+    drop(tests);
+    // As a restart finds it.
+    let mut tests = open();
+    let listing = tests.list().next().expect("it is there").listing();
+    assert_eq!((listing.test, listing.read_only, listing.disks.len()), (test, true, 1));
+    let range = SectorRange::new(0, 16);
+    let mut ask = |request| ask_test(&mut harness, &mut tests, disk, test, request);
+    let write = Request::Write { range, payload: vec![3; 16 * 512].into(), durable: false };
+    assert_eq!(ask(write).unwrap_err(), Refusal::ReadOnly);
+    let zero = Request::Zero { range, durable: true, keep_allocated: false };
+    assert_eq!(ask(zero).unwrap_err(), Refusal::ReadOnly);
+    assert!(matches!(ask(Request::Flush), Ok(Response::Done)));
+    let Ok(Response::Data(pieces)) = ask(Request::Read { range }) else { panic!("it is readable") };
+    assert_eq!(flatten(&pieces), vec![1; 16 * 512]);
+    let Ok(Response::Allocation(runs)) = ask(Request::Allocation { range }) else { panic!("it is known") };
+    assert_eq!(runs.iter().map(|run| run.bytes).sum::<u64>(), range.bytes());
+    assert_eq!(std::fs::read_dir(plan(&root).tests()).expect("the directory").count(), 0, "no file is made");
 }
 
 #[test]

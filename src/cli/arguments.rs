@@ -370,12 +370,15 @@ pub enum PointCommand {
 pub enum FailoverCommand {
     /// Serve a recovery point over NBD as GROUP/DISK@test-N, writable; what is written is thrown away at cleanup
     #[command(after_help = "Example:\n  afterimage failover test erp --point latest\n  \
-                            afterimage failover test erp --point \"2026-11-21 14:03\"")]
+                            afterimage failover test erp --point \"2026-11-21 14:03\" --read-only")]
     Test {
         /// The group
         group: Name,
         #[command(flatten)]
         point: PointArgument,
+        /// Refuse writes; nothing is stored for it
+        #[arg(long)]
+        read_only: bool,
     },
     /// End test failovers and free what they hold
     #[command(after_help = "Example:\n  afterimage failover cleanup erp --test 1\n  \

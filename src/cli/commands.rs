@@ -193,7 +193,9 @@ impl Session {
                 let mounting = async |test: &Test, interrupts: &mut Interrupts| {
                     tools::mount(test, &disk, partition, &directory, interrupts).await
                 };
-                let mounted = self.with_test(&disk.group, point.point, Keep::OnSuccess, mounting).await;
+                // Writable: before it can be read, a file system that was in use at the point replays its own journal.
+                let request = TestRequest { point: point.point, read_only: false };
+                let mounted = self.with_test(&disk.group, &request, Keep::OnSuccess, mounting).await;
                 let (_, mounted) = mounted?;
                 self.output.show(&mounted, render::mounted)
             }
@@ -236,9 +238,10 @@ impl Session {
 
     async fn failover(&self, command: FailoverCommand) -> Result<(), Failure> {
         match command {
-            FailoverCommand::Test { group, point } => {
+            FailoverCommand::Test { group, point, read_only } => {
                 let route = format!("/v1/groups/{group}/tests");
-                let test: Test = self.client.post(&route, &TestRequest { point: point.point }).await?;
+                let test: Test =
+                    self.client.post(&route, &TestRequest { point: point.point, read_only }).await?;
                 self.output.show(&test, render::test_started)
             }
             FailoverCommand::List { group } => {
@@ -325,7 +328,8 @@ impl Session {
                 }
             }
         };
-        let (test, files) = self.with_test(group, point, Keep::Never, writing).await?;
+        let request = TestRequest { point, read_only: true };
+        let (test, files) = self.with_test(group, &request, Keep::Never, writing).await?;
         let mut bytes = 0;
         for file in &files {
             let metadata = file.metadata().map_err(|error| Error::io("looking", error).at_path(file))?;
@@ -339,13 +343,12 @@ impl Session {
     async fn with_test<T>(
         &self,
         group: &Name,
-        point: PointSelector,
+        request: &TestRequest,
         keep: Keep,
         work: impl AsyncFnOnce(&Test, &mut Interrupts) -> Result<T, Failure>,
     ) -> Result<(Test, T), Failure> {
         let mut interrupts = Interrupts::listen()?;
-        let test: Test =
-            self.client.post(&format!("/v1/groups/{group}/tests"), &TestRequest { point }).await?;
+        let test: Test = self.client.post(&format!("/v1/groups/{group}/tests"), request).await?;
         let worked = work(&test, &mut interrupts).await;
         if keep == Keep::Never || worked.is_err() {
             let ended = self.end_test(group.as_str(), test.number.0).await;

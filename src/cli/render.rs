@@ -203,7 +203,7 @@ pub fn tests(tests: &[Test]) -> String {
             test.number.0.to_string(),
             test.point.id.to_string(),
             rfc3339(test.point.time),
-            size(test.overlay_bytes),
+            if test.read_only { "read-only".to_owned() } else { size(test.overlay_bytes) },
             test.connections.to_string(),
             exports.join(" "),
         ]
@@ -213,11 +213,12 @@ pub fn tests(tests: &[Test]) -> String {
 
 pub fn test_started(test: &Test) -> String {
     let mut text = format!(
-        "test-{} of {} serves point {} of {}\n",
+        "test-{} of {} serves point {} of {}{}\n",
         test.number.0,
         test.group,
         test.point.id,
-        rfc3339(test.point.time)
+        rfc3339(test.point.time),
+        if test.read_only { ", read-only" } else { "" }
     );
     for export in &test.exports {
         let _ = writeln!(text, "  {}  {}  {}", export.export, size(export.size_bytes), export.uri);

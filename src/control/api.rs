@@ -360,7 +360,7 @@ async fn test_start(
     Segments(group): Segments<Name>,
     Body(request): Body<TestRequest>,
 ) -> Answered<impl IntoResponse> {
-    Ok((StatusCode::CREATED, Json(api.backend.test_start(group, request.point).await?)))
+    Ok((StatusCode::CREATED, Json(api.backend.test_start(group, request).await?)))
 }
 
 async fn test_cleanup(

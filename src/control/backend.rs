@@ -11,8 +11,7 @@ use futures::future::BoxFuture;
 
 use super::jobs::Progress;
 use super::model::{
-    Disk, Event, EventQuery, Group, KeyImport, KeyRotation, KeyText, Keys, Point, PointCreated,
-    PolicyForecast, PolicyRequest, RestoreRequest, Restored, Resumed, Status, Test, VerifyReport,
+    Disk, Event, EventQuery, Group, KeyImport, KeyRotation, KeyText, Keys, Point, PointCreated, PolicyForecast, PolicyRequest, RestoreRequest, Restored, Resumed, Status, Test, VerifyReport, TestRequest,
 };
 use super::name::{DiskPath, Label, Name};
 use super::selector::PointSelector;
@@ -61,7 +60,7 @@ pub trait Backend: Send + Sync + 'static {
     /// Every point of a group, oldest first.
     fn points(&self, group: Name) -> Answer<'_, Vec<Point>>;
     /// Serves a point beside ongoing protection.
-    fn test_start(&self, group: Name, point: PointSelector) -> Answer<'_, Test>;
+    fn test_start(&self, group: Name, request: TestRequest) -> Answer<'_, Test>;
     /// Ends one test failover, or all of a group, and throws away what was written to it; says which.
     fn test_cleanup(&self, group: Name, test: Option<TestId>) -> Answer<'_, Vec<TestId>>;
     /// The test failovers of one group, or of all.

@@ -144,6 +144,9 @@ pub struct Test {
     pub point: Point,
     /// When it was started.
     pub started: WallNanos,
+    /// Whether writes are refused.
+    #[serde(default)]
+    pub read_only: bool,
     /// Its disks.
     pub exports: Vec<TestExport>,
     /// Bytes written to it so far, which cleanup throws away.
@@ -249,6 +252,9 @@ pub struct PointRequest {
 pub struct TestRequest {
     /// Which point.
     pub point: PointSelector,
+    /// Whether writes are to be refused; nothing is stored for it then.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 /// `POST /v1/groups/{group}/restore`; answered with a [`Job`].

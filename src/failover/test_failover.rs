@@ -1,22 +1,23 @@
-//! Test failover: a group's disks as of a recovery point, served read-write beside ongoing protection.
+//! Test failover: a group's disks as of a recovery point, served beside ongoing protection.
 //!
-//! Each disk is a view of the point with a throwaway overlay. A pin in the manifest keeps what the view reads, and
-//! says which test failovers exist: it comes before the overlays and goes after them, so that after a crash every
-//! overlay either belongs to a pin or is removed.
+//! Each disk is a view of the point, with a throwaway overlay unless the test failover is read-only: then it has no file at
+//! all. A pin in the manifest keeps what the view reads, and says which test failovers exist and which are read-only: it
+//! comes before the overlays and goes after them, so that after a crash every overlay either belongs to a pin or is removed.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use crate::block::{Export, Refusal, Reply, Request, Response, TestId, Ticket};
+use super::backing::Backing;
+use crate::block::{Export, Refusal, Reply, Request, TestId, Ticket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::{Change, PinKind, PinRecord, PointRecord};
 use crate::protect::group::Callback;
 use crate::runtime::Runtime;
 use crate::units::{DiskId, PinId, PointId, SectorCount, WallNanos};
 use crate::vault::Vault;
-use crate::view::{Overlay, View};
+use crate::view::View;
 
 /// A disk of a test failover.
 #[derive(Clone)]
@@ -27,7 +28,7 @@ pub struct TestDisk {
     pub name: String,
     /// Its size at the point.
     pub sectors: SectorCount,
-    overlay: Rc<Overlay>,
+    backing: Backing,
 }
 
 /// A test failover.
@@ -41,6 +42,8 @@ pub struct TestFailover {
     pub disks: Vec<TestDisk>,
     /// When it was started.
     pub started: WallNanos,
+    /// Whether it takes no writes.
+    pub read_only: bool,
     pin: PinId,
 }
 
@@ -53,6 +56,8 @@ pub struct TestListing {
     pub point: PointRecord,
     /// When it was started.
     pub started: WallNanos,
+    /// Whether it takes no writes.
+    pub read_only: bool,
     /// Its disks.
     pub disks: Vec<TestListedDisk>,
     /// Bytes written to it so far.
@@ -79,8 +84,9 @@ impl TestFailover {
             test: self.test,
             point: self.point.clone(),
             started: self.started,
+            read_only: self.read_only,
             disks: self.disks.iter().map(listed).collect(),
-            overlay_bytes: self.disks.iter().map(|disk| disk.overlay.present_bytes()).sum(),
+            overlay_bytes: self.disks.iter().map(|disk| disk.backing.written_bytes()).sum(),
         }
     }
 }
@@ -96,7 +102,7 @@ pub struct TestFailovers {
     vault: Rc<Vault>,
     directory: PathBuf,
     tests: BTreeMap<TestId, TestFailover>,
-    overlays: HashMap<(TestId, DiskId), Rc<Overlay>>,
+    backings: HashMap<(TestId, DiskId), Backing>,
     mailbox: Rc<RefCell<VecDeque<Done>>>,
     replies: Vec<(Ticket, Reply)>,
 }
@@ -132,21 +138,20 @@ impl TestFailovers {
             vault,
             directory,
             tests: BTreeMap::new(),
-            overlays: HashMap::new(),
+            backings: HashMap::new(),
             mailbox: Rc::default(),
             replies: Vec::new(),
         };
         let pins: Vec<_> = opened.vault.manifest().state().pins().to_vec();
         for pin in pins {
-            if let PinKind::Test(test) = pin.kind {
-                let overlays = opened.overlays_of(test);
-                match prepare(&opened.runtime, &opened.vault, &overlays, pin, test).await {
-                    Ok(failover) => opened.insert(failover),
-                    Err(error) => {
-                        unreadable(error)?;
-                        let without_disks = opened.without_disks(pin, test)?;
-                        opened.insert(without_disks);
-                    }
+            let PinKind::Test { test, read_only } = pin.kind else { continue };
+            let overlays = opened.overlays_of(test);
+            match prepare(&opened.runtime, &opened.vault, &overlays, pin).await {
+                Ok(failover) => opened.insert(failover),
+                Err(error) => {
+                    unreadable(error)?;
+                    let without_disks = opened.without_disks(pin, test, read_only)?;
+                    opened.insert(without_disks);
                 }
             }
         }
@@ -154,12 +159,12 @@ impl TestFailovers {
         Ok(opened)
     }
 
-    fn without_disks(&self, pin: PinRecord, test: TestId) -> Result<TestFailover> {
+    fn without_disks(&self, pin: PinRecord, test: TestId, read_only: bool) -> Result<TestFailover> {
         let state = self.vault.manifest().state();
         let point = state.points().iter().find(|point| point.id == pin.point).cloned();
         let missing = || Error::corrupt(format!("test failover {} pins a point that is not there", test.0));
         let point = point.ok_or_else(missing)?;
-        Ok(TestFailover { test, point, disks: Vec::new(), started: pin.created, pin: pin.id })
+        Ok(TestFailover { test, point, disks: Vec::new(), started: pin.created, read_only, pin: pin.id })
     }
 
     fn overlays_of(&self, test: TestId) -> PathBuf {
@@ -168,7 +173,7 @@ impl TestFailovers {
 
     fn insert(&mut self, failover: TestFailover) {
         for disk in &failover.disks {
-            self.overlays.insert((failover.test, disk.id), Rc::clone(&disk.overlay));
+            self.backings.insert((failover.test, disk.id), disk.backing.clone());
         }
         self.tests.insert(failover.test, failover);
     }
@@ -189,11 +194,11 @@ impl TestFailovers {
     }
 
     /// Starts a test failover of a point; `callback` gets it when its disks can be served.
-    pub fn start(&mut self, point: PointId, callback: Callback<TestFailover>) {
+    pub fn start(&mut self, point: PointId, read_only: bool, callback: Callback<TestFailover>) {
         let (runtime, vault) = (Rc::clone(&self.runtime), Rc::clone(&self.vault));
         let (directory, mailbox) = (self.directory.clone(), Rc::clone(&self.mailbox));
         self.runtime.spawn(async move {
-            let result = start(&runtime, &vault, &directory, point).await;
+            let result = start(&runtime, &vault, &directory, point, read_only).await;
             mailbox.borrow_mut().push_back(Done::Started(result, callback));
         });
     }
@@ -204,7 +209,7 @@ impl TestFailovers {
             let text = format!("there is no test failover {}: 'failover list' shows them", test.0);
             return callback(Err(Error::new(ErrorKind::NotFound, text)));
         };
-        self.overlays.retain(|(other, _), _| *other != test);
+        self.backings.retain(|(other, _), _| *other != test);
         let (runtime, vault, overlays) =
             (Rc::clone(&self.runtime), Rc::clone(&self.vault), self.overlays_of(test));
         self.runtime.spawn(async move {
@@ -218,17 +223,17 @@ impl TestFailovers {
 
     /// Takes a request for a disk of a test failover.
     pub fn submit(&mut self, ticket: Ticket, export: Export, request: Request) {
-        let overlay = match export {
-            Export::Test(_, disk, test) => self.overlays.get(&(test, disk)).cloned(),
+        let backing = match export {
+            Export::Test(_, disk, test) => self.backings.get(&(test, disk)).cloned(),
             Export::Disk(..) => None,
         };
-        let Some(overlay) = overlay else {
+        let Some(backing) = backing else {
             self.replies.push((ticket, Err(Refusal::Shutdown)));
             return;
         };
         let mailbox = Rc::clone(&self.mailbox);
         self.runtime.spawn(async move {
-            let reply = answer(&overlay, request).await;
+            let reply = backing.answer(request).await;
             mailbox.borrow_mut().push_back(Done::Reply(ticket, reply));
         });
     }
@@ -261,18 +266,20 @@ async fn start(
     vault: &Rc<Vault>,
     directory: &Path,
     point: PointId,
+    read_only: bool,
 ) -> Result<TestFailover> {
     let id = PinId(runtime.random_u128());
     let created = runtime.wall();
     let decide = |state: &crate::vault::State| {
-        Ok(Change::PinAdded(PinRecord { id, point, created, kind: PinKind::Test(state.next_test()) }))
+        let kind = PinKind::Test { test: state.next_test(), read_only };
+        Ok(Change::PinAdded(PinRecord { id, point, created, kind }))
     };
     vault.manifest().append_with(decide).await?;
     let pin = vault.manifest().state().pins().iter().find(|pin| pin.id == id).copied();
     let pin = pin.expect("the step that added the pin was applied");
-    let PinKind::Test(test) = pin.kind else { unreachable!("a test failover's pin is of its kind") };
+    let PinKind::Test { test, .. } = pin.kind else { unreachable!("a test failover's pin is of its kind") };
     let overlays = directory.join(test.0.to_string());
-    let result = prepare(runtime, vault, &overlays, pin, test).await;
+    let result = prepare(runtime, vault, &overlays, pin).await;
     if result.is_err() {
         // What this leaves behind is removed at the next opening.
         let _ = remove_overlays(runtime, &overlays).await;
@@ -281,34 +288,36 @@ async fn start(
     result
 }
 
-/// Opens the view and the overlays of a pinned test failover; overlays that are missing are created.
+/// Opens the view of a pinned test failover, and its overlays unless it is read-only; those that are missing are created.
 async fn prepare(
     runtime: &Rc<Runtime>,
     vault: &Rc<Vault>,
     overlays: &Path,
     pin: PinRecord,
-    test: TestId,
 ) -> Result<TestFailover> {
+    let PinKind::Test { test, read_only } = pin.kind else {
+        unreachable!("a test failover's pin is of its kind")
+    };
     let view = View::open(vault, pin.point).await?;
-    runtime.create_directory(overlays).await?;
+    if !read_only {
+        runtime.create_directory(overlays).await?;
+    }
     let mut disks = Vec::new();
     for disk in view.disks() {
-        let path = overlays.join(format!("{}.overlay", disk.id()));
-        let overlay = match Overlay::open(&path, &view, disk.id()).await {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                Overlay::create(&path, &view, disk.id()).await?
-            }
-            opened => opened?,
+        let backing = if read_only {
+            Backing::View(Rc::clone(&view), disk.id())
+        } else {
+            let path = overlays.join(format!("{}.overlay", disk.id()));
+            Backing::with_overlay(&path, &view, disk.id()).await?
         };
-        disks.push(TestDisk {
-            id: disk.id(),
-            name: disk.name().to_owned(),
-            sectors: disk.sectors(),
-            overlay: Rc::new(overlay),
-        });
+        let (name, sectors) = (disk.name().to_owned(), disk.sectors());
+        disks.push(TestDisk { id: disk.id(), name, sectors, backing });
     }
-    runtime.sync_directory(overlays).await?;
-    Ok(TestFailover { test, point: view.point().clone(), disks, started: pin.created, pin: pin.id })
+    if !read_only {
+        runtime.sync_directory(overlays).await?;
+    }
+    let point = view.point().clone();
+    Ok(TestFailover { test, point, disks, started: pin.created, read_only, pin: pin.id })
 }
 
 async fn remove_overlays(runtime: &Rc<Runtime>, directory: &Path) -> Result<()> {
@@ -320,27 +329,4 @@ async fn remove_overlays(runtime: &Rc<Runtime>, directory: &Path) -> Result<()> 
         runtime.remove(directory.join(name)).await?;
     }
     runtime.remove_directory(directory).await
-}
-
-async fn answer(overlay: &Overlay, request: Request) -> Reply {
-    let result = match request {
-        Request::Read { range } => overlay.read(range).await.map(Response::Data),
-        Request::Write { range, payload, durable } => {
-            overlay.write(range, &payload, durable).await.map(|()| Response::Done)
-        }
-        Request::Zero { range, durable, keep_allocated } => {
-            overlay.zero(range, durable, keep_allocated).await.map(|()| Response::Done)
-        }
-        Request::Flush => overlay.flush().await.map(|()| Response::Done),
-        Request::Allocation { range } => overlay.allocation(range).await.map(Response::Allocation),
-    };
-    result.map_err(|error| {
-        tracing::warn!(%error, "a request to a test failover failed");
-        match error.kind() {
-            ErrorKind::NoSpace => Refusal::NoSpace,
-            ErrorKind::Invalid => Refusal::Invalid,
-            ErrorKind::Shutdown => Refusal::Shutdown,
-            _ => Refusal::Io,
-        }
-    })
 }

@@ -91,8 +91,13 @@ pub struct PointRecord {
 /// Why a pin exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PinKind {
-    /// A test failover reads the point.
-    Test(TestId),
+    /// A test failover serves the point.
+    Test {
+        /// Its number within the group.
+        test: TestId,
+        /// Whether it takes no writes, and so has no overlays.
+        read_only: bool,
+    },
     /// A restore reads the point.
     Restore,
     /// Somebody wants it kept.
@@ -375,7 +380,8 @@ impl PinRecord {
         to.u128(self.id.0);
         to.u128(self.point.0);
         let (kind, number) = match self.kind {
-            PinKind::Test(test) => (1, test.0),
+            PinKind::Test { test, read_only: false } => (1, test.0),
+            PinKind::Test { test, read_only: true } => (4, test.0),
             PinKind::Restore => (2, 0),
             PinKind::Hold => (3, 0),
         };
@@ -387,7 +393,9 @@ impl PinRecord {
     pub(super) fn decode(from: &mut Decoder<'_>) -> Result<PinRecord> {
         let (id, point) = (PinId(from.u128("pin id")?), PointId(from.u128("point id")?));
         let kind = match (from.u8("pin kind")?, from.u64("pin number")?) {
-            (1, number) if number > 0 => PinKind::Test(TestId(number)),
+            (kind @ (1 | 4), number) if number > 0 => {
+                PinKind::Test { test: TestId(number), read_only: kind == 4 }
+            }
             (2, 0) => PinKind::Restore,
             (3, 0) => PinKind::Hold,
             (kind, number) => return Err(from.corrupt(format!("pin kind {kind}, number {number}"))),

@@ -57,6 +57,9 @@ impl Site {
             (Pending::TestWrite { test, disk, range, stamp }, Ok(Response::Done)) => {
                 let test = self.clients.tests.get_mut(&test).expect("a busy test failover is not cleaned up");
                 test.busy -= 1;
+                if test.read_only {
+                    return Err(format!("a read-only test failover took a write of {range}"));
+                }
                 if let Some(stamps) = test.contents.get_mut(&disk) {
                     stamps[to_usize(range.start)..to_usize(range.end)].fill(stamp);
                 }
@@ -68,11 +71,15 @@ impl Site {
 
     fn refused(&mut self, pending: Pending, refusal: Refusal) -> Outcome {
         self.tracer.note(|| format!("refused: {refusal:?}"));
+        let is_write = matches!(pending, Pending::TestWrite { .. });
         match pending {
             // Whether it was taken before it failed is not known.
             Pending::TestRead { test, .. } | Pending::TestWrite { test, .. } => {
                 let test = self.clients.tests.get_mut(&test).expect("a busy test failover is not cleaned up");
                 test.busy -= 1;
+                if test.read_only && is_write && refusal == Refusal::ReadOnly {
+                    return Ok(());
+                }
                 test.in_doubt = true;
             }
             _ => {}
@@ -143,8 +150,11 @@ impl Site {
                 self.clients.departed.push(id);
                 None
             }
-            News::TestStarted(point, Ok(failover)) => {
+            News::TestStarted(point, read_only, Ok(failover)) => {
                 self.forget_starting(point);
+                if failover.read_only != read_only {
+                    return Err(format!("{:?} is not as it was asked for", failover.test));
+                }
                 self.adopt_test(&failover)?;
                 None
             }
@@ -164,7 +174,7 @@ impl Site {
                 }
             }
             // The point went before it was pinned.
-            News::TestStarted(point, Err(error)) if error.kind() == ErrorKind::NotFound => {
+            News::TestStarted(point, _, Err(error)) if error.kind() == ErrorKind::NotFound => {
                 self.forget_starting(point);
                 None
             }
@@ -172,7 +182,7 @@ impl Site {
             News::Interval(Err(error))
             | News::Joined(Err(error))
             | News::Left(_, Err(error))
-            | News::TestStarted(_, Err(error))
+            | News::TestStarted(_, _, Err(error))
             | News::TestCleaned(_, Err(error)) => Some(error),
         };
         match failed {

@@ -33,7 +33,7 @@ pub(super) enum News {
     Joined(Result<DiskRecord>),
     Left(DiskId, Result<()>),
     Interval(Result<()>),
-    TestStarted(PointId, Result<TestFailover>),
+    TestStarted(PointId, bool, Result<TestFailover>),
     TestCleaned(TestId, Result<()>),
     Resumed(Result<ResumeReport>),
     Retain(Ladder, Result<()>),
@@ -67,6 +67,8 @@ pub(super) struct Member {
 pub(super) struct Test {
     pub(super) point: PointId,
     pub(super) disks: BTreeMap<usize, DiskId>,
+    /// Whether it takes no writes.
+    pub(super) read_only: bool,
     /// What its disks hold, as far as that was read or written.
     pub(super) contents: Contents,
     /// Whether its contents were compared with its point.
@@ -215,11 +217,12 @@ impl Site {
         let starts = self.clients.tests.len() < TESTS_MAX && !self.points.is_empty();
         if starts && self.random.chance(2, 3) {
             let point = self.points.id(self.random.index(self.points.len()));
-            self.tracer.note(|| format!("test failover of point {point}"));
+            let read_only = self.random.chance(1, 4);
+            self.tracer.note(|| format!("test failover of point {point}, read-only: {read_only}"));
             self.clients.starting.push(point);
-            let callback = self.callback(move |result| News::TestStarted(point, result));
+            let callback = self.callback(move |result| News::TestStarted(point, read_only, result));
             let Some(tests) = self.process.tests() else { return };
-            tests.start(point, callback);
+            tests.start(point, read_only, callback);
             return;
         }
         let idle: Vec<TestId> = self
@@ -367,7 +370,7 @@ impl Site {
     ) {
         let known = self.clients.tests.get_mut(&test).expect("known");
         known.busy += 1;
-        known.written |= stamp.is_some();
+        known.written |= stamp.is_some() && !known.read_only;
         let (request, pending) = match stamp {
             None => (Request::Read { range }, Pending::TestRead { test, disk: number, range }),
             Some(stamp) => {
@@ -418,6 +421,7 @@ impl Site {
         let test = Test {
             point: failover.point.id,
             disks,
+            read_only: failover.read_only,
             contents: Contents::new(),
             compared: false,
             written: false,

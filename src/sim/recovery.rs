@@ -77,8 +77,12 @@ impl Site {
         let listed: BTreeMap<TestId, TestFailover> =
             tests.list().map(|test| (test.test, test.clone())).collect();
         for (id, test) in &mut self.clients.tests {
-            if !listed.contains_key(id) && !test.leaving {
-                return Err(format!("{id:?} is gone"));
+            match listed.get(id) {
+                None if !test.leaving => return Err(format!("{id:?} is gone")),
+                Some(found) if found.read_only != test.read_only => {
+                    return Err(format!("{id:?} is read-only: {}", found.read_only));
+                }
+                _ => {}
             }
             test.leaving = false;
         }

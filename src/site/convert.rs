@@ -134,6 +134,7 @@ pub fn test(group: &Name, failover: &TestListing, connections: u64, address: &Li
         group: group.clone(),
         point: point(&failover.point),
         started: failover.started,
+        read_only: failover.read_only,
         exports: failover.disks.iter().map(export).collect::<Result<Vec<_>>>()?,
         overlay_bytes: failover.overlay_bytes,
         connections,

@@ -287,11 +287,12 @@ impl Inner {
     pub(super) fn serve_test(&self, group: &Name, id: GroupId, test: &TestListing) -> Result<()> {
         for disk in &test.disks {
             let path = DiskPath { group: group.clone(), disk: convert::name(&disk.name)? };
+            let kind = if test.read_only { "a read-only test failover" } else { "a test failover" };
             let info = ExportInfo {
                 export: Export::Test(id, disk.id, test.test),
                 size: disk.sectors.bytes(),
-                read_only: false,
-                description: format!("disk {path} as of {}, a test failover", test.point.wall),
+                read_only: test.read_only,
+                description: format!("disk {path} as of {}, {kind}", test.point.wall),
             };
             self.threads.exports().add(&path.test_export(test.test), info)?;
         }

@@ -14,12 +14,12 @@ use crate::control::jobs::Progress;
 use crate::control::model::{
     Disk, Event, EventQuery, Group, GroupStatus, KeyImport, KeyRotation, KeyText, Keys, Point, PointCreated,
     PolicyForecast, PolicyRequest, RestoreRequest, Restored, Resumed, Status, StorageStatus, Test,
-    VerifyReport,
+    TestRequest, VerifyReport,
 };
 use crate::control::name::{DiskPath, Label, Name};
 use crate::control::selector::{PointSelector, resolve};
 use crate::error::{Error, ErrorKind, Result};
-use crate::failover::TestListing;
+use crate::failover::{TestFailover, TestListing};
 use crate::format::record::DiskRecord;
 use crate::protect::membership::Content;
 use crate::runtime::Runtime;
@@ -109,8 +109,8 @@ impl Backend for Gateway {
         self.detached(|inner| Box::pin(async move { inner.points_of(inner.find_vault(&group)?.1).await }))
     }
 
-    fn test_start(&self, group: Name, point: PointSelector) -> Answer<'_, Test> {
-        self.detached(|inner| Box::pin(async move { inner.test_start(group, point).await }))
+    fn test_start(&self, group: Name, request: TestRequest) -> Answer<'_, Test> {
+        self.detached(|inner| Box::pin(async move { inner.test_start(group, request).await }))
     }
 
     fn test_cleanup(&self, group: Name, test: Option<TestId>) -> Answer<'_, Vec<TestId>> {
@@ -296,15 +296,17 @@ impl Inner {
         resolve(selector, &points, self.environment.wall()).map(|point| point.id)
     }
 
-    async fn test_start(&self, group: Name, selector: PointSelector) -> Result<Test> {
+    async fn test_start(&self, group: Name, request: TestRequest) -> Result<Test> {
         let _turn = self.turn_of(&group).await?;
         let (group, id) = self.find_vault(&group)?;
-        let point = self.select(id, &selector).await?;
+        let (point, read_only) = (self.select(id, &request.point).await?, request.read_only);
         let listing: TestListing = self
             .ask(id, move |member: &mut Member, answer: Answering<TestListing>| match member.tests() {
                 Ok(tests) => {
                     let callback = answer.callback();
-                    tests.start(point, Box::new(|result| callback(result.map(|test| test.listing()))));
+                    let listed =
+                        move |result: Result<TestFailover>| callback(result.map(|test| test.listing()));
+                    tests.start(point, read_only, Box::new(listed));
                 }
                 Err(error) => answer.send(Err(error)),
             })

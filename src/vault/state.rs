@@ -391,7 +391,7 @@ impl State {
             if going.iter().any(|point| point.id == pin.point) {
                 return Err(match pin.kind {
                     PinKind::Hold => Refusal::PointHeld(pin.point),
-                    PinKind::Test(_) | PinKind::Restore => Refusal::PointInUse(pin.point),
+                    PinKind::Test { .. } | PinKind::Restore => Refusal::PointInUse(pin.point),
                 });
             }
         }
@@ -452,9 +452,9 @@ impl State {
             return Err(Refusal::PinTaken(pin.id));
         }
         match pin.kind {
-            PinKind::Test(test) if test <= self.contents.newest_test => Err(Refusal::TestTaken(test)),
+            PinKind::Test { test, .. } if test <= self.contents.newest_test => Err(Refusal::TestTaken(test)),
             PinKind::Hold if self.hold_of(pin.point).is_some() => Err(Refusal::HeldAlready(pin.point)),
-            PinKind::Test(_) | PinKind::Restore | PinKind::Hold => Ok(()),
+            PinKind::Test { .. } | PinKind::Restore | PinKind::Hold => Ok(()),
         }
     }
 
@@ -483,7 +483,7 @@ impl State {
             Change::PauseSet(paused) => self.contents.paused = paused,
             Change::PointPublished(point) => self.push_point(point),
             Change::PinAdded(pin) => {
-                if let PinKind::Test(test) = pin.kind {
+                if let PinKind::Test { test, .. } = pin.kind {
                     self.contents.newest_test = test;
                 }
                 if let Err(index) = self.pin_index(pin.id) {

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::gateway::{Gateway, Setup};
 use crate::tool;
 
-on_each_backend!(lists_every_export, maps_what_is_allocated, asks_over_tcp);
+on_each_backend!(lists_every_export, tells_what_is_read_only, maps_what_is_allocated, asks_over_tcp);
 
 /// What every export says of itself, besides its name and size.
 const ABILITIES: &[(&str, bool)] = &[
@@ -39,8 +39,13 @@ fn names(exports: &[Value]) -> Vec<&str> {
 
 #[track_caller]
 fn check_export(export: &Value, size: u64) {
+    check_abilities(export, size, ABILITIES);
+}
+
+#[track_caller]
+fn check_abilities(export: &Value, size: u64, abilities: &[(&str, bool)]) {
     assert_eq!(export["export-size"], size, "{export}");
-    for &(ability, has) in ABILITIES {
+    for &(ability, has) in abilities {
         assert_eq!(export[ability], has, "{ability}: {export}");
     }
     assert_eq!(export["contexts"], json!(["base:allocation"]));
@@ -68,6 +73,22 @@ fn lists_every_export(backend: &'static str) {
     );
     tool::fails("nbdinfo", [gateway.uri("erp/none")]);
     assert_eq!(tool::says("nbdinfo", ["--size", &gateway.uri("erp/db")]).trim(), "67108864");
+}
+
+fn tells_what_is_read_only(backend: &'static str) {
+    let gateway = Gateway::on(backend);
+    gateway.protect([("db", "64M")]);
+    gateway.says("point create erp --label before");
+    gateway.says("failover test erp --point before --read-only");
+    let exports = listed(&gateway.uri(""));
+    let of = |name: &str| exports.iter().find(|export| export["export-name"] == name).expect("listed");
+    check_export(of("erp/db"), 64 << 20);
+    let changes = ["can_trim", "can_zero", "can_fast_zero"];
+    let abilities: Vec<(&str, bool)> = ABILITIES
+        .iter()
+        .map(|&(ability, has)| (ability, ability == "is_read_only" || (has && !changes.contains(&ability))))
+        .collect();
+    check_abilities(of("erp/db@test-1"), 64 << 20, &abilities);
 }
 
 #[track_caller]

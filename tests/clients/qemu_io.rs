@@ -8,6 +8,7 @@ on_each_backend!(
     durable_writes_survive_a_kill,
     zeros_and_discards_read_as_zeros,
     odd_requests_and_refusals_leave_the_connection,
+    a_read_only_test_failover_is_read_and_not_written,
 );
 
 /// Runs commands on one connection; all must succeed, verification of patterns included.
@@ -113,4 +114,19 @@ fn odd_requests_and_refusals_leave_the_connection(backend: &'static str) {
     assert_eq!(told.matches("failed: Input/output error").count(), 3, "past the end: {told}");
     assert!(told.contains("wrote 4096/4096 bytes at offset 1048576"), "the connection goes on: {told}");
     assert!(told.contains("read 4096/4096 bytes at offset 1048576"), "the connection goes on: {told}");
+}
+
+fn a_read_only_test_failover_is_read_and_not_written(backend: &'static str) {
+    let gateway = Gateway::on(backend);
+    gateway.protect([("db", "64M")]);
+    commands(&gateway.uri("erp/db"), &["write -P 7 0 1M"]);
+    gateway.says("point create erp --label before");
+    commands(&gateway.uri("erp/db"), &["write -P 8 0 1M"]);
+    gateway.says("failover test erp --point before --read-only");
+    let uri = gateway.uri("erp/db@test-1");
+    let told = tool::says("qemu-io", ["-r", "-f", "raw", "-c", "read -P 7 0 1M", "-c", "flush", &uri]);
+    assert!(!told.contains("failed") && told.contains("read 1048576/1048576"), "{told}");
+    // It asks for a writable export, and is told that this is none.
+    let refused = tool::fails("qemu-io", ["-f", "raw", "-c", "write -P 9 0 4k", &uri]);
+    assert!(refused.contains("read-only") || refused.contains("Permission denied"), "{refused}");
 }

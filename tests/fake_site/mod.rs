@@ -237,9 +237,9 @@ impl Backend for FakeSite {
         self.with(&group, |fake| Ok(fake.points.clone()))
     }
 
-    fn test_start(&self, group: Name, point: PointSelector) -> Answer<'_, Test> {
+    fn test_start(&self, group: Name, request: TestRequest) -> Answer<'_, Test> {
         self.with(&group, |fake| {
-            let point = selector::resolve(&point, &fake.points, TEATIME)?.clone();
+            let point = selector::resolve(&request.point, &fake.points, TEATIME)?.clone();
             fake.tests_started += 1;
             let number = TestId(fake.tests_started);
             let exports: Vec<_> = fake
@@ -263,6 +263,7 @@ impl Backend for FakeSite {
                 overlay_bytes: if point.label.is_some() { 512 } else { 0 },
                 point,
                 started: NOON,
+                read_only: request.read_only,
                 connections: 0,
             };
             fake.tests.insert(number.0, test.clone());

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use afterimage::capture::nbd::client::{Answer, Client, Command, Wishes};
+use afterimage::capture::nbd::codec::{NBD_EPERM, NBD_FLAG_CAN_MULTI_CONN, NBD_FLAG_READ_ONLY};
 use serde_json::Value;
 
 use crate::content::{assert_same_bytes, content};
@@ -92,6 +94,59 @@ fn what_is_listed_and_served_survives() {
         let test = gateway.json("failover test erp --point old");
         assert_serves(&gateway, test["exports"][0]["export"].as_str().expect("text"), &old);
         gateway.says(&format!("failover cleanup erp --test {} --yes", test["number"]));
+    }
+}
+
+#[test]
+fn a_read_only_test_failover_stays_one() {
+    let mut gateway = Gateway::start();
+    gateway.protect([("db", "1M")]);
+    let old = content(1, 1 << 20);
+    write(&gateway, "erp/db", &old);
+    gateway.says("point create erp --label old");
+    let test = gateway.json("failover test erp --point old --read-only");
+    assert_eq!(test["read_only"], true);
+    write(&gateway, "erp/db", &content(2, 1 << 20));
+    for end in BOTH {
+        refuses_writes(&gateway, "erp/db@test-1");
+        assert_serves(&gateway, "erp/db@test-1", &old);
+        again(&mut gateway, end);
+        let tests = gateway.json("failover list");
+        assert_eq!((&tests[0]["read_only"], &tests[0]["overlay_bytes"]), (&true.into(), &0.into()));
+        assert_eq!(tests[0]["exports"], test["exports"]);
+    }
+    refuses_writes(&gateway, "erp/db@test-1");
+    for group in fs::read_dir(gateway.data().join("groups")).unwrap() {
+        let overlays = group.unwrap().path().join("tests");
+        assert_eq!(fs::read_dir(overlays).unwrap().count(), 0, "no overlay is made");
+    }
+    gateway.says("failover cleanup erp");
+    assert_eq!(gateway.json("failover list"), serde_json::json!([]));
+}
+
+/// Whatever writes is refused with EPERM, on two connections that go on.
+fn refuses_writes(gateway: &Gateway, export: &str) {
+    let connect = || Client::connect(gateway.connect(), Wishes::all(export.to_owned())).expect("served");
+    let mut clients = [connect(), connect()];
+    let (offset, length, durable) = (0, 4096, true);
+    let (keep_allocated, fast_only) = (true, false);
+    let changes = [
+        Command::Write { offset, data: &[9; 4096], durable },
+        Command::Trim { offset, length, durable },
+        Command::WriteZeroes { offset, length, durable, keep_allocated, fast_only },
+    ];
+    for client in &mut clients {
+        let flags = client.granted().flags;
+        assert_eq!(flags & NBD_FLAG_READ_ONLY, NBD_FLAG_READ_ONLY);
+        assert_eq!(flags & NBD_FLAG_CAN_MULTI_CONN, NBD_FLAG_CAN_MULTI_CONN);
+        for (cookie, change) in (1..).zip(&changes) {
+            client.queue(cookie, change).unwrap();
+        }
+        for _ in &changes {
+            let answered = client.receive().unwrap();
+            assert_eq!(answered.result.unwrap_err().code, NBD_EPERM, "request {}", answered.cookie);
+        }
+        assert_eq!(client.call(&Command::Flush).unwrap(), Ok(Answer::Done));
     }
 }
 

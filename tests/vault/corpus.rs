@@ -30,10 +30,17 @@ fn group() -> Group {
         Change::PinAdded(PinRecord {
             id: PinId(1),
             point,
-            kind: PinKind::Test(TestId(1)),
+            kind: PinKind::Test { test: TestId(1), read_only: false },
             created: WallNanos(7),
         }),
         Change::PinAdded(PinRecord { id: PinId(2), point, kind: PinKind::Restore, created: WallNanos(8) }),
+        Change::PinAdded(PinRecord {
+            id: PinId(4),
+            point,
+            kind: PinKind::Test { test: TestId(2), read_only: true },
+            created: WallNanos(8),
+        }),
+        Change::PinRemoved(PinId(4)),
         Change::PinRemoved(PinId(1)),
         Change::PinRemoved(PinId(2)),
         Change::DiskRemoved(DiskSlot(1)),

@@ -216,7 +216,13 @@ fn changes() -> Vec<Change> {
         Change::PinAdded(PinRecord {
             id: PinId(1),
             point: PointId(2),
-            kind: PinKind::Test(TestId(3)),
+            kind: PinKind::Test { test: TestId(3), read_only: false },
+            created: WallNanos(4),
+        }),
+        Change::PinAdded(PinRecord {
+            id: PinId(1),
+            point: PointId(2),
+            kind: PinKind::Test { test: TestId(3), read_only: true },
             created: WallNanos(4),
         }),
         Change::PinAdded(PinRecord {
@@ -334,7 +340,7 @@ prop_compose! {
         (name, created, interval_ms, removed) in (names(), any::<i64>(), 1..u32::MAX, any::<bool>()),
         disks in disk_states(),
         points in points(),
-        pins in proptest::collection::btree_map(any::<u128>(), (any::<u128>(), 0..3_u64), 0..4),
+        pins in proptest::collection::btree_map(any::<u128>(), (any::<u128>(), 0..4_u64), 0..4),
         newest_test in any::<u64>(),
         retired in proptest::option::of(proptest::collection::vec(any::<u128>(), 0..3)),
     ) -> Snapshot {
@@ -344,7 +350,7 @@ prop_compose! {
             kind: match test {
                 0 => PinKind::Restore,
                 1 => PinKind::Hold,
-                test => PinKind::Test(TestId(test)),
+                test => PinKind::Test { test: TestId(test), read_only: test == 3 },
             },
             created: WallNanos(created),
         });

@@ -200,7 +200,7 @@ fn what_does_not_fit_is_refused_with_its_reason() {
     let point = group.publish();
     let pin =
         |id, point, kind| Change::PinAdded(PinRecord { id: PinId(id), point, kind, created: WallNanos(4) });
-    let first = pin(1, point, PinKind::Test(TestId(1)));
+    let first = pin(1, point, PinKind::Test { test: TestId(1), read_only: false });
     block_on(&group.runtime, group.vault.manifest().append(first)).expect("the point exists");
     let (disks, missing) = (group.disks.clone(), PointId(404));
     let later = |number| point_record(number, &disks);
@@ -232,7 +232,8 @@ fn what_does_not_fit_is_refused_with_its_reason() {
         ),
         (pin(2, missing, PinKind::Restore), Refusal::UnknownPoint(missing)),
         (pin(1, point, PinKind::Restore), Refusal::PinTaken(PinId(1))),
-        (pin(2, point, PinKind::Test(TestId(1))), Refusal::TestTaken(TestId(1))),
+        (pin(2, point, PinKind::Test { test: TestId(1), read_only: false }), Refusal::TestTaken(TestId(1))),
+        (pin(2, point, PinKind::Test { test: TestId(1), read_only: true }), Refusal::TestTaken(TestId(1))),
         (Change::PinRemoved(PinId(9)), Refusal::UnknownPin(PinId(9))),
         (Change::GroupRemoved, Refusal::Pinned),
     ];

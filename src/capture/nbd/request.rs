@@ -22,17 +22,19 @@ pub(super) struct Negotiated {
 
 impl Negotiated {
     pub(super) fn transmission_flags(&self) -> u16 {
-        let when = |condition: bool, flag: u16| if condition { flag } else { 0 };
+        // What only changes an export is not offered where nothing can be changed, as by other servers.
+        let access = if self.read_only {
+            NBD_FLAG_READ_ONLY
+        } else {
+            NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_SEND_FAST_ZERO
+        };
         NBD_FLAG_HAS_FLAGS
             | NBD_FLAG_SEND_FLUSH
             | NBD_FLAG_SEND_FUA
-            | NBD_FLAG_SEND_TRIM
-            | NBD_FLAG_SEND_WRITE_ZEROES
             | NBD_FLAG_CAN_MULTI_CONN
             | NBD_FLAG_SEND_CACHE
-            | NBD_FLAG_SEND_FAST_ZERO
-            | when(self.read_only, NBD_FLAG_READ_ONLY)
-            | when(self.structured, NBD_FLAG_SEND_DF)
+            | access
+            | if self.structured { NBD_FLAG_SEND_DF } else { 0 }
     }
 }
 

@@ -112,7 +112,12 @@ fn a_read_only_export_refuses_what_writes_and_nothing_else() {
         let writes = matches!(kind, NBD_CMD_WRITE | NBD_CMD_TRIM | NBD_CMD_WRITE_ZEROES);
         assert_eq!(outcome(&read_only, kind, 0, 0, length) == "EPERM", writes, "command {kind}");
     }
-    assert_ne!(read_only.transmission_flags() & NBD_FLAG_READ_ONLY, 0);
+    let changes = NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_SEND_FAST_ZERO;
+    assert_eq!(
+        read_only.transmission_flags(),
+        negotiated().transmission_flags() & !changes | NBD_FLAG_READ_ONLY
+    );
+    assert_ne!(read_only.transmission_flags() & NBD_FLAG_CAN_MULTI_CONN, 0);
 }
 
 #[test]

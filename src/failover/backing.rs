@@ -1,0 +1,81 @@
+//! What a disk of a test failover is served from: a view of the point, with a throwaway overlay unless it is read-only.
+//!
+//! Not the place where clients are refused: they are told `EPERM` by their session. It refuses all the same, since a view
+//! cannot be written to.
+
+use std::path::Path;
+use std::rc::Rc;
+
+use crate::block::{Refusal, Reply, Request, Response};
+use crate::error::{Error, ErrorKind, Result};
+use crate::units::DiskId;
+use crate::view::{Overlay, View};
+
+/// What a disk is served from.
+#[derive(Clone)]
+pub(super) enum Backing {
+    /// What was written since, over the point.
+    Overlay(Rc<Overlay>),
+    /// The point and nothing else: there is no file of ours.
+    View(Rc<View>, DiskId),
+}
+
+impl Backing {
+    /// With the overlay at `path`, which is created if it is missing.
+    pub(super) async fn with_overlay(path: &Path, view: &Rc<View>, disk: DiskId) -> Result<Backing> {
+        let overlay = match Overlay::open(path, view, disk).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => Overlay::create(path, view, disk).await?,
+            opened => opened?,
+        };
+        Ok(Backing::Overlay(Rc::new(overlay)))
+    }
+
+    /// Bytes written to it so far.
+    pub(super) fn written_bytes(&self) -> u64 {
+        match self {
+            Backing::Overlay(overlay) => overlay.present_bytes(),
+            Backing::View(..) => 0,
+        }
+    }
+
+    /// Does what a client asks.
+    pub(super) async fn answer(&self, request: Request) -> Reply {
+        let result = match self {
+            Backing::Overlay(overlay) => ask_overlay(overlay, request).await,
+            Backing::View(view, disk) => match request {
+                Request::Read { range } => view.read(*disk, range).await.map(Response::Data),
+                Request::Allocation { range } => {
+                    view.allocation(*disk, range).await.map(Response::Allocation)
+                }
+                // Nothing is ever written, so all that was written is durable.
+                Request::Flush => Ok(Response::Done),
+                Request::Write { .. } | Request::Zero { .. } => return Err(Refusal::ReadOnly),
+            },
+        };
+        result.map_err(|error| refusal(&error))
+    }
+}
+
+async fn ask_overlay(overlay: &Overlay, request: Request) -> Result<Response> {
+    match request {
+        Request::Read { range } => overlay.read(range).await.map(Response::Data),
+        Request::Write { range, payload, durable } => {
+            overlay.write(range, &payload, durable).await.map(|()| Response::Done)
+        }
+        Request::Zero { range, durable, keep_allocated } => {
+            overlay.zero(range, durable, keep_allocated).await.map(|()| Response::Done)
+        }
+        Request::Flush => overlay.flush().await.map(|()| Response::Done),
+        Request::Allocation { range } => overlay.allocation(range).await.map(Response::Allocation),
+    }
+}
+
+fn refusal(error: &Error) -> Refusal {
+    tracing::warn!(%error, "a request to a test failover failed");
+    match error.kind() {
+        ErrorKind::NoSpace => Refusal::NoSpace,
+        ErrorKind::Invalid => Refusal::Invalid,
+        ErrorKind::Shutdown => Refusal::Shutdown,
+        _ => Refusal::Io,
+    }
+}
