@@ -212,6 +212,32 @@ fn what_was_acknowledged_survives_without_a_stop() {
     }
 }
 
+/// It was 0 until something was destaged, whatever the checkpoints said.
+#[test]
+fn what_the_images_have_is_known_at_opening() {
+    let (_guard, root) = scratch();
+    let mut harness = Harness::create(&root);
+    let disk = harness.add_disk("root", 4096);
+    let other = harness.add_disk("other", 4096);
+    harness.write(disk, 0, 1, 8);
+    harness.write(other, 0, 1, 8);
+    harness.write(disk, 8, 1, 8);
+    let stored = harness.group.ladder().visible;
+    harness.stop();
+    let mut harness = Harness::open(&root).expect("reopens");
+    let sealed = harness.group.ladder();
+    assert!(sealed.destaged >= stored && sealed.destaged <= sealed.durable, "{stored}: {sealed:?}");
+    // And then nothing is destaged: the group dies within the second for which it waits.
+    harness.write(disk, 16, 2, 8);
+    let written = harness.group.ladder().visible;
+    drop(harness);
+    let mut harness = Harness::open(&root).expect("reopens");
+    let crashed = harness.group.ladder();
+    assert!(crashed.destaged >= stored && crashed.destaged < written, "{written}: {crashed:?}");
+    assert_eq!(harness.read(disk, 16, 8), vec![2; 8 * 512]);
+    harness.drive(|group| group.ladder().destaged >= written);
+}
+
 #[test]
 fn zeros_and_ranges_outside_the_disk() {
     let (_guard, root) = scratch();

@@ -251,6 +251,8 @@ impl Group {
             cache: parts.cache,
             disks: parts.disks,
             slots,
+            // What opening made no layer of, images and side files have: their checkpoints say so.
+            destaged: parts.layers.destaged(parts.accepted),
             layers: parts.layers,
             map_bytes: 0,
             indexing: parts.indexing,
@@ -264,7 +266,6 @@ impl Group {
             lateness,
             late_since: None,
             vaulted: parts.vaulted,
-            destaged: Lsn::ZERO,
             destaging: false,
             retention: parts.retention,
             retention_jobs: parts.retention_jobs,

@@ -250,6 +250,13 @@ impl Layers {
         self.frozen.is_empty() && self.is_open_empty()
     }
 
+    /// The last record up to which all have been destaged, or are held; `last` is the newest of all.
+    pub fn destaged(&self, last: Lsn) -> Lsn {
+        let open = (!self.is_open_empty()).then_some(self.open_first);
+        let first_waiting = self.frozen.front().map(|layer| layer.first).or(open);
+        first_waiting.map_or(last, |first| Lsn(first.0 - 1))
+    }
+
     /// Forgets a disk that left the group.
     pub fn forget(&mut self, disk: DiskSlot) {
         self.open.maps.remove(&disk);

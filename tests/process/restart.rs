@@ -210,5 +210,6 @@ fn sigterm_leaves_nothing_to_recover() {
     let after = gateway.group_status();
     let lsn = |status: &Value, step: &str| status["lsn"][step].as_u64().expect("a number");
     assert!(lsn(&after, "durable") >= lsn(&before, "visible"), "sealed: {after:#}");
+    assert!(lsn(&after, "destaged") >= lsn(&before, "visible"), "in the images: {after:#}");
     assert_eq!(after["state"]["condition"], "protected", "{after:#}");
 }
