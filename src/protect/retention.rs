@@ -353,8 +353,12 @@ impl Group {
             return;
         }
         let state = self.settings.vault.manifest().state();
-        // A point that was published a moment ago is announced when the publisher says so.
-        let known = state.points().iter().take_while(|point| point.marker <= self.vaulted);
+        // A point that was published a moment ago is announced when the publisher says so. But it may be waiting to try a step
+        // again that is there, and the newest point may have been merged into that one since: there must be a newest.
+        let mut markers = state.points().iter().map(|point| point.marker);
+        let kept = self.points.last().and_then(|newest| markers.find(|&marker| marker >= newest.marker));
+        let through = kept.map_or(self.vaulted, |kept| kept.max(self.vaulted));
+        let known = state.points().iter().take_while(|point| point.marker <= through);
         self.points = known.cloned().collect();
     }
 }
