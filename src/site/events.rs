@@ -1,5 +1,5 @@
-//! Keeps what groups tell: asked of every open group once a second, and put into the catalogue. What a group cannot tell,
-//! that it could not be opened, is kept at once.
+//! Keeps what groups tell: asked of every data thread once a second, for all its groups at once, and put into the catalogue. What a
+//! group cannot tell, that it could not be opened, is kept at once.
 //!
 //! The log has each event at once; a process that dies takes those of its last second with it.
 
@@ -9,8 +9,9 @@ use std::time::Duration;
 use crate::control::model::{Event, EventQuery, Severity};
 use crate::control::name::Name;
 use crate::error::Result;
-use crate::protect::events::Gravity;
+use crate::protect::events::{Gravity, GroupEvent};
 use crate::site::gateway::{Inner, cached};
+use crate::site::host::Host;
 use crate::site::member::Member;
 use crate::units::GroupId;
 
@@ -28,15 +29,16 @@ pub(super) async fn keep(gateway: Weak<Inner>) {
 impl Inner {
     /// Takes what every open group has told since the last time.
     pub(super) async fn keep_events(&self) {
-        let groups = self.groups.read().list();
-        for (name, entry) in groups.into_iter().filter(|(_, entry)| entry.failure.is_none()) {
-            let told =
-                self.read(entry.id, |member: &mut Member| member.group().map(|group| group.take_events()));
-            // A group that is being closed has told what it had to.
-            let Ok(Ok(told)) = told.await else { continue };
-            for event in told {
+        let threads = 0..self.threads.count();
+        let asked: Vec<_> = threads.map(|thread| self.threads.call(thread, take_events)).collect();
+        for told in asked {
+            // A thread that stopped has told what it had to.
+            let Ok(told) = told else { continue };
+            for (id, event) in told.await.unwrap_or_default() {
+                // One that is being removed leaves no events behind.
+                let Some((name, _)) = self.find_by_id(id) else { continue };
                 let severity = severity(event.gravity());
-                self.keep_event(entry.id, &name, (severity, event.code()), event.text()).await;
+                self.keep_event(id, &name, (severity, event.code()), event.text()).await;
             }
         }
     }
@@ -76,6 +78,16 @@ impl Inner {
             None => Ok(Vec::new()),
         }
     }
+}
+
+/// What the open groups of a data thread have to tell.
+fn take_events(host: &mut Host<Member>) -> Vec<(GroupId, GroupEvent)> {
+    let told = host.volumes().flat_map(|(id, member)| {
+        // One that is not open has nothing to tell.
+        let events = member.group().map(|group| group.take_events()).unwrap_or_default();
+        events.into_iter().map(move |event| (id, event))
+    });
+    told.collect()
 }
 
 fn severity(gravity: Gravity) -> Severity {

@@ -3,11 +3,22 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::gateway::{Gateway, refusal};
 use crate::mount::{Access, Attached};
 use crate::tool;
+
+/// A gateway with a point of a file system that was in use, a directory, and the line that mounts the one on the other.
+fn mountable() -> (Gateway, PathBuf, String) {
+    let gateway = Gateway::start();
+    gateway.protect([("db", "64M")]);
+    prepare(&gateway);
+    let place = gateway.path("files");
+    fs::create_dir(&place).unwrap();
+    let mount = format!("point mount erp/db --point in-use {}", place.display());
+    (gateway, place, mount)
+}
 
 /// Makes a file system with one file in it, and a point while it is mounted.
 fn prepare(gateway: &Gateway) {
@@ -33,12 +44,7 @@ fn assert_nothing_left(gateway: &Gateway, place: &Path) {
 
 #[test]
 fn a_point_in_use_is_mounted_and_taken_down() {
-    let gateway = Gateway::start();
-    gateway.protect([("db", "64M")]);
-    prepare(&gateway);
-    let place = gateway.path("files");
-    fs::create_dir(&place).unwrap();
-    let mount = format!("point mount erp/db --point in-use {}", place.display());
+    let (gateway, place, mount) = mountable();
     gateway.says(&mount);
     assert_eq!(fs::read_to_string(place.join("books")).unwrap(), "as they stood");
     fs::write(place.join("books"), "").expect_err("read-only");
@@ -94,12 +100,7 @@ fn partitioned(file: &Path) {
 /// test failover under it must outlast it.
 #[test]
 fn an_interrupted_mount_leaves_nothing_behind() {
-    let gateway = Gateway::start();
-    gateway.protect([("db", "64M")]);
-    prepare(&gateway);
-    let place = gateway.path("files");
-    fs::create_dir(&place).unwrap();
-    let mount = format!("point mount erp/db --point in-use {}", place.display());
+    let (gateway, place, mount) = mountable();
     for (program, signal) in [("nbdfuse", "INT"), ("losetup", "TERM"), ("mount", "INT"), ("mount", "HUP")] {
         let wrappers = gateway.path(format!("{program}-{signal}"));
         let witness = wrappers.join("witness");
