@@ -11,7 +11,9 @@ use futures::future::BoxFuture;
 
 use super::jobs::Progress;
 use super::model::{
-    Disk, Event, EventQuery, Group, KeyImport, KeyRotation, KeyText, Keys, Point, PointCreated, PolicyForecast, PolicyRequest, RestoreRequest, Restored, Resumed, Status, Test, VerifyReport, TestRequest,
+    Disk, Event, EventQuery, Group, KeyImport, KeyRotation, KeyText, Keys, Point, PointCreated,
+    PolicyForecast, PolicyRequest, RestoreRequest, Restored, Resumed, Status, Test, TestRequest,
+    VerifyReport,
 };
 use super::name::{DiskPath, Label, Name};
 use super::selector::PointSelector;
