@@ -14,6 +14,7 @@ use afterimage::format::record::{DiskRecord, GroupRecord, PointRecord};
 use afterimage::journal::scan::{Checks, scan_segment};
 use afterimage::journal::segments::SegmentIndex;
 use afterimage::planted::Planted;
+use afterimage::protect::adopt;
 use afterimage::protect::group::Group;
 use afterimage::protect::membership::Content;
 use afterimage::protect::open::{self, GroupPlan, INDEX_BYTES_MIN};
@@ -464,4 +465,102 @@ fn rot_is_never_served_nor_carried_on(seals: bool, noticed_by: &str) {
     }
     assert_eq!(harness.read(sound, 0, 8), vec![7; 8 * 512]);
     harness.write(sound, 8, 8, 8);
+}
+
+/// Copies a vault to `plan`'s place, and makes a group of it.
+async fn adopt_copy(runtime: Rc<Runtime>, plan: GroupPlan, source: PathBuf) -> Result<()> {
+    adopt::fetch(&runtime, &plan, &source, |_, _| Ok(())).await?;
+    let vault = open::open_vault(&runtime, &plan).await?;
+    adopt::rebuild(&runtime, &plan, &vault, |_, _| Ok(())).await
+}
+
+/// Does what a person does about an adoption that was cut off.
+async fn adopt_again(runtime: Rc<Runtime>, plan: GroupPlan, source: PathBuf) -> Result<()> {
+    if adopt::refuse_second_vault(&runtime, &plan).await.is_ok() {
+        return adopt_copy(runtime, plan, source).await;
+    }
+    let vault = open::open_vault(&runtime, &plan).await?;
+    adopt::rebuild(&runtime, &plan, &vault, |_, _| Ok(())).await
+}
+
+#[test]
+fn an_adoption_that_dies_at_any_await_is_not_opened_and_is_done_again() {
+    let (_guard, source) = scratch();
+    let (expected, newest) = {
+        let mut harness = Harness::create(&source);
+        let disk = harness.add_disk("disk", 4096);
+        harness.write(disk, 0, 1, 300);
+        harness.point("first");
+        harness.write(disk, 100, 2, 8);
+        let newest = harness.point("newest");
+        let expected = harness.read(disk, 0, 4096);
+        harness.write(disk, 200, 3, 8);
+        (expected, newest)
+    };
+    let disk = Export::Disk(GroupId(7), newest.disks[0].disk);
+    for polls in (0..).step_by(9) {
+        let (_guard, root) = scratch();
+        std::fs::create_dir_all(root.join("groups")).expect("a directory");
+        std::fs::create_dir_all(root.join("vault")).expect("a directory");
+        let dying = runtime();
+        let mut adoption = Box::pin(adopt_copy(Rc::clone(&dying), plan(&root), source.join("vault/g")));
+        let ended = die_after(&dying, polls, &mut adoption);
+        drop(adoption);
+        dying.abandon_tasks();
+        if !ended {
+            if let Ok(group) = Harness::open(&root) {
+                // What was left to do was to say that it is done.
+                drop(group);
+                assert!(polls > 20, "{polls}");
+            } else {
+                let next = runtime();
+                let again = adopt_again(Rc::clone(&next), plan(&root), source.join("vault/g"));
+                next.block_on(again).expect("adopted");
+            }
+        }
+        let mut harness = Harness::open(&root).expect("adopted");
+        assert_eq!(harness.read(disk, 0, 4096), expected, "after {polls} polls");
+        harness.write(disk, 300, 4, 8);
+        assert!(harness.point("afterwards").marker > newest.marker);
+        harness.stop();
+        let mut harness = Harness::open(&root).expect("it is a group like any other");
+        assert_eq!(harness.read(disk, 300, 8), [4; 8 * 512]);
+        if ended {
+            return;
+        }
+    }
+}
+
+/// Polls a future a number of times, and then leaves it: a death at that await. Gives back whether it had ended.
+fn die_after<T>(runtime: &Rc<Runtime>, polls: usize, mut future: impl Future<Output = T> + Unpin) -> bool {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    for _ in 0..polls {
+        runtime.step(&mut Vec::new());
+        if std::pin::Pin::new(&mut future).poll(&mut context).is_ready() {
+            return true;
+        }
+        runtime.storage().start();
+        runtime.storage().wait();
+    }
+    false
+}
+
+#[test]
+fn a_journal_of_the_timeline_that_was_left_is_refused() {
+    let (_guard, root) = scratch();
+    let mut harness = Harness::create(&root);
+    let disk = harness.add_disk("disk", 4096);
+    harness.write(disk, 0, 1, 300);
+    harness.point("newest");
+    harness.write(disk, 0, 2, 300);
+    drop(harness);
+    let old = root.join("old");
+    std::fs::rename(root.join("groups/g"), &old).expect("moved");
+    let process = runtime();
+    process.block_on(adopt_again(Rc::clone(&process), plan(&root), root.join("none"))).expect("adopted");
+    drop(process);
+    std::fs::remove_dir_all(root.join("groups/g/journal")).ok();
+    std::fs::rename(old.join("journal"), root.join("groups/g/journal")).expect("moved");
+    let error = Harness::open(&root).err().expect("another history");
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
 }

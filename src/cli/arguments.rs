@@ -411,6 +411,14 @@ pub enum VaultCommand {
         /// Only this group's
         group: Option<Name>,
     },
+    /// Make a group of a vault whose gateway is gone: images from the newest point, a new journal, all points kept
+    #[command(
+        after_help = "Example:\n  afterimage key import site.key --yes\n  afterimage vault adopt /mnt/rescued/vault/0123456789abcdef0123456789abcdef"
+    )]
+    Adopt {
+        /// The directory of one group's vault: copied, unless it is where this gateway would keep it
+        path: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -15,9 +15,9 @@ use super::output::{Output, complain, confirm, print};
 use super::tools::{self, ImageFormat};
 use super::{keys, progress, render};
 use crate::control::model::{
-    Disk, DiskRequest, DiskSource, Event, Group, GroupRequest, JobResult, Point, PointCreated, PointRequest,
-    PointSelection, PolicyForecast, PolicyRequest, RestoreRequest, Restored, Resumed, Status, Test,
-    TestRequest, VerifyRequest,
+    AdoptRequest, Disk, DiskRequest, DiskSource, Event, Group, GroupRequest, JobResult, Point, PointCreated,
+    PointRequest, PointSelection, PolicyForecast, PolicyRequest, RestoreRequest, Restored, Resumed, Status,
+    Test, TestRequest, VerifyRequest,
 };
 use crate::control::name::{DiskPath, Name};
 use crate::control::selector::PointSelector;
@@ -58,6 +58,7 @@ pub async fn run(command: ClientCommand, client: Client, output: Output) -> Resu
         ClientCommand::Events { group, limit } => session.events(group.as_ref(), limit).await,
         ClientCommand::Status { watch } => session.status(watch).await,
         ClientCommand::Vault(VaultCommand::Verify { group }) => session.vault_verify(group).await,
+        ClientCommand::Vault(VaultCommand::Adopt { path }) => session.vault_adopt(&path).await,
         ClientCommand::Key(command) => keys::run(command, &session.client, session.output).await,
     }
 }
@@ -394,6 +395,17 @@ impl Session {
         match report.faults.len() {
             0 => Ok(()),
             count => Err(Error::corrupt(format!("the vault has {}", counted(count, "fault"))).into()),
+        }
+    }
+
+    async fn vault_adopt(&self, path: &Path) -> Result<(), Failure> {
+        let directory = absolute(path)?;
+        let label = format!("adopting {}", directory.display());
+        let request = AdoptRequest { directory };
+        let asked = self.client.post("/v1/vault/adopt", &request);
+        match progress::run(&self.client, asked, &label).await? {
+            JobResult::Adopted(group) => self.output.show(&group, render::adopted),
+            other => Err(unexpected(&other)),
         }
     }
 

@@ -244,6 +244,15 @@ pub fn restored(restored: &Restored) -> String {
     text
 }
 
+pub fn adopted(group: &Group) -> String {
+    let disks = group.disks.as_deref().unwrap_or_default();
+    let mut text = format!("group {} adopted: {}\n", group.name, counted(disks.len(), "disk"));
+    for disk in disks {
+        let _ = writeln!(text, "  {}  {}  {}", disk.export, size(disk.size_bytes), disk.uri);
+    }
+    text
+}
+
 pub fn mounted(mounted: &Mounted) -> String {
     format!(
         "{} is mounted on {}, read-only; `afterimage point unmount {}` ends it\n",

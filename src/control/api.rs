@@ -14,7 +14,7 @@
 //! | `POST /v1/groups/{group}/disks` · `DELETE /v1/groups/{group}/disks/{disk}` | [`Disk`], or a [`Job`](super::model::Job) for an import |
 //! | `GET, POST /v1/groups/{group}/points` | [`Point`](super::model::Point) |
 //! | `GET /v1/tests?group=` · `POST, DELETE /v1/groups/{group}/tests` · `DELETE /v1/groups/{group}/tests/{number}` | [`Test`](super::model::Test), numbers |
-//! | `POST /v1/groups/{group}/restore` · `POST /v1/vault/verify` | [`Job`](super::model::Job) |
+//! | `POST /v1/groups/{group}/restore` · `POST /v1/vault/verify` · `POST /v1/vault/adopt` | [`Job`](super::model::Job) |
 //! | `GET /v1/keys` · `POST /v1/keys/rotate`, `…/import` | [`Keys`](super::model::Keys) |
 //! | `POST /v1/keys/export` | [`KeyText`](super::model::KeyText): the site key itself |
 //! | `GET /v1/jobs` · `GET /v1/jobs/{id}?wait_ms=` | [`Job`](super::model::Job); waits until it ends, so long |
@@ -41,8 +41,9 @@ use serde::de::DeserializeOwned;
 use super::backend::Backend;
 use super::jobs::Jobs;
 use super::model::{
-    ApiError, Disk, DiskRequest, DiskSource, EventQuery, GroupRequest, JobKind, JobResult, KeyImport,
-    KeyRotation, PointRequest, PointSelection, PolicyRequest, RestoreRequest, TestRequest, VerifyRequest,
+    AdoptRequest, ApiError, Disk, DiskRequest, DiskSource, EventQuery, GroupRequest, JobKind, JobResult,
+    KeyImport, KeyRotation, PointRequest, PointSelection, PolicyRequest, RestoreRequest, TestRequest,
+    VerifyRequest,
 };
 use super::name::{DiskPath, Name};
 use crate::block::TestId;
@@ -86,6 +87,7 @@ pub fn router(backend: Arc<dyn Backend>, environment: Arc<dyn Environment + Send
         .route("/v1/disks", get(disks))
         .route("/v1/tests", get(tests))
         .route("/v1/vault/verify", post(vault_verify))
+        .route("/v1/vault/adopt", post(vault_adopt))
         .route("/v1/keys", get(keys))
         .route("/v1/keys/rotate", post(key_rotate))
         .route("/v1/keys/export", post(key_export))
@@ -399,6 +401,19 @@ async fn vault_verify(
     let backend = Arc::clone(&api.backend);
     let job = api.jobs.start(JobKind::Verify, what, |progress| async move {
         backend.vault_verify(request.group, progress).await.map(JobResult::Verified)
+    })?;
+    Ok((StatusCode::ACCEPTED, Json(job)))
+}
+
+async fn vault_adopt(
+    State(api): State<Api>,
+    Body(request): Body<AdoptRequest>,
+) -> Answered<impl IntoResponse> {
+    absolute("directory", &request.directory)?;
+    let what = request.directory.display().to_string();
+    let backend = Arc::clone(&api.backend);
+    let job = api.jobs.start(JobKind::Adopt, what, |progress| async move {
+        backend.vault_adopt(request.directory, progress).await.map(JobResult::Adopted)
     })?;
     Ok((StatusCode::ACCEPTED, Json(job)))
 }

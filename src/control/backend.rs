@@ -85,4 +85,6 @@ pub trait Backend: Send + Sync + 'static {
     /// Reads the vault of one group, or of all, also of those that could not be opened, and checks every step and blob;
     /// faults are findings, not errors.
     fn vault_verify(&self, group: Option<Name>, progress: Progress) -> Answer<'_, VerifyReport>;
+    /// Makes a group of the vault in `directory`, whose gateway is gone.
+    fn vault_adopt(&self, directory: PathBuf, progress: Progress) -> Answer<'_, Group>;
 }

@@ -278,6 +278,14 @@ pub struct VerifyRequest {
     pub group: Option<Name>,
 }
 
+/// `POST /v1/vault/adopt`; answered with a [`Job`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdoptRequest {
+    /// The vault of one group; absolute.
+    pub directory: PathBuf,
+}
+
 /// What `POST /v1/groups/{group}/resume` did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resumed {
@@ -348,6 +356,8 @@ pub enum JobKind {
     Restore,
     /// A vault is read and checked.
     Verify,
+    /// A group is made of a vault.
+    Adopt,
 }
 
 /// How a job stands.
@@ -374,6 +384,8 @@ pub enum JobResult {
     Restored(Restored),
     /// A verification's findings.
     Verified(VerifyReport),
+    /// The group that was made of a vault.
+    Adopted(Group),
 }
 
 /// An error as the API says it.

@@ -17,8 +17,8 @@ use super::checksum;
 use super::codec::{Decoder, Encoder};
 use super::delta::DeltaRef;
 use super::record::{
-    Change, DiskRecord, GroupRecord, PinRecord, PointDisk, PointRecord, REFERENCE_BYTES, decode_reference,
-    encode_reference,
+    Change, DiskRecord, ForkRecord, GroupRecord, PinRecord, PointDisk, PointRecord, REFERENCE_BYTES,
+    decode_reference, encode_reference,
 };
 use crate::block::TestId;
 use crate::error::{Error, ErrorKind, Result};
@@ -164,6 +164,8 @@ pub struct Contents {
     pub pins: Vec<PinRecord>,
     /// While the base is on its way to the oldest point: the deltas of the points before it, oldest first.
     pub retired: Option<Vec<DeltaRef>>,
+    /// The timelines that the group left, oldest first.
+    pub forks: Vec<ForkRecord>,
 }
 
 /// The state after a step.
@@ -226,6 +228,8 @@ impl Contents {
             to.count(retired.len());
             retired.iter().for_each(|delta| encode_reference(delta, to));
         }
+        to.count(self.forks.len());
+        self.forks.iter().for_each(|fork| fork.encode(to));
     }
 
     fn decode(from: &mut Decoder<'_>) -> Result<Contents> {
@@ -247,13 +251,17 @@ impl Contents {
         if retired.is_some() && points.is_empty() {
             return Err(from.corrupt("the base is on its way to a point, but there is none"));
         }
-        let sorted = disks.is_sorted_by(|a, b| a.record.slot < b.record.slot)
+        let forks = (0..from.count(ForkRecord::ENCODED_BYTES, "fork count")?)
+            .map(|_| ForkRecord::decode(from))
+            .collect::<Result<Vec<_>>>()?;
+        let sorted = forks.is_sorted_by_key(|fork| fork.marker)
+            && disks.is_sorted_by(|a, b| a.record.slot < b.record.slot)
             && points.is_sorted_by(|a, b| a.marker < b.marker)
             && pins.is_sorted_by(|a, b| a.id < b.id);
         if !sorted {
             return Err(from.corrupt("the snapshot's tables are not in order"));
         }
-        Ok(Contents { group, removed, paused, newest_test, disks, points, pins, retired })
+        Ok(Contents { group, removed, paused, newest_test, disks, points, pins, retired, forks })
     }
 }
 

@@ -12,7 +12,9 @@ use super::marker::{Consistency, LABEL_BYTES_MAX};
 use crate::block::TestId;
 use crate::counted::counted;
 use crate::error::{Error, Result};
-use crate::units::{BlobId, DiskId, DiskSlot, GroupNanos, Lsn, PinId, PointId, SectorCount, WallNanos};
+use crate::units::{
+    BlobId, DiskId, DiskSlot, GroupNanos, Lsn, PinId, PointId, SectorCount, TimelineId, WallNanos,
+};
 
 /// Longest name of a group or disk.
 pub const NAME_BYTES_MAX: usize = 255;
@@ -149,6 +151,42 @@ pub enum Change {
     BaseSet(PointId),
     /// A run of points is gone, and what changed up to them belongs to the point after them.
     PointsMerged(MergeRecord),
+    /// The group goes on under another timeline.
+    TimelineForked {
+        /// The new one.
+        timeline: TimelineId,
+        /// Where, and when.
+        fork: ForkRecord,
+    },
+}
+
+/// Where a group left one timeline for another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ForkRecord {
+    /// The timeline that was left; its records above the marker are not the group's.
+    pub left: TimelineId,
+    /// The marker of the point that the group went on from; zero where it had none.
+    pub marker: Lsn,
+    /// The wall clock then.
+    pub wall: WallNanos,
+}
+
+impl ForkRecord {
+    pub(super) const ENCODED_BYTES: usize = 16 + 8 + 8;
+
+    pub(super) fn encode(&self, to: &mut Encoder) {
+        to.u128(self.left.0);
+        to.u64(self.marker.0);
+        to.i64(self.wall.0);
+    }
+
+    pub(super) fn decode(from: &mut Decoder<'_>) -> Result<ForkRecord> {
+        Ok(ForkRecord {
+            left: TimelineId(from.u128("timeline that was left")?),
+            marker: Lsn(from.u64("marker of the fork")?),
+            wall: WallNanos(from.i64("time of the fork")?),
+        })
+    }
 }
 
 /// Which points became one.
@@ -457,7 +495,8 @@ mod kind {
     pub(super) const GROUP_REMOVED: u16 = 8;
     pub(super) const POINTS_RETIRED: u16 = 9;
     pub(super) const BASE_SET: u16 = 10;
-    // 11 and 12 are kept for forked timelines and resized disks.
+    pub(super) const TIMELINE_FORKED: u16 = 11;
+    // 12 is kept for resized disks.
     pub(super) const POINTS_MERGED: u16 = 13;
     pub(super) const PAUSE_SET: u16 = 14;
 }
@@ -512,6 +551,11 @@ impl Change {
                 merge.encode(&mut to);
                 kind::POINTS_MERGED
             }
+            Change::TimelineForked { timeline, fork } => {
+                to.u128(timeline.0);
+                fork.encode(&mut to);
+                kind::TIMELINE_FORKED
+            }
         };
         (kind, to.finish())
     }
@@ -530,6 +574,10 @@ impl Change {
             kind::POINTS_RETIRED => Change::PointsRetired(PointId(from.u128("point id")?)),
             kind::BASE_SET => Change::BaseSet(PointId(from.u128("point id")?)),
             kind::POINTS_MERGED => Change::PointsMerged(MergeRecord::decode(&mut from)?),
+            kind::TIMELINE_FORKED => Change::TimelineForked {
+                timeline: TimelineId(from.u128("new timeline")?),
+                fork: ForkRecord::decode(&mut from)?,
+            },
             kind::PAUSE_SET => Change::PauseSet(from.flag("pause flag")?),
             _ => return Ok(None),
         };

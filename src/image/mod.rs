@@ -84,6 +84,23 @@ impl Image {
         Ok(image)
     }
 
+    /// Removes what an attempt at a disk's image left, makes it anew with what `fill` writes, and states durably that it has
+    /// everything up to `destaged`.
+    pub async fn create_filled(
+        runtime: &Rc<Runtime>,
+        directory: &Path,
+        (disk, timeline): (DiskId, TimelineId),
+        size: SectorCount,
+        destaged: Lsn,
+        fill: impl AsyncFnOnce(&File) -> Result<()>,
+    ) -> Result<()> {
+        remove(runtime, directory, disk).await?;
+        let mut image = Image::create(runtime, directory, disk, timeline, size).await?;
+        fill(&image.file).await?;
+        image.sync(runtime, destaged).await?;
+        image.advance(runtime, destaged).await
+    }
+
     /// Opens an image and reads its checkpoint. Where that cannot be had from the device, it has to be
     /// [confirmed](Image::confirm).
     pub async fn open(

@@ -110,7 +110,7 @@ pub async fn open(
     let mut segments = Segments::new(plan.directory.clone(), plan.segment_bytes, plan.journal_bytes);
     let last = chain.last().map(|last| scans[last.scan].frames[last.frames - 1].clone());
     let opening = opening_after(last.as_ref(), &runtime);
-    let newest = claims(&scans, known.owner, checks).last_lsn;
+    let newest = claims(&scans, known.owner, checks).last_lsn.max(known.begin);
     let number = last.as_ref().map_or(FrameNumber(1), |last| last.frame.number.next());
     let uses = scans.iter().map(|scan| scan.claims(known.owner, checks).segment).collect::<Vec<_>>();
     let mut accepted = accept(&scans, &chain, &jumps, runs);
@@ -135,7 +135,7 @@ pub async fn open(
     if segments.live().next().is_none() {
         segments.take(false);
     }
-    let position = position_after(last.as_ref(), newest, &segments);
+    let position = position_after(last.as_ref(), (known.begin, newest), &segments);
     let scanned_bytes = scans.iter().map(|scan| scan.bytes).sum();
     let last = last.map(|last| link_of(&last.frame, last.sum));
     Ok(OpenedJournal { segments, position, opening, accepted, last, scanned_bytes })
@@ -358,14 +358,14 @@ fn adopt_live(
 }
 
 /// Goes on behind the last accepted frame. LSNs start above everything that any frame ever named, accepted or
-/// dead, so that none is given twice.
-fn position_after(last: Option<&Scanned>, newest: Lsn, segments: &Segments) -> Position {
+/// dead, so that none is given twice. A new journal begins where its timeline does.
+fn position_after(last: Option<&Scanned>, (begin, newest): (Lsn, Lsn), segments: &Segments) -> Position {
     Position {
         segment: segments.live().last().cloned(),
         offset: last.map_or(0, Scanned::end_offset),
         next_frame: last.map_or(FrameNumber(1), |last| last.frame.number.next()),
         chain: last.map_or(0, |last| last.sum),
-        accepted: last.map_or(Lsn::ZERO, |last| last.frame.last_lsn()),
+        accepted: last.map_or(begin, |last| last.frame.last_lsn()),
         newest,
     }
 }

@@ -39,8 +39,10 @@ use crate::units::Lsn;
 pub struct Known {
     /// Whose journal it must be.
     pub owner: Owner,
-    /// The highest record that a checkpoint or the vault names.
+    /// The highest record of this timeline that a checkpoint or the vault names.
     pub floor: Lsn,
+    /// Where the timeline begins: all of the journal's records are above.
+    pub begin: Lsn,
 }
 
 /// A part of the accepted chain: frames of a scanned segment.
@@ -97,7 +99,7 @@ impl Refusal {
         let text = match self {
             Refusal::Gone { floor } => format!(
                 "the journal is empty, but the vault or a checkpoint knows records up to {floor}: restore the \
-                 journal's directory, or restore the group from its vault"
+                 journal's directory, or move the group's away and adopt its vault"
             ),
             Refusal::Foreign { segment } => {
                 format!(
@@ -107,13 +109,13 @@ impl Refusal {
             }
             Refusal::TailMissing => {
                 "the oldest segment that is still needed is missing: put its file back, or \
-                                     restore the group from its vault"
+                                     move the group's directory away and adopt its vault"
                     .to_owned()
             }
             Refusal::BelowFloor { end, floor } => format!(
                 "the journal ends at record {end}, but records up to {floor} were durable: it is damaged or was \
-                 rolled back; inspect it with 'afterimage journal verify', restore its files, or restore the group \
-                 from its vault"
+                 rolled back; inspect it with 'afterimage journal verify', restore its files, or move the group's \
+                 directory away and adopt its vault"
             ),
         };
         Error::new(ErrorKind::Corrupt, text)

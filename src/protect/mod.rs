@@ -6,6 +6,7 @@
 //!                └─ reads: layers, then images
 //! ```
 
+pub mod adopt;
 pub mod allocation;
 mod destaging;
 pub mod disk;

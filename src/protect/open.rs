@@ -29,6 +29,7 @@ use crate::journal::segments::{SegmentIndex, Source};
 use crate::journal::writer::{Entry, Identity, Writer};
 use crate::journal::{self};
 use crate::planted::{Bug, Planted};
+use crate::protect::adopt;
 use crate::protect::disk::Disk;
 use crate::protect::group::{Group, GroupSettings, Mailbox, Parts};
 use crate::protect::indexing::Indexing;
@@ -126,6 +127,7 @@ pub async fn open(runtime: Rc<Runtime>, plan: GroupPlan) -> Result<Group> {
 
 /// Opens a group's vault alone: it gives its points, and serves views of them, whatever became of journal and images.
 pub async fn open_vault(runtime: &Rc<Runtime>, plan: &GroupPlan) -> Result<Rc<Vault>> {
+    adopt::refuse_uncopied(runtime, plan).await?;
     let vault = Vault::open(runtime, &plan.vault, &plan.site_keys).await?;
     Ok(Rc::new(vault.with_planted(plan.planted)))
 }
@@ -140,6 +142,7 @@ pub async fn reopen_over(runtime: Rc<Runtime>, plan: GroupPlan, vault: Rc<Vault>
 /// Opens a group over its open vault, which stays as it is if that fails. Drive it until it
 /// [serves](Group::is_serving).
 pub async fn open_over(runtime: Rc<Runtime>, plan: GroupPlan, vault: Rc<Vault>) -> Result<Group> {
+    adopt::refuse_undone(&runtime, &plan).await?;
     for directory in [plan.journal(), plan.images(), plan.tests()] {
         runtime.create_directory(directory).await?;
     }
@@ -148,15 +151,18 @@ pub async fn open_over(runtime: Rc<Runtime>, plan: GroupPlan, vault: Rc<Vault>) 
         runtime.sync_directory(parent).await?;
     }
     let disks = open_disks(&runtime, &plan, &vault).await?;
-    let (group, timeline, vaulted) = {
+    let (owner, begin, vaulted) = {
         let state = vault.manifest().state();
         let vaulted = state.points().last().map_or(Lsn::ZERO, |point| point.marker);
-        (state.group(), state.timeline(), vaulted)
+        (Owner { group: state.group(), timeline: state.timeline() }, state.begin(), vaulted)
     };
+    let Owner { group, timeline } = owner;
     let mut disks = disks;
     let stored: BTreeMap<_, _> = disks.iter().map(|(&slot, disk)| (slot, disk.stored())).collect();
     let floor = vaulted.max(stored.values().copied().max().unwrap_or_default());
-    let known = Known { owner: Owner { group, timeline }, floor };
+    // What was there when the timeline began says nothing of this journal.
+    let floor = if floor > begin { floor } else { Lsn::ZERO };
+    let known = Known { owner, floor, begin };
     let needs = Needs { vaulted, stored };
     let journal_plan = JournalPlan {
         directory: plan.journal(),
@@ -176,7 +182,7 @@ pub async fn open_over(runtime: Rc<Runtime>, plan: GroupPlan, vault: Rc<Vault>) 
         "the journal was opened"
     );
     // What the journal let go of is in images and side files, whether or not these can be had.
-    let begin = journal.accepted.first().map_or(Lsn::ZERO, Recovered::after);
+    let begin = journal.accepted.first().map_or(begin, Recovered::after);
     for disk in disks.values_mut().filter(|disk| disk.image.is_none()) {
         disk.stored_before = disk.stored_before.max(begin);
     }

@@ -8,6 +8,7 @@
 //!   control plane ─▶ DataThreads ─▶ intake of each thread
 //! ```
 
+mod adoption;
 mod convert;
 mod data_thread;
 mod data_threads;

@@ -148,6 +148,10 @@ impl Backend for Gateway {
     fn vault_verify(&self, group: Option<Name>, progress: Progress) -> Answer<'_, VerifyReport> {
         self.detached(|inner| Box::pin(async move { inner.vault_verify(group, progress).await }))
     }
+
+    fn vault_adopt(&self, directory: PathBuf, progress: Progress) -> Answer<'_, Group> {
+        self.detached(|inner| Box::pin(async move { inner.vault_adopt(directory, progress).await }))
+    }
 }
 
 impl Inner {

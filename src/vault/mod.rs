@@ -9,6 +9,7 @@
 mod advance;
 mod base;
 mod blobs;
+mod copy;
 mod files;
 mod keyring;
 mod layout;
@@ -28,6 +29,7 @@ use futures::lock::{Mutex, MutexGuard};
 pub use advance::Advance;
 pub use base::{Bases, copy_sparse};
 pub use blobs::{BlobWriter, Blobs};
+pub use copy::copy;
 pub use keyring::{Wrapped, describe as describe_keys, rewrap as rewrap_keys};
 pub use layout::Layout;
 pub use leases::{Lease, Leases};

@@ -16,8 +16,8 @@ use crate::error::{Error, ErrorKind};
 use crate::format::delta::DeltaRef;
 use crate::format::manifest::{Contents, DiskState, Header, Snapshot, Step, StepNumber};
 use crate::format::record::{
-    Change, DISKS_MAX, DiskRecord, GroupRecord, MergeRecord, PinKind, PinRecord, PointDisk, PointRecord,
-    check_interval,
+    Change, DISKS_MAX, DiskRecord, ForkRecord, GroupRecord, MergeRecord, PinKind, PinRecord, PointDisk,
+    PointRecord, check_interval,
 };
 use crate::planted::{Bug, Planted};
 use crate::units::{BlobId, DiskId, DiskSlot, GroupId, GroupNanos, Lsn, PinId, PointId, TimelineId};
@@ -78,6 +78,8 @@ pub enum Refusal {
     PointInUse(PointId),
     #[error("no recovery point lies between {first} and {last} that could go")]
     NothingGoes { first: PointId, last: PointId },
+    #[error("timeline {timeline} does not go on from the newest point, at {marker}, or was there before")]
+    NotAFork { timeline: TimelineId, marker: Lsn },
     #[error("the base is on its way to point {0}")]
     BaseOnItsWay(PointId),
     #[error("the base is not on its way to point {0}")]
@@ -151,6 +153,7 @@ impl State {
             points: Vec::new(),
             pins: Vec::new(),
             retired: None,
+            forks: Vec::new(),
         };
         Ok(State::indexed(header.number, checksum, header, contents))
     }
@@ -192,6 +195,11 @@ impl State {
     /// The group's history.
     pub fn timeline(&self) -> TimelineId {
         self.timeline
+    }
+
+    /// Where this timeline begins: the marker of the point that it goes on from, zero for a group's first.
+    pub fn begin(&self) -> Lsn {
+        self.contents.forks.last().map_or(Lsn::ZERO, |fork| fork.marker)
     }
 
     /// Everything that a snapshot holds.
@@ -346,7 +354,19 @@ impl State {
                 _ => Err(Refusal::BaseNotOnItsWay(*point)),
             },
             Change::PointsMerged(merge) => self.check_merge(merge),
+            Change::TimelineForked { timeline, fork } => self.check_fork(*timeline, fork),
         }
+    }
+
+    /// A group goes on from its newest point, under a timeline that it never had.
+    fn check_fork(&self, timeline: TimelineId, fork: &ForkRecord) -> Verdict {
+        let newest = self.contents.points.last().map_or(Lsn::ZERO, |point| point.marker);
+        let is_new =
+            timeline != self.timeline && self.contents.forks.iter().all(|fork| fork.left != timeline);
+        if !is_new || fork.left != self.timeline || fork.marker != newest {
+            return Err(Refusal::NotAFork { timeline, marker: fork.marker });
+        }
+        Ok(())
     }
 
     fn check_retirement(&self, point: PointId) -> Verdict {
@@ -495,6 +515,10 @@ impl State {
             Change::PointsRetired(point) => self.retire_before(point),
             Change::BaseSet(_) => self.settle_base(),
             Change::PointsMerged(merge) => self.merge_points(&merge),
+            Change::TimelineForked { timeline, fork } => {
+                self.contents.forks.push(fork);
+                self.timeline = timeline;
+            }
         }
     }
 

@@ -18,7 +18,7 @@ use std::rc::Rc;
 use futures::stream::{self, StreamExt, TryStreamExt};
 
 pub use overlay::{BLOCK_BYTES, Overlay};
-pub use restore::{RestoreProgress, restore};
+pub use restore::{RestoreProgress, allocated_pieces, copy_pieces, restore};
 
 use self::cache::Recent;
 use crate::block::{AllocationRun, DataPiece};

@@ -102,12 +102,11 @@ async fn fill_and_publish(
     for ((disk, target), pieces) in view.disks().iter().zip(targets).zip(plans) {
         let file = runtime.open(&target.partial, OpenOptions::CREATE).await?;
         set_disk_length(runtime, &file, disk.sectors(), TOO_LONG).await?;
-        let copied = stream::iter(pieces).map(|piece| copy(view, disk, &file, piece));
-        let mut copied = copied.buffer_unordered(PIECES_IN_FLIGHT).boxed_local();
-        while let Some(bytes) = copied.try_next().await? {
+        copy_pieces(view, disk, pieces, &file, |bytes| {
             progress.bytes_done += bytes;
-            proceed(progress)?;
-        }
+            proceed(progress)
+        })
+        .await?;
         runtime.sync(&file).await?;
         progress.disks_done += 1;
         proceed(progress)?;
@@ -128,8 +127,24 @@ async fn sync_names(runtime: &Rc<Runtime>, directory: &Path) -> Result<()> {
     }
 }
 
+/// Copies pieces of a disk to a file that has holes there. `proceed` is told the bytes of each; its error ends it.
+pub async fn copy_pieces(
+    view: &View,
+    disk: &ViewDisk,
+    pieces: Vec<SectorRange>,
+    file: &File,
+    mut proceed: impl FnMut(u64) -> Result<()>,
+) -> Result<()> {
+    let copied = stream::iter(pieces).map(|piece| copy(view, disk, file, piece));
+    let mut copied = copied.buffer_unordered(PIECES_IN_FLIGHT).boxed_local();
+    while let Some(bytes) = copied.try_next().await? {
+        proceed(bytes)?;
+    }
+    Ok(())
+}
+
 /// The allocated parts of a disk, in pieces of at most 1 MiB.
-async fn allocated_pieces(view: &View, disk: &ViewDisk) -> Result<Vec<SectorRange>> {
+pub async fn allocated_pieces(view: &View, disk: &ViewDisk) -> Result<Vec<SectorRange>> {
     let mut pieces = Vec::new();
     let mut position = 0;
     for run in view.allocation(disk.id(), SectorRange::new(0, disk.sectors().0)).await? {

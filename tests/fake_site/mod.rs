@@ -361,6 +361,11 @@ impl Backend for FakeSite {
         futures::future::ready(Ok(status)).boxed()
     }
 
+    fn vault_adopt(&self, directory: PathBuf, _progress: Progress) -> Answer<'_, Group> {
+        let name: Name = directory.file_name().unwrap().to_str().unwrap().parse().unwrap();
+        self.group_create(name)
+    }
+
     fn vault_verify(&self, group: Option<Name>, progress: Progress) -> Answer<'_, VerifyReport> {
         progress.advance(1);
         let faults = match group {

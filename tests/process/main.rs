@@ -11,6 +11,7 @@ mod gateway;
 #[allow(dead_code)]
 mod tool;
 
+mod adoption;
 mod cancelled;
 mod connections;
 mod failed_groups;

@@ -73,7 +73,7 @@ fn check_frame(frame: &Frame, sum: u64, whole: &[u8]) {
 /// Deciding on what was scanned, twice the same segment too, never panics.
 fn check_recovery(scan: &SegmentScan) {
     let Some(first) = scan.frames.first() else { return };
-    let known = Known { owner: first.frame.owner(), floor: Lsn::ZERO };
+    let known = Known { owner: first.frame.owner(), floor: Lsn::ZERO, begin: Lsn::ZERO };
     let _ = recover(std::slice::from_ref(scan), known, Checks::ALL, &[]);
     let _ = recover(&[scan.clone(), scan.clone()], known, Checks::ALL, &[]);
 }

@@ -13,7 +13,8 @@ use afterimage::format::ladder::Ladder;
 use afterimage::format::manifest::{self, Contents, DiskState, Snapshot, Step, StepNumber};
 use afterimage::format::marker::Consistency;
 use afterimage::format::record::{
-    Change, DiskRecord, GroupRecord, Membership, MergeRecord, PinKind, PinRecord, PointDisk, PointRecord,
+    Change, DiskRecord, ForkRecord, GroupRecord, Membership, MergeRecord, PinKind, PinRecord, PointDisk,
+    PointRecord,
 };
 use afterimage::seal::GroupKeys;
 use afterimage::units::{
@@ -211,6 +212,10 @@ fn changes() -> Vec<Change> {
         Change::PolicySet { interval_ms: None, retain: Some(Ladder::keep_all()) },
         Change::PauseSet(true),
         Change::PauseSet(false),
+        Change::TimelineForked {
+            timeline: TimelineId(8),
+            fork: ForkRecord { left: TimelineId(7), marker: Lsn(10), wall: WallNanos(-3) },
+        },
         Change::PointPublished(point),
         Change::PointPublished(point_record(10, &[])),
         Change::PinAdded(PinRecord {
@@ -343,7 +348,13 @@ prop_compose! {
         pins in proptest::collection::btree_map(any::<u128>(), (any::<u128>(), 0..4_u64), 0..4),
         newest_test in any::<u64>(),
         retired in proptest::option::of(proptest::collection::vec(any::<u128>(), 0..3)),
+        forks in proptest::collection::btree_map(any::<u64>(), any::<u128>(), 0..3),
     ) -> Snapshot {
+        let forks = forks.into_iter().map(|(marker, left)| ForkRecord {
+            left: TimelineId(left),
+            marker: Lsn(marker),
+            wall: WallNanos(created),
+        }).collect();
         let pins = pins.into_iter().map(|(id, (point, test))| PinRecord {
             id: PinId(id),
             point: PointId(point),
@@ -359,7 +370,7 @@ prop_compose! {
         // A base is on its way only to a point.
         let retired = retired.filter(|_| !points.is_empty()).map(|blobs| blobs.into_iter().map(delta).collect());
         let contents = Contents {
-            group, removed, paused: !removed, newest_test: TestId(newest_test), disks, points, pins: pins.collect(), retired,
+            group, removed, paused: !removed, newest_test: TestId(newest_test), disks, points, pins: pins.collect(), retired, forks,
         };
         Snapshot { header: step_header(256), contents }
     }

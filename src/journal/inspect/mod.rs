@@ -247,7 +247,7 @@ impl Survey {
         let scans = as_opening_scans(&segments, owner);
         let claims = claims(&scans, owner, Checks::ALL);
         let floor = Floor { stated: claims.durable_through, destaged: listing.destaged };
-        let known = Known { owner, floor: floor.destaged.unwrap_or_default() };
+        let known = Known { owner, floor: floor.destaged.unwrap_or_default(), begin: Lsn::ZERO };
         let decision = listing.whole.then(|| recover(&scans, known, Checks::ALL, &[]));
         let mut survey = Survey {
             path: path.to_owned(),
