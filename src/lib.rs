@@ -39,6 +39,7 @@ pub mod sim;
 #[cfg(feature = "server")]
 pub mod site;
 pub mod storage;
+pub mod summary;
 pub mod sync;
 pub mod units;
 pub mod vault;

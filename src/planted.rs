@@ -61,11 +61,15 @@ pub enum Bug {
     LeaseIgnored,
     /// Keys are derived without the random id of what they seal.
     KeysWithoutIds,
+    /// A summary is used although a merge, or an advance of the base, ended it.
+    SummaryStale,
+    /// A summary lets the oldest bytes win.
+    SummaryOldestWins,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 27] = [
+    pub const ALL: [Bug; 29] = [
         Bug::AcknowledgeBeforeWritten,
         Bug::VisibleAfterAcknowledged,
         Bug::SyncCoversInFlight,
@@ -93,6 +97,8 @@ impl Bug {
         Bug::BlobsDeletedBeforeStep,
         Bug::LeaseIgnored,
         Bug::KeysWithoutIds,
+        Bug::SummaryStale,
+        Bug::SummaryOldestWins,
     ];
 }
 

@@ -236,6 +236,10 @@ random_id!(
     BlobId
 );
 random_id!(
+    /// One attempt to write a summary of deltas.
+    SummaryId
+);
+random_id!(
     /// A recovery point.
     PointId
 );

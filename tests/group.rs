@@ -45,6 +45,7 @@ fn plan(root: &Path) -> GroupPlan {
         cache_bytes_max: 8 << 20,
         map_bytes_max: 16 << 20,
         index_bytes_min: INDEX_BYTES_MIN,
+        fan_out: afterimage::vault::FAN_OUT,
         space: SpaceLimits::default(),
         site_keys: SiteKeys::new(vec![SiteKey::drawn([1, 2])]),
         seals: true,

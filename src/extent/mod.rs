@@ -166,6 +166,13 @@ impl<L: Location> FrozenMap<L> {
         Gapless::new(self.extents[first..].iter().copied(), window)
     }
 
+    /// Where the extent starts that stands `count` places behind the first one that ends after `sector`; `None` if there are
+    /// not so many.
+    pub fn start_ahead(&self, sector: u64, count: usize) -> Option<u64> {
+        let first = self.extents.partition_point(|extent| extent.range.end <= sector);
+        self.extents.get(first + count).map(|extent| extent.range.start)
+    }
+
     /// All extents, by start.
     pub fn iter(&self) -> impl Iterator<Item = Extent<L>> + '_ {
         self.extents.iter().copied()

@@ -14,6 +14,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::seal::{Generation, plain_len};
 use crate::units::{BlobId, GroupId, Lsn, TimelineId, WallNanos};
 
+pub(super) use tables::{
+    CHUNK_ENTRY_BYTES, EXTENT_ENTRY_BYTES, RawChunk, RawExtent, decode_chunk, decode_extent, encode_chunk,
+    encode_extent,
+};
 pub use tables::{Chunk, Content, DeltaExtent, DiskTable, Tables};
 
 /// Length of the header.
@@ -26,7 +30,7 @@ pub const CHUNK_BYTES: u32 = 128 << 10;
 pub const DISK_SECTORS_MAX: u64 = 1 << 54;
 
 const CHUNK_BYTES_MIN: u32 = 64 << 10;
-const CHUNK_BYTES_MAX: u32 = 256 << 10;
+pub(super) const CHUNK_BYTES_MAX: u32 = 256 << 10;
 const VERSION: u32 = 1;
 const HEADER_MAGIC: [u8; 8] = *b"AFTRDLTA";
 const FOOTER_MAGIC: [u8; 8] = *b"AFTRDEND";

@@ -14,6 +14,7 @@ pub mod marker;
 pub mod record;
 pub mod run;
 pub mod side;
+pub mod summary;
 
 use xxhash_rust::xxh3::xxh3_128;
 

@@ -62,6 +62,8 @@ pub struct GroupPlan {
     pub map_bytes_max: usize,
     /// Journal bytes that an index run stands for, at least.
     pub index_bytes_min: u64,
+    /// Neighbouring deltas, or summaries of them, that one summary is made of.
+    pub fan_out: usize,
     /// What its vault may take.
     pub space: SpaceLimits,
     /// The keys that unwrap the group's.
@@ -116,7 +118,7 @@ pub async fn create_vault(
     let timeline = TimelineId(runtime.random_u128());
     let seal_with = plan.seals.then_some(&plan.site_keys);
     let vault = Vault::create(runtime, &plan.vault, group, timeline, record, seal_with).await?;
-    Ok(Rc::new(vault.with_planted(plan.planted)))
+    Ok(Rc::new(vault.with_planted(plan.planted).with_fan_out(plan.fan_out)))
 }
 
 /// Opens a group. Drive it until it [serves](Group::is_serving).
@@ -129,7 +131,7 @@ pub async fn open(runtime: Rc<Runtime>, plan: GroupPlan) -> Result<Group> {
 pub async fn open_vault(runtime: &Rc<Runtime>, plan: &GroupPlan) -> Result<Rc<Vault>> {
     adopt::refuse_uncopied(runtime, plan).await?;
     let vault = Vault::open(runtime, &plan.vault, &plan.site_keys).await?;
-    Ok(Rc::new(vault.with_planted(plan.planted)))
+    Ok(Rc::new(vault.with_planted(plan.planted).with_fan_out(plan.fan_out)))
 }
 
 /// Opens a group again over the vault that it had. What the group before was about to append may be there or not, so the

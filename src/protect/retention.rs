@@ -28,6 +28,8 @@ const PASSES_PER_RUNG: u64 = 60;
 const PASS_MIN: Duration = Duration::from_millis(10);
 /// nor less often than this. So long it also waits after damage, which no other try mends.
 const PASS_MAX: Duration = Duration::from_secs(60);
+/// Summaries of deltas that are built in one pass: then whoever waits gets a turn.
+const SUMMARIES_PER_PASS: usize = 64;
 /// Wall and monotonic clock may part by so much between two passes: more is a step.
 const STEP_MIN: Duration = Duration::from_secs(1);
 /// Longest suspension after a step.
@@ -105,8 +107,10 @@ pub(super) struct Retention {
     offset: i128,
     suspended_until: MonotonicNanos,
     shrinking: Shrinking,
-    /// When space is to be looked at again.
+    /// When space is to be looked at again,
     space_due: MonotonicNanos,
+    /// and summaries, if they failed.
+    summaries_due: MonotonicNanos,
 }
 
 impl Retention {
@@ -131,6 +135,7 @@ impl Retention {
             suspended_until,
             shrinking,
             space_due,
+            summaries_due: MonotonicNanos(0),
         };
         let ladder = task.ladder();
         if ladder.rungs().first().is_some_and(|rung| clock.assumed > Duration::from_millis(rung.until_ms)) {
@@ -169,10 +174,28 @@ impl Retention {
             callback(self.delete(point).await);
         }
         let result = self.pass().await;
+        let has_more = self.mind_summaries().await;
         self.shared.busy.set(false);
         // Whoever waits for the task to be idle hears of it.
         self.report(false);
-        self.note(result)
+        let delay = self.note(result);
+        if has_more { delay.min(PASS_MIN) } else { delay }
+    }
+
+    /// Removes summaries that do not hold any more and builds those that are wanted; whether there are more. They are a
+    /// cache: what fails stalls nothing.
+    async fn mind_summaries(&mut self) -> bool {
+        if self.runtime.now() < self.summaries_due {
+            return false;
+        }
+        let tended = tend_summaries(&self.vault, &self.shared).await;
+        tended.unwrap_or_else(|error| {
+            if error.kind() != ErrorKind::Shutdown {
+                tracing::warn!(%error, "no summary of deltas is built: points open slower; it is tried again");
+                self.summaries_due = MonotonicNanos(self.runtime.now().0 + nanos(PASS_MAX));
+            }
+            false
+        })
     }
 
     async fn delete(&self, point: PointId) -> Result<()> {
@@ -279,6 +302,26 @@ impl Retention {
     }
 }
 
+async fn tend_summaries(vault: &Vault, shared: &Shared) -> Result<bool> {
+    let _turn = vault.retention_turn().await;
+    vault.end_summaries().await?;
+    let proceed = || match shared.stopping.get() {
+        true => Err(stopping()),
+        false => Ok(()),
+    };
+    for _ in 0..SUMMARIES_PER_PASS {
+        proceed()?;
+        if !vault.build_summary(&proceed).await? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn stopping() -> Error {
+    Error::new(ErrorKind::Shutdown, "the group is stopping")
+}
+
 fn offset(runtime: &Runtime) -> i128 {
     i128::from(runtime.wall().0) - i128::from(runtime.now().0)
 }
@@ -293,7 +336,7 @@ fn period(ladder: &Ladder) -> Duration {
 
 fn refuse(job: Option<Job>) {
     if let Some(Job::Delete(_, callback)) = job {
-        callback(Err(Error::new(ErrorKind::Shutdown, "the group is stopping")));
+        callback(Err(stopping()));
     }
 }
 

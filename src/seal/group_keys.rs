@@ -35,6 +35,8 @@ pub enum Purpose {
     Journal,
     /// One side file.
     Side,
+    /// One summary of deltas.
+    Summary,
 }
 
 impl Purpose {
@@ -44,6 +46,7 @@ impl Purpose {
             Purpose::Delta => "afterimage 1 delta",
             Purpose::Journal => "afterimage 1 journal",
             Purpose::Side => "afterimage 1 side file",
+            Purpose::Summary => "afterimage 1 summary",
         }
     }
 }

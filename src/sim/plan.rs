@@ -25,6 +25,8 @@ pub struct Plan {
     pub seals: bool,
     /// Journal bytes that an index run stands for, at least.
     pub index_bytes: u64,
+    /// Deltas that one summary is made of: few, so that there are some levels of them.
+    pub fan_out: usize,
     /// Time between points.
     pub interval: Duration,
     /// Which points are kept at first: one of `retention::LADDERS`.
@@ -90,6 +92,7 @@ impl Plan {
             durables: *random.choose(&[0, 4, 32]),
             ladder: random.index(LADDERS.len()),
             retention_every: *random.choose(&[20, 60, 400]),
+            fan_out: *random.choose(&[2, 2, 3, 4]),
         }
     }
 }

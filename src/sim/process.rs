@@ -33,6 +33,7 @@ pub fn group_plan(plan: &Plan, planted: Planted, site_keys: SiteKeys) -> GroupPl
         cache_bytes_max: plan.cache_bytes,
         map_bytes_max: plan.map_bytes,
         index_bytes_min: plan.index_bytes,
+        fan_out: plan.fan_out,
         space: plan.space,
         site_keys,
         seals: plan.seals,

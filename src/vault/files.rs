@@ -1,14 +1,21 @@
-//! The two things that a vault does with whole small files: read one, and publish one durably.
+//! What a vault does with files: read and publish whole small ones, and put long ones piece after piece.
 
-use std::path::Path;
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use futures::future::LocalBoxFuture;
+
 use super::layout;
+use crate::delta::Sink;
 use crate::error::{Error, ErrorKind, Result};
 use crate::planted::{Bug, Planted};
 use crate::runtime::Runtime;
-use crate::storage::{Buffer, OpenOptions};
+use crate::storage::{Buffer, File, Op, OpenOptions, Outcome, Slice};
 use crate::units::to_usize;
+
+/// Writes of one file in flight; with what makes its pieces this bounds what a put keeps in memory.
+const WRITES_IN_FLIGHT_MAX: usize = 4;
 
 /// Reads a whole file of at most `bytes_max`; a longer one is not what was stored.
 pub(super) async fn read_whole(runtime: &Rc<Runtime>, path: &Path, bytes_max: u64) -> Result<Buffer> {
@@ -100,4 +107,99 @@ pub(super) async fn remove_partials(runtime: &Rc<Runtime>, directory: &Path) -> 
         }
     }
     Ok(())
+}
+
+/// A long file on its way. Until [`PartialFile::finish`] returns it does not exist; dropped before, it leaves what the next
+/// opening removes.
+pub(super) struct PartialFile {
+    runtime: Rc<Runtime>,
+    path: PathBuf,
+    partial: PathBuf,
+    file: File,
+    length: u64,
+    in_flight: VecDeque<LocalBoxFuture<'static, Result<Outcome>>>,
+    /// The last piece: by it a lost reply is told from another's file.
+    newest: Option<Slice>,
+}
+
+impl PartialFile {
+    /// Begins the file that is to be `path`.
+    pub(super) async fn create(runtime: &Rc<Runtime>, path: PathBuf) -> Result<PartialFile> {
+        let partial = layout::partial(&path, runtime.random_u128());
+        let file = runtime.open(&partial, OpenOptions::CREATE).await?;
+        let (runtime, in_flight) = (Rc::clone(runtime), VecDeque::new());
+        Ok(PartialFile { runtime, path, partial, file, length: 0, in_flight, newest: None })
+    }
+
+    async fn drain(&mut self, left: usize) -> Result<()> {
+        while self.in_flight.len() > left {
+            let Some(write) = self.in_flight.pop_front() else { break };
+            write.await?;
+        }
+        Ok(())
+    }
+
+    /// Makes the file exist, durably; not to sync it first is a bug.
+    pub(super) async fn finish(mut self, sync: bool) -> Result<()> {
+        if let Err(error) = self.settle(sync).await {
+            // Best effort, as below: what stays is removed at the next opening, but takes space until then.
+            let _ = self.abandon().await;
+            return Err(error);
+        }
+        if let Err(error) = self.runtime.publish(&self.partial, &self.path).await
+            && !self.was_published().await?
+        {
+            let _ = self.abandon().await;
+            return Err(error);
+        }
+        let directory = self.path.parent().expect("a vault's files are in directories");
+        self.runtime.sync_directory(directory).await
+    }
+
+    async fn settle(&mut self, sync: bool) -> Result<()> {
+        self.drain(0).await?;
+        match sync {
+            true => self.runtime.sync(&self.file).await,
+            false => Ok(()),
+        }
+    }
+
+    /// Whether the file is there although publishing said otherwise: a reply can be lost. Ids are random, so its
+    /// length and last piece (the footer, which sums all others) tell.
+    async fn was_published(&self) -> Result<bool> {
+        let file = match self.runtime.open(&self.path, OpenOptions::READ).await {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let Some(newest) = &self.newest else { return Ok(false) };
+        if self.runtime.length(&file).await? != self.length {
+            return Ok(false);
+        }
+        let offset = self.length - newest.len() as u64;
+        Ok(self.runtime.read(&file, offset, newest.len()).await?[..] == newest[..])
+    }
+
+    /// Gives the file up.
+    pub(super) async fn abandon(mut self) -> Result<()> {
+        // A write that failed does not matter any more; one in flight would land in the removed file.
+        while let Some(write) = self.in_flight.pop_front() {
+            let _ = write.await;
+        }
+        self.runtime.remove(&self.partial).await
+    }
+}
+
+impl Sink for PartialFile {
+    fn length(&self) -> u64 {
+        self.length
+    }
+
+    async fn append(&mut self, piece: Slice) -> Result<()> {
+        let op = Op::Write { file: self.file.clone(), offset: self.length, data: piece.clone() };
+        self.in_flight.push_back(Box::pin(self.runtime.call(op)));
+        self.length += piece.len() as u64;
+        self.newest = Some(piece);
+        self.drain(WRITES_IN_FLIGHT_MAX).await
+    }
 }

@@ -3,11 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use crate::format::manifest::StepNumber;
+use crate::format::summary::Cover;
 use crate::units::{BlobId, DiskId};
 
 const STEP_DIGITS: usize = 16;
 const SNAPSHOT_SUFFIX: &str = ".snapshot";
 const BLOB_SUFFIX: &str = ".delta";
+const SUMMARY_SUFFIX: &str = ".summary";
 const BASE_SUFFIX: &str = ".raw";
 const PARTIAL_SUFFIX: &str = ".partial";
 
@@ -43,14 +45,19 @@ impl Layout {
         self.root.join("base")
     }
 
+    /// Holds summaries of deltas: a cache.
+    pub fn index(&self) -> PathBuf {
+        self.root.join("index")
+    }
+
     /// Holds keyrings.
     pub fn keys(&self) -> PathBuf {
         self.root.join("keys")
     }
 
-    /// The four directories. The keys go first when a vault is deleted: without them the rest is noise.
-    pub fn directories(&self) -> [PathBuf; 4] {
-        [self.keys(), self.manifest(), self.blobs(), self.bases()]
+    /// The directories. The keys go first when a vault is deleted: without them the rest is noise.
+    pub fn directories(&self) -> [PathBuf; 5] {
+        [self.keys(), self.manifest(), self.blobs(), self.bases(), self.index()]
     }
 
     /// The directories whose content begins a group.
@@ -81,6 +88,12 @@ impl Layout {
     /// A delta blob.
     pub fn blob(&self, blob: BlobId) -> PathBuf {
         self.blobs().join(format!("{blob}{BLOB_SUFFIX}"))
+    }
+
+    /// A summary of deltas.
+    pub fn summary(&self, cover: &Cover) -> PathBuf {
+        let Cover { first, members, digest, level } = cover;
+        self.index().join(format!("{level}-{first}-{members}-{digest:032x}{SUMMARY_SUFFIX}"))
     }
 
     /// A disk's base.
@@ -137,6 +150,17 @@ pub fn parse_blob_name(name: &str) -> Option<BlobId> {
     parse_id(name.strip_suffix(BLOB_SUFFIX)?).map(BlobId)
 }
 
+/// Reads a name in the index: it says what the summary covers.
+pub fn parse_summary_name(name: &str) -> Option<Cover> {
+    let mut parts = name.strip_suffix(SUMMARY_SUFFIX)?.split('-');
+    let (level, first, members, digest) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let (level, members): (u8, u32) = (level.parse().ok()?, members.parse().ok()?);
+    let cover = Cover { first: BlobId(parse_id(first)?), members, digest: parse_id(digest)?, level };
+    // One spelling each: "+1" and "01" are numbers, too.
+    let spelled = format!("{level}-{first}-{members}-{digest}{SUMMARY_SUFFIX}");
+    (parts.next().is_none() && spelled == name && level > 0 && members > 0).then_some(cover)
+}
+
 /// Reads a name in the bases' directory.
 pub fn parse_base_name(name: &str) -> Option<DiskId> {
     parse_id(name.strip_suffix(BASE_SUFFIX)?).map(DiskId)
@@ -165,6 +189,9 @@ mod tests {
         assert_eq!(parse_keyring_name(name(&layout.keyring(12))), Some(12));
         assert_eq!(parse_blob_name(name(&layout.blob(BlobId(7)))), Some(BlobId(7)));
         assert_eq!(parse_base_name(name(&layout.base(DiskId(9)))), Some(DiskId(9)));
+        let cover = Cover { first: BlobId(7), members: 16, digest: u128::MAX - 3, level: 1 };
+        assert_eq!(parse_summary_name(name(&layout.summary(&cover))), Some(cover));
+        assert_eq!(parse_summary_name(&format!("0{}", name(&layout.summary(&cover)))), None);
         let partial = partial(&layout.step(step), 1);
         assert!(is_partial(name(&partial)));
         for other in [name(&partial), "256", "+000000000000256", "0000000000000000", "x.snapshot", ""] {

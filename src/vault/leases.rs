@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use crate::format::record::PointRecord;
+use crate::format::summary::Cover;
 use crate::units::{BlobId, Lsn};
 
 #[derive(Default)]
@@ -15,6 +16,7 @@ struct Inner {
     /// Markers of the points that are read, and by how many.
     points: BTreeMap<Lsn, usize>,
     blobs: BTreeMap<BlobId, usize>,
+    summaries: BTreeMap<Cover, usize>,
     /// Blobs that no step names any more, and that are not deleted yet.
     doomed: BTreeSet<BlobId>,
     /// Whether a doomed blob lost its last lease since somebody looked.
@@ -32,7 +34,24 @@ pub struct Lease {
     blobs: Vec<BlobId>,
 }
 
+/// A view's, of a summary that it reads.
+pub struct SummaryLease {
+    leases: Leases,
+    cover: Cover,
+}
+
 impl Leases {
+    /// Keeps the file of a summary.
+    pub fn take_summary(&self, cover: Cover) -> SummaryLease {
+        *self.0.borrow_mut().summaries.entry(cover).or_default() += 1;
+        SummaryLease { leases: self.clone(), cover }
+    }
+
+    /// Whether a view reads a summary.
+    pub(super) fn holds_summary(&self, cover: &Cover) -> bool {
+        self.0.borrow().summaries.contains_key(cover)
+    }
+
     /// Keeps a point and the blobs that its view reads.
     pub fn take(&self, marker: Lsn, blobs: Vec<BlobId>) -> Lease {
         let mut inner = self.0.borrow_mut();
@@ -102,6 +121,12 @@ impl Drop for Lease {
             let is_free = release(&mut inner.blobs, *blob);
             inner.freed |= is_free && inner.doomed.contains(blob);
         }
+    }
+}
+
+impl Drop for SummaryLease {
+    fn drop(&mut self) {
+        release(&mut self.leases.0.borrow_mut().summaries, self.cover);
     }
 }
 

@@ -10,6 +10,7 @@ mod advance;
 mod base;
 mod blobs;
 mod copy;
+mod cover;
 mod files;
 mod keyring;
 mod layout;
@@ -18,6 +19,7 @@ mod manifest;
 mod plan;
 mod retention;
 mod state;
+mod summaries;
 mod thinning;
 mod verify;
 
@@ -30,13 +32,15 @@ pub use advance::Advance;
 pub use base::{Bases, copy_sparse};
 pub use blobs::{BlobWriter, Blobs};
 pub use copy::copy;
+pub use cover::Stretch;
 pub use keyring::{Wrapped, describe as describe_keys, rewrap as rewrap_keys};
 pub use layout::Layout;
-pub use leases::{Lease, Leases};
+pub use leases::{Lease, Leases, SummaryLease};
 pub use manifest::{Manifest, SNAPSHOT_STEPS};
 pub use plan::{Plan, PlannedPoint, plan};
 pub use retention::{Forecast, RetentionStep};
 pub use state::{Refusal, State};
+pub use summaries::{FAN_OUT, Summaries};
 pub use verify::{Finding, Severity, VerifyReport, verify};
 
 use crate::delta::{Build, BuiltDelta, DeltaReader, DiskExtents, Source};
@@ -57,6 +61,7 @@ pub struct Vault {
     manifest: Manifest,
     blobs: Blobs,
     bases: Bases,
+    summaries: Summaries,
     leases: Leases,
     /// One retention at a time, also while a group is opened anew over its vault.
     turn: Mutex<()>,
@@ -110,6 +115,8 @@ impl Vault {
         let vault = Vault::new(runtime, layout, manifest);
         vault.blobs.clean(|blob| vault.manifest.state().names_blob(blob)).await?;
         vault.bases.clean(|disk| vault.manifest.state().names_disk(disk)).await?;
+        let deltas = vault.manifest.state().all_deltas();
+        vault.summaries.clean(&deltas).await?;
         Ok(vault)
     }
 
@@ -121,14 +128,27 @@ impl Vault {
         }
         let keys = keyring::open(runtime, &layout, site).await?;
         let manifest = Manifest::open(runtime, &layout, keys).await?;
-        Ok(Vault::new(runtime, layout, manifest))
+        let vault = Vault::new(runtime, layout, manifest);
+        vault.summaries.load().await?;
+        Ok(vault)
     }
 
     fn new(runtime: &Rc<Runtime>, layout: Layout, manifest: Manifest) -> Vault {
         let blobs = Blobs::new(runtime, &layout);
         let bases = Bases::new(runtime, &layout);
+        let summaries = Summaries::new(runtime, &layout);
         let (leases, turn, planted) = (Leases::default(), Mutex::new(()), Planted::NONE);
-        Vault { runtime: Rc::clone(runtime), layout, manifest, blobs, bases, leases, turn, planted }
+        Vault {
+            runtime: Rc::clone(runtime),
+            layout,
+            manifest,
+            blobs,
+            bases,
+            summaries,
+            leases,
+            turn,
+            planted,
+        }
     }
 
     /// The same vault with a bug: for the simulator.
@@ -137,6 +157,14 @@ impl Vault {
         self.planted = planted;
         self.manifest.plant(planted);
         self.blobs.plant(planted);
+        self.summaries.plant(planted);
+        self
+    }
+
+    /// The same vault, which makes one summary of so many neighbours: at least two.
+    #[must_use]
+    pub fn with_fan_out(mut self, fan_out: usize) -> Vault {
+        self.summaries.gather(fan_out);
         self
     }
 
@@ -168,6 +196,11 @@ impl Vault {
     /// Its bases.
     pub fn bases(&self) -> &Bases {
         &self.bases
+    }
+
+    /// Its summaries of deltas.
+    pub fn summaries(&self) -> &Summaries {
+        &self.summaries
     }
 
     /// What the views of this process read.

@@ -1,8 +1,8 @@
 //! A view: the disks of a group as of a recovery point, read-only.
 //!
-//! The deltas up to the point are layered, newest bytes winning, into one frozen extent map per disk over the disk's
-//! base. Opening reads header and tables of each delta; chunks are read, and compared with their checksums, when they are
-//! asked for. Overlay and restore build on this; serving over NBD is the failover room's.
+//! The deltas up to the point are layered, newest bytes winning, over each disk's base, by the fewest tables that cover
+//! them ([`tables`]): opening depends hardly on how many there are. Chunks are read, and compared with their checksums, when
+//! they are asked for. Overlay and restore build on this; serving over NBD is the failover room's.
 //!
 //! Invariant: what a view reads never changes while it lives. Blobs are immutable, and a lease keeps them; the base is
 //! written only where the view's map has something (`docs/retention.md`). A pin keeps the point over restarts.
@@ -11,6 +11,7 @@ mod cache;
 mod overlay;
 mod presence;
 mod restore;
+mod tables;
 mod turns;
 
 use std::rc::Rc;
@@ -20,32 +21,19 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 pub use overlay::{BLOCK_BYTES, Overlay};
 pub use restore::{RestoreProgress, allocated_pieces, copy_pieces, restore};
 
-use self::cache::Recent;
+use self::tables::{Size, Tables, Trouble};
 use crate::block::{AllocationRun, DataPiece};
-use crate::delta::{LayeredDisk, Layering, Place, read_chunk};
+use crate::delta::Place;
 use crate::error::{Error, ErrorKind, Result};
-use crate::extent::FrozenMap;
-use crate::format::delta::Chunk;
+use crate::extent::Found;
 use crate::format::record::{Membership, PointDisk, PointRecord};
 use crate::runtime::Runtime;
-use crate::storage::{File, Slice};
-use crate::units::{BlobId, DiskId, DiskSlot, PointId, SECTOR_BYTES, SectorCount, SectorRange, to_usize};
+use crate::storage::File;
+use crate::units::{DiskId, DiskSlot, PointId, SECTOR_BYTES, SectorCount, SectorRange, to_usize};
 use crate::vault::{Lease, Vault};
 
-/// Deltas whose tables are read at a time while a view opens.
-const OPENS_IN_FLIGHT: usize = 16;
 /// Parts of one read that are in flight at a time.
 const READS_IN_FLIGHT: usize = 16;
-/// Chunks kept per view: 4 MiB.
-const CHUNKS_KEPT: usize = 32;
-/// Blobs kept open per view: a view of a day of points has more of them than a process may have files.
-const FILES_KEPT: usize = 32;
-
-/// A delta of the view.
-struct Layer {
-    blob: BlobId,
-    chunks: Box<[Chunk]>,
-}
 
 /// A disk of a view.
 pub struct ViewDisk {
@@ -53,7 +41,6 @@ pub struct ViewDisk {
     id: DiskId,
     name: String,
     sectors: SectorCount,
-    map: FrozenMap<Place>,
     base: File,
     base_sectors: u64,
 }
@@ -78,11 +65,6 @@ impl ViewDisk {
     pub fn sectors(&self) -> SectorCount {
         self.sectors
     }
-
-    /// Extents in the merged map: what the view keeps in memory.
-    pub fn extents(&self) -> usize {
-        self.map.len()
-    }
 }
 
 /// A group's disks as of a recovery point.
@@ -90,9 +72,7 @@ pub struct View {
     vault: Rc<Vault>,
     point: PointRecord,
     disks: Vec<ViewDisk>,
-    layers: Vec<Layer>,
-    chunks: Recent<(u32, u32), Slice>,
-    files: Recent<u32, File>,
+    tables: Tables,
     _lease: Lease,
 }
 
@@ -109,27 +89,18 @@ impl View {
             let lease = vault.leases().take(point.marker, deltas.iter().map(|delta| delta.blob).collect());
             (point.clone(), deltas, lease)
         };
-        let sizes = included(&point).map(|disk| (disk.slot, disk.disk, disk.sectors));
-        let mut layering = Layering::new(sizes);
-        let mut layers = Vec::with_capacity(deltas.len());
-        let mut readers = stream::iter(deltas)
-            .map(|delta| async move { vault.open_delta(&delta).await })
-            .buffered(OPENS_IN_FLIGHT)
-            .boxed_local();
-        while let Some(reader) = readers.next().await {
-            let layer = u32::try_from(layers.len()).expect("a vault has fewer than 2^32 points");
-            let reader = reader?;
-            layering.add(vault.runtime(), layer, &reader.tables().disks).await;
-            let blob = reader.header().blob;
-            layers.push(Layer { blob, chunks: reader.into_tables().chunks.into_boxed_slice() });
+        let sizes: Vec<Size> = included(&point).map(|disk| (disk.slot, disk.disk, disk.sectors)).collect();
+        let mut disks = Vec::with_capacity(sizes.len());
+        let tables = Tables::open(vault, deltas, sizes.clone()).await?;
+        for size in sizes {
+            disks.push(ViewDisk::open(vault, size).await?);
         }
-        drop(readers);
-        let mut disks = Vec::new();
-        for layered in layering.finish() {
-            disks.push(ViewDisk::open(vault, layered).await?);
-        }
-        let (chunks, files) = (Recent::new(CHUNKS_KEPT), Recent::new(FILES_KEPT));
-        Ok(Rc::new(View { vault: Rc::clone(vault), point, disks, layers, chunks, files, _lease: lease }))
+        Ok(Rc::new(View { vault: Rc::clone(vault), point, disks, tables, _lease: lease }))
+    }
+
+    /// Summaries that stand for its deltas, as far as there are any.
+    pub fn summaries(&self) -> usize {
+        self.tables.summaries()
     }
 
     /// The point.
@@ -157,25 +128,60 @@ impl View {
     /// The bytes of a range, in order.
     pub async fn read(&self, disk: DiskId, range: SectorRange) -> Result<Vec<DataPiece>> {
         let disk = self.checked(disk, range)?;
-        let parts = disk.map.lookup(range).map(|(range, place)| self.read_part(disk, range, place));
-        let parts: Vec<_> = parts.collect();
+        loop {
+            match self.try_read(disk, range).await {
+                Ok(pieces) => return Ok(pieces),
+                Err(trouble) => self.mend(trouble).await?,
+            }
+        }
+    }
+
+    async fn try_read(
+        &self,
+        disk: &ViewDisk,
+        range: SectorRange,
+    ) -> std::result::Result<Vec<DataPiece>, Trouble> {
+        let parts = self.tables.lookup(disk.slot, range).await?.into_iter();
+        let parts: Vec<_> = parts.map(|(range, place)| self.read_part(disk, range, place)).collect();
         let pieces: Vec<Vec<DataPiece>> = stream::iter(parts).buffered(READS_IN_FLIGHT).try_collect().await?;
         Ok(pieces.into_iter().flatten().collect())
+    }
+
+    /// Has the next try go another way, if there is one.
+    async fn mend(&self, trouble: Trouble) -> Result<()> {
+        match trouble {
+            Trouble::Summary(summary, error) => self.tables.fall_back(&summary, &error).await,
+            Trouble::Lost(error) => Err(error),
+        }
     }
 
     /// Which parts of a range are allocated, in order, neighbours of one state in one run. What is not reads as zeros.
     pub async fn allocation(&self, disk: DiskId, range: SectorRange) -> Result<Vec<AllocationRun>> {
         let disk = self.checked(disk, range)?;
         let mut runs = Vec::new();
-        let parts: Vec<_> = disk.map.lookup(range).collect();
-        for (range, place) in parts {
-            match place {
-                Some(Place::Chunk { .. }) => add_run(&mut runs, range.bytes(), true),
-                Some(Place::Zero { allocated }) => add_run(&mut runs, range.bytes(), allocated),
-                None => self.add_base_runs(disk, range, &mut runs).await?,
+        let mut start = range.start;
+        // Not in one go: a large disk may have more extents than memory.
+        while start < range.end {
+            let end = self.tables.window_end(disk.slot, start, range.end);
+            for (range, place) in self.lookup(disk, SectorRange::new(start, end)).await? {
+                match place {
+                    Some(Place::Chunk { .. }) => add_run(&mut runs, range.bytes(), true),
+                    Some(Place::Zero { allocated }) => add_run(&mut runs, range.bytes(), allocated),
+                    None => self.add_base_runs(disk, range, &mut runs).await?,
+                }
             }
+            start = end;
         }
         Ok(runs)
+    }
+
+    async fn lookup(&self, disk: &ViewDisk, range: SectorRange) -> Result<Vec<Found<Place>>> {
+        loop {
+            match self.tables.lookup(disk.slot, range).await {
+                Ok(parts) => return Ok(parts),
+                Err(trouble) => self.mend(trouble).await?,
+            }
+        }
     }
 
     fn checked(&self, disk: DiskId, range: SectorRange) -> Result<&ViewDisk> {
@@ -192,15 +198,15 @@ impl View {
         disk: &ViewDisk,
         range: SectorRange,
         place: Option<Place>,
-    ) -> Result<Vec<DataPiece>> {
+    ) -> std::result::Result<Vec<DataPiece>, Trouble> {
         match place {
             Some(Place::Zero { .. }) => Ok(vec![DataPiece::Zeros(range.bytes())]),
             Some(Place::Chunk { layer, chunk, sector }) => {
-                let chunk = self.chunk(layer, chunk).await?;
                 let start = to_usize(u64::from(sector) * SECTOR_BYTES);
-                Ok(vec![DataPiece::Bytes(chunk.slice(start..start + to_usize(range.bytes())))])
+                let bytes = start..start + to_usize(range.bytes());
+                Ok(vec![DataPiece::Bytes(self.tables.chunk(layer, chunk, bytes).await?)])
             }
-            None => self.read_base(disk, range).await,
+            None => Ok(self.read_base(disk, range).await?),
         }
     }
 
@@ -239,26 +245,6 @@ impl View {
         add_run(runs, end - position, false);
         Ok(())
     }
-
-    async fn chunk(&self, layer: u32, index: u32) -> Result<Slice> {
-        if let Some(chunk) = self.chunks.get((layer, index)) {
-            return Ok(chunk);
-        }
-        let file = self.file(layer).await?;
-        let entry = self.layers[layer as usize].chunks[index as usize];
-        let chunk = read_chunk(self.runtime(), &file, &entry, self.vault.keys()).await?;
-        self.chunks.put((layer, index), chunk.clone());
-        Ok(chunk)
-    }
-
-    async fn file(&self, layer: u32) -> Result<File> {
-        if let Some(file) = self.files.get(layer) {
-            return Ok(file);
-        }
-        let file = self.vault.blobs().open(self.layers[layer as usize].blob).await?;
-        self.files.put(layer, file.clone());
-        Ok(file)
-    }
 }
 
 /// Adds to the last run, or begins one.
@@ -276,12 +262,11 @@ fn included(point: &PointRecord) -> impl Iterator<Item = &PointDisk> {
 }
 
 impl ViewDisk {
-    async fn open(vault: &Vault, disk: LayeredDisk<FrozenMap<Place>>) -> Result<ViewDisk> {
-        let LayeredDisk { slot, id, sectors, map } = disk;
+    async fn open(vault: &Vault, (slot, id, sectors): Size) -> Result<ViewDisk> {
         let name =
             vault.manifest().state().disk(slot).map_or_else(String::new, |disk| disk.record.name.clone());
         let base = vault.bases().open(id).await?;
         let base_sectors = vault.runtime().length(&base).await? / SECTOR_BYTES;
-        Ok(ViewDisk { slot, id, name, sectors, map, base, base_sectors })
+        Ok(ViewDisk { slot, id, name, sectors, base, base_sectors })
     }
 }

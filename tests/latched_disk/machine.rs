@@ -40,6 +40,7 @@ pub fn plan() -> GroupPlan {
         segment_bytes: SEGMENT_BYTES,
         journal_bytes: SEGMENT_BYTES * SEGMENTS,
         index_bytes_min: 1 << 20,
+        fan_out: afterimage::vault::FAN_OUT,
         space: SpaceLimits::default(),
         cache_bytes_max: 64 << 10,
         map_bytes_max: 16 << 20,

@@ -28,9 +28,10 @@ struct RawDisk {
     extents: U64,
 }
 
+/// An extent's entry; summaries have the same.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-struct RawExtent {
+pub(in crate::format) struct RawExtent {
     start: U64,
     sectors: U32,
     kind: u8,
@@ -39,9 +40,10 @@ struct RawExtent {
     chunk_sector: U32,
 }
 
+/// A chunk's entry; summaries have the same, with a member.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
-struct RawChunk {
+pub(in crate::format) struct RawChunk {
     offset: U64,
     stored_bytes: U32,
     plain_bytes: U32,
@@ -49,14 +51,15 @@ struct RawChunk {
     reserved_short: [u8; 3],
     origin_chunk: U32,
     key_generation: U32,
-    reserved: U32,
+    /// In a summary: which of its deltas the chunk is in. In a delta 0.
+    pub(in crate::format) member: U32,
     origin_blob: U128,
     checksum: U128,
 }
 
 const DISK_ENTRY_BYTES: usize = size_of::<RawDisk>();
-const EXTENT_ENTRY_BYTES: usize = size_of::<RawExtent>();
-const CHUNK_ENTRY_BYTES: usize = size_of::<RawChunk>();
+pub(in crate::format) const EXTENT_ENTRY_BYTES: usize = size_of::<RawExtent>();
+pub(in crate::format) const CHUNK_ENTRY_BYTES: usize = size_of::<RawChunk>();
 const _: () = assert!(DISK_ENTRY_BYTES == 48 && EXTENT_ENTRY_BYTES == 24 && CHUNK_ENTRY_BYTES == 64);
 
 /// Length of tables with these counts, unless it overflows.
@@ -217,7 +220,7 @@ fn encode_disk(disk: &DiskTable, first_extent: u64) -> RawDisk {
     }
 }
 
-fn encode_extent(extent: &DeltaExtent) -> RawExtent {
+pub(in crate::format) fn encode_extent(extent: &DeltaExtent) -> RawExtent {
     let (kind, chunk, chunk_sector) = match extent.content {
         Content::Data { chunk, sector } => (KIND_DATA, chunk, sector),
         Content::Zero { allocated: false } => (KIND_HOLE, 0, 0),
@@ -233,7 +236,7 @@ fn encode_extent(extent: &DeltaExtent) -> RawExtent {
     }
 }
 
-fn encode_chunk(chunk: &Chunk) -> RawChunk {
+pub(in crate::format) fn encode_chunk(chunk: &Chunk) -> RawChunk {
     RawChunk {
         offset: chunk.offset.into(),
         stored_bytes: chunk.stored_bytes.into(),
@@ -242,7 +245,7 @@ fn encode_chunk(chunk: &Chunk) -> RawChunk {
         reserved_short: [0; 3],
         origin_chunk: chunk.origin_chunk.into(),
         key_generation: chunk.sealed_under.map_or(0, |generation| generation.0).into(),
-        reserved: 0.into(),
+        member: 0.into(),
         origin_blob: chunk.origin_blob.0.into(),
         checksum: chunk.checksum.into(),
     }
@@ -252,8 +255,8 @@ fn decode_chunks(raw: &[RawChunk], header: &Header, footer: &Footer) -> Result<V
     let mut chunks = Vec::with_capacity(raw.len());
     let (mut offset, mut plain_bytes) = (HEADER_BYTES as u64, 0_u64);
     for (index, raw) in raw.iter().enumerate() {
-        let chunk = decode_chunk(raw, header)
-            .and_then(|chunk| match chunk.offset == offset {
+        let chunk = decode_chunk(raw, header.chunk_bytes)
+            .and_then(|chunk| match chunk.offset == offset && raw.member.get() == 0 {
                 true => Ok(chunk),
                 false => Err(Error::corrupt(format!("it starts at {}, not at {offset}", chunk.offset))),
             })
@@ -268,15 +271,15 @@ fn decode_chunks(raw: &[RawChunk], header: &Header, footer: &Footer) -> Result<V
     Ok(chunks)
 }
 
-fn decode_chunk(raw: &RawChunk, header: &Header) -> Result<Chunk> {
+/// A chunk's entry on its own, of at most so many plain bytes; the member is the caller's to judge.
+pub(in crate::format) fn decode_chunk(raw: &RawChunk, chunk_bytes_max: u32) -> Result<Chunk> {
     let compression = Compression::from_code(raw.compression)?;
     let (plain, stored) = (raw.plain_bytes.get(), raw.stored_bytes.get());
     let legal = plain > 0
-        && plain <= header.chunk_bytes
+        && plain <= chunk_bytes_max
         && u64::from(plain).is_multiple_of(SECTOR_BYTES)
         && is_legal_length(plain.into(), stored.into(), compression, raw.key_generation.get());
-    let reserved = raw.reserved_short != [0; 3] || raw.reserved.get() != 0;
-    if !legal || reserved {
+    if !legal || raw.reserved_short != [0; 3] {
         return Err(Error::corrupt(format!("{stored} stored bytes, {plain} plain")));
     }
     Ok(Chunk {
@@ -322,7 +325,8 @@ fn decode_disks(raw: &[RawDisk], extents: &[RawExtent], chunks: &[Chunk]) -> Res
 fn decode_extents(raw: &[RawExtent], sectors: u64, chunks: &[Chunk]) -> Result<Vec<DeltaExtent>> {
     let mut extents: Vec<DeltaExtent> = Vec::with_capacity(raw.len());
     for raw in raw {
-        let extent = decode_extent(raw, chunks)?;
+        let extent = decode_extent(raw)?;
+        check_placed(&extent, chunks)?;
         let sorted = extents.last().is_none_or(|previous| previous.range.end <= extent.range.start);
         if !sorted || extent.range.end > sectors {
             return Err(Error::corrupt(format!("extent {} is out of order or range", extent.range)));
@@ -332,7 +336,8 @@ fn decode_extents(raw: &[RawExtent], sectors: u64, chunks: &[Chunk]) -> Result<V
     Ok(extents)
 }
 
-fn decode_extent(raw: &RawExtent, chunks: &[Chunk]) -> Result<DeltaExtent> {
+/// An extent's entry on its own; whether its chunk has what it says is the caller's to judge.
+pub(in crate::format) fn decode_extent(raw: &RawExtent) -> Result<DeltaExtent> {
     let count = u64::from(raw.sectors.get());
     let (chunk, sector) = (raw.chunk.get(), raw.chunk_sector.get());
     let content = match raw.kind {
@@ -341,16 +346,20 @@ fn decode_extent(raw: &RawExtent, chunks: &[Chunk]) -> Result<DeltaExtent> {
         KIND_ZEROS => Content::Zero { allocated: true },
         other => return Err(Error::corrupt(format!("extent kind {other} is not legal"))),
     };
-    let placed = match content {
-        Content::Data { .. } => chunks
-            .get(chunk as usize)
-            .is_some_and(|chunk| (u64::from(sector) + count) * SECTOR_BYTES <= u64::from(chunk.plain_bytes)),
-        Content::Zero { .. } => chunk == 0 && sector == 0,
-    };
+    let placed = matches!(content, Content::Data { .. }) || (chunk, sector) == (0, 0);
     let range = SectorRange::with_count(Sector(raw.start.get()), SectorCount(count));
     let Some(range) = range.filter(|_| placed && count > 0 && raw.reserved == [0; 3]) else {
         let text = format!("extent of {count} sectors at {} is not legal", raw.start.get());
         return Err(Error::corrupt(text));
     };
     Ok(DeltaExtent { range, content })
+}
+
+fn check_placed(extent: &DeltaExtent, chunks: &[Chunk]) -> Result<()> {
+    let Content::Data { chunk, sector } = extent.content else { return Ok(()) };
+    let end = (u64::from(sector) + extent.range.sectors()) * SECTOR_BYTES;
+    if chunks.get(chunk as usize).is_some_and(|chunk| end <= u64::from(chunk.plain_bytes)) {
+        return Ok(());
+    }
+    Err(Error::corrupt(format!("extent {} is not in its chunk", extent.range)))
 }
