@@ -118,6 +118,8 @@ fn a_clean_sweep_meets_everything_and_breaks_no_rule() {
         ("index runs", report.runs_used),
         ("rot met while running", report.rots_met),
         ("rounds of waiting for maps", report.map_waits),
+        ("summaries read", report.summaries),
+        ("bits flipped in summaries", report.rots_in_summaries),
     ] {
         assert!(count > CLEAN_SEEDS / 10, "only {count} {what} in {CLEAN_SEEDS} seeds");
     }

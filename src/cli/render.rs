@@ -278,6 +278,9 @@ pub fn verified(report: &VerifyReport) -> String {
     for fault in &report.faults {
         let _ = writeln!(text, "  {fault}");
     }
+    for warning in &report.warnings {
+        let _ = writeln!(text, "  warning: {warning}");
+    }
     text
 }
 

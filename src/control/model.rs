@@ -323,6 +323,9 @@ pub struct VerifyReport {
     pub bytes: u64,
     /// What is wrong, one line each; empty when all is well.
     pub faults: Vec<String>,
+    /// What is damaged and does no harm, one line each: parts of caches, which are made anew.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// Something that takes long: asked for once, then watched.

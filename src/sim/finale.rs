@@ -181,16 +181,17 @@ impl Site {
         self.process.runtime().spawn(async move {
             let read = async {
                 let view = View::open(&vault, point).await?;
-                read_whole(&view).await
+                Ok((view.summaries() as u64, read_whole(&view).await?))
             };
             let read = read.await;
             filled.replace(Some(read));
         });
         self.drive("reading a point", |_| slot.borrow().is_some())?;
-        let disks = match slot.take().expect("filled") {
-            Ok(disks) => disks,
+        let (summaries, disks) = match slot.take().expect("filled") {
+            Ok(read) => read,
             Err(error) => return Ok(Err(error)),
         };
+        self.report.summaries += summaries;
         let mut contents = Contents::new();
         for (id, range, pieces) in disks {
             let number = self.number_of(id)?;

@@ -16,7 +16,7 @@
 //! | the journal stays within its limit; when faults end, everything comes to its end | `finale` |
 //! | a latched disk loses nothing, also if its files could not be had at opening, holds up nobody, and takes writes again once its image was mended and resumed | `repair`, `finale` |
 //! | no (key, nonce) pair seals twice, also where a copy of the data directory is restored and both go on | `site`, `copies`, `seal::Witness` |
-//! | bit rot is refused or harmless, whether it happens at rest or under a process that runs | `rot` |
+//! | bit rot is refused or harmless, whether it happens at rest or under a process that runs; in a summary it is harmless | `rot` |
 //!
 //! It proves itself by [planted bugs](crate::planted), which `tests/simulation.rs` has it find.
 
@@ -105,6 +105,12 @@ pub struct Report {
     pub map_waits: u64,
     /// Announcements that points go for lack of space.
     pub shrinks: u64,
+    /// Summaries that points were read through.
+    pub summaries: u64,
+    /// Bits flipped in summaries, of which none may be seen in a point,
+    pub rots_in_summaries: u64,
+    /// and summaries that were refused for one.
+    pub summaries_refused: u64,
 }
 
 impl Report {
@@ -133,6 +139,9 @@ impl Report {
         self.rots_met += other.rots_met;
         self.map_waits += other.map_waits;
         self.shrinks += other.shrinks;
+        self.summaries += other.summaries;
+        self.rots_in_summaries += other.rots_in_summaries;
+        self.summaries_refused += other.summaries_refused;
     }
 }
 

@@ -42,7 +42,7 @@ impl Site {
             self.report.rots += 1;
             self.tracer.note(|| format!("{rot:?}"));
             self.start_process();
-            let judged = self.judge_damage();
+            let judged = if is_summary(&rot.path) { self.judge_harmless() } else { self.judge_damage() };
             judged.map_err(|text| format!("after {rot:?}: {text}"))?;
             self.disk.kill_process(self.process.id());
             self.disk.run();
@@ -157,6 +157,19 @@ impl Site {
         Ok(())
     }
 
+    /// A summary is a cache: nothing is refused, and everything that is served is right.
+    fn judge_harmless(&mut self) -> Outcome {
+        self.report.rots_in_summaries += 1;
+        let refused = self.report.rots_refused;
+        self.judge_damage()?;
+        if self.report.rots_refused > refused {
+            return Err("something was refused for what a cache holds".to_owned());
+        }
+        let Some(group) = self.process.group() else { return Err("the group is not open".to_owned()) };
+        self.report.summaries_refused += group.vault().summaries().refusals();
+        Ok(())
+    }
+
     /// The group refuses to open, or a point refuses to be read, or everything that is served is right.
     fn judge_damage(&mut self) -> Outcome {
         loop {
@@ -198,6 +211,10 @@ fn has_checksums(path: &Path) -> bool {
 /// A flipped bit of a version number reads as a version that is yet to come.
 fn is_refusal(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported)
+}
+
+fn is_summary(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "summary")
 }
 
 pub(super) fn is_segment(path: &Path) -> bool {

@@ -488,7 +488,11 @@ impl Inner {
             report.steps += looked.manifest_files;
             report.blobs += looked.blobs;
             report.bytes += looked.blob_bytes;
-            report.faults.extend(looked.findings.iter().map(ToString::to_string));
+            for finding in &looked.findings {
+                let is_harmless = finding.severity == vault::Severity::Cache;
+                let lines = if is_harmless { &mut report.warnings } else { &mut report.faults };
+                lines.push(finding.to_string());
+            }
         }
         Ok(report)
     }

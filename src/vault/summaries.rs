@@ -82,7 +82,7 @@ impl Summaries {
                 None => self.runtime.remove(self.layout.index().join(name)).await?,
             }
         }
-        for cover in self.ended(&blobs_of(deltas)) {
+        for cover in self.ended(deltas) {
             self.remove(&cover).await?;
         }
         Ok(())
@@ -136,17 +136,29 @@ impl Summaries {
         members.is_some_and(|members| self.planted.is(Bug::SummaryStale) || digest(members) == cover.digest)
     }
 
-    /// Those that do not hold, if these are all deltas.
-    fn ended(&self, blobs: &[BlobId]) -> Vec<Cover> {
+    /// Those that hold, if these are all deltas.
+    pub(super) fn holding(&self, deltas: &[DeltaRef]) -> Vec<Cover> {
+        let blobs = blobs_of(deltas);
         let known = self.known.borrow();
-        let mut ended: BTreeSet<Cover> = known.values().flatten().copied().collect();
-        for (start, first) in blobs.iter().enumerate() {
-            let covers = known.get(first).into_iter().flatten();
-            covers.filter(|cover| self.holds(cover, &blobs[start..])).for_each(|cover| {
-                ended.remove(cover);
-            });
-        }
-        ended.into_iter().collect()
+        let at =
+            |start: usize| known.get(&blobs[start]).into_iter().flatten().map(move |cover| (start, cover));
+        let holding = (0..blobs.len()).flat_map(at);
+        holding
+            .filter(|(start, cover)| self.holds(cover, &blobs[*start..]))
+            .map(|(_, cover)| *cover)
+            .collect()
+    }
+
+    /// Those that do not hold, if these are all deltas.
+    fn ended(&self, deltas: &[DeltaRef]) -> Vec<Cover> {
+        let holding: BTreeSet<Cover> = self.holding(deltas).into_iter().collect();
+        let known = self.known.borrow();
+        known.values().flatten().filter(|cover| !holding.contains(cover)).copied().collect()
+    }
+
+    /// Whether there is such a summary, as far as anybody knows.
+    pub(super) fn is_known(&self, cover: &Cover) -> bool {
+        self.known.borrow().get(&cover.first).is_some_and(|covers| covers.contains(cover))
     }
 
     /// Says that a summary cannot be used: its members' tables are, and its file goes.
@@ -189,7 +201,7 @@ impl Vault {
 
     /// Removes the files of summaries that were refused, and of those that do not hold any more once no view reads them.
     pub async fn end_summaries(&self) -> Result<()> {
-        let ended = self.summaries.ended(&blobs_of(&self.manifest.state().all_deltas()));
+        let ended = self.summaries.ended(&self.manifest.state().all_deltas());
         let unread = ended.into_iter().filter(|cover| !self.leases.holds_summary(cover));
         let refused: Vec<Cover> = self.summaries.refused.borrow().iter().copied().collect();
         for cover in refused.into_iter().chain(unread.collect::<Vec<_>>()) {

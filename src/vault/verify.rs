@@ -15,13 +15,19 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::delta::{DeltaRef, Header, Tables};
 use crate::format::manifest::StepNumber;
 use crate::format::record::PointRecord;
-use crate::units::Lsn;
+use crate::format::summary::Cover;
+use crate::units::{Lsn, to_usize};
+
+/// Pages of a summary that are read at a time.
+const SUMMARY_PAGES: usize = 32;
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {
     /// Takes space and harms nothing: left behind by a crash, or put there by somebody.
     Orphan,
+    /// Part of a cache is not what was written: answers stay right, and it is built anew.
+    Cache,
     /// Stored bytes are lost or not what was stored.
     Damage,
 }
@@ -62,6 +68,8 @@ pub struct VerifyReport {
     pub blob_bytes: u64,
     /// Bases looked at; they carry no checksums.
     pub bases: u64,
+    /// Summaries read: every page.
+    pub summaries: u64,
 }
 
 impl VerifyReport {
@@ -77,6 +85,10 @@ impl VerifyReport {
 
     /// Records what an error says of a file; an error that says nothing of stored bytes stays one.
     fn damage(&mut self, error: Error, path: &Path) -> Result<()> {
+        self.find(Severity::Damage, error, path)
+    }
+
+    fn find(&mut self, severity: Severity, error: Error, path: &Path) -> Result<()> {
         match error.kind() {
             ErrorKind::Corrupt
             | ErrorKind::NotFound
@@ -85,7 +97,7 @@ impl VerifyReport {
             | ErrorKind::Unsupported => {
                 let path = error.path().unwrap_or(path).to_owned();
                 let (offset, text) = (error.offset(), error.without_place());
-                self.findings.push(Finding { severity: Severity::Damage, path, offset, text });
+                self.findings.push(Finding { severity, path, offset, text });
                 Ok(())
             }
             _ => Err(error),
@@ -105,6 +117,7 @@ pub async fn verify(vault: &Vault, progress: impl Fn(u64, u64) -> Result<()>) ->
     verify_manifest(vault, &state, &mut report).await?;
     drop(pause);
     verify_blobs(vault, &state, &mut report, progress).await?;
+    verify_summaries(vault, &mut report).await?;
     verify_bases(vault, &state, &mut report).await?;
     report.findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     Ok(report)
@@ -245,6 +258,37 @@ fn check_is_of(point: &PointRecord, header: &Header, tables: &Tables, reference:
             let text = format!("its disk in slot {} is not the one of its point", table.slot.0);
             return Err(Error::corrupt(text).at_offset(reference.tables_offset()));
         }
+    }
+    Ok(())
+}
+
+/// Reads every summary that holds. Damage there is none of the vault's: a view that meets it uses the deltas.
+async fn verify_summaries(vault: &Vault, report: &mut VerifyReport) -> Result<()> {
+    for cover in vault.summaries().holding(&vault.manifest().state().all_deltas()) {
+        let _lease = vault.leases().take_summary(cover);
+        if !vault.summaries().is_known(&cover) {
+            // It went while others were read.
+            continue;
+        }
+        report.summaries += 1;
+        if let Err(error) = verify_summary(vault, &cover).await {
+            report.find(Severity::Cache, error, &vault.layout().summary(&cover))?;
+        }
+    }
+    Ok(())
+}
+
+async fn verify_summary(vault: &Vault, cover: &Cover) -> Result<()> {
+    let (reader, file) = vault.open_summary(cover).await?;
+    for disk in &reader.root().disks {
+        for first in (0..disk.fences.len()).step_by(SUMMARY_PAGES) {
+            let count = SUMMARY_PAGES.min(disk.fences.len() - first);
+            reader.extents(vault.runtime(), &file, disk, first, count).await?;
+        }
+    }
+    let pages = to_usize(reader.footer().chunk_pages());
+    for first in (0..pages).step_by(SUMMARY_PAGES) {
+        reader.chunks(vault.runtime(), &file, first as u64, SUMMARY_PAGES.min(pages - first)).await?;
     }
     Ok(())
 }

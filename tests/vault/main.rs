@@ -11,6 +11,7 @@ mod pieces;
 mod power;
 mod retention;
 mod sealing;
+mod summaries;
 mod support;
 #[path = "../support/vault_fuzz.rs"]
 mod vault_fuzz;

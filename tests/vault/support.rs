@@ -307,7 +307,8 @@ impl Group {
     fn create(runtime: &Rc<Runtime>, path: &Path, sizes: &[u64], seal_with: Option<&SiteKeys>) -> Group {
         let runtime = Rc::clone(runtime);
         let created = Vault::create(&runtime, path, GROUP, TIMELINE, group_record("g"), seal_with);
-        let vault = block_on(&runtime, created).expect("a new group");
+        // Two to a summary, so that few points make several levels.
+        let vault = block_on(&runtime, created).expect("a new group").with_fan_out(2);
         let names = (0_u32..).map(|slot| (slot, format!("disk{slot}")));
         let disks: Vec<DiskRecord> =
             names.zip(sizes).map(|((slot, name), &sectors)| disk_record(slot, &name, sectors)).collect();
@@ -378,6 +379,16 @@ impl Group {
         };
         let maps = self.maps.iter_mut().map(|map| std::mem::take(map).freeze()).collect();
         Prepared { point, header, maps, disks: self.disks.clone() }
+    }
+
+    /// Ends and builds summaries until all is well.
+    pub fn summarize(&self) {
+        let summarized = async {
+            self.vault.end_summaries().await?;
+            while self.vault.build_summary(&|| Ok(())).await? {}
+            Ok::<_, Error>(())
+        };
+        block_on(&self.runtime, summarized).expect("there is room");
     }
 
     /// Does what a guest does.
