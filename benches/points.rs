@@ -38,6 +38,8 @@ use afterimage::view::View;
 
 const DISK_SECTORS: u64 = 1 << 31;
 const OPENINGS: usize = 9;
+/// One sector in so many points is remembered.
+const SAMPLE_EVERY: u64 = 50;
 
 /// Numbers that look drawn, the same in each run.
 struct Drawn(u64);
@@ -113,6 +115,8 @@ struct Maker {
     points: Vec<PointRecord>,
     members: Arc<[PointDisk]>,
     delta_bytes: u64,
+    /// Of some points: their number, and a sector that they wrote.
+    samples: Vec<(u64, u64)>,
 }
 
 impl Maker {
@@ -121,6 +125,9 @@ impl Maker {
         for _ in 0..extents {
             let sector = self.drawn.next() % DISK_SECTORS;
             map.insert(SectorRange::new(sector, sector + 1), Stamp(number));
+            if self.samples.last().is_none_or(|&(last, _)| last + SAMPLE_EVERY <= number) {
+                self.samples.push((number, sector));
+            }
         }
         let marker = Lsn((number + 1) * 1000);
         let delta = self.delta(marker, map);
@@ -161,7 +168,7 @@ impl Maker {
     }
 
     /// Says all of it in a snapshot, as the manifest does every 256 steps.
-    fn state(&self, writer: u128) -> f64 {
+    fn state(&self, writer: u128) {
         let state = self.vault.manifest().state();
         let mut contents = state.contents().clone();
         contents.points.clone_from(&self.points);
@@ -184,7 +191,6 @@ impl Maker {
             self.points.len(),
             seconds * 1e3
         );
-        seconds
     }
 }
 
@@ -210,7 +216,7 @@ fn block_on<T>(runtime: &Rc<Runtime>, future: impl Future<Output = T>) -> T {
     }
 }
 
-fn make(directory: &Path, points: u64, extents: u64, sealed: bool) {
+fn make(directory: &Path, points: u64, extents: u64, sealed: bool) -> Vec<(u64, u64)> {
     let runtime = runtime();
     let keys = site_keys();
     let record = GroupRecord {
@@ -235,7 +241,8 @@ fn make(directory: &Path, points: u64, extents: u64, sealed: bool) {
     };
     let members: Arc<[PointDisk]> = Arc::new([member]);
     let (drawn, made) = (Drawn(88_172_645_463_325_252), Vec::new());
-    let mut maker = Maker { runtime, vault, drawn, points: made, members, delta_bytes: 0 };
+    let mut maker =
+        Maker { runtime, vault, drawn, points: made, members, delta_bytes: 0, samples: Vec::new() };
     let began = now();
     for number in 0..points {
         let share = extents * (number + 1) / points - extents * number / points;
@@ -247,16 +254,15 @@ fn make(directory: &Path, points: u64, extents: u64, sealed: bool) {
         began.elapsed().as_secs_f64()
     );
     maker.state(0x77);
-    drop(maker.runtime);
+    maker.samples
 }
 
-fn summarize(directory: &Path, delta_bytes: u64) {
+fn summarize(directory: &Path, extents: u64) {
     let runtime = runtime();
     let (vault, seconds) = open_vault(&runtime, directory);
     println!("vault opened (manifest replayed, blobs listed): {:.0} ms", seconds * 1e3);
     let began = now();
     let built = Cell::new(0_u64);
-    let before = written();
     block_on(&runtime, async {
         while vault.build_summary(&|| Ok(())).await? {
             built.set(built.get() + 1);
@@ -266,12 +272,11 @@ fn summarize(directory: &Path, delta_bytes: u64) {
     .expect("there is room");
     let bytes: u64 = sizes(&vault.layout().index());
     println!(
-        "summaries: {} built in {:.1} s, {} on disk ({:.1} % of the deltas), {} written in all",
+        "summaries: {} built in {:.1} s, {} written, {:.0} bytes an extent",
         built.get(),
         began.elapsed().as_secs_f64(),
         mib(bytes),
-        100.0 * bytes as f64 / delta_bytes as f64,
-        mib(written() - before),
+        bytes as f64 / extents as f64,
     );
 }
 
@@ -282,12 +287,17 @@ fn open_vault(runtime: &Rc<Runtime>, directory: &Path) -> (Rc<Vault>, f64) {
     (Rc::new(vault), began.elapsed().as_secs_f64())
 }
 
-/// Opens a point, as a test failover does, and reads a written sector and one of nothing.
-fn open_point(runtime: &Rc<Runtime>, vault: &Rc<Vault>, number: usize, drawn: &mut Drawn) -> f64 {
-    let (point, sector) = {
-        let state = vault.manifest().state();
-        (state.points()[number].id, drawn.next() % DISK_SECTORS)
-    };
+/// Opens a point, as a restore does, and reads what an older one wrote, and then all over the disk.
+fn open_point(
+    runtime: &Rc<Runtime>,
+    vault: &Rc<Vault>,
+    number: usize,
+    samples: &[(u64, u64)],
+    drawn: &mut Drawn,
+) -> f64 {
+    let point = vault.manifest().state().points()[number].id;
+    let older = samples.partition_point(|&(of, _)| of <= number as u64);
+    let (wrote, sector) = samples[to_usize(drawn.next() % older as u64)];
     forget_cache(vault.layout().root());
     let (memory, read, began) = (anonymous_bytes(), read_bytes(), now());
     let pin =
@@ -296,10 +306,12 @@ fn open_point(runtime: &Rc<Runtime>, vault: &Rc<Vault>, number: usize, drawn: &m
     let pinned = began.elapsed().as_secs_f64();
     let view = block_on(runtime, View::open(vault, point)).expect("sound");
     let opened = began.elapsed().as_secs_f64();
-    let range = SectorRange::new(sector & !7, (sector & !7) + 8);
+    let range = SectorRange::new(sector, sector + 1);
     let pieces = block_on(runtime, view.read(disk().id, range)).expect("sound");
     let first = began.elapsed().as_secs_f64();
-    assert_eq!(pieces.iter().map(DataPiece::bytes).sum::<u64>(), 4096);
+    let [DataPiece::Bytes(bytes)] = &pieces[..] else { panic!("it was written") };
+    let stamp = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes"));
+    assert!((wrote + 1..=number as u64 + 1).contains(&stamp), "{stamp}, not from {wrote} on");
     let (memory, read) = (anonymous_bytes().saturating_sub(memory), read_bytes() - read);
     // Cold pages and a chunk for each read: what a guest sees that boots from the point.
     let (began, reads) = (now(), 100);
@@ -358,10 +370,6 @@ fn read_bytes() -> u64 {
     number_in("/proc/self/io", "read_bytes")
 }
 
-fn written() -> u64 {
-    number_in("/proc/self/io", "wchar")
-}
-
 #[allow(clippy::disallowed_methods)]
 fn now() -> Instant {
     Instant::now()
@@ -376,8 +384,8 @@ fn main() {
     let root = words.get(2).map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from);
     let scratch = tempfile::tempdir_in(root).expect("a directory");
     let directory = scratch.path().join("vault");
-    make(&directory, points, extents, !is_plain);
-    summarize(&directory, sizes(&directory.join("blobs")));
+    let samples = make(&directory, points, extents, !is_plain);
+    summarize(&directory, extents);
     let runtime = runtime();
     let (vault, seconds) = {
         forget_cache(&directory);
@@ -390,16 +398,11 @@ fn main() {
     );
     let mut drawn = Drawn(0x9e37_79b9_7f4a_7c15);
     let last = to_usize(points) - 1;
-    let mut times: Vec<f64> = (0..OPENINGS)
-        .map(|at| {
-            open_point(
-                &runtime,
-                &vault,
-                if at == 0 { last } else { to_usize(drawn.next() % points) },
-                &mut drawn,
-            )
-        })
-        .collect();
+    let mut times = Vec::with_capacity(OPENINGS);
+    for opening in 0..OPENINGS {
+        let point = if opening == 0 { last } else { to_usize(drawn.next() % points) };
+        times.push(open_point(&runtime, &vault, point, &samples, &mut drawn));
+    }
     times.sort_by(f64::total_cmp);
     println!(
         "{points} points, {extents} extents over {:?}: first byte after {:.0} ms in the median, {:.0} at most; {} of memory in all",

@@ -9,11 +9,12 @@ use afterimage::format::ladder::Ladder;
 use afterimage::format::manifest::StepNumber;
 use afterimage::format::manifest::{self, Snapshot};
 use afterimage::format::record::{Change, MergeRecord, PinKind, PinRecord};
+use afterimage::format::summary::{self, Footer};
 use afterimage::seal::GroupKeys;
-use afterimage::units::{DiskSlot, PinId, SectorRange, WallNanos, WriterId};
+use afterimage::units::{DiskSlot, PinId, SectorRange, SummaryId, WallNanos, WriterId};
 
 use crate::support::{Group, block_on};
-use crate::vault_fuzz;
+use crate::{summary_fuzz, vault_fuzz};
 
 type Seeds = Vec<(String, Vec<u8>)>;
 
@@ -109,6 +110,31 @@ fn delta_seeds(group: &Group) -> Seeds {
     blobs.collect()
 }
 
+/// A summary of two disks, of more than one page, and with every kind of extent.
+fn summary_seeds() -> Seeds {
+    let mut group = Group::plain(&[4096, 64]);
+    (0..180).for_each(|index| group.write(0, SectorRange::new(3 * index, 3 * index + 2), 1));
+    group.publish();
+    group.zero(0, SectorRange::new(7, 90), false);
+    group.zero(1, SectorRange::new(0, 8), true);
+    group.write(1, SectorRange::new(60, 64), 2);
+    group.publish();
+    group.summarize();
+    let entry = fs::read_dir(group.vault.layout().index()).expect("there").next();
+    let mut bytes = fs::read(entry.expect("a summary").expect("read").path()).expect("there");
+    // Drawn, and the clock's: seeds must not change each time that they are made.
+    let footer = Footer::decode(&bytes, bytes.len() as u64).expect("as written");
+    let steady = Footer { id: SummaryId(7), created: WallNanos(0), ..footer };
+    let start = bytes.len() - summary::FOOTER_BYTES;
+    bytes[start..].copy_from_slice(&steady.encode());
+    for page in
+        bytes[..start / summary::PAGE_BYTES * summary::PAGE_BYTES].chunks_exact_mut(summary::PAGE_BYTES)
+    {
+        page[summary::BODY_BYTES..].fill(0);
+    }
+    vec![("two-deltas".to_owned(), bytes)]
+}
+
 fn check_in(target: &str, seeds: &Seeds) {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
     if std::env::var_os("AFTERIMAGE_WRITE_CORPUS").is_some() {
@@ -139,5 +165,14 @@ fn delta_seeds_are_valid_and_checked_in() {
     check_in("delta", &seeds);
     for (name, input) in &seeds {
         assert!(vault_fuzz::delta(input), "{name}");
+    }
+}
+
+#[test]
+fn summary_seeds_are_valid_and_checked_in() {
+    let seeds = summary_seeds();
+    check_in("summary", &seeds);
+    for (name, input) in &seeds {
+        assert!(summary_fuzz::summary(input), "{name}");
     }
 }

@@ -12,6 +12,8 @@ mod power;
 mod retention;
 mod sealing;
 mod summaries;
+#[path = "../support/summary_fuzz.rs"]
+mod summary_fuzz;
 mod support;
 #[path = "../support/vault_fuzz.rs"]
 mod vault_fuzz;
