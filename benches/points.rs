@@ -316,7 +316,7 @@ fn open_point(
     // Cold pages and a chunk for each read: what a guest sees that boots from the point.
     let (began, reads) = (now(), 100);
     for _ in 0..reads {
-        let start = drawn.next() % (DISK_SECTORS - 8) & !7;
+        let start = (drawn.next() % (DISK_SECTORS - 8)) & !7;
         block_on(runtime, view.read(disk().id, SectorRange::new(start, start + 8))).expect("sound");
     }
     println!(

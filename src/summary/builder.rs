@@ -35,7 +35,7 @@ pub enum Input {
     /// A delta.
     Delta(Tables),
     /// A summary of deltas, and its file.
-    Summary(SummaryReader, File),
+    Summary(Box<SummaryReader>, File),
 }
 
 impl Input {

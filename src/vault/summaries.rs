@@ -243,7 +243,7 @@ impl Vault {
             inputs.push(match &stretch.summary {
                 None => Input::Delta(self.open_delta(&deltas[stretch.deltas.start]).await?.into_tables()),
                 Some(cover) => match self.open_summary(cover).await {
-                    Ok((reader, file)) => Input::Summary(reader, file),
+                    Ok((reader, file)) => Input::Summary(Box::new(reader), file),
                     Err(error) => {
                         self.summaries.refuse(cover, &error);
                         return Ok(None);

@@ -264,7 +264,8 @@ fn check_is_of(point: &PointRecord, header: &Header, tables: &Tables, reference:
 
 /// Reads every summary that holds. Damage there is none of the vault's: a view that meets it uses the deltas.
 async fn verify_summaries(vault: &Vault, report: &mut VerifyReport) -> Result<()> {
-    for cover in vault.summaries().holding(&vault.manifest().state().all_deltas()) {
+    let deltas = vault.manifest().state().all_deltas();
+    for cover in vault.summaries().holding(&deltas) {
         let _lease = vault.leases().take_summary(cover);
         if !vault.summaries().is_known(&cover) {
             // It went while others were read.
