@@ -374,7 +374,8 @@ impl Backend for FakeSite {
             }
             _ => Vec::new(),
         };
-        let report = VerifyReport { groups: 1, steps: 2, blobs: 3, bytes: 4096, faults };
+        let report =
+            VerifyReport { groups: 1, steps: 2, blobs: 3, bytes: 4096, faults, warnings: Vec::new() };
         futures::future::ready(Ok(report)).boxed()
     }
 }
