@@ -120,6 +120,8 @@ fn a_clean_sweep_meets_everything_and_breaks_no_rule() {
         ("rounds of waiting for maps", report.map_waits),
         ("summaries read", report.summaries),
         ("bits flipped in summaries", report.rots_in_summaries),
+        ("settings of the clock", report.clock_steps),
+        ("days", report.days),
     ] {
         assert!(count > CLEAN_SEEDS / 10, "only {count} {what} in {CLEAN_SEEDS} seeds");
     }

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
-use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -195,7 +194,7 @@ impl Site {
     }
 
     fn set_interval(&mut self) {
-        let interval = Duration::from_millis(*self.random.choose(&[1, 5, 50, 1000]));
+        let interval = self.plan.interval_of(*self.random.choose(&[1, 5, 50, 1000]));
         let callback = self.callback(News::Interval);
         let Some(group) = self.process.group() else { return };
         group.set_policy(Some(interval), None, callback);

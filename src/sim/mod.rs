@@ -1,8 +1,8 @@
 //! The seeded simulator of one site: the real group, journal, images, vault and test failovers on a simulated disk,
 //! with simulated clients, and checkers outside the system that know only what the clients asked and were told.
 //!
-//! One seed decides everything: sizes, requests, the order in which the disk completes operations, time, kill -9,
-//! power cuts (also while opening), late writes of dead processes, I/O errors, images that fail until they are mended, full
+//! One seed decides everything: sizes, requests, the order in which the disk completes operations, time (one seed in eight lasts
+//! months, with intervals and ladders to match), clocks that are set, kill -9, power cuts (also while opening), late writes of dead processes, I/O errors, images that fail until they are mended, full
 //! disks, bit rot.
 //!
 //! | checker | where |
@@ -111,6 +111,10 @@ pub struct Report {
     pub rots_in_summaries: u64,
     /// and summaries that were refused for one.
     pub summaries_refused: u64,
+    /// Days that passed.
+    pub days: u64,
+    /// Times that somebody set the clock.
+    pub clock_steps: u64,
 }
 
 impl Report {
@@ -142,6 +146,8 @@ impl Report {
         self.summaries += other.summaries;
         self.rots_in_summaries += other.rots_in_summaries;
         self.summaries_refused += other.summaries_refused;
+        self.days += other.days;
+        self.clock_steps += other.clock_steps;
     }
 }
 

@@ -3,8 +3,12 @@
 use std::time::Duration;
 
 use super::retention::LADDERS;
+use crate::format::ladder::{Ladder, Rung};
 use crate::protect::shrinking::SpaceLimits;
 use crate::storage::sim::Random;
+
+/// The pace at which a run lasts months: milliseconds become a quarter of an hour.
+pub const MONTHS: u32 = 1_000_000;
 
 /// The parameters of one run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +61,8 @@ pub struct Plan {
     pub durables: u64,
     /// One change, or slow reader, of what is kept in so many steps, about.
     pub retention_every: u64,
+    /// How many times as long as usual everything takes that waits for a clock: 1, or [`MONTHS`].
+    pub pace: u32,
 }
 
 impl Plan {
@@ -93,6 +99,21 @@ impl Plan {
             ladder: random.index(LADDERS.len()),
             retention_every: *random.choose(&[20, 60, 400]),
             fan_out: *random.choose(&[2, 2, 3, 4]),
+            pace: *random.choose(&[1, 1, 1, 1, 1, 1, 1, MONTHS]),
         }
+    }
+
+    /// One of [`LADDERS`], at the run's pace.
+    pub fn ladder_at(&self, index: usize) -> Ladder {
+        let pace = u64::from(self.pace);
+        let rungs = LADDERS[index].iter();
+        let rungs =
+            rungs.map(|&(until, spacing)| Rung { until_ms: until * pace, spacing_ms: spacing * pace });
+        Ladder::new(rungs.collect()).expect("legal")
+    }
+
+    /// An interval between points, at the run's pace.
+    pub fn interval_of(&self, millis: u64) -> Duration {
+        Duration::from_millis(millis) * self.pace
     }
 }

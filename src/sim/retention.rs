@@ -105,12 +105,6 @@ fn is_thinned(ladder: &Ladder, at: (u64, Lsn), now: u64, seen: &BTreeSet<(u64, L
 pub(super) const LADDERS: [&[(u64, u64)]; 5] =
     [&[], &[(50, 0)], &[(20, 0), (200, 10), (1000, 50)], &[(100, 0), (3000, 100)], &[(500, 40)]];
 
-/// One of [`LADDERS`].
-pub(super) fn ladder(rungs: &[(u64, u64)]) -> Ladder {
-    let rungs = rungs.iter().map(|&(until_ms, spacing_ms)| Rung { until_ms, spacing_ms });
-    Ladder::new(rungs.collect()).expect("legal")
-}
-
 impl Retention {
     pub(super) fn new(ladder: Ladder) -> Retention {
         let (holds, newest) = (BTreeMap::new(), GroupNanos(0));
@@ -143,8 +137,8 @@ impl Site {
         let point = self.points.id(self.random.index(self.points.len()));
         match self.random.below(8) {
             0 => {
-                let rungs = LADDERS[self.random.index(LADDERS.len())];
-                self.set_ladder(ladder(rungs));
+                let ladder = self.plan.ladder_at(self.random.index(LADDERS.len()));
+                self.set_ladder(ladder);
             }
             1 => self.hold(point),
             2 => self.release(),
@@ -204,7 +198,8 @@ impl Site {
     fn read_slowly(&mut self, point: PointId) {
         self.tracer.note(|| format!("read {point} slowly"));
         self.retention.views += 1;
-        let pause = Duration::from_micros(1 + self.random.below(20_000));
+        // Not at the whole pace of the run: the end waits for it, from one pass of retention to the next.
+        let pause = Duration::from_micros(1 + self.random.below(20_000)) * (self.plan.pace / 10_000).max(1);
         let mailbox = Rc::clone(&self.news);
         let runtime = Rc::clone(self.process.runtime());
         let Some(group) = self.process.group() else { return };
@@ -388,7 +383,7 @@ impl Site {
     /// Space comes back: with a short ladder only the newest point and those that somebody keeps stay, and the vault
     /// holds the blobs that they name and no other.
     pub(super) fn check_space(&mut self) -> Outcome {
-        self.set_ladder(ladder(&[(10, 0)]));
+        self.set_ladder(Ladder::new(vec![Rung { until_ms: 10, spacing_ms: 0 }]).expect("legal"));
         if let Err(text) = self.drive("retention", |site| site.retention.asked == 0 && site.has_little()) {
             let files = self.disk.files();
             let Some(group) = self.process.group() else { return Err(text) };

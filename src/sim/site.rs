@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::env::Environment;
+use crate::format::ladder::Ladder;
 use crate::planted::Planted;
 use crate::protect::open::GroupPlan;
 use crate::protect::status::Condition;
@@ -17,7 +19,7 @@ use super::history::History;
 use super::plan::Plan;
 use super::points::Points;
 use super::process::{Process, group_plan};
-use super::retention::{LADDERS, Retention, ladder};
+use super::retention::Retention;
 use super::trace::Tracer;
 use super::{Options, Report};
 
@@ -25,6 +27,7 @@ use super::{Options, Report};
 const ROUNDS_MAX: u64 = 40_000;
 /// What passes while nothing is to be done.
 const IDLE_TICK: Duration = Duration::from_micros(500);
+const DAY_NANOS: u64 = 24 * 3600 * 1_000_000_000;
 /// What a full disk has left.
 const SPARE_BYTES_MAX: u64 = 256 << 10;
 
@@ -65,8 +68,8 @@ pub(super) struct Site {
 }
 
 /// The policy that the group begins with.
-fn policy(plan: &Plan) -> (Duration, crate::format::ladder::Ladder) {
-    (plan.interval, ladder(LADDERS[plan.ladder]))
+fn policy(plan: &Plan) -> (Duration, Ladder) {
+    (plan.interval * plan.pace, plan.ladder_at(plan.ladder))
 }
 
 impl Site {
@@ -83,7 +86,7 @@ impl Site {
         let first = group_plan(&plan, options.planted, site_keys.clone());
         let process = Process::start(&disk, &environment, first, policy(&plan));
         Site {
-            retention: Retention::new(ladder(LADDERS[plan.ladder])),
+            retention: Retention::new(plan.ladder_at(plan.ladder)),
             plan,
             site_keys,
             witness,
@@ -115,6 +118,7 @@ impl Site {
         self.finish()?;
         self.check_seals()?;
         self.report.steps = *self.step.borrow();
+        self.report.days = self.environment.monotonic().0 / DAY_NANOS;
         self.report.fingerprint = self.disk.fingerprint() ^ self.tracer.hash();
         self.process.bury();
         Ok(self.report)
@@ -209,16 +213,21 @@ impl Site {
 
     fn tick(&mut self) {
         let micros = 1 + self.random.below(self.plan.tick_micros);
-        self.environment.advance(Duration::from_micros(micros));
+        self.environment.advance(Duration::from_micros(micros) * self.plan.pace);
     }
 
     /// The next deadline comes, or a long time passes, or somebody sets the clock.
     fn pass_time(&mut self) {
         match self.random.below(8) {
-            0 => self.environment.advance(Duration::from_millis(1 + self.random.below(3000))),
+            0 => {
+                let rest = Duration::from_millis(1 + self.random.below(3000));
+                self.environment.advance(rest * self.plan.pace);
+            }
             1 => {
                 let millis = i64::try_from(self.random.below(20_000)).expect("small") - 10_000;
+                let millis = millis * i64::from(self.plan.pace);
                 self.environment.step_wall(millis * 1_000_000);
+                self.report.clock_steps += 1;
                 self.tracer.note(|| format!("the wall clock steps by {millis} ms"));
             }
             _ => self.advance_to_deadline(),
