@@ -41,6 +41,7 @@ pub mod site;
 pub mod storage;
 pub mod summary;
 pub mod sync;
+pub mod throttle;
 pub mod units;
 pub mod vault;
 pub mod view;

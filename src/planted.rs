@@ -65,11 +65,15 @@ pub enum Bug {
     SummaryStale,
     /// A summary lets the oldest bytes win.
     SummaryOldestWins,
+    /// A verification does not look at intervals that wait for the vault.
+    VerifyForgetsWaiting,
+    /// A verification leaves a whole piece out where any of it was written.
+    VerifySkips,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 29] = [
+    pub const ALL: [Bug; 31] = [
         Bug::AcknowledgeBeforeWritten,
         Bug::VisibleAfterAcknowledged,
         Bug::SyncCoversInFlight,
@@ -99,6 +103,8 @@ impl Bug {
         Bug::KeysWithoutIds,
         Bug::SummaryStale,
         Bug::SummaryOldestWins,
+        Bug::VerifyForgetsWaiting,
+        Bug::VerifySkips,
     ];
 }
 

@@ -29,6 +29,8 @@ use pieces::flatten;
 
 #[path = "support/pieces.rs"]
 mod pieces;
+#[path = "group/verify.rs"]
+mod verify;
 
 struct Harness {
     runtime: Rc<Runtime>,

@@ -1,5 +1,6 @@
 //! The command line's grammar. Text is parsed here, and nowhere below.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -12,6 +13,7 @@ use crate::control::retain::Retain;
 use crate::control::selector::PointSelector;
 use crate::env::{Environment, OsEnvironment};
 use crate::error::Error;
+use crate::throttle::ByteRate;
 use crate::units::SectorCount;
 
 /// Where a gateway's API is looked for unless told otherwise; packages configure it there.
@@ -129,6 +131,15 @@ pub enum ClientCommand {
         format: ImageFormat,
         #[command(flatten)]
         consent: Consent,
+    },
+    /// Compare what a group serves with the newest recovery point in its vault, byte by byte, beside its guests
+    #[command(after_help = "Example:\n  afterimage verify erp\n  afterimage verify erp --rate 100M")]
+    Verify {
+        /// The group
+        group: Name,
+        /// Bytes to read in a second at most; without it, as many as there are
+        #[arg(long, value_name = "SIZE", value_parser = rate)]
+        rate: Option<ByteRate>,
     },
     /// How the gateway and its groups stand
     #[command(after_help = "Example:\n  afterimage status --watch")]
@@ -405,11 +416,14 @@ pub enum FailoverCommand {
 
 #[derive(Debug, Subcommand)]
 pub enum VaultCommand {
-    /// Read every manifest step and blob, and check them
-    #[command(after_help = "Example:\n  afterimage vault verify erp")]
+    /// Read every stored byte, and check it: keys, manifest, deltas, bases
+    #[command(after_help = "Example:\n  afterimage vault verify erp\n  afterimage vault verify --rate 100M")]
     Verify {
         /// Only this group's
         group: Option<Name>,
+        /// Bytes to read in a second at most; without it, as many as there are
+        #[arg(long, value_name = "SIZE", value_parser = rate)]
+        rate: Option<ByteRate>,
     },
     /// Make a group of a vault whose gateway is gone: images from the newest point, a new journal, all points kept
     #[command(
@@ -434,6 +448,12 @@ pub struct Consent {
     /// Do it without asking, though it destroys data
     #[arg(long)]
     pub yes: bool,
+}
+
+fn rate(text: &str) -> Result<ByteRate, Error> {
+    let size: ByteSize = text.parse()?;
+    let zero = || Error::invalid("rate = 0: nothing would be read: write for example 100M");
+    NonZeroU64::new(size.0).map(ByteRate).ok_or_else(zero)
 }
 
 fn disk_size(text: &str) -> Result<SectorCount, Error> {

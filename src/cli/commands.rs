@@ -15,14 +15,15 @@ use super::output::{Output, complain, confirm, print};
 use super::tools::{self, ImageFormat};
 use super::{keys, progress, render};
 use crate::control::model::{
-    AdoptRequest, Disk, DiskRequest, DiskSource, Event, Group, GroupRequest, JobResult, Point, PointCreated,
-    PointRequest, PointSelection, PolicyForecast, PolicyRequest, RestoreRequest, Restored, Resumed, Status,
-    Test, TestRequest, VerifyRequest,
+    AdoptRequest, Disk, DiskRequest, DiskSource, Event, Group, GroupRequest, GroupVerifyRequest, JobResult,
+    Point, PointCreated, PointRequest, PointSelection, PolicyForecast, PolicyRequest, RestoreRequest,
+    Restored, Resumed, Status, Test, TestRequest, VerifyRequest,
 };
 use crate::control::name::{DiskPath, Name};
 use crate::control::selector::PointSelector;
 use crate::counted::counted;
 use crate::error::{Error, ErrorKind};
+use crate::throttle::ByteRate;
 use crate::units::SECTOR_BYTES;
 
 const WATCH_PERIOD: Duration = Duration::from_secs(1);
@@ -57,7 +58,8 @@ pub async fn run(command: ClientCommand, client: Client, output: Output) -> Resu
         }
         ClientCommand::Events { group, limit } => session.events(group.as_ref(), limit).await,
         ClientCommand::Status { watch } => session.status(watch).await,
-        ClientCommand::Vault(VaultCommand::Verify { group }) => session.vault_verify(group).await,
+        ClientCommand::Verify { group, rate } => session.group_verify(&group, rate).await,
+        ClientCommand::Vault(VaultCommand::Verify { group, rate }) => session.vault_verify(group, rate).await,
         ClientCommand::Vault(VaultCommand::Adopt { path }) => session.vault_adopt(&path).await,
         ClientCommand::Key(command) => keys::run(command, &session.client, session.output).await,
     }
@@ -383,9 +385,24 @@ impl Session {
         }
     }
 
-    async fn vault_verify(&self, group: Option<Name>) -> Result<(), Failure> {
+    async fn group_verify(&self, group: &Name, rate: Option<ByteRate>) -> Result<(), Failure> {
+        let request = GroupVerifyRequest { rate_bytes_per_s: rate.map(|rate| rate.0) };
+        let route = format!("/v1/groups/{group}/verify");
+        let asked = self.client.post(&route, &request);
+        let report = match progress::run(&self.client, asked, &format!("verifying {group}")).await? {
+            JobResult::GroupVerified(report) => report,
+            other => return Err(unexpected(&other)),
+        };
+        self.output.show(&report, render::group_verified)?;
+        match report.faults.len() as u64 + report.more_faults {
+            0 => Ok(()),
+            count => Err(Error::corrupt(format!("group {group} has {}", counted(count, "fault"))).into()),
+        }
+    }
+
+    async fn vault_verify(&self, group: Option<Name>, rate: Option<ByteRate>) -> Result<(), Failure> {
         let label = format!("verifying {}", group.as_ref().map_or("every group", Name::as_str));
-        let request = VerifyRequest { group };
+        let request = VerifyRequest { group, rate_bytes_per_s: rate.map(|rate| rate.0) };
         let asked = self.client.post("/v1/vault/verify", &request);
         let report = match progress::run(&self.client, asked, &label).await? {
             JobResult::Verified(report) => report,

@@ -9,9 +9,9 @@ use super::output::table;
 use super::tools::Mounted;
 use crate::byte_size::ByteSize;
 use crate::control::model::{
-    Condition, Disk, Event, Failure, Group, GroupLimits, GroupStatus, JournalStatus, Keys, Point,
-    PointCreated, PointKind, Policy, PolicyForecast, Reason, Restored, Resumed, Severity, Status, Test,
-    VerifyReport,
+    Condition, Disk, Event, Failure, Group, GroupLimits, GroupStatus, GroupVerified, JournalStatus, Keys,
+    Point, PointCreated, PointKind, Policy, PolicyForecast, Reason, Restored, Resumed, Severity, Status,
+    Test, VerifyPart, VerifyReport, VerifyStatus,
 };
 use crate::control::wire::rfc3339;
 use crate::counted::counted;
@@ -268,11 +268,12 @@ pub fn unmounted(mounted: &Mounted) -> String {
 
 pub fn verified(report: &VerifyReport) -> String {
     let mut text = format!(
-        "{}, {}, {}, {} read: {}\n",
+        "{}, {}, {}, {} and {} of bases read: {}\n",
         counted(report.groups, "group"),
         counted(report.steps, "manifest step"),
         counted(report.blobs, "blob"),
         size(report.bytes),
+        size(report.base_bytes),
         counted(report.faults.len(), "fault")
     );
     for fault in &report.faults {
@@ -280,6 +281,28 @@ pub fn verified(report: &VerifyReport) -> String {
     }
     for warning in &report.warnings {
         let _ = writeln!(text, "  warning: {warning}");
+    }
+    text
+}
+
+pub fn group_verified(report: &GroupVerified) -> String {
+    let faults = report.faults.len() as u64 + report.more_faults;
+    let mut text = format!(
+        "group {}: {} compared with its vault, {} read, {} written meanwhile left out: {}\n",
+        report.group,
+        size(report.compared_bytes),
+        size(report.read_bytes),
+        size(report.newer_bytes),
+        counted(faults, "fault")
+    );
+    for fault in &report.faults {
+        let _ = writeln!(text, "  {}", fault.message);
+    }
+    if report.more_faults > 0 {
+        let _ = writeln!(text, "  and {} more", report.more_faults);
+    }
+    for note in &report.notes {
+        let _ = writeln!(text, "  note: {note}");
     }
     text
 }
@@ -370,7 +393,41 @@ fn group_details(status: &GroupStatus) -> String {
     if let Some(retention) = &status.history.retention {
         let _ = writeln!(text, "  retention  {retention}");
     }
+    if let Some(verify) = &status.verify {
+        text += &verify_lines(verify);
+    }
     text + &status.state.reason.as_ref().map(why).unwrap_or_default()
+}
+
+/// How the verification in the background stands.
+fn verify_lines(verify: &VerifyStatus) -> String {
+    let mut text = String::new();
+    if let Some(running) = &verify.running {
+        let part = match running.part {
+            VerifyPart::Vault => "vault",
+            VerifyPart::Disks => "disks",
+        };
+        let total = running.bytes_total.map_or_else(String::new, |total| format!(" of {}", size(total)));
+        let held = if running.held { ", rests while the group is paused" } else { "" };
+        let done = size(running.bytes_done);
+        let _ = writeln!(text, "  verify  {part}, {done}{total}, since {}{held}", running.started);
+    }
+    if let Some(last) = &verify.last {
+        let _ = writeln!(
+            text,
+            "  verified  {}, {} read: {}",
+            last.finished,
+            size(last.read_bytes),
+            counted(last.faults, "fault")
+        );
+        if let Some(fault) = &last.first_fault {
+            let _ = writeln!(text, "    {fault}");
+        }
+    }
+    if let Some(next) = verify.next {
+        let _ = writeln!(text, "  verify  next on {next}");
+    }
+    text
 }
 
 /// What the group takes, and may take.

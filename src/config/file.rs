@@ -4,9 +4,10 @@
 //! that a message can name the key, its value and the mend. Only host names are looked up outside the text.
 
 use std::fmt;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Visitor};
@@ -14,12 +15,13 @@ use serde::de::{Deserializer, Visitor};
 use super::error::{Fault, quoted};
 use super::{
     Api, Configuration, Journal, Keys, Log, LogFormat, LogLevel, Memory, Nbd, Site, Storage, StorageChoice,
-    Vault,
+    Vault, Verify,
 };
 use crate::byte_size::ByteSize;
 use crate::data_directory;
 use crate::listen::{self, ListenAddress};
 use crate::protect::open::MAP_BYTES_MIN;
+use crate::throttle::ByteRate;
 
 const JOURNAL_SIZE: ByteSize = ByteSize(4 << 30);
 const SEGMENT_SIZE: ByteSize = ByteSize(64 << 20);
@@ -37,6 +39,12 @@ const BUFFERS: ByteSize = ByteSize(64 << 20);
 const BUFFERS_MIN: ByteSize = ByteSize(32 << 20);
 /// Below this, a single point may be all the history that there is.
 const HISTORY_MIN: ByteSize = ByteSize(16 << 20);
+/// What administrators of ZFS and md are used to, within a factor.
+const VERIFY_EVERY: Duration = Duration::from_secs(7 * 24 * 3600);
+const VERIFY_EVERY_MIN: Duration = Duration::from_secs(1);
+/// A tenth of what a slow disk reads.
+const VERIFY_RATE: ByteSize = ByteSize(20 << 20);
+const VERIFY_RATE_MIN: ByteSize = ByteSize(64 << 10);
 const CONNECTIONS_MAX: usize = 1024;
 const DATA_THREADS_MAX: usize = 64;
 
@@ -60,6 +68,8 @@ struct RawFile {
     vault: RawVault,
     #[serde(default)]
     keys: RawKeys,
+    #[serde(default)]
+    verify: RawVerify,
 }
 
 #[derive(Deserialize)]
@@ -127,6 +137,13 @@ struct RawKeys {
     seal_groups: Option<bool>,
 }
 
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawVerify {
+    every: Option<String>,
+    rate: Option<RawSize>,
+}
+
 /// A size: text with a suffix, or a number of bytes.
 struct RawSize {
     text: String,
@@ -186,6 +203,7 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Configuration, Fault> {
             history_max: optional_size("vault.history_max", raw.vault.history_max, HISTORY_MIN)?,
             free_min: optional_size("vault.free_min", raw.vault.free_min, ByteSize(0))?,
         },
+        verify: verify(raw.verify)?,
     })
 }
 
@@ -288,6 +306,26 @@ fn keys(raw: RawKeys, data_dir: &Path) -> Result<Keys, Fault> {
             .map_err(|error| Fault::of("keys.site_key", quoted(&text), error.to_string(), "name a file"))?,
     };
     Ok(Keys { site_key, seals_groups: raw.seal_groups.unwrap_or(true) })
+}
+
+fn verify(raw: RawVerify) -> Result<Verify, Fault> {
+    const KEY: &str = "verify.every";
+    let every = match raw.every.as_deref() {
+        None => Some(VERIFY_EVERY),
+        Some("never") => None,
+        Some(text) => {
+            let mend = "write for example \"7d\", or \"never\"";
+            let parsed = humantime::parse_duration(text)
+                .map_err(|error| Fault::of(KEY, quoted(text), error.to_string(), mend))?;
+            if parsed < VERIFY_EVERY_MIN {
+                return Err(Fault::of(KEY, quoted(text), "too often", "write at least \"1s\", or \"never\""));
+            }
+            Some(parsed)
+        }
+    };
+    let rate = size_of_at_least("verify.rate", raw.rate, VERIFY_RATE, VERIFY_RATE_MIN)?;
+    let rate = NonZeroU64::new(rate.0).expect("at least the least");
+    Ok(Verify { every, rate: ByteRate(rate) })
 }
 
 fn log(raw: &RawLog) -> Result<Log, Fault> {

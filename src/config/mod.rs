@@ -10,6 +10,7 @@ mod file;
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 pub use error::ConfigurationError;
 pub(crate) use error::one_line;
@@ -18,6 +19,7 @@ use crate::byte_size::ByteSize;
 use crate::control::name::Name;
 use crate::data_directory::DataDirectory;
 use crate::listen::ListenAddress;
+use crate::throttle::ByteRate;
 
 /// Everything that a gateway process is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +44,8 @@ pub struct Configuration {
     pub vault: Vault,
     /// `[keys]`
     pub keys: Keys,
+    /// `[verify]`
+    pub verify: Verify,
 }
 
 /// `[site]`: what this process is called and where it keeps its state.
@@ -159,6 +163,15 @@ pub struct Keys {
     pub site_key: PathBuf,
     /// Whether new groups are sealed.
     pub seals_groups: bool,
+}
+
+/// `[verify]`: what is read again in the background.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verify {
+    /// How long after one verification the next is due; `None`: never.
+    pub every: Option<Duration>,
+    /// Bytes that are read in a second at most.
+    pub rate: ByteRate,
 }
 
 impl Configuration {

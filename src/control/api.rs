@@ -14,7 +14,7 @@
 //! | `POST /v1/groups/{group}/disks` · `DELETE /v1/groups/{group}/disks/{disk}` | [`Disk`], or a [`Job`](super::model::Job) for an import |
 //! | `GET, POST /v1/groups/{group}/points` | [`Point`](super::model::Point) |
 //! | `GET /v1/tests?group=` · `POST, DELETE /v1/groups/{group}/tests` · `DELETE /v1/groups/{group}/tests/{number}` | [`Test`](super::model::Test), numbers |
-//! | `POST /v1/groups/{group}/restore` · `POST /v1/vault/verify` · `POST /v1/vault/adopt` | [`Job`](super::model::Job) |
+//! | `POST /v1/groups/{group}/restore` · `POST /v1/groups/{group}/verify` · `POST /v1/vault/verify` · `POST /v1/vault/adopt` | [`Job`](super::model::Job) |
 //! | `GET /v1/keys` · `POST /v1/keys/rotate`, `…/import` | [`Keys`](super::model::Keys) |
 //! | `POST /v1/keys/export` | [`KeyText`](super::model::KeyText): the site key itself |
 //! | `GET /v1/jobs` · `GET /v1/jobs/{id}?wait_ms=` | [`Job`](super::model::Job); waits until it ends, so long |
@@ -41,15 +41,16 @@ use serde::de::DeserializeOwned;
 use super::backend::Backend;
 use super::jobs::Jobs;
 use super::model::{
-    AdoptRequest, ApiError, Disk, DiskRequest, DiskSource, EventQuery, GroupRequest, JobKind, JobResult,
-    KeyImport, KeyRotation, PointRequest, PointSelection, PolicyRequest, RestoreRequest, TestRequest,
-    VerifyRequest,
+    AdoptRequest, ApiError, Disk, DiskRequest, DiskSource, EventQuery, GroupRequest, GroupVerifyRequest,
+    JobKind, JobResult, KeyImport, KeyRotation, PointRequest, PointSelection, PolicyRequest, RestoreRequest,
+    TestRequest, VerifyRequest,
 };
 use super::name::{DiskPath, Name};
 use crate::block::TestId;
 use crate::byte_size::ByteSize;
 use crate::env::Environment;
 use crate::error::{Error, ErrorKind};
+use crate::throttle::ByteRate;
 
 /// Longest that one request waits for a job.
 const WAIT_MAX: Duration = Duration::from_secs(30);
@@ -88,6 +89,7 @@ pub fn router(backend: Arc<dyn Backend>, environment: Arc<dyn Environment + Send
         .route("/v1/tests", get(tests))
         .route("/v1/vault/verify", post(vault_verify))
         .route("/v1/vault/adopt", post(vault_adopt))
+        .route("/v1/groups/{group}/verify", post(group_verify))
         .route("/v1/keys", get(keys))
         .route("/v1/keys/rotate", post(key_rotate))
         .route("/v1/keys/export", post(key_export))
@@ -400,7 +402,21 @@ async fn vault_verify(
     let what = request.group.as_ref().map_or("every group".to_owned(), Name::to_string);
     let backend = Arc::clone(&api.backend);
     let job = api.jobs.start(JobKind::Verify, what, |progress| async move {
-        backend.vault_verify(request.group, progress).await.map(JobResult::Verified)
+        let rate = request.rate_bytes_per_s.map(ByteRate);
+        backend.vault_verify(request.group, rate, progress).await.map(JobResult::Verified)
+    })?;
+    Ok((StatusCode::ACCEPTED, Json(job)))
+}
+
+async fn group_verify(
+    State(api): State<Api>,
+    Segments(group): Segments<Name>,
+    Body(request): Body<GroupVerifyRequest>,
+) -> Answered<impl IntoResponse> {
+    let backend = Arc::clone(&api.backend);
+    let job = api.jobs.start(JobKind::Verify, group.to_string(), |progress| async move {
+        let rate = request.rate_bytes_per_s.map(ByteRate);
+        backend.group_verify(group, rate, progress).await.map(JobResult::GroupVerified)
     })?;
     Ok((StatusCode::ACCEPTED, Json(job)))
 }

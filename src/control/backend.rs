@@ -11,14 +11,15 @@ use futures::future::BoxFuture;
 
 use super::jobs::Progress;
 use super::model::{
-    Disk, Event, EventQuery, Group, KeyImport, KeyRotation, KeyText, Keys, Point, PointCreated,
-    PolicyForecast, PolicyRequest, RestoreRequest, Restored, Resumed, Status, Test, TestRequest,
-    VerifyReport,
+    Disk, Event, EventQuery, Group, GroupVerified, KeyImport, KeyRotation, KeyText, Keys, Point,
+    PointCreated, PolicyForecast, PolicyRequest, RestoreRequest, Restored, Resumed, Status, Test,
+    TestRequest, VerifyReport,
 };
 use super::name::{DiskPath, Label, Name};
 use super::selector::PointSelector;
 use crate::block::TestId;
 use crate::error::Result;
+use crate::throttle::ByteRate;
 use crate::units::SectorCount;
 
 /// What the site will answer.
@@ -84,7 +85,19 @@ pub trait Backend: Send + Sync + 'static {
     fn status(&self) -> Answer<'_, Status>;
     /// Reads the vault of one group, or of all, also of those that could not be opened, and checks every step and blob;
     /// faults are findings, not errors.
-    fn vault_verify(&self, group: Option<Name>, progress: Progress) -> Answer<'_, VerifyReport>;
+    fn vault_verify(
+        &self,
+        group: Option<Name>,
+        rate: Option<ByteRate>,
+        progress: Progress,
+    ) -> Answer<'_, VerifyReport>;
+    /// Compares what a group serves with the newest point of its vault, beside its guests.
+    fn group_verify(
+        &self,
+        group: Name,
+        rate: Option<ByteRate>,
+        progress: Progress,
+    ) -> Answer<'_, GroupVerified>;
     /// Makes a group of the vault in `directory`, whose gateway is gone.
     fn vault_adopt(&self, directory: PathBuf, progress: Progress) -> Answer<'_, Group>;
 }

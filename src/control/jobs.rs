@@ -61,15 +61,18 @@ impl Progress {
         self.0.cancelled.load(Ordering::Relaxed)
     }
 
-    fn cancel(&self) {
+    /// Has the work end before it is done.
+    pub fn cancel(&self) {
         self.0.cancelled.store(true, Ordering::Relaxed);
     }
 
-    fn bytes_done(&self) -> u64 {
+    /// Bytes done.
+    pub fn bytes_done(&self) -> u64 {
         self.0.bytes_done.load(Ordering::Relaxed)
     }
 
-    fn bytes_total(&self) -> Option<u64> {
+    /// Bytes to do, once known.
+    pub fn bytes_total(&self) -> Option<u64> {
         Some(self.0.bytes_total.load(Ordering::Relaxed)).filter(|total| *total > 0)
     }
 }

@@ -5,6 +5,7 @@
 mod keys;
 mod status;
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 pub use keys::*;
@@ -276,6 +277,18 @@ pub struct RestoreRequest {
 pub struct VerifyRequest {
     /// One group, or every group.
     pub group: Option<Name>,
+    /// Bytes that are read in a second at most; without it, as many as there are.
+    #[serde(default)]
+    pub rate_bytes_per_s: Option<NonZeroU64>,
+}
+
+/// `POST /v1/groups/{group}/verify`; answered with a [`Job`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupVerifyRequest {
+    /// Bytes that are read in a second at most; without it, as many as there are.
+    #[serde(default)]
+    pub rate_bytes_per_s: Option<NonZeroU64>,
 }
 
 /// `POST /v1/vault/adopt`; answered with a [`Job`].
@@ -319,13 +332,50 @@ pub struct VerifyReport {
     pub steps: u64,
     /// Blobs read.
     pub blobs: u64,
-    /// Bytes read and summed.
+    /// Bytes of blobs read and summed.
     pub bytes: u64,
+    /// Bytes of bases read, which have no checksums.
+    #[serde(default)]
+    pub base_bytes: u64,
     /// What is wrong, one line each; empty when all is well.
     pub faults: Vec<String>,
     /// What is damaged and does no harm, one line each: parts of caches, which are made anew.
     #[serde(default)]
     pub warnings: Vec<String>,
+}
+
+/// What a comparison of a group with the newest point of its vault found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupVerified {
+    /// The group.
+    pub group: Name,
+    /// The last point that was compared with; none where there is none yet.
+    pub point: Option<PointId>,
+    /// Bytes of disks that were compared, holes included.
+    pub compared_bytes: u64,
+    /// Of these, how many differ because they were written since the point.
+    pub newer_bytes: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// What is wrong; empty when all is well.
+    pub faults: Vec<GroupFault>,
+    /// Faults beyond those that are listed.
+    pub more_faults: u64,
+    /// What was not compared, though nothing is wrong with it, one line each.
+    pub notes: Vec<String>,
+}
+
+/// A range of a disk that is not what it should be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupFault {
+    /// The disk's name.
+    pub disk: String,
+    /// The first of its sectors,
+    pub first_sector: u64,
+    /// and how many.
+    pub sectors: u64,
+    /// What is wrong, in which files, at which bytes.
+    pub message: String,
 }
 
 /// Something that takes long: asked for once, then watched.
@@ -357,7 +407,7 @@ pub enum JobKind {
     Import,
     /// A point is written to files.
     Restore,
-    /// A vault is read and checked.
+    /// A vault is read and checked, or a group compared with it.
     Verify,
     /// A group is made of a vault.
     Adopt,
@@ -389,6 +439,8 @@ pub enum JobResult {
     Verified(VerifyReport),
     /// The group that was made of a vault.
     Adopted(Group),
+    /// A comparison's.
+    GroupVerified(GroupVerified),
 }
 
 /// An error as the API says it.

@@ -39,7 +39,7 @@ use crate::protect::indexing::{Indexing, StoredRun};
 use crate::protect::interval::{ClosedInterval, OpenInterval, Schedule};
 use crate::protect::latching::Resume;
 use crate::protect::lateness::Lateness;
-use crate::protect::layers::Layers;
+use crate::protect::layers::{Layer, Layers};
 use crate::protect::membership::Joined;
 use crate::protect::open::GroupPlan;
 use crate::protect::place::{Place, places};
@@ -49,6 +49,7 @@ use crate::protect::retention;
 use crate::protect::retry::Retry;
 use crate::protect::status::{Condition, RateMeter};
 use crate::protect::tasks::Tasks;
+use crate::protect::verify::Question;
 use crate::runtime::{Event, Runtime};
 use crate::units::{
     DiskId, DiskSlot, GroupId, GroupNanos, Lsn, MonotonicNanos, PointId, SECTOR_BYTES, SectorRange,
@@ -90,6 +91,8 @@ pub(super) enum Done {
     Paused(bool, Result<()>, Callback<()>),
     /// Retention took a step, or came to rest.
     Retained { changed: bool },
+    /// A verification asks something.
+    Asked(Question),
 }
 
 /// The group's mailbox.
@@ -162,7 +165,8 @@ pub struct Group {
     pub(super) waiting_points: HashMap<PointId, Callback<PointRecord>>,
     pub(super) publisher: mpsc::UnboundedSender<Job>,
     pub(super) intervals_waiting: VecDeque<ClosedInterval>,
-    pub(super) intervals_publishing: usize,
+    /// Intervals that the publisher has: their markers and layers, oldest first.
+    pub(super) intervals_publishing: VecDeque<(Lsn, Vec<Rc<Layer>>)>,
     pub(super) lateness: Lateness,
     /// Since when points are late, if they are.
     pub(super) late_since: Option<WallNanos>,
@@ -262,7 +266,7 @@ impl Group {
             waiting_points: HashMap::new(),
             publisher: parts.publisher,
             intervals_waiting: parts.intervals_waiting,
-            intervals_publishing: 0,
+            intervals_publishing: VecDeque::new(),
             lateness,
             late_since: None,
             vaulted: parts.vaulted,
@@ -389,7 +393,7 @@ impl Group {
         self.replies.push((ticket, reply));
     }
 
-    fn places(&self, slot: DiskSlot, range: SectorRange) -> Vec<(SectorRange, Place)> {
+    pub(super) fn places(&self, slot: DiskSlot, range: SectorRange) -> Vec<(SectorRange, Place)> {
         places(self.layers.resolve(slot, range), &self.disks[&slot].sides)
     }
 
@@ -639,6 +643,7 @@ impl Group {
                 }
                 Some(Done::Paused(paused, result, callback)) => self.finish_pause(paused, result, callback),
                 Some(Done::Retained { changed }) => self.finish_retained(changed),
+                Some(Done::Asked(question)) => self.answer_question(question),
             }
         }
     }

@@ -46,6 +46,11 @@ impl OpenInterval {
         self.layers.push(layer);
     }
 
+    /// Its layers, oldest first.
+    pub fn layers(&self) -> &[Rc<Layer>] {
+        &self.layers
+    }
+
     /// Ends the interval.
     pub fn close(&mut self, marker_lsn: Lsn, marker: Marker, reader: Reader) -> ClosedInterval {
         self.dirty = false;

@@ -201,6 +201,12 @@ impl Layers {
         self.open_first = last.next();
     }
 
+    /// What of a window the open layer says something of, in order.
+    pub fn open_ranges(&self, disk: DiskSlot, window: SectorRange) -> Vec<SectorRange> {
+        let found = self.open.maps.get(&disk).into_iter().flat_map(|map| map.lookup(window));
+        found.filter(|(_, source)| source.is_some()).map(|(range, _)| range).collect()
+    }
+
     /// The frozen layers, oldest first.
     pub fn frozen(&self) -> &VecDeque<Rc<Layer>> {
         &self.frozen

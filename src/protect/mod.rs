@@ -32,3 +32,4 @@ pub mod shrinking;
 pub mod status;
 mod stopping;
 pub mod tasks;
+pub mod verify;

@@ -18,7 +18,7 @@ const INTERVALS_WAITING_MAX: usize = 2;
 
 impl Group {
     pub(super) fn wants_marker(&self) -> bool {
-        let waiting = self.intervals_waiting.len() + self.intervals_publishing;
+        let waiting = self.intervals_waiting.len() + self.intervals_publishing.len();
         let wanted = self.interval.is_dirty() && self.markers_pending == 0;
         wanted && self.vault_failed.is_none() && waiting < INTERVALS_WAITING_MAX
     }
@@ -85,7 +85,7 @@ impl Group {
                 break;
             }
             let Some(interval) = self.intervals_waiting.pop_front() else { break };
-            self.intervals_publishing += 1;
+            self.intervals_publishing.push_back((interval.marker_lsn, interval.layers.clone()));
             // The publisher ends only with the runtime, or by a failure, which was noted.
             let _ = self.publisher.unbounded_send(Job::Publish(interval));
         }
@@ -94,7 +94,8 @@ impl Group {
     pub(super) fn finish_publish(&mut self, result: Result<Published>) {
         match result {
             Ok(published) => {
-                self.intervals_publishing -= 1;
+                // The manifest names the point by now: a verification finds its delta there.
+                self.intervals_publishing.pop_front();
                 self.measure_maps();
                 self.lateness.published();
                 self.publish_retry.succeeded();
@@ -150,6 +151,6 @@ impl Group {
     }
 
     pub(super) fn vaulted_all(&self) -> bool {
-        !self.interval.is_dirty() && self.intervals_waiting.is_empty() && self.intervals_publishing == 0
+        !self.interval.is_dirty() && self.intervals_waiting.is_empty() && self.intervals_publishing.is_empty()
     }
 }

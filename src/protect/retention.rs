@@ -378,7 +378,7 @@ impl Group {
 
     /// Tells the task how things stand; wakes it when a view ended that it waited for.
     pub(super) fn mind_retention(&mut self) {
-        let under_way = self.markers_pending + self.intervals_waiting.len() + self.intervals_publishing;
+        let under_way = self.markers_pending + self.intervals_waiting.len() + self.intervals_publishing.len();
         // A disk that is leaving is still in the table, and so in the next marker.
         self.retention.quiet.set(under_way == 0 && self.slots.len() == self.disks.len());
         self.retention.stopping.set(self.stopping);

@@ -129,6 +129,7 @@ impl Site {
             News::Retain(..) | News::Held(..) | News::Released(..) | News::Deleted(..) | News::Viewed(..) => {
                 return self.take_retention_news(news);
             }
+            News::Verified(result) => return self.take_verified(result),
             News::Point(label, result) => {
                 self.clients.asked -= 1;
                 match result {

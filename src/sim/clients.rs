@@ -18,6 +18,7 @@ use crate::format::ladder::Ladder;
 use crate::format::record::{DiskRecord, PointRecord};
 use crate::protect::latching::ResumeReport;
 use crate::protect::membership::Content;
+use crate::protect::verify::GroupReport;
 use crate::units::{DiskId, PointId, SECTOR_BYTES, SectorCount, SectorRange};
 
 /// Disks that the clients keep at most.
@@ -40,6 +41,7 @@ pub(super) enum News {
     Released(PointId, Result<()>),
     Deleted(PointId, Result<()>),
     Viewed(PointId, std::result::Result<Readings, Unread>),
+    Verified(Result<GroupReport>),
 }
 
 /// A request without its answer.
@@ -95,6 +97,8 @@ pub(super) struct Clients {
     pub(super) asked: usize,
     /// Resumes without an answer.
     pub(super) resuming: usize,
+    /// Verifications without an answer.
+    pub(super) verifying: usize,
     pub(super) grants: VecDeque<PointRecord>,
     pub(super) is_disk_full: bool,
     /// Disks whose image is broken until somebody mends it, and whether their side files are as well.
@@ -112,6 +116,7 @@ impl Clients {
         self.grants.clear();
         self.asked = 0;
         self.resuming = 0;
+        self.verifying = 0;
         self.is_stopping = false;
         for test in self.tests.values_mut() {
             test.busy = 0;
@@ -146,6 +151,8 @@ impl Site {
             self.change_tests();
         } else if self.random.chance(1, self.plan.retention_every) {
             self.change_retention();
+        } else if self.random.chance(1, self.plan.verify_every) {
+            self.verify();
         } else if self.random.chance(1, 48) {
             self.ask_point();
         } else if self.clients.pending.len() < self.plan.depth {

@@ -38,6 +38,8 @@ impl Site {
         self.settle()?;
         self.check_space()?;
         self.check_all_points()?;
+        self.damage_raw()?;
+        self.settle()?;
         if self.random.chance(1, 2) {
             self.damage_alive()?;
             self.settle()?;
@@ -83,7 +85,7 @@ impl Site {
         clients.pending.is_empty()
             && clients.joining.is_empty()
             && clients.starting.is_empty()
-            && clients.resuming == 0
+            && (clients.resuming, clients.verifying) == (0, 0)
             && (self.retention.asked, self.retention.views) == (0, 0)
     }
 

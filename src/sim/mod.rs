@@ -17,6 +17,7 @@
 //! | a latched disk loses nothing, also if its files could not be had at opening, holds up nobody, and takes writes again once its image was mended and resumed | `repair`, `finale` |
 //! | no (key, nonce) pair seals twice, also where a copy of the data directory is restored and both go on | `site`, `copies`, `seal::Witness` |
 //! | bit rot is refused or harmless, whether it happens at rest or under a process that runs; in a summary it is harmless | `rot` |
+//! | a verification finds nothing where nothing rotted, whatever is written meanwhile, and what rotted in an image or a base | `verify` |
 //!
 //! It proves itself by [planted bugs](crate::planted), which `tests/simulation.rs` has it find.
 
@@ -35,6 +36,7 @@ mod rot;
 mod sector;
 mod site;
 mod trace;
+mod verify;
 
 use std::cell::RefCell;
 use std::fmt;
@@ -115,6 +117,14 @@ pub struct Report {
     pub days: u64,
     /// Times that somebody set the clock.
     pub clock_steps: u64,
+    /// Verifications of the group that came to their end.
+    pub verifications: u64,
+    /// Of these, how many had to leave out what was written meanwhile.
+    pub verified_beside_writes: u64,
+    /// Bits flipped in images and bases.
+    pub raw_rots: u64,
+    /// Of these, how many were found.
+    pub raw_rots_found: u64,
 }
 
 impl Report {
@@ -148,6 +158,10 @@ impl Report {
         self.summaries_refused += other.summaries_refused;
         self.days += other.days;
         self.clock_steps += other.clock_steps;
+        self.verifications += other.verifications;
+        self.verified_beside_writes += other.verified_beside_writes;
+        self.raw_rots += other.raw_rots;
+        self.raw_rots_found += other.raw_rots_found;
     }
 }
 

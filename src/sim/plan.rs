@@ -63,6 +63,12 @@ pub struct Plan {
     pub retention_every: u64,
     /// How many times as long as usual everything takes that waits for a clock: 1, or [`MONTHS`].
     pub pace: u32,
+    /// One verification of the group in so many steps, about.
+    pub verify_every: u64,
+    /// Bytes that it compares at a time.
+    pub verify_bytes: u64,
+    /// Bytes that it reads in a second at most; as many as there are, if zero.
+    pub verify_rate: u64,
 }
 
 impl Plan {
@@ -100,6 +106,9 @@ impl Plan {
             retention_every: *random.choose(&[20, 60, 400]),
             fan_out: *random.choose(&[2, 2, 3, 4]),
             pace: *random.choose(&[1, 1, 1, 1, 1, 1, 1, MONTHS]),
+            verify_every: *random.choose(&[50, 200, 1000]),
+            verify_bytes: *random.choose(&[4 << 10, 32 << 10, 1 << 20]),
+            verify_rate: *random.choose(&[0, 0, 1 << 20]),
         }
     }
 

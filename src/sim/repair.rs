@@ -133,6 +133,8 @@ impl Site {
         self.tracer.note(|| "the group is closed and opened again".to_owned());
         self.report.reopenings += 1;
         self.process.reopen(self.group_plan());
+        // It ended with the group.
+        self.clients.verifying = 0;
         self.note_failed_syncs(false);
         self.is_verified = false;
     }

@@ -172,6 +172,7 @@ pub fn status(group: Group, snapshot: &GroupSnapshot, connections: u64, now: Wal
         },
         writes: WriteRate { writes_per_s: snapshot.writes_per_s, bytes_per_s: snapshot.bytes_per_s },
         connections,
+        verify: None,
     }
 }
 
@@ -232,6 +233,7 @@ pub fn failed_status(
         },
         writes: WriteRate::default(),
         connections: 0,
+        verify: None,
     }
 }
 

@@ -54,7 +54,7 @@ impl Inner {
         }
     }
 
-    async fn keep_event(&self, id: GroupId, name: &Name, kind: (Severity, &str), message: String) {
+    pub(super) async fn keep_event(&self, id: GroupId, name: &Name, kind: (Severity, &str), message: String) {
         let (severity, code) = kind;
         let event = Event {
             time: self.environment.wall(),

@@ -37,6 +37,7 @@ use crate::site::data_threads::DataThreads;
 use crate::site::events;
 use crate::site::group_table::{Entry, GroupTable};
 use crate::site::member::Member;
+use crate::site::verification::{self, Verifications};
 use crate::units::{GroupId, WallNanos, to_usize};
 
 /// Time between the recovery points of a new group.
@@ -75,6 +76,8 @@ pub(super) struct Inner {
     pub(super) turns: parking_lot::Mutex<HashMap<GroupId, Arc<Mutex<()>>>>,
     /// Directories that a restore writes to.
     pub(super) restoring: parking_lot::Mutex<HashSet<PathBuf>>,
+    /// Verifications in the background: how they stand.
+    pub(super) verifications: Verifications,
     /// What goes on without anybody having asked; ended when the gateway stops.
     background: Mutex<JoinSet<()>>,
 }
@@ -118,6 +121,7 @@ impl Gateway {
             creating: Mutex::new(()),
             turns: parking_lot::Mutex::default(),
             restoring: parking_lot::Mutex::default(),
+            verifications: Verifications::default(),
             background: Mutex::default(),
         }))
     }
@@ -128,6 +132,7 @@ impl Gateway {
         self.0.open_groups().await?;
         self.0.background.lock().await.spawn(Inner::retry_for_space(Arc::downgrade(&self.0)));
         self.0.background.lock().await.spawn(events::keep(Arc::downgrade(&self.0)));
+        self.0.background.lock().await.spawn(verification::keep(Arc::downgrade(&self.0)));
         Ok(())
     }
 

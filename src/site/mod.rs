@@ -28,6 +28,7 @@ mod retention_verbs;
 mod serve;
 mod session;
 mod verbs;
+mod verification;
 
 pub use data_threads::{DataThreads, DataThreadsOptions, Draining, SessionLimits};
 pub use export_registry::ExportRegistry;

@@ -12,9 +12,9 @@ use crate::block::{Export, TestId};
 use crate::control::backend::{Answer, Backend};
 use crate::control::jobs::Progress;
 use crate::control::model::{
-    Disk, Event, EventQuery, Group, GroupStatus, KeyImport, KeyRotation, KeyText, Keys, Point, PointCreated,
-    PolicyForecast, PolicyRequest, RestoreRequest, Restored, Resumed, Status, StorageStatus, Test,
-    TestRequest, VerifyReport,
+    Disk, Event, EventQuery, Group, GroupStatus, GroupVerified, KeyImport, KeyRotation, KeyText, Keys, Point,
+    PointCreated, PolicyForecast, PolicyRequest, RestoreRequest, Restored, Resumed, Status, StorageStatus,
+    Test, TestRequest, VerifyReport,
 };
 use crate::control::name::{DiskPath, Label, Name};
 use crate::control::selector::{PointSelector, resolve};
@@ -23,8 +23,9 @@ use crate::failover::{TestFailover, TestListing};
 use crate::format::record::DiskRecord;
 use crate::protect::membership::Content;
 use crate::runtime::Runtime;
+use crate::throttle::ByteRate;
 use crate::units::{DiskId, GroupId, PointId, SECTOR_BYTES, SectorCount, WallNanos};
-use crate::vault::{self, Vault};
+use crate::vault::Vault;
 use crate::view::{self, View};
 
 impl Backend for Gateway {
@@ -145,8 +146,22 @@ impl Backend for Gateway {
         self.detached(|inner| Box::pin(async move { inner.key_import(request).await }))
     }
 
-    fn vault_verify(&self, group: Option<Name>, progress: Progress) -> Answer<'_, VerifyReport> {
-        self.detached(|inner| Box::pin(async move { inner.vault_verify(group, progress).await }))
+    fn vault_verify(
+        &self,
+        group: Option<Name>,
+        rate: Option<ByteRate>,
+        progress: Progress,
+    ) -> Answer<'_, VerifyReport> {
+        self.detached(move |inner| Box::pin(async move { inner.vault_verify(group, rate, progress).await }))
+    }
+
+    fn group_verify(
+        &self,
+        group: Name,
+        rate: Option<ByteRate>,
+        progress: Progress,
+    ) -> Answer<'_, GroupVerified> {
+        self.detached(move |inner| Box::pin(async move { inner.group_verify(group, rate, progress).await }))
     }
 
     fn vault_adopt(&self, directory: PathBuf, progress: Progress) -> Answer<'_, Group> {
@@ -405,8 +420,9 @@ impl Inner {
         let mut direct = true;
         for (name, entry) in self.groups_now() {
             let asked = self.group_status(&name, &entry, now).await;
-            if let Some((status, is_direct)) = self.unless_gone(entry.id, asked, now).await? {
+            if let Some((mut status, is_direct)) = self.unless_gone(entry.id, asked, now).await? {
                 direct &= is_direct;
+                status.verify = self.verify_status(entry.id, status.group.created).await;
                 groups.push(status);
             }
         }
@@ -461,66 +477,11 @@ impl Inner {
         let Some((name, entry)) = self.find_by_id(id) else { return Ok(None) };
         self.group_status(&name, &entry, now).await.map(Some)
     }
-
-    async fn vault_verify(&self, group: Option<Name>, progress: Progress) -> Result<VerifyReport> {
-        let groups = match group {
-            Some(name) => vec![self.find(&name)?],
-            None => self.groups_now(),
-        };
-        let mut report = VerifyReport::default();
-        for (_, entry) in groups {
-            report.groups += 1;
-            let progress = progress.clone();
-            let looked = if entry.is_hosted() {
-                self.verify_hosted(entry.id, progress).await?
-            } else {
-                let look = move |vault: Rc<Vault>| async move { verify(&vault, &progress).await };
-                match self.look_at_vault(entry.id, look).await {
-                    Err(error) if error.kind() != ErrorKind::Shutdown => {
-                        report
-                            .faults
-                            .push(format!("group {}: its vault cannot be opened: {error}", entry.id));
-                        continue;
-                    }
-                    looked => looked?,
-                }
-            };
-            report.steps += looked.manifest_files;
-            report.blobs += looked.blobs;
-            report.bytes += looked.blob_bytes;
-            for finding in &looked.findings {
-                let is_harmless = finding.severity == vault::Severity::Cache;
-                let lines = if is_harmless { &mut report.warnings } else { &mut report.faults };
-                lines.push(finding.to_string());
-            }
-        }
-        Ok(report)
-    }
-
-    async fn verify_hosted(&self, id: GroupId, progress: Progress) -> Result<vault::VerifyReport> {
-        self.ask(id, move |member: &mut Member, answer: Answering<vault::VerifyReport>| {
-            let vault = Rc::clone(member.vault());
-            vault.runtime().clone().spawn(async move {
-                answer.send(verify(&vault, &progress).await);
-            });
-        })
-        .await
-    }
 }
 
 /// Whether a group answered nothing because it left its thread meanwhile: it was removed, or is opened anew.
-fn is_gone(error: &Error) -> bool {
+pub(super) fn is_gone(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Shutdown | ErrorKind::NotFound)
-}
-
-async fn verify(vault: &Vault, progress: &Progress) -> Result<vault::VerifyReport> {
-    let told = std::cell::Cell::new(0);
-    vault::verify(vault, |done, total| {
-        progress.set_total(total);
-        progress.advance(done - told.replace(done));
-        progress.go_on()
-    })
-    .await
 }
 
 /// Writes a point's disks to files; what the person agreed to overwrite is removed first.

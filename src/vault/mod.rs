@@ -41,7 +41,7 @@ pub use plan::{Plan, PlannedPoint, plan};
 pub use retention::{Forecast, RetentionStep};
 pub use state::{Refusal, State};
 pub use summaries::{FAN_OUT, Summaries};
-pub use verify::{Finding, Severity, VerifyReport, verify};
+pub use verify::{Finding, Severity, VerifyReport, verify, verify_at};
 
 use crate::delta::{Build, BuiltDelta, DeltaReader, DiskExtents, Source};
 use crate::error::{Error, ErrorKind, Result};

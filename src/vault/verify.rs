@@ -1,9 +1,12 @@
 //! Verifies a vault: reads every stored byte and says what is wrong, where. Repairs nothing.
 //!
-//! It reads the manifest from disk, not from memory. While the group goes on, points may appear beside it: it judges
+//! It reads the manifest from disk, not from memory, and blobs and bases from their device, not from the page cache, as far as
+//! the operating system lets go of them. While the group goes on, points may appear beside it: it judges
 //! what the manifest named when it began, and what this process has not published yet is no orphan.
 
+use std::cell::Cell;
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::Vault;
@@ -16,10 +19,16 @@ use crate::format::delta::{DeltaRef, Header, Tables};
 use crate::format::manifest::StepNumber;
 use crate::format::record::PointRecord;
 use crate::format::summary::Cover;
-use crate::units::{Lsn, to_usize};
+use crate::storage::{File, Op};
+use crate::throttle::{Pacing, Throttle};
+use crate::units::{DiskId, Lsn, to_usize};
 
 /// Pages of a summary that are read at a time.
 const SUMMARY_PAGES: usize = 32;
+/// Bytes of a base that are read at a time,
+const BASE_PIECE_BYTES: u64 = 1 << 20;
+/// and where they cannot be: a page.
+const BASE_PAGE_BYTES: u64 = 4 << 10;
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -66,10 +75,12 @@ pub struct VerifyReport {
     pub blobs: u64,
     /// Bytes of delta blobs read and compared with their checksums.
     pub blob_bytes: u64,
-    /// Bases looked at; they carry no checksums.
+    /// Bases read; they carry no checksums, so that only what cannot be read is found.
     pub bases: u64,
     /// Summaries read: every page.
     pub summaries: u64,
+    /// Bytes of bases read: what is no hole.
+    pub base_bytes: u64,
 }
 
 impl VerifyReport {
@@ -105,8 +116,34 @@ impl VerifyReport {
     }
 }
 
-/// Reads everything in a vault. `progress` is told the blob bytes read and their sum; its error ends the verification.
+/// How far a verification is, and how fast it goes.
+struct Pace<P> {
+    throttle: Throttle,
+    progress: P,
+    done: Cell<u64>,
+    total: u64,
+}
+
+impl<P: Fn(u64, u64) -> Result<()>> Pace<P> {
+    /// Notes that `bytes` more were read; comes back when more may be.
+    async fn read(&self, bytes: u64) -> Result<()> {
+        self.done.update(|done| done + bytes);
+        self.throttle.take(bytes, || (self.progress)(self.done.get(), self.total)).await
+    }
+}
+
+/// Reads everything in a vault, as fast as it can. `progress` is told the bytes of blobs and bases read and their sum; its error
+/// ends the verification.
 pub async fn verify(vault: &Vault, progress: impl Fn(u64, u64) -> Result<()>) -> Result<VerifyReport> {
+    verify_at(vault, &Pacing::default(), progress).await
+}
+
+/// The same, at a pace.
+pub async fn verify_at(
+    vault: &Vault,
+    pacing: &Pacing,
+    progress: impl Fn(u64, u64) -> Result<()>,
+) -> Result<VerifyReport> {
     let mut report = VerifyReport::default();
     // Appends wait meanwhile: a snapshot would take steps away that are about to be read.
     let pause = vault.manifest().pause().await;
@@ -116,9 +153,11 @@ pub async fn verify(vault: &Vault, progress: impl Fn(u64, u64) -> Result<()>) ->
     }
     verify_manifest(vault, &state, &mut report).await?;
     drop(pause);
-    verify_blobs(vault, &state, &mut report, progress).await?;
+    let total = blob_bytes(&state) + base_bytes(vault, &state).await;
+    let pace = Pace { throttle: pacing.on(vault.runtime()), progress, done: Cell::new(0), total };
+    verify_blobs(vault, &state, &mut report, &pace).await?;
     verify_summaries(vault, &mut report).await?;
-    verify_bases(vault, &state, &mut report).await?;
+    verify_bases(vault, &state, &mut report, &pace).await?;
     report.findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     Ok(report)
 }
@@ -177,20 +216,33 @@ async fn verify_snapshot(
     }
 }
 
+/// The deltas that a state names, with their points: retired ones have none.
+fn named_deltas(state: &State) -> impl Iterator<Item = (Option<&PointRecord>, DeltaRef)> {
+    let retired = state.base_advance().map_or(&[][..], |(_, retired)| retired);
+    let retired = retired.iter().map(|delta| (None, *delta));
+    retired.chain(state.points().iter().filter_map(|point| point.delta.map(|delta| (Some(point), delta))))
+}
+
+fn blob_bytes(state: &State) -> u64 {
+    named_deltas(state).map(|(_, delta)| delta.total_bytes).sum()
+}
+
+/// Has a file read from its device, and keeps the page cache for others. Best effort: else memory is read.
+async fn evict(vault: &Vault, file: Result<File>) {
+    if let Ok(file) = file {
+        let _ = vault.runtime().call(Op::Evict { file }).await;
+    }
+}
+
 /// Reads every blob that a point names, whole, and looks for blobs that none names.
-async fn verify_blobs(
+async fn verify_blobs<P: Fn(u64, u64) -> Result<()>>(
     vault: &Vault,
     state: &State,
     report: &mut VerifyReport,
-    progress: impl Fn(u64, u64) -> Result<()>,
+    pace: &Pace<P>,
 ) -> Result<()> {
-    let retired = state.base_advance().map_or(&[][..], |(_, retired)| retired);
-    let retired = retired.iter().map(|delta| (None, *delta));
-    let named = state.points().iter().filter_map(|point| point.delta.map(|delta| (Some(point), delta)));
-    let named: Vec<_> = retired.chain(named).collect();
-    let total: u64 = named.iter().map(|(_, delta)| delta.total_bytes).sum();
     find_orphan_blobs(vault, report).await?;
-    for (point, delta) in named {
+    for (point, delta) in named_deltas(state) {
         let lease = {
             // Retention goes on: what it has merged since is judged next time.
             let is_named = vault.manifest().state().names_blob(delta.blob);
@@ -200,10 +252,14 @@ async fn verify_blobs(
         if lease.is_none() {
             continue;
         }
-        if let Err(error) = verify_blob(vault, point, delta, report).await {
+        evict(vault, vault.blobs().open(delta.blob).await).await;
+        let (before, verified) = (pace.done.get(), verify_blob(vault, point, delta, report, pace).await);
+        if let Err(error) = verified {
             report.damage(error, &vault.layout().blob(delta.blob))?;
         }
-        progress(report.blob_bytes, total)?;
+        evict(vault, vault.blobs().open(delta.blob).await).await;
+        // Its tables, and whatever could not be read.
+        pace.read((before + delta.total_bytes).saturating_sub(pace.done.get())).await?;
     }
     Ok(())
 }
@@ -223,11 +279,12 @@ async fn find_orphan_blobs(vault: &Vault, report: &mut VerifyReport) -> Result<(
     Ok(())
 }
 
-async fn verify_blob(
+async fn verify_blob<P: Fn(u64, u64) -> Result<()>>(
     vault: &Vault,
     point: Option<&PointRecord>,
     reference: DeltaRef,
     report: &mut VerifyReport,
+    pace: &Pace<P>,
 ) -> Result<()> {
     let reader = vault.open_delta(&reference).await?;
     let path = vault.layout().blob(reference.blob);
@@ -242,6 +299,7 @@ async fn verify_blob(
         if let Err(error) = reader.chunk(index).await {
             report.damage(error, &path)?;
         }
+        pace.read(tables.chunks[index as usize].stored_bytes.into()).await?;
     }
     Ok(())
 }
@@ -294,8 +352,24 @@ async fn verify_summary(vault: &Vault, cover: &Cover) -> Result<()> {
     Ok(())
 }
 
-/// Looks at every base that is needed: it must be there, and as long as its disk.
-async fn verify_bases(vault: &Vault, state: &State, report: &mut VerifyReport) -> Result<()> {
+/// Bytes that the bases of a state hold, as far as that can be told.
+async fn base_bytes(vault: &Vault, state: &State) -> u64 {
+    let mut bytes = 0;
+    for disk in state.all_disks().iter().filter(|disk| state.needs_base(disk)) {
+        let Ok(file) = vault.bases().open(disk.record.id).await else { continue };
+        let ranges = vault.runtime().data_ranges(&file, 0..disk.record.sectors.bytes()).await;
+        bytes += ranges.iter().flatten().map(|range| range.end - range.start).sum::<u64>();
+    }
+    bytes
+}
+
+/// Reads every base that is needed: it must be there, as long as its disk, and readable.
+async fn verify_bases<P: Fn(u64, u64) -> Result<()>>(
+    vault: &Vault,
+    state: &State,
+    report: &mut VerifyReport,
+    pace: &Pace<P>,
+) -> Result<()> {
     let directory = vault.layout().bases();
     for name in vault.runtime().list(&directory).await? {
         let known = parse_base_name(&name).is_some_and(|disk| vault.manifest().state().names_disk(disk));
@@ -306,17 +380,67 @@ async fn verify_bases(vault: &Vault, state: &State, report: &mut VerifyReport) -
     for disk in state.all_disks().iter().filter(|disk| state.needs_base(disk)) {
         let path = vault.layout().base(disk.record.id);
         report.bases += 1;
-        let length = match vault.bases().open(disk.record.id).await {
-            Ok(file) => vault.runtime().length(&file).await,
-            Err(error) => Err(error),
-        };
-        match length {
-            Ok(length) if length == disk.record.sectors.bytes() => {}
-            Ok(length) => {
-                let text = format!("{length} bytes long; its disk has {}", disk.record.sectors.bytes());
-                report.damage(Error::corrupt(text), &path)?;
-            }
+        match read_base(vault, disk.record.id, disk.record.sectors.bytes(), report, pace).await {
+            Err(error) if error.kind() == ErrorKind::Shutdown => return Err(error),
+            // Retention goes on: it deletes the base of a disk that left once no point holds it.
+            Err(_) if !is_needed(vault, disk.record.id) => {}
             Err(error) => report.damage(error, &path)?,
+            Ok(()) => {}
+        }
+    }
+    Ok(())
+}
+
+fn is_needed(vault: &Vault, disk: DiskId) -> bool {
+    let state = vault.manifest().state();
+    state.all_disks().iter().any(|known| known.record.id == disk && state.needs_base(known))
+}
+
+async fn read_base<P: Fn(u64, u64) -> Result<()>>(
+    vault: &Vault,
+    disk: DiskId,
+    expected: u64,
+    report: &mut VerifyReport,
+    pace: &Pace<P>,
+) -> Result<()> {
+    let (runtime, path) = (vault.runtime(), vault.layout().base(disk));
+    let file = vault.bases().open(disk).await?;
+    let length = runtime.length(&file).await?;
+    if length != expected {
+        let text = format!("{length} bytes long; its disk has {expected}");
+        report.damage(Error::corrupt(text), &path)?;
+    }
+    evict(vault, Ok(file.clone())).await;
+    for range in runtime.data_ranges(&file, 0..length).await? {
+        for start in (range.start..range.end).step_by(to_usize(BASE_PIECE_BYTES)) {
+            let piece = start..range.end.min(start + BASE_PIECE_BYTES);
+            let bytes = piece.end - piece.start;
+            if runtime.read(&file, piece.start, to_usize(bytes)).await.is_err() {
+                find_unreadable(vault, &file, piece, report).await?;
+            }
+            report.base_bytes += bytes;
+            pace.read(bytes).await?;
+        }
+    }
+    evict(vault, Ok(file)).await;
+    Ok(())
+}
+
+/// Says which pages of a piece cannot be read: neighbours in one finding.
+async fn find_unreadable(
+    vault: &Vault,
+    file: &File,
+    piece: Range<u64>,
+    report: &mut VerifyReport,
+) -> Result<()> {
+    let mut next = None;
+    for start in (piece.start..piece.end).step_by(to_usize(BASE_PAGE_BYTES)) {
+        let bytes = BASE_PAGE_BYTES.min(piece.end - start);
+        if let Err(error) = vault.runtime().read(file, start, to_usize(bytes)).await {
+            if next != Some(start) {
+                report.damage(error.at_offset(start), file.path())?;
+            }
+            next = Some(start + bytes);
         }
     }
     Ok(())

@@ -8,6 +8,7 @@
 //! written only where the view's map has something (`docs/retention.md`). A pin keeps the point over restarts.
 
 mod cache;
+mod origin;
 mod overlay;
 mod presence;
 mod restore;
@@ -18,6 +19,7 @@ use std::rc::Rc;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 
+pub use origin::Origin;
 pub use overlay::{BLOCK_BYTES, Overlay};
 pub use restore::{RestoreProgress, allocated_pieces, copy_pieces, restore};
 

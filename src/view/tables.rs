@@ -332,11 +332,21 @@ impl Tables {
         }
     }
 
+    /// In which blob a chunk is, and where.
+    pub(super) async fn stored(&self, layer: u32, index: u32) -> Attempt<(BlobId, Chunk)> {
+        let source = Rc::clone(&self.sources.borrow()[layer as usize]);
+        self.stored_in(&source, index).await
+    }
+
+    async fn stored_in(&self, source: &Source, index: u32) -> Attempt<(BlobId, Chunk)> {
+        match source {
+            Source::Delta { blob, chunks } => Ok((*blob, chunks[index as usize])),
+            Source::Summary(paged) => self.entry(paged, index).await,
+        }
+    }
+
     async fn read_chunk(&self, source: &Source, index: u32) -> Attempt<Slice> {
-        let (blob, entry) = match source {
-            Source::Delta { blob, chunks } => (*blob, chunks[index as usize]),
-            Source::Summary(paged) => self.entry(paged, index).await?,
-        };
+        let (blob, entry) = self.stored_in(source, index).await?;
         let file = self.blob_file(blob).await?;
         Ok(read_chunk(self.vault.runtime(), &file, &entry, self.vault.keys()).await?)
     }

@@ -17,6 +17,7 @@ use afterimage::env::OsEnvironment;
 use afterimage::error::{Error, ErrorKind, Result};
 use afterimage::format::ladder::Ladder;
 use afterimage::listen::bind_unix;
+use afterimage::throttle::ByteRate;
 use afterimage::units::{DiskId, GroupId, Lsn, PointId, SECTOR_BYTES, SectorCount, WallNanos};
 use futures::FutureExt;
 use tempfile::TempDir;
@@ -366,7 +367,40 @@ impl Backend for FakeSite {
         self.group_create(name)
     }
 
-    fn vault_verify(&self, group: Option<Name>, progress: Progress) -> Answer<'_, VerifyReport> {
+    fn group_verify(
+        &self,
+        group: Name,
+        rate: Option<ByteRate>,
+        progress: Progress,
+    ) -> Answer<'_, GroupVerified> {
+        progress.advance(1);
+        let fault = GroupFault {
+            disk: "data".to_owned(),
+            first_sector: 8,
+            sectors: 1,
+            message: "disk data, sectors 8..9: image /x at byte 4096 differs".to_owned(),
+        };
+        let faults = if group.as_str() == "broken" { vec![fault] } else { Vec::new() };
+        let read_bytes = rate.map_or(0, |rate| rate.0.get());
+        let report = GroupVerified {
+            group,
+            point: None,
+            compared_bytes: 8192,
+            newer_bytes: 512,
+            read_bytes,
+            faults,
+            more_faults: 0,
+            notes: vec!["disk new: the newest recovery point does not hold it".to_owned()],
+        };
+        futures::future::ready(Ok(report)).boxed()
+    }
+
+    fn vault_verify(
+        &self,
+        group: Option<Name>,
+        _rate: Option<ByteRate>,
+        progress: Progress,
+    ) -> Answer<'_, VerifyReport> {
         progress.advance(1);
         let faults = match group {
             Some(group) if group.as_str() == "broken" => {
@@ -374,8 +408,15 @@ impl Backend for FakeSite {
             }
             _ => Vec::new(),
         };
-        let report =
-            VerifyReport { groups: 1, steps: 2, blobs: 3, bytes: 4096, faults, warnings: Vec::new() };
+        let report = VerifyReport {
+            groups: 1,
+            steps: 2,
+            blobs: 3,
+            bytes: 4096,
+            base_bytes: 512,
+            faults,
+            warnings: Vec::new(),
+        };
         futures::future::ready(Ok(report)).boxed()
     }
 }
@@ -408,6 +449,7 @@ fn group_status(fake: &FakeGroup) -> GroupStatus {
         },
         writes: WriteRate { writes_per_s: 1000.0, bytes_per_s: 4e6 },
         connections: 3,
+        verify: None,
     }
 }
 

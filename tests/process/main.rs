@@ -28,3 +28,4 @@ mod restart;
 mod restore;
 mod small_file_system;
 mod storage;
+mod verify;

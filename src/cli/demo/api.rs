@@ -89,7 +89,7 @@ impl Api {
 
     /// `vault verify`
     pub async fn verify_vault(&self) -> Result<VerifyReport, Failure> {
-        let request = VerifyRequest { group: Some(self.group.clone()) };
+        let request = VerifyRequest { group: Some(self.group.clone()), rate_bytes_per_s: None };
         let job: Job = self.client.post("/v1/vault/verify", &request).await?;
         match progress::watch(&self.client, job, "verifying the vault").await? {
             JobResult::Verified(report) => Ok(report),

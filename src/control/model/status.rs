@@ -77,6 +77,60 @@ pub struct GroupStatus {
     pub writes: WriteRate,
     /// Block clients connected to its disks now.
     pub connections: u64,
+    /// How its verification in the background stands; none where there is none.
+    #[serde(default)]
+    pub verify: Option<VerifyStatus>,
+}
+
+/// How a group's verification in the background stands: docs/verify.md.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyStatus {
+    /// The one that is under way.
+    pub running: Option<VerifyRunning>,
+    /// How the last one ended.
+    pub last: Option<VerifyLast>,
+    /// When the next one is due; none while one is under way, or if they are off.
+    pub next: Option<WallNanos>,
+}
+
+/// A verification that is under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyRunning {
+    /// Since when.
+    pub started: WallNanos,
+    /// What of the group is being read.
+    pub part: VerifyPart,
+    /// Bytes of that done.
+    pub bytes_done: u64,
+    /// Bytes of that to do, once known.
+    pub bytes_total: Option<u64>,
+    /// Whether it rests because the group is paused.
+    pub held: bool,
+}
+
+/// The parts of a verification, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VerifyPart {
+    /// Every stored byte of the vault.
+    Vault,
+    /// The disks, compared with the newest point.
+    Disks,
+}
+
+/// How a verification ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyLast {
+    /// When it began.
+    pub started: WallNanos,
+    /// When it ended.
+    pub finished: WallNanos,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// How many faults it found.
+    pub faults: u64,
+    /// The first of them.
+    pub first_fault: Option<String>,
 }
 
 /// A group's state, why, and since when.

@@ -1,0 +1,405 @@
+//! Verifications: those that somebody asks for, and those that go on in the background, one group after the other.
+//!
+//! In the background each group's vault is read, then its disks are compared with it, at the configured rate, `[verify] every` after the
+//! last time. When that was is kept in a file beside the group's journal ([`Record`]), for the catalogue is only a cache; a group that
+//! was never verified counts from its creation. One that is cut off begins anew.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Weak;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use super::gateway::{Answering, Inner};
+use super::group_table::Entry;
+use super::member::Member;
+use crate::byte_size::ByteSize;
+use crate::control::jobs::Progress;
+use crate::control::model::{
+    GroupFault, GroupVerified, Severity, VerifyLast, VerifyPart, VerifyReport, VerifyRunning, VerifyStatus,
+};
+use crate::control::name::Name;
+use crate::counted::counted;
+use crate::error::{Error, ErrorKind, Result};
+use crate::protect::verify::{GroupReport, Verification};
+use crate::throttle::{ByteRate, Hold, Pacing};
+use crate::units::{GroupId, WallNanos};
+use crate::vault::{self, Vault};
+
+/// How often it is looked which group is due, at most and at least.
+const LOOK_MIN: Duration = Duration::from_secs(1);
+const LOOK_MAX: Duration = Duration::from_secs(60);
+/// How often a running verification looks whether its group is paused.
+const WATCH_PERIOD: Duration = Duration::from_secs(1);
+/// After one that could not come to its end, the next try waits so long, or until it would be due if that is sooner.
+const RETRY_MAX: Duration = Duration::from_secs(3600);
+/// Faults that an event names.
+const FAULTS_TOLD: usize = 3;
+
+/// How the verifications of all groups stand.
+#[derive(Default)]
+pub(super) struct Verifications(Mutex<HashMap<GroupId, Standing>>);
+
+#[derive(Clone, Default)]
+struct Standing {
+    running: Option<Running>,
+    /// What the record said, once it was read.
+    last: Option<Option<VerifyLast>>,
+    /// No other try before.
+    not_before: Option<WallNanos>,
+}
+
+#[derive(Clone)]
+struct Running {
+    started: WallNanos,
+    part: VerifyPart,
+    progress: Progress,
+    hold: Hold,
+}
+
+/// What is kept of the last verification: `groups/GROUP_ID/verified`. Whatever is wrong with it, it counts as never.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    version: u32,
+    #[serde(flatten)]
+    last: VerifyLast,
+}
+
+const RECORD_VERSION: u32 = 1;
+
+/// Ends work on a data thread once nobody waits for it.
+struct CancelOnDrop(Progress);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+/// What a verification of vault and disks came to.
+#[derive(Default)]
+struct Sum {
+    read_bytes: u64,
+    faults: Vec<String>,
+    more_faults: u64,
+}
+
+/// Verifies in the background until the gateway is gone.
+pub(super) async fn keep(gateway: Weak<Inner>) {
+    let Some(every) = gateway.upgrade().and_then(|inner| inner.configuration.verify.every) else { return };
+    loop {
+        tokio::time::sleep((every / 16).clamp(LOOK_MIN, LOOK_MAX)).await;
+        let Some(inner) = gateway.upgrade() else { return };
+        let groups = inner.groups.read().list();
+        for (name, entry) in groups.into_iter().filter(|(_, entry)| entry.is_hosted()) {
+            if inner.is_due(entry.id, every).await {
+                inner.verify_in_background(&name, &entry, every).await;
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// Reads vaults whole.
+    pub(super) async fn vault_verify(
+        &self,
+        group: Option<Name>,
+        rate: Option<ByteRate>,
+        progress: Progress,
+    ) -> Result<VerifyReport> {
+        let groups = match group {
+            Some(name) => vec![self.find(&name)?],
+            None => self.groups_now(),
+        };
+        let mut report = VerifyReport::default();
+        let pacing = Pacing { rate, hold: Hold::default() };
+        for (name, entry) in groups {
+            report.groups += 1;
+            let looked = match self.verify_vault(&entry, pacing.clone(), progress.clone()).await {
+                Err(error) if !entry.is_hosted() && error.kind() != ErrorKind::Shutdown => {
+                    report.faults.push(format!("group {}: its vault cannot be opened: {error}", entry.id));
+                    continue;
+                }
+                looked => looked?,
+            };
+            report.steps += looked.manifest_files;
+            report.blobs += looked.blobs;
+            report.bytes += looked.blob_bytes;
+            report.base_bytes += looked.base_bytes;
+            for finding in &looked.findings {
+                let is_harmless = finding.severity == vault::Severity::Cache;
+                let lines = if is_harmless { &mut report.warnings } else { &mut report.faults };
+                lines.push(finding.to_string());
+            }
+            if !looked.is_sound() {
+                self.tell_faults(entry.id, &name, &damage(&looked), 0).await;
+            }
+        }
+        Ok(report)
+    }
+
+    async fn verify_vault(
+        &self,
+        entry: &Entry,
+        pacing: Pacing,
+        progress: Progress,
+    ) -> Result<vault::VerifyReport> {
+        if !entry.is_hosted() {
+            let look = move |vault: Rc<Vault>| async move { verify(&vault, &pacing, &progress).await };
+            return self.look_at_vault(entry.id, look).await;
+        }
+        self.ask(entry.id, move |member: &mut Member, answer: Answering<vault::VerifyReport>| {
+            let vault = Rc::clone(member.vault());
+            vault.runtime().clone().spawn(async move {
+                answer.send(verify(&vault, &pacing, &progress).await);
+            });
+        })
+        .await
+    }
+
+    /// Compares a group with its vault.
+    pub(super) async fn group_verify(
+        &self,
+        group: Name,
+        rate: Option<ByteRate>,
+        progress: Progress,
+    ) -> Result<GroupVerified> {
+        let (name, id) = self.find_open(&group)?;
+        let report = self.verify_disks(id, Pacing { rate, hold: Hold::default() }, progress).await?;
+        if !report.is_sound() {
+            self.tell_faults(id, &name, &texts(&report), report.more_findings).await;
+        }
+        let faults = report.findings.iter().map(|finding| GroupFault {
+            disk: finding.name.clone(),
+            first_sector: finding.range.start,
+            sectors: finding.range.sectors(),
+            message: finding.to_string(),
+        });
+        Ok(GroupVerified {
+            group: name,
+            point: report.point.map(|(point, _)| point),
+            compared_bytes: report.compared_bytes,
+            newer_bytes: report.newer_bytes,
+            read_bytes: report.read_bytes,
+            faults: faults.collect(),
+            more_faults: report.more_findings,
+            notes: report.notes,
+        })
+    }
+
+    async fn verify_disks(&self, id: GroupId, pacing: Pacing, progress: Progress) -> Result<GroupReport> {
+        self.ask(id, move |member: &mut Member, answer: Answering<GroupReport>| match member.group() {
+            Ok(group) => {
+                let report = Rc::new(teller(progress));
+                group.verify(Verification::new(pacing, report), answer.callback());
+            }
+            Err(error) => answer.send(Err(error)),
+        })
+        .await
+    }
+
+    /// Whether a group is to be verified now.
+    async fn is_due(&self, id: GroupId, every: Duration) -> bool {
+        let now = self.environment.wall();
+        let not_before = self.verifications.0.lock().get(&id).and_then(|standing| standing.not_before);
+        if not_before.is_some_and(|not_before| now < not_before) || self.is_paused(id).await {
+            return false;
+        }
+        let created = self.read(id, |member| member.description().record.created).await.ok();
+        self.due(id, created, every).await.is_some_and(|due| due <= now)
+    }
+
+    /// When a group's next verification is due.
+    async fn due(&self, id: GroupId, created: Option<WallNanos>, every: Duration) -> Option<WallNanos> {
+        let last = self.last_verified(id).await.map(|last| last.finished);
+        last.or(created).map(|from| after(from, every))
+    }
+
+    async fn is_paused(&self, id: GroupId) -> bool {
+        let paused = self.read(id, |member| member.vault().manifest().state().is_paused()).await;
+        paused.unwrap_or(false)
+    }
+
+    /// How the last one ended, from the record beside the group.
+    async fn last_verified(&self, id: GroupId) -> Option<VerifyLast> {
+        if let Some(last) = self.verifications.0.lock().get(&id).and_then(|standing| standing.last.clone()) {
+            return last;
+        }
+        let path = self.record_path(id);
+        let last = tokio::task::spawn_blocking(move || read_record(&path)).await.ok().flatten();
+        self.verifications.0.lock().entry(id).or_default().last = Some(last.clone());
+        last
+    }
+
+    fn record_path(&self, id: GroupId) -> PathBuf {
+        self.directory.group(id).join("verified")
+    }
+
+    async fn verify_in_background(&self, name: &Name, entry: &Entry, every: Duration) {
+        let (id, started) = (entry.id, self.environment.wall());
+        tracing::info!(group = %name, "verifying in the background");
+        let verified = self.verify_both(entry, started).await;
+        let finished = self.environment.wall();
+        let standing = |change: &mut dyn FnMut(&mut Standing)| {
+            change(self.verifications.0.lock().entry(id).or_default());
+        };
+        standing(&mut |standing| standing.running = None);
+        let sum = match verified {
+            // Of a removed group's files some were gone while they were read.
+            Ok(_) | Err(_) if self.find_by_id(id).is_none() => {
+                self.verifications.0.lock().remove(&id);
+                return;
+            }
+            Ok(sum) => sum,
+            Err(error) => {
+                tracing::warn!(group = %name, %error, "a verification came to no end; it is tried again later");
+                let again = after(finished, every.min(RETRY_MAX));
+                return standing(&mut |standing| standing.not_before = Some(again));
+            }
+        };
+        let faults = sum.faults.len() as u64 + sum.more_faults;
+        let first_fault = sum.faults.first().cloned();
+        let last = VerifyLast { started, finished, read_bytes: sum.read_bytes, faults, first_fault };
+        standing(&mut |standing| standing.last = Some(Some(last.clone())));
+        let path = self.record_path(id);
+        let written = tokio::task::spawn_blocking(move || write_record(&path, last)).await;
+        if let Ok(Err(error)) = written {
+            tracing::warn!(group = %name, %error, "that it was verified is forgotten at the next start");
+        }
+        if faults > 0 {
+            return self.tell_faults(id, name, &sum.faults, sum.more_faults).await;
+        }
+        let text = format!("verified: {} read, no faults", ByteSize(sum.read_bytes).approximate());
+        tracing::info!(group = %name, "{text}");
+        self.keep_event(id, name, (Severity::Info, "verify_done"), text).await;
+    }
+
+    /// The vault, then the disks if the group is open.
+    async fn verify_both(&self, entry: &Entry, started: WallNanos) -> Result<Sum> {
+        let hold = Hold::default();
+        let pacing = Pacing { rate: Some(self.configuration.verify.rate), hold: hold.clone() };
+        let begin = |part| {
+            let progress = Progress::default();
+            let running = Running { started, part, progress: progress.clone(), hold: hold.clone() };
+            self.verifications.0.lock().entry(entry.id).or_default().running = Some(running);
+            progress
+        };
+        let work = async {
+            let progress = begin(VerifyPart::Vault);
+            let _ended = CancelOnDrop(progress.clone());
+            let vault = self.verify_vault(entry, pacing.clone(), progress).await?;
+            let mut sum = Sum { read_bytes: vault.blob_bytes + vault.base_bytes, ..Sum::default() };
+            sum.faults.extend(damage(&vault));
+            if entry.failure.is_none() {
+                let progress = begin(VerifyPart::Disks);
+                let _ended = CancelOnDrop(progress.clone());
+                let disks = self.verify_disks(entry.id, pacing.clone(), progress).await?;
+                sum.read_bytes += disks.read_bytes;
+                sum.faults.extend(texts(&disks));
+                sum.more_faults = disks.more_findings;
+            }
+            Ok(sum)
+        };
+        let watch = async {
+            loop {
+                tokio::time::sleep(WATCH_PERIOD).await;
+                hold.set(self.is_paused(entry.id).await);
+            }
+        };
+        tokio::select! {
+            sum = work => sum,
+            () = watch => unreachable!("it never ends"),
+        }
+    }
+
+    async fn tell_faults(&self, id: GroupId, name: &Name, faults: &[String], more: u64) {
+        let count = faults.len() as u64 + more;
+        let mut text = format!("verification found {}: ", counted(count, "fault"));
+        text += &faults.iter().take(FAULTS_TOLD).cloned().collect::<Vec<_>>().join("; ");
+        if count > FAULTS_TOLD as u64 {
+            text += &format!(
+                "; and {} more: `vault verify {name}` and `verify {name}` list them",
+                count - FAULTS_TOLD as u64
+            );
+        }
+        tracing::error!(group = %name, code = "verify_found", "{text}");
+        self.keep_event(id, name, (Severity::Error, "verify_found"), text).await;
+    }
+
+    /// What people are told; nothing where verifications in the background are off and none ever ran.
+    pub(super) async fn verify_status(
+        &self,
+        id: GroupId,
+        created: Option<WallNanos>,
+    ) -> Option<VerifyStatus> {
+        let last = self.last_verified(id).await;
+        let running = self.verifications.0.lock().get(&id).and_then(|standing| standing.running.clone());
+        let next = match self.configuration.verify.every {
+            Some(every) if running.is_none() => self.due(id, created, every).await,
+            _ => None,
+        };
+        let running = running.map(|running| VerifyRunning {
+            started: running.started,
+            part: running.part,
+            bytes_done: running.progress.bytes_done(),
+            bytes_total: running.progress.bytes_total(),
+            held: running.hold.is_held(),
+        });
+        let is_known = running.is_some() || last.is_some() || next.is_some();
+        is_known.then_some(VerifyStatus { running, last, next })
+    }
+}
+
+fn after(from: WallNanos, duration: Duration) -> WallNanos {
+    WallNanos(from.0.saturating_add(i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)))
+}
+
+/// What is lost or wrong; what only takes space, or is made anew, is not.
+fn damage(report: &vault::VerifyReport) -> Vec<String> {
+    let damage = report.findings.iter().filter(|finding| finding.severity >= vault::Severity::Damage);
+    damage.map(ToString::to_string).collect()
+}
+
+fn texts(report: &GroupReport) -> Vec<String> {
+    report.findings.iter().map(ToString::to_string).collect()
+}
+
+/// Tells a job how far work is that knows its bytes done and their sum.
+fn teller(progress: Progress) -> impl Fn(u64, u64) -> Result<()> {
+    let told = std::cell::Cell::new(0);
+    move |done, total| {
+        progress.set_total(total);
+        progress.advance(done - told.replace(done));
+        progress.go_on()
+    }
+}
+
+async fn verify(vault: &Vault, pacing: &Pacing, progress: &Progress) -> Result<vault::VerifyReport> {
+    vault::verify_at(vault, pacing, teller(progress.clone())).await
+}
+
+fn read_record(path: &Path) -> Option<VerifyLast> {
+    let record: Record = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+    (record.version == RECORD_VERSION).then_some(record.last)
+}
+
+/// Puts the record in the place of the one before, durably.
+fn write_record(path: &Path, last: VerifyLast) -> Result<()> {
+    let partial = path.with_extension("partial");
+    let write = || -> std::io::Result<()> {
+        let text = serde_json::to_vec(&Record { version: RECORD_VERSION, last })?;
+        let options =
+            std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).to_owned();
+        let mut file = options.open(&partial)?;
+        file.write_all(&text)?;
+        file.sync_all()?;
+        std::fs::rename(&partial, path)?;
+        path.parent().map_or(Ok(()), |parent| std::fs::File::open(parent)?.sync_all())
+    };
+    write().map_err(|error| Error::io("writing that it was verified", error).at_path(path))
+}

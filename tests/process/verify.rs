@@ -1,0 +1,82 @@
+//! `verify GROUP` and the verification in the background, through the command line.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use crate::gateway::{Gateway, Setup};
+use crate::tool;
+
+/// A gateway with one disk of 8 MiB, of which 1 MiB is written, destaged and in a point; and the disk's image.
+fn protected(more: &'static str) -> (Gateway, PathBuf) {
+    let mut gateway = Gateway::with(&Setup { more, ..Setup::default() });
+    gateway.protect([("db", "8M")]);
+    tool::says("qemu-io", ["-f", "raw", "-c", "write -P 1 0 1M", &gateway.uri("erp/db")]);
+    gateway.terminate();
+    gateway.restart();
+    let group = gateway.json("group list")[0].clone();
+    let id = group["id"].as_str().expect("an id").to_owned();
+    let disk = group["disks"][0]["id"].as_str().expect("an id").to_owned();
+    let image = gateway.data().join("groups").join(id).join("images").join(format!("{disk}.raw"));
+    (gateway, image)
+}
+
+fn flip(image: &PathBuf, offset: u64) {
+    let file = OpenOptions::new().write(true).open(image).expect("there");
+    file.write_all_at(&[2], offset).expect("tests may write it");
+}
+
+#[test]
+fn what_rotted_in_an_image_is_named_and_a_sound_group_is_sound() {
+    let (gateway, image) = protected("[verify]\nevery = \"never\"\n");
+    let sound = gateway.json("verify erp");
+    assert_eq!((&sound["faults"], &sound["compared_bytes"]), (&Value::Array(vec![]), &Value::from(8 << 20)));
+    assert!(gateway.says("verify erp --rate 100M").contains("0 faults"));
+    assert!(gateway.says("vault verify --rate 100M").contains("0 faults"));
+    assert_eq!(gateway.group_status()["verify"], Value::Null, "off, and never asked for");
+    flip(&image, 300_000);
+    let told = gateway.refuses("verify erp", 1);
+    assert!(told.contains("1 fault"), "{told}");
+    let output = gateway.cli("verify erp --json").output().expect("runs");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("it prints JSON");
+    let fault = &report["faults"][0];
+    assert_eq!(
+        (&fault["disk"], &fault["first_sector"], &fault["sectors"]),
+        (&"db".into(), &585.into(), &1.into())
+    );
+    let message = fault["message"].as_str().expect("text");
+    assert!(message.contains(&format!("image {} at byte 299520", image.display())), "{message}");
+    let events = gateway.json("events --group erp");
+    let found = events.as_array().expect("a list").iter().find(|event| event["code"] == "verify_found");
+    assert_eq!(found.expect("an event")["severity"], "error");
+    // A vault does not know what its group's image holds.
+    assert!(gateway.says("vault verify erp").contains("0 faults"));
+    assert!(gateway.refuses("verify erp --rate 0", 2).contains("rate"));
+    gateway.refuses("verify nobody", 1);
+}
+
+#[test]
+fn it_goes_on_in_the_background_and_over_restarts() {
+    let (mut gateway, image) = protected("[verify]\nevery = \"2s\"\nrate = \"100MiB\"\n");
+    let verified = |status: &Value| status["groups"][0]["verify"]["last"]["faults"] == 0;
+    gateway.until("a sound verification", verified);
+    assert!(gateway.says("status").contains("verified  "));
+    flip(&image, 300_000);
+    let found = |status: &Value| status["groups"][0]["verify"]["last"]["faults"] == 1;
+    let status = gateway.until("a verification that finds it", found);
+    let first = status["groups"][0]["verify"]["last"]["first_fault"].as_str().expect("text").to_owned();
+    assert!(first.contains("at byte 299520"), "{first}");
+    let events = gateway.json("events --group erp");
+    let codes: Vec<&Value> = events.as_array().expect("a list").iter().map(|event| &event["code"]).collect();
+    assert!(codes.contains(&&"verify_found".into()) && codes.contains(&&"verify_done".into()), "{codes:?}");
+    gateway.says("group pause erp");
+    let before = gateway.group_status()["verify"]["last"].clone();
+    gateway.terminate();
+    gateway.restart();
+    // Paused: the last one is from before the restart.
+    let after = gateway.group_status()["verify"]["last"].clone();
+    assert_eq!(after["faults"], 1);
+    assert!(after["finished"].as_str() >= before["finished"].as_str(), "{before} {after}");
+}
