@@ -41,6 +41,8 @@ pub enum Bug {
     BlobNotSynced,
     /// The journal lets go of a latched disk's records before the side file that holds them was synced.
     SideFileNotSynced,
+    /// A side file does not note the records that rotted in the journal.
+    UnreadableForgotten,
     /// What the journal holds of a disk whose files cannot be had at opening is taken to be in them.
     DetachedForgotten,
     /// What is read back from the journal is not compared with its checksum.
@@ -73,7 +75,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 31] = [
+    pub const ALL: [Bug; 32] = [
         Bug::AcknowledgeBeforeWritten,
         Bug::VisibleAfterAcknowledged,
         Bug::SyncCoversInFlight,
@@ -91,6 +93,7 @@ impl Bug {
         Bug::LostCreateReply,
         Bug::BlobNotSynced,
         Bug::SideFileNotSynced,
+        Bug::UnreadableForgotten,
         Bug::DetachedForgotten,
         Bug::UnverifiedRead,
         Bug::RunAheadOfDurable,

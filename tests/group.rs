@@ -450,17 +450,18 @@ fn rot_is_never_served_nor_carried_on(seals: bool, noticed_by: &str) {
     let read = Request::Read { range: SectorRange::new(7, 8) };
     assert_eq!(harness.ask(rotten, read).unwrap_err(), Refusal::Io);
     assert_eq!(harness.read(rotten, 100, 8), vec![6; 8 * 512]);
-    let point = harness.called(|group, done| group.create_point("rotten".into(), done));
-    assert_eq!(point.unwrap_err().kind(), ErrorKind::Latched);
-    let snapshot = harness.group.snapshot();
-    let why = snapshot.vault_failure.expect("points have ended");
-    assert!(why.contains("segment-00000000 at byte"), "{why}");
+    let point = harness.point("without it");
+    let lacking: Vec<_> = point.disks.iter().map(|disk| disk.lacking().to_vec()).collect();
+    assert_eq!(lacking, [vec![SectorRange::new(0, 8)], vec![]]);
 
     harness.drive(|group| group.condition() == Condition::ImageFailed);
     let snapshot = harness.group.snapshot();
     assert_eq!(snapshot.latched_disks, ["rotten"]);
     let why = snapshot.latched_because.join("");
     assert!(why.contains(noticed_by) && why.contains("segment-00000000 at byte"), "{why}");
+    harness.drive(|group| group.disks().any(|disk| !disk.sides.is_empty()));
+    let why = harness.group.snapshot().latched_because.join("");
+    assert!(why.contains("sectors 0..8 (segment-00000000 at byte"), "{why}");
     for (export, byte) in [(rotten, 5 ^ 1), (rotten, 5)] {
         let Export::Disk(_, id) = export else { unreachable!() };
         let image = std::fs::read(plan(&root).images().join(format!("{id}.raw"))).expect("an image");

@@ -7,7 +7,9 @@ mod side_fuzz;
 use std::fs;
 use std::path::Path;
 
-use afterimage::format::side::{CHUNK_SECTORS_MAX, Content, Footer, Identity, SideExtent, encode_table};
+use afterimage::format::side::{
+    CHUNK_SECTORS_MAX, Content, Footer, Identity, SideExtent, Stood, encode_table,
+};
 use afterimage::units::{DiskId, GroupId, Lsn, SectorRange, TimelineId};
 use proptest::prelude::*;
 
@@ -31,9 +33,14 @@ fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let data = Content::Data { checksum: 7 };
     let hole = Content::Zero { allocated: false };
     let kept = Content::Zero { allocated: true };
+    let note = |sector| Content::Unreadable(Stood { segment: 3, sector });
     vec![
         ("empty", tail(&[])),
         ("data", tail(&[(0, 8, data), (8, CHUNK_SECTORS_MAX, data)])),
+        (
+            "noted",
+            tail(&[(0, 8, data), (64, 8, kept), (4, 2, note(8)), (100, CHUNK_SECTORS_MAX, note(4096))]),
+        ),
         ("mixed", tail(&[(3, 1, data), (4, 2, hole), (64, 1, data), (100, 1 << 20, kept)])),
     ]
 }

@@ -222,10 +222,16 @@ pub enum GroupCommand {
         group: Name,
     },
     /// After a pause or a mend: make points again, open a group that could not be opened, clear what is latched
-    #[command(after_help = "Example:\n  afterimage group resume erp")]
+    #[command(after_help = "Examples:\n  afterimage group resume erp\n  \
+                            afterimage group resume erp --accept-loss --yes")]
     Resume {
         /// The group; its id if its name is not known
         group: Name,
+        /// Give up writes that rotted in the journal: their sectors, which `status` names, hold something older from then on
+        #[arg(long)]
+        accept_loss: bool,
+        #[command(flatten)]
+        consent: Consent,
     },
     /// Remove a group with its disks and all its recovery points
     #[command(after_help = "Example:\n  afterimage group remove erp --yes")]

@@ -17,7 +17,7 @@ use super::{keys, progress, render};
 use crate::control::model::{
     AdoptRequest, Disk, DiskRequest, DiskSource, Event, Group, GroupRequest, GroupVerifyRequest, JobResult,
     Point, PointCreated, PointRequest, PointSelection, PolicyForecast, PolicyRequest, RestoreRequest,
-    Restored, Resumed, Status, Test, TestRequest, VerifyRequest,
+    Restored, ResumeRequest, Resumed, Status, Test, TestRequest, VerifyRequest,
 };
 use crate::control::name::{DiskPath, Name};
 use crate::control::selector::PointSelector;
@@ -103,9 +103,13 @@ impl Session {
                 let text = "no timed points are made, and none go, until `group resume`";
                 self.output.show(&group, |group| format!("group {} is paused: {text}\n", group.name))
             }
-            GroupCommand::Resume { group } => {
+            GroupCommand::Resume { group, accept_loss, consent } => {
+                if accept_loss {
+                    let what = format!("giving up what was written to {group} and rotted in its journal");
+                    confirm(consent.yes, &what).await?;
+                }
                 let route = format!("/v1/groups/{group}/resume");
-                let resumed: Resumed = self.client.post(&route, &serde_json::json!({})).await?;
+                let resumed: Resumed = self.client.post(&route, &ResumeRequest { accept_loss }).await?;
                 self.output.show(&resumed, render::resumed)?;
                 match resumed.latched.len() {
                     0 => Ok(()),
@@ -302,7 +306,7 @@ impl Session {
         };
         let result = overwriting(consent, &directory, restoring).await?;
         match result {
-            JobResult::Restored(restored) => self.output.show(&restored, render::restored),
+            JobResult::Restored(restored) => self.show_restored(&restored),
             other => Err(unexpected(&other)),
         }
     }
@@ -338,7 +342,22 @@ impl Session {
             let metadata = file.metadata().map_err(|error| Error::io("looking", error).at_path(file))?;
             bytes += std::os::unix::fs::MetadataExt::blocks(&metadata) * SECTOR_BYTES;
         }
-        self.output.show(&Restored { point: test.point, files, bytes }, render::restored)
+        self.show_restored(&Restored { point: test.point, files, bytes })
+    }
+
+    /// Shows what a restore wrote; it failed if a disk of the point could not be had.
+    fn show_restored(&self, restored: &Restored) -> Result<(), Failure> {
+        self.output.show(restored, render::restored)?;
+        match restored.point.lacks.as_slice() {
+            [] => Ok(()),
+            lacks => {
+                let text = format!(
+                    "not restored: {}: the point lacks writes to it that rotted in the journal; choose another point for it",
+                    lacks.join(", ")
+                );
+                Err(Error::new(ErrorKind::NotFound, text).into())
+            }
+        }
     }
 
     /// Does `work` on a test failover of a point, which ends with it, also when it fails or is interrupted: interruptions

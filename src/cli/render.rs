@@ -189,10 +189,11 @@ pub fn points(points: &[Point]) -> String {
             size(point.delta_bytes),
             point.lsn.to_string(),
             if point.held { "held" } else { "" }.to_owned(),
+            point.lacks.join(", "),
             point.label.clone().unwrap_or_default(),
         ]
     });
-    table(["POINT", "TIME", "KIND", "DELTA", "LSN", "HELD", "LABEL"], rows)
+    table(["POINT", "TIME", "KIND", "DELTA", "LSN", "HELD", "LACKS", "LABEL"], rows)
 }
 
 pub fn tests(tests: &[Test]) -> String {
@@ -486,6 +487,7 @@ mod tests {
             label: None,
             delta_bytes: 0,
             held: false,
+            lacks: Vec::new(),
         };
         for text in [point_created(&point), points(std::slice::from_ref(&point))] {
             assert!(text.contains("2026-11-21T12:00:00.123456789Z"), "{text}");

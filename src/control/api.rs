@@ -7,7 +7,7 @@
 //! | `PUT /v1/groups/{group}/policy` | [`Group`](super::model::Group) |
 //! | `POST /v1/groups/{group}/policy/dry-run` | [`PolicyForecast`](super::model::PolicyForecast) |
 //! | `POST /v1/groups/{group}/points/hold`, `…/release`, `…/delete` | [`Point`](super::model::Point) |
-//! | `POST /v1/groups/{group}/resume` | [`Resumed`](super::model::Resumed) |
+//! | `POST /v1/groups/{group}/resume` [`ResumeRequest`](super::model::ResumeRequest) | [`Resumed`](super::model::Resumed) |
 //! | `POST /v1/groups/{group}/pause` | [`Group`](super::model::Group) |
 //! | `GET /v1/events?group=…&limit=…` | [`Event`](super::model::Event)s, newest first |
 //! | `GET /v1/disks?group=` | a list of [`Disk`] |
@@ -43,7 +43,7 @@ use super::jobs::Jobs;
 use super::model::{
     AdoptRequest, ApiError, Disk, DiskRequest, DiskSource, EventQuery, GroupRequest, GroupVerifyRequest,
     JobKind, JobResult, KeyImport, KeyRotation, PointRequest, PointSelection, PolicyRequest, RestoreRequest,
-    TestRequest, VerifyRequest,
+    ResumeRequest, TestRequest, VerifyRequest,
 };
 use super::name::{DiskPath, Name};
 use crate::block::TestId;
@@ -249,8 +249,9 @@ async fn group_remove(State(api): State<Api>, Segments(group): Segments<Name>) -
 async fn group_resume(
     State(api): State<Api>,
     Segments(group): Segments<Name>,
+    Body(request): Body<ResumeRequest>,
 ) -> Answered<impl IntoResponse> {
-    Ok(Json(api.backend.group_resume(group).await?))
+    Ok(Json(api.backend.group_resume(group, request).await?))
 }
 
 async fn group_pause(State(api): State<Api>, Segments(group): Segments<Name>) -> Answered<impl IntoResponse> {

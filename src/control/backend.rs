@@ -12,8 +12,8 @@ use futures::future::BoxFuture;
 use super::jobs::Progress;
 use super::model::{
     Disk, Event, EventQuery, Group, GroupVerified, KeyImport, KeyRotation, KeyText, Keys, Point,
-    PointCreated, PolicyForecast, PolicyRequest, RestoreRequest, Restored, Resumed, Status, Test,
-    TestRequest, VerifyReport,
+    PointCreated, PolicyForecast, PolicyRequest, RestoreRequest, Restored, ResumeRequest, Resumed, Status,
+    Test, TestRequest, VerifyReport,
 };
 use super::name::{DiskPath, Label, Name};
 use super::selector::PointSelector;
@@ -39,8 +39,9 @@ pub trait Backend: Send + Sync + 'static {
     fn group_remove(&self, name: Name) -> Answer<'_, ()>;
     /// Has timed points and retention rest until the group is resumed; its guests do not feel it.
     fn group_pause(&self, name: Name) -> Answer<'_, Group>;
-    /// Looks again at a group after a mend: opens it if it could not be opened, else clears what is latched, if it can.
-    fn group_resume(&self, name: Name) -> Answer<'_, Resumed>;
+    /// Looks again at a group after a mend: opens it if it could not be opened, else clears what is latched, if it can. Where
+    /// writes are lost that rotted in the journal, it can if that is accepted.
+    fn group_resume(&self, name: Name, request: ResumeRequest) -> Answer<'_, Resumed>;
     /// Creates a disk of zeros; it is exported when this answers.
     fn disk_create(&self, path: DiskPath, size: SectorCount) -> Answer<'_, Disk>;
     /// Creates a disk with a raw file's content, holes kept; it joins points and exports when the copy is complete.

@@ -507,6 +507,7 @@ fn point(row: &SqliteRow) -> Result<Point> {
         delta_bytes: unsigned(row, "delta_bytes")?,
         // The manifest's pins say which are; nobody asks the cache.
         held: false,
+        lacks: Vec::new(),
     })
 }
 

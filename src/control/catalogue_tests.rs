@@ -11,6 +11,7 @@ fn point(lsn: u64, label: Option<&str>) -> Point {
         label: label.map(str::to_owned),
         delta_bytes: lsn * 4096,
         held: false,
+        lacks: Vec::new(),
     }
 }
 

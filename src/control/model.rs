@@ -112,6 +112,9 @@ pub struct Point {
     /// Whether somebody holds it: it stays until it is released.
     #[serde(default)]
     pub held: bool,
+    /// Disks that it cannot give, since writes to them rotted in the journal before a delta had them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lacks: Vec<String>,
 }
 
 /// A recovery point that was just made.
@@ -297,6 +300,15 @@ pub struct GroupVerifyRequest {
 pub struct AdoptRequest {
     /// The vault of one group; absolute.
     pub directory: PathBuf,
+}
+
+/// `POST /v1/groups/{group}/resume`
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResumeRequest {
+    /// Whether it is accepted that writes are lost which rotted in the journal.
+    #[serde(default)]
+    pub accept_loss: bool,
 }
 
 /// What `POST /v1/groups/{group}/resume` did.

@@ -289,6 +289,7 @@ mod tests {
             label: label.map(str::to_owned),
             delta_bytes: 0,
             held: false,
+            lacks: Vec::new(),
         }
     }
 

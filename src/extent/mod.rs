@@ -8,10 +8,12 @@
 //! Invariant: extents are sorted, disjoint and not empty.
 
 mod merge;
+mod ranges;
 
 use std::collections::BTreeMap;
 
 pub use merge::merge;
+pub use ranges::Ranges;
 
 use crate::units::SectorRange;
 

@@ -13,7 +13,8 @@ use crate::block::TestId;
 use crate::counted::counted;
 use crate::error::{Error, Result};
 use crate::units::{
-    BlobId, DiskId, DiskSlot, GroupNanos, Lsn, PinId, PointId, SectorCount, TimelineId, WallNanos,
+    BlobId, DiskId, DiskSlot, GroupNanos, Lsn, PinId, PointId, SectorCount, SectorRange, TimelineId,
+    WallNanos,
 };
 
 /// Longest name of a group or disk.
@@ -48,16 +49,22 @@ pub struct DiskRecord {
 }
 
 /// Whether a disk can be restored from a point.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Membership {
     /// It can.
     Included,
     /// It cannot: it was not settled at the marker.
     Excluded,
+    /// It cannot: writes to these sectors rotted in the journal, and are in no delta up to the point. The ranges ascend, with
+    /// gaps between them; there is one at least.
+    Lacking(Arc<[SectorRange]>),
 }
 
+/// Ranges that the disks of a point lack, at most: keeps a point within a step.
+pub const LACKING_MAX: usize = 16_384;
+
 /// A disk in a point's disk table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PointDisk {
     /// Its place in the group.
     pub slot: DiskSlot,
@@ -295,10 +302,18 @@ impl PointDisk {
         to.u32(self.slot.0);
         to.u128(self.disk.0);
         to.u64(self.sectors.0);
-        to.u8(match self.membership {
-            Membership::Included => 1,
-            Membership::Excluded => 2,
-        });
+        match &self.membership {
+            Membership::Included => to.u8(1),
+            Membership::Excluded => to.u8(2),
+            Membership::Lacking(ranges) => {
+                to.u8(3);
+                to.count(ranges.len());
+                for range in &**ranges {
+                    to.u64(range.start);
+                    to.u64(range.sectors());
+                }
+            }
+        }
     }
 
     fn decode(from: &mut Decoder<'_>) -> Result<PointDisk> {
@@ -309,11 +324,42 @@ impl PointDisk {
             membership: match from.u8("membership")? {
                 1 => Membership::Included,
                 2 => Membership::Excluded,
-                other => return Err(from.corrupt(format!("membership {other} is neither 1 nor 2"))),
+                3 => Membership::Lacking(PointDisk::decode_lacking(from)?),
+                other => return Err(from.corrupt(format!("membership {other} is none of 1 to 3"))),
             },
         };
         as_stored(check_sectors(disk.sectors), from)?;
         Ok(disk)
+    }
+
+    fn decode_lacking(from: &mut Decoder<'_>) -> Result<Arc<[SectorRange]>> {
+        let count = from.count(8 + 8, "lacking ranges")?;
+        let range = |_| {
+            let (start, sectors) = (from.u64("lacking range")?, from.u64("lacking sectors")?);
+            let end =
+                start.checked_add(sectors).ok_or_else(|| from.corrupt("a lacking range is on no disk"))?;
+            Ok(SectorRange::new(start, end))
+        };
+        (0..count).map(range).collect()
+    }
+
+    /// What it lacks.
+    pub fn lacking(&self) -> &[SectorRange] {
+        match &self.membership {
+            Membership::Lacking(ranges) => ranges,
+            Membership::Included | Membership::Excluded => &[],
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        check_sectors(self.sectors)?;
+        let Membership::Lacking(ranges) = &self.membership else { return Ok(()) };
+        let is_inside = ranges.last().is_some_and(|last| last.end <= self.sectors.0);
+        let are_filled = ranges.iter().all(|range| !range.is_empty());
+        if is_inside && are_filled && ranges.windows(2).all(|pair| pair[0].end < pair[1].start) {
+            return Ok(());
+        }
+        Err(Error::invalid("the ranges that a disk lacks are none, out of order, or past its end"))
     }
 
     fn decode_table(from: &mut Decoder<'_>) -> Result<Arc<[PointDisk]>> {
@@ -330,7 +376,13 @@ fn check_table(disks: &[PointDisk]) -> Result<()> {
         let text = format!("a point's table of {disks} is too long, or not ascending by slot");
         return Err(Error::invalid(text));
     }
-    disks.iter().try_for_each(|disk| check_sectors(disk.sectors))
+    let lacking: usize = disks.iter().map(|disk| disk.lacking().len()).sum();
+    if lacking > LACKING_MAX {
+        return Err(Error::invalid(format!(
+            "a point's disks lack {lacking} ranges; legal are {LACKING_MAX}"
+        )));
+    }
+    disks.iter().try_for_each(PointDisk::check)
 }
 
 impl PointRecord {

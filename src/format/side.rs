@@ -11,6 +11,8 @@
 //! chunk. Chunks stand in the order of their extents without gaps, so that no entry says where its chunk is. Offsets in
 //! errors count from the start of the file.
 //!
+//! What the file should hold and the journal could not give stands behind all other entries, as notes: see [`Content::Unreadable`].
+//!
 //! In a sealed group a [`Seal`] stands between table and footer: it names the file's key, and its tag binds the table and the
 //! footer. The entries then hold their chunks' tags instead of sums.
 
@@ -40,6 +42,7 @@ const VERSION_SEALED: u32 = 2;
 const KIND_DATA: u8 = 1;
 const KIND_HOLE: u8 = 2;
 const KIND_ZEROS_ALLOCATED: u8 = 3;
+const KIND_UNREADABLE: u8 = 4;
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -113,6 +116,34 @@ pub enum Content {
         /// Whether the space is to stay allocated.
         allocated: bool,
     },
+    /// Nothing: a note that the newest record of these sectors rotted in the journal. What other entries, earlier files and the
+    /// image have of them is older.
+    Unreadable(Stood),
+}
+
+/// Where a record's payload stood in the journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stood {
+    /// The index of the segment's file.
+    pub segment: u32,
+    /// The payload's first sector in that file.
+    pub sector: u32,
+}
+
+impl Stood {
+    /// Byte offset in the segment's file.
+    pub fn byte_offset(self) -> u64 {
+        u64::from(self.sector) * SECTOR_BYTES
+    }
+
+    fn encode(self) -> u128 {
+        u128::from(self.segment) | u128::from(self.sector) << 32
+    }
+
+    fn decode(field: u128) -> Option<Stood> {
+        let part = |shift: u32| u32::try_from(field >> shift & u128::from(u32::MAX)).ok();
+        (field >> 64 == 0).then_some(Stood { segment: part(0)?, sector: part(32)? })
+    }
 }
 
 /// An entry of the table.
@@ -129,7 +160,7 @@ impl SideExtent {
     pub fn chunk_bytes(&self) -> u64 {
         match self.content {
             Content::Data { .. } => self.range.bytes(),
-            Content::Zero { .. } => 0,
+            Content::Zero { .. } | Content::Unreadable(_) => 0,
         }
     }
 
@@ -138,6 +169,7 @@ impl SideExtent {
             Content::Data { checksum } => (KIND_DATA, checksum),
             Content::Zero { allocated: false } => (KIND_HOLE, 0),
             Content::Zero { allocated: true } => (KIND_ZEROS_ALLOCATED, 0),
+            Content::Unreadable(stood) => (KIND_UNREADABLE, stood.encode()),
         };
         let sectors =
             u32::try_from(self.range.sectors()).expect("an extent was cut to what an entry can say");
@@ -157,13 +189,17 @@ impl SideExtent {
             KIND_DATA => Content::Data { checksum: raw.checksum.get() },
             KIND_HOLE => Content::Zero { allocated: false },
             KIND_ZEROS_ALLOCATED => Content::Zero { allocated: true },
+            KIND_UNREADABLE => match Stood::decode(raw.checksum.get()) {
+                Some(stood) => Content::Unreadable(stood),
+                None => return corrupt("a note's place in the journal is not legal".to_owned()),
+            },
             other => return corrupt(format!("an extent of kind {other}")),
         };
-        let is_data = raw.kind == KIND_DATA;
-        if raw.reserved != [0; 3] || (!is_data && raw.checksum.get() != 0) {
+        let is_record = [KIND_DATA, KIND_UNREADABLE].contains(&raw.kind);
+        if raw.reserved != [0; 3] || (!is_record && raw.checksum.get() != 0) {
             return corrupt("an extent's reserved bytes are not as written".to_owned());
         }
-        if sectors == 0 || (is_data && sectors > CHUNK_SECTORS_MAX) {
+        if sectors == 0 || (is_record && sectors > CHUNK_SECTORS_MAX) {
             return corrupt(format!("an extent of {sectors} sectors"));
         }
         if start > DISK_SECTORS_MAX - sectors {
@@ -313,7 +349,7 @@ impl Footer {
     }
 
     /// The extents of the stored `table`: ascending, disjoint, on a disk of `sectors`, with chunks that end where the
-    /// table starts.
+    /// table starts; then the notes, for themselves ascending and disjoint.
     pub fn decode_table(&self, table: &[u8], sectors: u64) -> Result<Vec<SideExtent>> {
         let corrupt = |text: &str| Err(Error::corrupt(text).at_offset(self.table_offset));
         if table.len() as u64 != self.table_bytes() || checksum(table) != self.table_checksum {
@@ -321,10 +357,14 @@ impl Footer {
         }
         let entries = <[RawEntry]>::ref_from_bytes(table).expect("whole entries");
         let mut extents = Vec::with_capacity(entries.len());
-        let (mut position, mut chunks) = (0, 0);
+        let (mut position, mut chunks, mut are_notes) = (0, 0, false);
         for (index, entry) in entries.iter().enumerate() {
             let extent = SideExtent::decode(entry, self.table_offset + (index * ENTRY_BYTES) as u64)?;
-            if extent.range.start < position || extent.range.end > sectors {
+            let is_note = matches!(extent.content, Content::Unreadable(_));
+            if is_note && !are_notes {
+                (position, are_notes) = (0, true);
+            }
+            if is_note != are_notes || extent.range.start < position || extent.range.end > sectors {
                 return corrupt("the side file's extents are out of order or past the end of the disk");
             }
             position = extent.range.end;
@@ -368,6 +408,8 @@ mod tests {
             extent(1, 2, Content::Zero { allocated: false }),
             extent(8, 8 + CHUNK_SECTORS_MAX, data(8)),
             extent(1000, 1000 + ZERO_SECTORS_MAX, Content::Zero { allocated: true }),
+            extent(0, 4, Content::Unreadable(Stood { segment: 9, sector: 10 })),
+            extent(8, 9, Content::Unreadable(Stood { segment: u32::MAX, sector: u32::MAX })),
         ]
     }
 
@@ -412,6 +454,12 @@ mod tests {
         swapped.swap(0, 1);
         let (bytes, total) = tail(&swapped);
         assert!(decode(&bytes, total, DISK_SECTORS_MAX).is_err());
+        let note = SideExtent {
+            range: SectorRange::new(0, 1),
+            content: Content::Unreadable(Stood { segment: 0, sector: 8 }),
+        };
+        let (bytes, total) = tail(&[note, extents()[2]]);
+        assert!(decode(&bytes, total, DISK_SECTORS_MAX).is_err(), "a note before what the file holds");
         let overlapping = [extents()[0], extents()[0]];
         let (bytes, total) = tail(&overlapping);
         assert!(decode(&bytes, total, DISK_SECTORS_MAX).is_err());

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::image::mend::{Mend, mend};
-use crate::image::side::{self, Sides};
+use crate::image::side::{self, SideFile, Sides, lost};
 use crate::runtime::Runtime;
 use crate::seal::GroupKeys;
 use crate::units::{DiskId, Lsn, SectorCount};
@@ -30,6 +30,16 @@ pub enum Attached {
         /// The highest number of a side file that was ever seen.
         last_side: u32,
     },
+}
+
+/// A disk that was detached, and whose files can be had again.
+pub struct Reattached {
+    /// Its image.
+    pub image: Image,
+    /// The side files that it has not taken, since they note losses; none if it has taken all.
+    pub sides: Vec<Rc<SideFile>>,
+    /// The highest number of a side file that was seen.
+    pub last_side: u32,
 }
 
 /// Opens the files of a disk, of whose side files `sides` is what was found.
@@ -50,7 +60,7 @@ pub async fn attach(
     Attached::Broken { error, stored: through.max(destaged), last_side }
 }
 
-/// Tries again to attach the files of a disk, and has the image take what the side files hold. Whatever the journal held
+/// Tries again to attach the files of a disk, and has the image take what the side files hold, unless they note losses. Whatever the journal held
 /// of the disk is in these by now. The journal held records up to `accepted` when the group was opened.
 pub async fn reattach(
     runtime: &Rc<Runtime>,
@@ -58,7 +68,7 @@ pub async fn reattach(
     (disk, size): (DiskId, SectorCount),
     accepted: Lsn,
     keys: &GroupKeys,
-) -> Result<(Image, u32)> {
+) -> Result<Reattached> {
     let names = side::list(runtime, directory).await?;
     let sides = names.open(runtime, directory, (disk, size.0), keys).await;
     match attach(runtime, directory, (disk, size), sides).await {
@@ -68,9 +78,12 @@ pub async fn reattach(
                         restore the disk from a recovery point";
             Err(Error::corrupt(text).at_path(image.file.path()))
         }
-        Attached::Whole(image, Sides { files, last, .. }) => {
+        Attached::Whole(image, Sides { files, last: last_side, .. }) if !lost(&files).is_empty() => {
+            Ok(Reattached { image, sides: files, last_side })
+        }
+        Attached::Whole(image, Sides { files, last: last_side, .. }) => {
             let work = Mend { directory: directory.to_owned(), image, sides: files, rest: None };
-            Ok((mend(runtime, work).await?, last))
+            Ok(Reattached { image: mend(runtime, work).await?, sides: Vec::new(), last_side })
         }
     }
 }

@@ -4,6 +4,9 @@
 //!  side files, oldest first ─▶ what the journal still holds ─▶ sync image ─▶ checkpoint ─▶ remove side files
 //! ```
 //!
+//! Side files may note records as lost; who calls here made sure that something newer hides that, or that the image is to
+//! [`take`] the rest only.
+//!
 //! It is begun anew after any failure or death, since nothing is removed before the checkpoint that makes it needless is
 //! durable. It is the only writer of the image while it runs: a latched disk is not destaged.
 
@@ -46,19 +49,7 @@ pub struct Rest {
 pub async fn mend(runtime: &Rc<Runtime>, mend: Mend) -> Result<Image> {
     let Mend { directory, mut image, sides, rest } = mend;
     image.confirm(runtime).await?;
-    // Beyond the checkpoint, if that could not be written when the image had been synced.
-    let mut through = image.synced();
-    let mut written = 0;
-    for side in &sides {
-        through = through.max(side.through());
-        // Where the image has been synced already the checkpoint may say so, though its sync failed: then nothing
-        // would mend a torn write.
-        if side.through() > image.synced() {
-            let target = &image;
-            let writes = side.pieces().map(|(range, piece)| bring(runtime, target, range, piece));
-            pour(writes, &mut written).await?;
-        }
-    }
+    let (mut through, mut written) = bring_all(runtime, &image, &sides).await?;
     if let Some(Rest { maps, through: last, reader }) = rest {
         through = through.max(last);
         let merged = merge(&maps, || runtime.yield_now()).await;
@@ -71,6 +62,31 @@ pub async fn mend(runtime: &Rc<Runtime>, mend: Mend) -> Result<Image> {
     Ok(image)
 }
 
+/// Has the image take all that `sides` hold, durably, without saying so in its checkpoint: the files stay.
+pub async fn take(runtime: &Rc<Runtime>, mut image: Image, sides: &[Rc<SideFile>]) -> Result<Image> {
+    image.confirm(runtime).await?;
+    let (through, _) = bring_all(runtime, &image, sides).await?;
+    image.sync(runtime, through).await?;
+    Ok(image)
+}
+
+/// Brings what side files hold into the image; returns up to where it then has everything, and the bytes.
+async fn bring_all(runtime: &Rc<Runtime>, image: &Image, sides: &[Rc<SideFile>]) -> Result<(Lsn, u64)> {
+    // Beyond the checkpoint, if that could not be written when the image had been synced.
+    let mut through = image.synced();
+    let mut written = 0;
+    for side in sides {
+        through = through.max(side.through());
+        // Where the image has been synced already the checkpoint may say so, though its sync failed: then nothing
+        // would mend a torn write.
+        if side.through() > image.synced() {
+            let writes = side.pieces().map(|(range, piece)| bring(runtime, image, range, piece));
+            pour(writes, &mut written).await?;
+        }
+    }
+    Ok((through, written))
+}
+
 /// Brings one extent of a side file into the image; returns its bytes.
 async fn bring(runtime: &Rc<Runtime>, image: &Image, range: SectorRange, piece: SidePiece) -> Result<u64> {
     match piece {
@@ -78,6 +94,7 @@ async fn bring(runtime: &Rc<Runtime>, image: &Image, range: SectorRange, piece: 
             runtime.zero(&image.file, range.byte_range(), allocated).await?;
             Ok(0)
         }
+        SidePiece::Unreadable => unreachable!("a file holds nothing of what it notes"),
         SidePiece::Data(part) => {
             let chunk = runtime.read(&part.file, part.offset, part.bytes).await?;
             runtime.write(&image.file, range.byte_offset(), part.verified(chunk)?).await?;

@@ -9,7 +9,10 @@
 //! several when records that were acknowledged before it was latched became visible after the first was begun, or when its
 //! files could not be had at several openings; their numbers order them. They may overlap: the newer one hides the older.
 //!
-//! Invariant: image ∪ side files hold every record of the disk up to the last one's `through`. A file may go once
+//! Records that rotted in the journal are in no file: the file that should have them notes their sectors, and whoever asks
+//! for these gets nothing, until something newer hides the note or the loss is accepted ([`lost`]).
+//!
+//! Invariant: image ∪ side files hold, or note as lost, every record of the disk up to the last one's `through`. A file may go once
 //! the checkpoint has reached its `through`, and its receipt before it; until then the image under it may hold anything in
 //! the ranges of the file.
 
@@ -19,14 +22,15 @@ use std::rc::Rc;
 use futures::stream::{self, StreamExt};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::extent::{Extent, Found, FrozenMap, Location, merge};
+use crate::extent::{Extent, ExtentMap, Found, FrozenMap, Location, Ranges, merge};
 use crate::format::checksum;
 use crate::format::side::{
     CHUNK_SECTORS_MAX, Content, FOOTER_BYTES, Footer, Identity, SEAL_BYTES, Seal, SideExtent,
     ZERO_SECTORS_MAX, encode_table,
 };
 use crate::journal::reader::Reader;
-use crate::journal::segments::Source;
+use crate::journal::segments::{SegmentIndex, Source, file_name};
+use crate::journal::sift::{Lost, Sifted, sift};
 use crate::planted::{Bug, Planted};
 use crate::runtime::Runtime;
 use crate::seal::{GroupKeys, Nonce, Purpose, Sealer, Sealing};
@@ -62,6 +66,8 @@ pub enum SidePiece {
     },
     /// A part of a chunk.
     Data(ChunkPart),
+    /// Nothing: its record is lost.
+    Unreadable,
 }
 
 /// A part of a chunk: the chunk is read whole, since its sum covers all of it.
@@ -115,6 +121,7 @@ pub struct SideFile {
     extents: Vec<SideExtent>,
     /// Where each extent's chunk starts.
     offsets: Vec<u64>,
+    /// What it holds and what it notes, the notes on top.
     map: FrozenMap<SideLocation>,
 }
 
@@ -191,16 +198,15 @@ impl SideFile {
     fn new(file: File, identity: Identity, extents: Vec<SideExtent>, sealer: Option<Rc<Sealer>>) -> SideFile {
         let mut offset = 0;
         let mut offsets = Vec::with_capacity(extents.len());
-        let mut map = Vec::with_capacity(extents.len());
+        // Notes stand behind what they hide.
+        let mut map = ExtentMap::new();
         for (index, extent) in extents.iter().enumerate() {
             offsets.push(offset);
             offset += extent.chunk_bytes();
             let index = u32::try_from(index).expect("2^32 extents are a table of 128 GiB");
-            map.push(Extent { range: extent.range, location: SideLocation { extent: index, sector: 0 } });
+            map.insert(extent.range, SideLocation { extent: index, sector: 0 });
         }
-        let map =
-            FrozenMap::from_sorted(map).expect("a table is sorted when it is written and when it is read");
-        SideFile { file, identity, sealer, extents, offsets, map }
+        SideFile { file, identity, sealer, extents, offsets, map: map.freeze() }
     }
 
     /// Opens the file of that name, which must be this disk's.
@@ -259,6 +265,7 @@ impl SideFile {
         let extent = &self.extents[index];
         match extent.content {
             Content::Zero { allocated } => SidePiece::Zero { allocated },
+            Content::Unreadable(_) => SidePiece::Unreadable,
             Content::Data { checksum } => {
                 let start = u64::from(location.sector) * SECTOR_BYTES;
                 let part = to_usize(start)..to_usize(start + sectors * SECTOR_BYTES);
@@ -269,10 +276,61 @@ impl SideFile {
         }
     }
 
-    /// All that it holds, by sector.
+    /// All that it holds, by sector: also what its notes hide, which is older than what is lost.
     pub fn pieces(&self) -> impl Iterator<Item = (SectorRange, SidePiece)> + '_ {
-        self.map.iter().map(|extent| (extent.range, self.piece(extent.location, extent.range.sectors())))
+        let held = (0_u32..).zip(&self.extents).filter(|(_, entry)| note(entry).is_none());
+        held.map(|(extent, entry)| {
+            (entry.range, self.piece(SideLocation { extent, sector: 0 }, entry.range.sectors()))
+        })
     }
+
+    /// What it notes as lost.
+    pub fn notes(&self) -> impl Iterator<Item = Lost> + '_ {
+        self.extents.iter().filter_map(note)
+    }
+}
+
+fn note(entry: &SideExtent) -> Option<Lost> {
+    match entry.content {
+        Content::Unreadable(stood) => Some(Lost { range: entry.range, stood }),
+        Content::Data { .. } | Content::Zero { .. } => None,
+    }
+}
+
+/// What `files`, oldest first, note as lost and no later one of them hides.
+pub fn lost(files: &[Rc<SideFile>]) -> Vec<Lost> {
+    let mut lost = Vec::new();
+    for (index, file) in files.iter().enumerate() {
+        for note in file.notes() {
+            let mut left = Ranges::of([note.range]);
+            for later in &files[index + 1..] {
+                let hides = later.lookup(note.range).filter(|(_, location)| location.is_some());
+                left = left.without(hides.map(|(range, _)| range));
+            }
+            lost.extend(left.as_slice().iter().map(|&range| Lost { range, ..note }));
+        }
+    }
+    lost
+}
+
+/// How many lost ranges an error names.
+const NAMED_MAX: usize = 8;
+
+/// Why a disk cannot be mended whose side files note losses, of which the first names the file.
+pub fn refusal(lost: &[Lost], disk: &str, journal: &Path) -> Option<Error> {
+    let stood = |lost: &Lost| file_name(SegmentIndex(lost.stood.segment));
+    let name = |lost: &Lost| format!("{} ({} at byte {})", lost.range, stood(lost), lost.stood.byte_offset());
+    let first = lost.first()?;
+    let more = match lost.len().saturating_sub(NAMED_MAX) {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    let named = lost.iter().take(NAMED_MAX).map(name).collect::<Vec<_>>().join(", ");
+    let text = format!(
+        "disk {disk} lost writes to sectors {named}{more}: their records rotted in the journal; accept it by          `group resume --accept-loss`, or remove the disk, whose points stay"
+    );
+    let path = journal.join(stood(first));
+    Some(Error::corrupt(text).at_path(&path).at_offset(first.stood.byte_offset()))
 }
 
 /// Why a side file that was counted on cannot be opened.
@@ -325,13 +383,16 @@ pub async fn write(runtime: &Rc<Runtime>, work: SideWork, planted: Planted) -> R
     let (path, partial) = (name(NameKind::File), name(NameKind::Partial));
     // Where no name can be made durable nothing is written that would only have to be removed again.
     runtime.sync_directory(&work.directory).await?;
-    let side = match publish(runtime, &work, &path, &partial, planted).await {
-        Ok(side) => side,
-        Err(error) => {
-            // What there is of it keeps space from others. The error that matters is the first.
-            let _ = runtime.remove(&partial).await;
-            let _ = runtime.remove(&path).await;
-            return Err(error);
+    let mut sifted = None;
+    let side = loop {
+        match publish(runtime, &work, sifted.as_ref(), &path, &partial, planted).await {
+            Ok(side) => break side,
+            Err(error) => {
+                // What there is of it keeps space from others. The error that matters is the first.
+                let _ = runtime.remove(&partial).await;
+                let _ = runtime.remove(&path).await;
+                sifted = Some(sift_again(runtime, &work, sifted, error).await?);
+            }
         }
     };
     let receipt = name(NameKind::Receipt);
@@ -346,6 +407,21 @@ pub async fn write(runtime: &Rc<Runtime>, work: SideWork, planted: Planted) -> R
     Ok(side)
 }
 
+/// After a failed attempt to write a file: what there is without the records that rotted. Where it is no such that kept the
+/// file from being written, the error is given back.
+async fn sift_again(
+    runtime: &Rc<Runtime>,
+    work: &SideWork,
+    before: Option<Sifted>,
+    error: Error,
+) -> Result<Sifted> {
+    if error.kind() != ErrorKind::Corrupt {
+        return Err(error);
+    }
+    let sifted = sift(runtime, &work.reader, &work.maps).await?;
+    if sifted.lost == before.map_or(Vec::new(), |before| before.lost) { Err(error) } else { Ok(sifted) }
+}
+
 /// Notes durably that a side file, which is durable, is counted on.
 async fn acknowledge(runtime: &Rc<Runtime>, directory: &Path, receipt: &Path) -> Result<()> {
     runtime.open(receipt, OpenOptions::CREATE).await?;
@@ -355,6 +431,7 @@ async fn acknowledge(runtime: &Rc<Runtime>, directory: &Path, receipt: &Path) ->
 async fn publish(
     runtime: &Rc<Runtime>,
     work: &SideWork,
+    sifted: Option<&Sifted>,
     path: &Path,
     partial: &Path,
     planted: Planted,
@@ -363,28 +440,33 @@ async fn publish(
     // Each attempt seals under a key of its own.
     let id = runtime.random_u128();
     let sealing = work.keys.sealing(Purpose::Side, id);
-    let extents = fill(runtime, &file, work, id, sealing.as_ref()).await?;
+    let (map, lost) = match sifted {
+        Some(sifted) => (sifted.map.clone(), sifted.lost.as_slice()),
+        None => (merge(&work.maps, || runtime.yield_now()).await, [].as_slice()),
+    };
+    let lost = if planted.is(Bug::UnreadableForgotten) { &[] } else { lost };
+    let mut out = Out { runtime, file: &file, offset: 0, gathered: Vec::new() };
+    let table = fill(&mut out, &work.reader, &map, lost, sealing.as_ref()).await?;
+    end(&mut out, work.identity, &table, id, sealing.as_ref()).await?;
     if !planted.is(Bug::SideFileNotSynced) {
         runtime.sync(&file).await?;
     }
     runtime.publish(partial, path).await?;
     runtime.sync_directory(&work.directory).await?;
-    Ok(SideFile::new(file, work.identity, extents, sealing.map(|sealing| Rc::new(sealing.sealer))))
+    Ok(SideFile::new(file, work.identity, table, sealing.map(|sealing| Rc::new(sealing.sealer))))
 }
 
-/// Writes chunks, table and footer; returns the table.
+/// Writes the chunks of what `map` says; returns the table of it, and of the notes.
 async fn fill(
-    runtime: &Rc<Runtime>,
-    file: &File,
-    work: &SideWork,
-    id: u128,
+    out: &mut Out<'_>,
+    reader: &Reader,
+    map: &FrozenMap<Source>,
+    lost: &[Lost],
     sealing: Option<&Sealing>,
 ) -> Result<Vec<SideExtent>> {
-    let merged = merge(&work.maps, || runtime.yield_now()).await;
-    let extents = merged.iter().flat_map(pieces_of_entries);
-    let mut reads = stream::iter(extents.map(|extent| read(&work.reader, extent))).buffered(READS_AHEAD);
-    let mut out = Out { runtime, file, offset: 0, gathered: Vec::new() };
-    let mut table = Vec::with_capacity(merged.len());
+    let extents = map.iter().flat_map(pieces_of_entries);
+    let mut reads = stream::iter(extents.map(|extent| read(reader, extent))).buffered(READS_AHEAD);
+    let mut table = Vec::with_capacity(map.len() + lost.len());
     while let Some(read) = reads.next().await {
         let (range, piece) = read?;
         let content = match piece {
@@ -406,8 +488,22 @@ async fn fill(
         };
         table.push(SideExtent { range, content });
     }
-    let encoded = encode_table(&table);
-    let footer = Footer::new(work.identity, &table, &encoded);
+    table.extend(
+        lost.iter().map(|lost| SideExtent { range: lost.range, content: Content::Unreadable(lost.stood) }),
+    );
+    Ok(table)
+}
+
+/// Writes table, seal and footer.
+async fn end(
+    out: &mut Out<'_>,
+    identity: Identity,
+    table: &[SideExtent],
+    id: u128,
+    sealing: Option<&Sealing>,
+) -> Result<()> {
+    let encoded = encode_table(table);
+    let footer = Footer::new(identity, table, &encoded);
     for part in encoded.chunks(WRITE_BYTES) {
         out.append(part).await?;
     }
@@ -421,8 +517,7 @@ async fn fill(
         None => footer,
     };
     out.append(&footer.encode()).await?;
-    out.flush().await?;
-    Ok(table)
+    out.flush().await
 }
 
 /// Cuts an extent into what an entry of the table can say.

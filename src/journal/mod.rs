@@ -6,7 +6,7 @@
 //!
 //! `segments` keeps the files, `payloads` what stands in each, `writer` is the only one who writes to them: `frame_plan` lays out
 //! what it writes, `durability` says what of it survives a power cut. `scan` reads them back, `recover` decides what that means,
-//! `open` applies the decision, `cache` keeps what was written last, `reader` reads back and verifies, `runs` says much of it again
+//! `open` applies the decision, `cache` keeps what was written last, `reader` reads back and verifies, `sift` finds what rotted, `runs` says much of it again
 //! in few bytes, for the next opening, `inspect` looks at all of it from outside. The frame's bytes are `format::frame`'s.
 
 pub mod cache;
@@ -23,4 +23,5 @@ pub mod recover;
 pub mod runs;
 pub mod scan;
 pub mod segments;
+pub mod sift;
 pub mod writer;

@@ -20,9 +20,8 @@ pub async fn describe(
     let mut runs = Runs::default();
     for (range, place) in parts {
         match *place {
-            Place::Layer(Source::Journal { .. }) | Place::Side(SidePiece::Data(_)) => {
-                runs.push(range.bytes(), true)
-            }
+            Place::Layer(Source::Journal { .. })
+            | Place::Side(SidePiece::Data(_) | SidePiece::Unreadable) => runs.push(range.bytes(), true),
             Place::Layer(Source::Zero { allocated }) | Place::Side(SidePiece::Zero { allocated }) => {
                 runs.push(range.bytes(), allocated);
             }

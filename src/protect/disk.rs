@@ -7,9 +7,11 @@ use std::rc::Rc;
 
 use crate::block::{Refusal, Request};
 use crate::error::{Error, ErrorKind};
+use crate::extent::Ranges;
 use crate::format::record::DiskRecord;
 use crate::image::Image;
 use crate::image::side::SideFile;
+use crate::protect::renewal::Renewal;
 use crate::units::{Lsn, MonotonicNanos, SectorRange};
 
 /// A disk of a group.
@@ -35,6 +37,14 @@ pub struct Disk {
     pub care: Care,
     /// Whether somebody asked for a mend that has yet to come to its end.
     pub mend_asked: bool,
+    /// Whether that somebody accepts that records are lost.
+    pub accepts_loss: bool,
+    /// What was lost, and accepted by a mend that has yet to come to its end.
+    pub accepted: Ranges,
+    /// Sectors that are being written anew with what the disk holds.
+    pub renewal: Option<Renewal>,
+    /// The last record of a renewal that came to its end.
+    pub renewed: Lsn,
 }
 
 /// What is done about a disk's latch. At most one task at a time touches its image and its side files.
@@ -52,6 +62,8 @@ pub enum Care {
     },
     /// Its image takes what it lacks.
     Mending,
+    /// What is lost is written anew with what the image has.
+    Renewing,
     /// Its image has taken what it lacked; the latch goes once no destage batch runs that left the disk out.
     Mended,
 }
@@ -70,6 +82,10 @@ impl Disk {
             stored_before: Lsn::ZERO,
             care: Care::None,
             mend_asked: false,
+            accepts_loss: false,
+            accepted: Ranges::default(),
+            renewal: None,
+            renewed: Lsn::ZERO,
         }
     }
 
@@ -86,6 +102,10 @@ impl Disk {
             stored_before: stored,
             care: Care::None,
             mend_asked: false,
+            accepts_loss: false,
+            accepted: Ranges::default(),
+            renewal: None,
+            renewed: Lsn::ZERO,
         };
         disk.latch(error);
         disk

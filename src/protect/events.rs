@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::byte_size::ByteSize;
 use crate::counted::counted;
+use crate::extent::Ranges;
 use crate::protect::group::Group;
 use crate::protect::shrinking::SpaceStatus;
 use crate::protect::status::Condition;
@@ -16,7 +17,7 @@ use crate::vault::Forecast;
 const WAITING_MAX: usize = 256;
 
 /// Something that happened to a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GroupEvent {
     /// It is in another condition from now on.
     Condition(Condition),
@@ -48,6 +49,32 @@ pub enum GroupEvent {
     Paused,
     /// They go on.
     Resumed,
+    /// From this point on points are without a disk: writes to these sectors of it are in no delta.
+    DiskLacking {
+        /// Its name.
+        disk: String,
+        /// The sectors.
+        sectors: Ranges,
+    },
+    /// Points hold the disk again.
+    DiskWhole {
+        /// Its name.
+        disk: String,
+    },
+    /// Sectors that points lacked were written anew with what the disk held.
+    Renewed {
+        /// Its name.
+        disk: String,
+        /// How many.
+        sectors: u64,
+    },
+    /// Writes that rotted in the journal are lost for good, as somebody accepted: their sectors hold something older.
+    LossAccepted {
+        /// The disk's name.
+        disk: String,
+        /// The sectors.
+        sectors: Ranges,
+    },
 }
 
 /// How grave an event is.
@@ -63,7 +90,7 @@ pub enum Gravity {
 
 impl GroupEvent {
     /// One word for programs.
-    pub fn code(self) -> &'static str {
+    pub fn code(&self) -> &'static str {
         match self {
             GroupEvent::Condition(_) => "condition",
             GroupEvent::PointsLate => "points_late",
@@ -74,11 +101,15 @@ impl GroupEvent {
             GroupEvent::HistoryCannotShrink => "history_cannot_shrink",
             GroupEvent::Paused => "paused",
             GroupEvent::Resumed => "resumed",
+            GroupEvent::DiskLacking { .. } => "disk_lacking",
+            GroupEvent::DiskWhole { .. } => "disk_whole",
+            GroupEvent::Renewed { .. } => "renewed",
+            GroupEvent::LossAccepted { .. } => "loss_accepted",
         }
     }
 
     /// How grave it is.
-    pub fn gravity(self) -> Gravity {
+    pub fn gravity(&self) -> Gravity {
         match self {
             GroupEvent::Condition(condition) => match condition {
                 Condition::Opening | Condition::Protected | Condition::Paused | Condition::Stopping => {
@@ -97,14 +128,19 @@ impl GroupEvent {
             GroupEvent::PointsLate
             | GroupEvent::SpaceLow(_)
             | GroupEvent::HistoryWillShrink { .. }
-            | GroupEvent::HistoryShrinks { .. } => Gravity::Warning,
-            GroupEvent::HistoryCannotShrink => Gravity::Fault,
-            GroupEvent::PointsInTime | GroupEvent::Paused | GroupEvent::Resumed => Gravity::Note,
+            | GroupEvent::HistoryShrinks { .. }
+            | GroupEvent::LossAccepted { .. } => Gravity::Warning,
+            GroupEvent::HistoryCannotShrink | GroupEvent::DiskLacking { .. } => Gravity::Fault,
+            GroupEvent::PointsInTime
+            | GroupEvent::Paused
+            | GroupEvent::Resumed
+            | GroupEvent::DiskWhole { .. }
+            | GroupEvent::Renewed { .. } => Gravity::Note,
         }
     }
 
     /// One line for people.
-    pub fn text(self) -> String {
+    pub fn text(&self) -> String {
         match self {
             GroupEvent::Condition(condition) => match condition.explanation() {
                 Some(why) => format!("{}: {}", why.what, why.mend),
@@ -112,18 +148,18 @@ impl GroupEvent {
             },
             GroupEvent::PointsLate => "recovery points are late".to_owned(),
             GroupEvent::PointsInTime => "recovery points are in time again".to_owned(),
-            GroupEvent::SpaceLow(space) => format!("little space is left: {}", room(space)),
+            GroupEvent::SpaceLow(space) => format!("little space is left: {}", room(*space)),
             GroupEvent::HistoryWillShrink { forecast, space, grace, .. } => format!(
                 "history will shrink in {} s because of space ({}): the oldest points go, {} first, which take {}; free space, \
                  raise [vault] history_max, or set a shorter ladder by `policy set --retain`",
                 grace.as_secs(),
-                room(space),
-                points(forecast),
+                room(*space),
+                points(*forecast),
                 ByteSize(forecast.bytes_max).approximate(),
             ),
             GroupEvent::HistoryShrinks { forecast } => format!(
                 "{} went because of space, which took {}",
-                points(forecast),
+                points(*forecast),
                 ByteSize(forecast.bytes_max).approximate()
             ),
             GroupEvent::HistoryCannotShrink => "history should shrink because of space, but the oldest point is held, or \
@@ -131,8 +167,26 @@ impl GroupEvent {
                 .to_owned(),
             GroupEvent::Paused => "paused: no timed points are made, and none go, until `group resume`".to_owned(),
             GroupEvent::Resumed => "resumed: timed points are made again".to_owned(),
+            GroupEvent::DiskLacking { disk, sectors } => format!(
+                "points are without disk {disk} from now on: writes to its sectors {} rotted in the journal before a delta \
+                 had them",
+                ranges(sectors)
+            ),
+            GroupEvent::DiskWhole { disk } => format!("points hold disk {disk} again"),
+            GroupEvent::Renewed { disk, sectors } => {
+                format!("{} of disk {disk} that points lacked were written anew with what it holds", counted(*sectors, "sector"))
+            }
+            GroupEvent::LossAccepted { disk, sectors } => format!(
+                "writes to sectors {} of disk {disk} are lost, as was accepted: they hold something older",
+                ranges(sectors)
+            ),
         }
     }
+}
+
+/// All of them: who reads it may look for one.
+pub(super) fn ranges(ranges: &Ranges) -> String {
+    ranges.as_slice().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn points(forecast: Forecast) -> String {

@@ -9,7 +9,7 @@
 //! below `destaged`, `vaulted` and the first record that is held for a latched disk, and when nobody reads it.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use crate::format::frame::RECORD_PAYLOAD_BYTES_MAX;
 use crate::format::marker::Marker;
 use crate::format::record::{DiskRecord, PointRecord};
 use crate::image::Image;
+use crate::image::attach::Reattached;
 use crate::image::destage::DiskResult;
 use crate::image::pace::Pace;
 use crate::image::side::SideFile;
@@ -45,6 +46,7 @@ use crate::protect::open::GroupPlan;
 use crate::protect::place::{Place, places};
 use crate::protect::publisher::{Job, Published};
 use crate::protect::reads::{OPERATION_READ, Reads};
+use crate::protect::renewal::renewed_slot;
 use crate::protect::retention;
 use crate::protect::retry::Retry;
 use crate::protect::status::{Condition, RateMeter};
@@ -70,9 +72,12 @@ pub(super) enum Done {
     SideFile(DiskSlot, DiskId, Result<SideFile>),
     /// The image of a latched disk has taken what it lacked, or not.
     Mended(DiskSlot, Result<Image>),
-    /// The files of a detached disk were attached, and its image has taken what it lacked, or not; with the highest number
-    /// of a side file that was seen.
-    Reattached(DiskSlot, Result<(Image, u32)>),
+    /// The image of a disk has taken all but what is lost, whose loss is accepted, or not.
+    Taken(DiskSlot, Result<Image>),
+    /// Sectors were read that are to be written anew, or not.
+    Renewed(DiskSlot, SectorRange, Result<Bytes>),
+    /// The files of a detached disk were attached, or not.
+    Reattached(DiskSlot, Result<Reattached>),
     /// A segment was created, or not.
     Segment(Result<Segment>),
     /// An index run was written, or not.
@@ -109,6 +114,8 @@ pub(super) struct GroupSettings {
 
 struct WriteInFlight {
     ticket: Ticket,
+    slot: DiskSlot,
+    range: SectorRange,
     payload_bytes: u64,
     durable: bool,
     since: MonotonicNanos,
@@ -196,6 +203,10 @@ pub struct Group {
     /// Timed points and retention rest.
     pub(super) is_paused: bool,
     pub(super) stopping: bool,
+    /// The disks that the newest point lacks something of.
+    pub(super) lacking: BTreeSet<DiskSlot>,
+    /// Some disk has a renewal.
+    pub(super) is_renewing: bool,
     pub(super) sealed: bool,
     /// Markers on their way into the journal.
     pub(super) markers_pending: usize,
@@ -241,6 +252,8 @@ impl Group {
         let planted = parts.settings.plan.planted;
         let reads = Reads::new(Rc::clone(&parts.runtime), parts.owner, planted);
         let is_paused = parts.settings.vault.manifest().state().is_paused();
+        let lacking = parts.points.last().into_iter().flat_map(|point| point.disks.iter());
+        let lacking = lacking.filter(|disk| !disk.lacking().is_empty()).map(|disk| disk.slot).collect();
         let mut group = Group {
             runtime: parts.runtime,
             tasks: parts.tasks,
@@ -291,6 +304,8 @@ impl Group {
             serving: false,
             is_paused,
             stopping: false,
+            lacking,
+            is_renewing: false,
             sealed: false,
             markers_pending: 0,
             writes: Slab::new(),
@@ -300,6 +315,7 @@ impl Group {
             delayed: Vec::new(),
         };
         group.measure_maps();
+        group.take_up_mends();
         group
     }
 
@@ -367,8 +383,7 @@ impl Group {
             Request::Write { range, payload, durable } => self.write(ticket, slot, range, &payload, durable),
             Request::Zero { range, durable, keep_allocated } => {
                 let entry = Entry::Zero { disk: slot, range, allocated: keep_allocated };
-                let write = WriteInFlight { ticket, payload_bytes: 0, durable, since: self.runtime.now() };
-                let cookie = self.writes.insert(write) as u64;
+                let cookie = self.begin_write(ticket, slot, range, 0, durable);
                 self.writer.enqueue(entry, Some(cookie));
             }
             Request::Flush => {
@@ -397,10 +412,32 @@ impl Group {
         places(self.layers.resolve(slot, range), &self.disks[&slot].sides)
     }
 
+    /// Notes a write, or zeroes, that is about to be queued; returns its cookie.
+    fn begin_write(
+        &mut self,
+        ticket: Ticket,
+        slot: DiskSlot,
+        range: SectorRange,
+        payload_bytes: u64,
+        durable: bool,
+    ) -> u64 {
+        if self.is_renewing
+            && let Some(renewal) = self.disks.get_mut(&slot).and_then(|disk| disk.renewal.as_mut())
+        {
+            renewal.disturb(range);
+        }
+        let since = self.runtime.now();
+        self.writes.insert(WriteInFlight { ticket, slot, range, payload_bytes, durable, since }) as u64
+    }
+
+    /// Whether a write to `range` of a disk is not visible yet.
+    pub(super) fn has_writes_under_way(&self, slot: DiskSlot, range: SectorRange) -> bool {
+        let meets = |write: &WriteInFlight| write.slot == slot && write.range.intersection(range).is_some();
+        self.writes.iter().any(|(_, write)| meets(write))
+    }
+
     fn write(&mut self, ticket: Ticket, slot: DiskSlot, range: SectorRange, payload: &Bytes, durable: bool) {
-        let (payload_bytes, since) = (payload.len() as u64, self.runtime.now());
-        let write = WriteInFlight { ticket, payload_bytes, durable, since };
-        let cookie = self.writes.insert(write) as u64;
+        let cookie = self.begin_write(ticket, slot, range, payload.len() as u64, durable);
         let mut start = range.start;
         for offset in (0..payload.len()).step_by(RECORD_PAYLOAD_BYTES_MAX) {
             let piece = payload.slice(offset..payload.len().min(offset + RECORD_PAYLOAD_BYTES_MAX));
@@ -481,6 +518,7 @@ impl Group {
         self.publish_waiting();
         self.writer.hold_data(self.are_maps_full());
         self.care_for_latched();
+        self.care_for_renewals();
         self.start_destage();
         self.supply_segments();
         self.recycle();
@@ -502,7 +540,8 @@ impl Group {
         // While a retry is due, idleness is no reason to come back before it.
         let retry_at = self.destage_retry.at().unwrap_or_default();
         let idle = self.has_undestaged().then(|| self.idle_at().max(retry_at));
-        let retries = [self.destage_retry.at(), self.segment_retry.at(), self.side_file_due()];
+        let retries =
+            [self.destage_retry.at(), self.segment_retry.at(), self.side_file_due(), self.renewal_due()];
         let late = self
             .lateness
             .due(self.schedule.interval())
@@ -518,6 +557,7 @@ impl Group {
             self.serving = stated && (self.writer.durable() >= self.writer.first() || self.skips_statement());
             if self.serving {
                 self.look_at_ladder();
+                self.renew_lacking();
             }
         }
     }
@@ -564,6 +604,9 @@ impl Group {
     }
 
     fn acknowledge(&mut self, cookie: u64, lsn: Lsn) {
+        if let Some(slot) = renewed_slot(cookie) {
+            return self.piece_is_visible(slot, lsn);
+        }
         let write = self.writes.remove(to_usize(cookie));
         self.last_activity = self.runtime.now();
         if write.durable {
@@ -627,6 +670,8 @@ impl Group {
                 Some(Done::Destaged { through, disks }) => self.finish_destage(through, disks),
                 Some(Done::SideFile(slot, id, result)) => self.finish_side_file(slot, id, result),
                 Some(Done::Mended(slot, result)) => self.finish_mend(slot, result),
+                Some(Done::Taken(slot, result)) => self.finish_taking(slot, result),
+                Some(Done::Renewed(slot, piece, result)) => self.finish_piece(slot, piece, result),
                 Some(Done::Reattached(slot, result)) => self.finish_reattach(slot, result),
                 Some(Done::Segment(Ok(segment))) => {
                     self.segment_retry.succeeded();

@@ -11,18 +11,25 @@
 //! From the latch on the disk's writes fail, so what its image lacks is finite. A side file is begun once all of that
 //! which is visible is held; what becomes visible later, having been acknowledged or queued before the latch, makes
 //! another. Where no side file can be written the journal keeps the records, and it is tried again.
+//!
+//! Records that rotted in the journal are in no side file, which notes them as lost. Then a mend is refused, unless the
+//! loss is accepted: the image takes the rest, and what it has of the lost sectors is written anew ([`super::renewal`]), which
+//! hides the notes; the mend goes on like any other.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::extent::Ranges;
 use crate::format::side::Identity as SideIdentity;
 use crate::image::Image;
-use crate::image::attach::reattach;
-use crate::image::mend::{Mend, Rest, mend};
+use crate::image::attach::{Reattached, reattach};
+use crate::image::mend::{Mend, Rest, mend, take};
 use crate::image::side::{self, SideFile, SideWork};
+use crate::journal::sift::Lost;
 use crate::journal::writer::Identity;
 use crate::protect::disk::{Care, Disk};
+use crate::protect::events::GroupEvent;
 use crate::protect::group::{Callback, Done, Group, nanos};
 use crate::protect::retry::RETRY_DELAY;
 use crate::units::{DiskId, DiskSlot, MonotonicNanos};
@@ -45,6 +52,16 @@ pub enum Finding {
     Sound,
     /// Its image has taken all that it lacked; its writes are taken again.
     Mended,
+    /// The same, but that writes to these sectors are lost, which was accepted: they hold something older.
+    Accepted {
+        /// The sectors.
+        lost: Ranges,
+    },
+    /// It stays latched, since writes are lost and nobody accepted that.
+    Lost {
+        /// Which, with segment file and offset, in words.
+        reason: String,
+    },
     /// It stays latched.
     Latched {
         /// What its image still refuses with,
@@ -75,6 +92,16 @@ impl Group {
     /// A group whose journal failed, or whose vault is in doubt, is refused with [`ErrorKind::Latched`]: nothing in
     /// memory says what its files hold, so it has to be opened anew, which mends its disks as well.
     pub fn mend_disks(&mut self, done: Callback<ResumeReport>) {
+        self.look_at_latches(false, done);
+    }
+
+    /// The same, and where writes are lost that rotted in the journal, that is accepted: their sectors hold something
+    /// older, from now on as if somebody had written that.
+    pub fn mend_disks_accepting_loss(&mut self, done: Callback<ResumeReport>) {
+        self.look_at_latches(true, done);
+    }
+
+    fn look_at_latches(&mut self, accepts_loss: bool, done: Callback<ResumeReport>) {
         if self.writer.failure().is_some() || self.vault_failed.is_some() {
             let text =
                 "the journal failed, or the vault is in doubt: the group has to be closed and opened again";
@@ -88,6 +115,7 @@ impl Group {
             if disk.latched.is_some() {
                 resume.waiting.insert(slot);
                 disk.mend_asked = true;
+                disk.accepts_loss |= accepts_loss;
             } else {
                 let (disk, name) = (disk.record.id, disk.record.name.clone());
                 resume.found.push((slot, ResumedDisk { disk, name, finding: Finding::Sound }));
@@ -104,13 +132,14 @@ impl Group {
         for slot in latched.map(|(&slot, _)| slot).collect::<Vec<_>>() {
             let disk = &self.disks[&slot];
             match disk.care {
-                Care::Saving { .. } | Care::Mending => {}
+                Care::Saving { .. } | Care::Mending | Care::Renewing => {}
                 Care::Mended if self.destaging => {}
                 Care::Mended => self.end_mend(slot),
                 Care::None | Care::Waiting(_) if self.stopping => {}
                 Care::None | Care::Waiting(_) if disk.mend_asked && disk.image.is_none() => {
                     self.begin_reattach(slot)
                 }
+                Care::None | Care::Waiting(_) if disk.accepts_loss => self.begin_acceptance(slot),
                 Care::None | Care::Waiting(_) if disk.mend_asked => self.begin_mend(slot),
                 Care::Waiting(at) if at > now => {}
                 Care::None | Care::Waiting(_) => self.begin_side_file(slot),
@@ -120,9 +149,7 @@ impl Group {
 
     /// Whether a task works on a latched disk.
     pub(super) fn is_caring(&self) -> bool {
-        self.disks
-            .values()
-            .any(|disk| matches!(disk.care, Care::Saving { .. } | Care::Mending | Care::Mended))
+        self.disks.values().any(|disk| !matches!(disk.care, Care::None | Care::Waiting(_)))
     }
 
     /// When a side file is tried again.
@@ -177,6 +204,9 @@ impl Group {
                 self.layers.release(slot, side.through());
                 disk.sides.push(Rc::new(side));
                 disk.care = Care::None;
+                if let Some(refusal) = self.refusal(slot) {
+                    self.disks.get_mut(&slot).expect("looked at").latch(&refusal);
+                }
                 self.measure_maps();
             }
             Err(error) => {
@@ -188,7 +218,8 @@ impl Group {
                 );
                 let due = Care::Waiting(MonotonicNanos(self.runtime.now().0 + nanos(RETRY_DELAY)));
                 let care = std::mem::replace(&mut disk.care, due);
-                if disk.image.is_none() && care == (Care::Saving { for_mend: true }) {
+                let needs_it = disk.image.is_none() || disk.accepts_loss;
+                if needs_it && care == (Care::Saving { for_mend: true }) {
                     // Without one it is not mended.
                     self.stays_latched(slot, &error);
                 }
@@ -196,7 +227,87 @@ impl Group {
         }
     }
 
+    /// What is lost of a latched disk: noted by a side file, and hidden by nothing newer.
+    fn lost(&self, slot: DiskSlot) -> Vec<Lost> {
+        let noted = side::lost(&self.disks[&slot].sides).into_iter();
+        let seen = noted.flat_map(|lost| {
+            let parts = self.layers.resolve(slot, lost.range).into_iter();
+            let shown = parts.filter(|(_, source)| source.is_none());
+            shown.map(move |(range, _)| Lost { range, ..lost })
+        });
+        seen.collect()
+    }
+
+    /// Why a latched disk cannot be mended, if writes are lost.
+    fn refusal(&self, slot: DiskSlot) -> Option<Error> {
+        side::refusal(&self.lost(slot), &self.disks[&slot].record.name, &self.settings.plan.journal())
+    }
+
+    /// Ends what an earlier process began: a loss was accepted, and is hidden, but the side files are there still.
+    pub(super) fn take_up_mends(&mut self) {
+        let noting = self.disks.iter().filter(|(_, disk)| !side::lost(&disk.sides).is_empty());
+        for slot in noting.map(|(&slot, _)| slot).collect::<Vec<_>>() {
+            let is_hidden = self.lost(slot).is_empty();
+            let disk = self.disks.get_mut(&slot).expect("it was looked for");
+            disk.mend_asked |= is_hidden;
+        }
+    }
+
+    /// Where writes are lost, the image takes the rest: all that the journal holds of the disk is in side files before, so that
+    /// what is lost is known.
+    fn begin_acceptance(&mut self, slot: DiskSlot) {
+        self.begin_side_file(slot);
+        let disk = &self.disks[&slot];
+        let is_whole = !self.layers.has_undestaged(slot) && self.layers.held(slot).is_none();
+        if !is_whole || self.has_writes_under_way(slot, disk.whole()) {
+            return;
+        }
+        if self.lost(slot).is_empty() {
+            return self.begin_mend(slot);
+        }
+        let disk = self.disks.get_mut(&slot).expect("a latched disk is there");
+        disk.care = Care::Mending;
+        let (image, sides) = (disk.attached().clone(), disk.sides.clone());
+        let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
+        self.tasks.spawn(async move {
+            let result = take(&runtime, image, &sides).await;
+            mailbox.borrow_mut().push_back(Done::Taken(slot, result));
+        });
+    }
+
+    /// Whether a disk waits for the layers to be destaged around it, so that its loss can be accepted.
+    pub(super) fn is_acceptance_waiting(&self) -> bool {
+        self.disks.iter().any(|(&slot, disk)| disk.accepts_loss && self.layers.has_undestaged(slot))
+    }
+
+    pub(super) fn finish_taking(&mut self, slot: DiskSlot, result: Result<Image>) {
+        let lacked = self.points.last().and_then(|point| point.disks.iter().find(|disk| disk.slot == slot));
+        let lacked: Vec<_> = lacked.map_or(Vec::new(), |disk| disk.lacking().to_vec());
+        if !self.disks.contains_key(&slot) {
+            return self.answer_resumes();
+        }
+        let lost = Ranges::of(self.lost(slot).iter().map(|lost| lost.range));
+        let disk = self.disks.get_mut(&slot).expect("looked at");
+        match result {
+            Ok(image) => {
+                disk.image = Some(image);
+                disk.care = Care::Renewing;
+                disk.accepted = lost.clone();
+                // Points may lack more of it.
+                self.renew(slot, &lost.union(lacked));
+            }
+            Err(error) => {
+                disk.care = Care::None;
+                self.stays_latched(slot, &error);
+            }
+        }
+    }
+
     fn begin_mend(&mut self, slot: DiskSlot) {
+        if let Some(refusal) = self.refusal(slot) {
+            let reason = refusal.to_string();
+            return self.stays_latched_as(slot, &refusal, &Finding::Lost { reason });
+        }
         let reader = self.reader();
         let disk = self.disks.get_mut(&slot).expect("a latched disk is there");
         let image = disk.image.clone().expect("a detached disk is attached instead");
@@ -221,9 +332,15 @@ impl Group {
         match result {
             Ok(image) => {
                 self.layers.release(slot, image.destaged());
+                let noted = side::lost(&disk.sides);
                 disk.image = Some(image);
                 disk.sides.clear();
                 disk.care = Care::Mended;
+                if !noted.is_empty() {
+                    disk.accepted = Ranges::of(noted.iter().map(|lost| lost.range));
+                    let (disk, sectors) = (disk.record.name.clone(), disk.accepted.clone());
+                    self.tell(GroupEvent::LossAccepted { disk, sectors });
+                }
                 self.measure_maps();
             }
             Err(error) => {
@@ -251,20 +368,30 @@ impl Group {
         });
     }
 
-    pub(super) fn finish_reattach(&mut self, slot: DiskSlot, result: Result<(Image, u32)>) {
-        if let (Some(disk), Ok((_, last_side))) = (self.disks.get_mut(&slot), &result) {
+    pub(super) fn finish_reattach(&mut self, slot: DiskSlot, result: Result<Reattached>) {
+        if let (Some(disk), Ok(Reattached { image, sides, last_side })) = (self.disks.get_mut(&slot), &result)
+        {
             disk.last_side = disk.last_side.max(*last_side);
+            if !sides.is_empty() {
+                // It is latched like others whose writes are lost.
+                (disk.image, disk.sides, disk.care) = (Some(image.clone()), sides.clone(), Care::None);
+                return;
+            }
         }
-        self.finish_mend(slot, result.map(|(image, _)| image));
+        self.finish_mend(slot, result.map(|reattached| reattached.image));
     }
 
-    fn stays_latched(&mut self, slot: DiskSlot, error: &Error) {
+    pub(super) fn stays_latched(&mut self, slot: DiskSlot, error: &Error) {
+        let finding = Finding::Latched { kind: error.kind(), reason: error.to_string() };
+        self.stays_latched_as(slot, error, &finding);
+    }
+
+    fn stays_latched_as(&mut self, slot: DiskSlot, error: &Error, finding: &Finding) {
         let disk = self.disks.get_mut(&slot).expect("a latched disk is there");
         tracing::error!(group = %self.name, disk = %disk.record.name, %error, "the disk stays latched");
         disk.latch(error);
-        disk.mend_asked = false;
-        let finding = Finding::Latched { kind: error.kind(), reason: error.to_string() };
-        self.found(slot, &finding);
+        (disk.mend_asked, disk.accepts_loss) = (false, false);
+        self.found(slot, finding);
     }
 
     /// Clears the latch, unless the image has fallen behind again while it was mended: a batch that ran meanwhile left
@@ -276,9 +403,12 @@ impl Group {
             return;
         }
         tracing::warn!(group = %self.name, disk = %disk.record.name, "the image was mended; the disk takes writes again");
-        (disk.latched, disk.failures, disk.mend_asked) = (None, 0, false);
+        (disk.latched, disk.failures, disk.mend_asked, disk.accepts_loss) = (None, 0, false, false);
         disk.last_failure = None;
-        self.found(slot, &Finding::Mended);
+        let lost = std::mem::take(&mut disk.accepted);
+        let finding = if lost.is_empty() { Finding::Mended } else { Finding::Accepted { lost } };
+        self.found(slot, &finding);
+        self.renew_lacking();
     }
 
     fn found(&mut self, slot: DiskSlot, finding: &Finding) {
@@ -309,7 +439,7 @@ impl Group {
     /// The group failed, or stops: nobody clears latches any more.
     pub(super) fn refuse_resumes(&mut self, kind: ErrorKind, why: &str) {
         for disk in self.disks.values_mut() {
-            disk.mend_asked = false;
+            (disk.mend_asked, disk.accepts_loss) = (false, false);
         }
         for resume in self.resumes.drain(..) {
             (resume.done)(Err(Error::new(kind, why)));

@@ -25,6 +25,7 @@ mod points;
 pub mod publisher;
 pub mod reads;
 mod recycling;
+pub mod renewal;
 pub mod resume;
 pub mod retention;
 mod retry;

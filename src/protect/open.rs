@@ -17,7 +17,7 @@ use crate::format::marker::Marker;
 use crate::format::record::{DiskRecord, GroupRecord};
 use crate::image::attach::{Attached, attach};
 use crate::image::mend::{Mend, mend};
-use crate::image::side::{self, SideNames, Sides};
+use crate::image::side::{self, SideNames, Sides, lost, refusal};
 use crate::journal::cache::FrameCache;
 use crate::journal::keys::{FrameKey, JournalKeys};
 use crate::journal::open::{JournalPlan, OpenedJournal, Recovered};
@@ -227,7 +227,9 @@ async fn open_disk(
             return Disk::detached(record, stored, last_side, &error);
         }
     };
+    let lost = refusal(&lost(&sides), &record.name, &plan.journal());
     let settled = match image.confirm(runtime).await {
+        Ok(()) if lost.is_some() => lost.map_or(Ok(()), Err),
         Ok(()) if !sides.is_empty() => {
             let work = Mend { directory: images, image: image.clone(), sides: sides.clone(), rest: None };
             mend(runtime, work).await.map(|mended| image = mended)
@@ -237,7 +239,7 @@ async fn open_disk(
     let mut disk = Disk::new(record, image);
     disk.last_side = last;
     if let Err(error) = settled {
-        tracing::error!(disk = %disk.record.name, %error, "the disk's image fails: the disk is latched");
+        tracing::error!(disk = %disk.record.name, %error, "the disk's image cannot be mended: the disk is latched");
         disk.latch(&error);
         disk.sides = sides;
     }

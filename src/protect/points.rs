@@ -3,11 +3,15 @@
 //! A marker is made when it is time, when somebody asks, and when the journal or the maps' memory is full, and when the journal is about to be sealed. Its
 //! interval goes to the publisher once the marker is durable: the vault never knows more than the journal keeps.
 
+use std::collections::BTreeSet;
+
 use crate::error::{Error, ErrorKind, Result};
+use crate::extent::Ranges;
 use crate::format::marker::{Consistency, DiskEntry, Marker};
-use crate::format::record::PointRecord;
+use crate::format::record::{PointDisk, PointRecord};
 use crate::journal::writer::Entry;
 use crate::planted::Bug;
+use crate::protect::events::GroupEvent;
 use crate::protect::group::{Callback, Group};
 use crate::protect::publisher::{Job, Published};
 use crate::protect::status::Condition;
@@ -102,6 +106,7 @@ impl Group {
                 self.vaulted = published.point.marker;
                 self.counters.vault_bytes += published.stored_bytes;
                 let callback = self.waiting_points.remove(&published.point.id);
+                let point = published.point.clone();
                 // Retention may have been told of it first.
                 if self.points.last().is_none_or(|newest| newest.marker < published.point.marker) {
                     self.points.push(published.point.clone());
@@ -109,6 +114,8 @@ impl Group {
                 if let Some(callback) = callback {
                     callback(Ok(published.point));
                 }
+                self.tell_lacking(&point);
+                self.renew_lacking();
             }
             Err(error) => {
                 tracing::error!(group = %self.name, %error, "a recovery point could not be published");
@@ -118,6 +125,27 @@ impl Group {
                 self.fail_waiting_points();
             }
         }
+    }
+
+    /// Tells which disks points are without from this one on, and which they have again.
+    fn tell_lacking(&mut self, point: &PointRecord) {
+        let lacking = |disk: &PointDisk| (!disk.lacking().is_empty()).then_some(disk.slot);
+        let now: BTreeSet<_> = point.disks.iter().filter_map(lacking).collect();
+        let before = std::mem::replace(&mut self.lacking, now);
+        let name = |disk: &PointDisk| self.disks.get(&disk.slot).map(|disk| disk.record.name.clone());
+        let mut events = Vec::new();
+        for entry in &*point.disks {
+            let Some(disk) = name(entry) else { continue };
+            match (before.contains(&entry.slot), self.lacking.contains(&entry.slot)) {
+                (false, true) => {
+                    let sectors = Ranges::of(entry.lacking().iter().copied());
+                    events.push(GroupEvent::DiskLacking { disk, sectors });
+                }
+                (true, false) => events.push(GroupEvent::DiskWhole { disk }),
+                _ => {}
+            }
+        }
+        events.into_iter().for_each(|event| self.tell(event));
     }
 
     pub(super) fn end_interval(&mut self, lsn: Lsn, marker: Marker) {

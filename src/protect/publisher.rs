@@ -1,7 +1,8 @@
 //! The publisher: turns closed intervals into deltas, and deltas into recovery points, one after the other.
 //!
 //! A task of its own, so that the vault's pace is nobody else's. An interval is tried until it is in the vault, for
-//! the journal keeps it until then; only an error that trying again cannot mend is given back.
+//! the journal keeps it until then; only an error that trying again cannot mend is given back. A record that rotted is no
+//! such: the point goes without its disk.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -12,18 +13,20 @@ use futures::channel::mpsc;
 
 use crate::delta::{DiskExtents, Source as DeltaSource, SourceContent};
 use crate::error::{ErrorKind, Result};
-use crate::extent::{Extent, FrozenMap, merge};
+use crate::extent::{Extent, FrozenMap, Ranges, merge};
 use crate::format::delta::{DeltaRef, Header};
-use crate::format::record::{Membership, PointDisk, PointRecord};
+use crate::format::marker::DiskEntry;
+use crate::format::record::{LACKING_MAX, Membership, PointDisk, PointRecord};
 use crate::journal::reader::Reader;
 use crate::journal::segments::Source;
+use crate::journal::sift::{Sifted, sift};
 use crate::protect::group::{Done, Mailbox};
 use crate::protect::interval::ClosedInterval;
 use crate::protect::retry::RETRY_DELAY;
 use crate::protect::shrinking::SpaceLimits;
 use crate::runtime::Runtime;
 use crate::storage::Slice;
-use crate::units::{BlobId, DiskSlot, Lsn, SectorCount};
+use crate::units::{BlobId, DiskSlot, Lsn, SectorCount, SectorRange};
 use crate::vault::Vault;
 
 /// What the publisher is asked.
@@ -67,9 +70,9 @@ async fn publish(
     interval: &ClosedInterval,
     mailbox: &Mailbox,
 ) -> Result<Published> {
-    let mut delta = None;
+    let mut built = None;
     loop {
-        match attempt(runtime, vault, space, interval, &mut delta).await {
+        match attempt(runtime, vault, space, interval, &mut built).await {
             Err(error) if matches!(error.kind(), ErrorKind::NoSpace | ErrorKind::Io) => {
                 tracing::warn!(%error, "the vault did not take a recovery point; it is tried again");
                 mailbox.borrow_mut().push_back(Done::PublishDelayed(error.kind()));
@@ -80,40 +83,95 @@ async fn publish(
     }
 }
 
+/// What an interval came to: its delta, if it has one, and the disks of its point.
+#[derive(Clone)]
+struct Built {
+    delta: Option<DeltaRef>,
+    disks: Arc<[PointDisk]>,
+}
+
 /// Puts the delta, unless an earlier attempt did, and publishes the point.
 async fn attempt(
     runtime: &Rc<Runtime>,
     vault: &Vault,
     space: SpaceLimits,
     interval: &ClosedInterval,
-    delta: &mut Option<Option<DeltaRef>>,
+    built: &mut Option<Built>,
 ) -> Result<Published> {
-    let reference = match *delta {
-        Some(reference) => reference,
+    let ready = match built.clone() {
+        Some(ready) => ready,
         None => {
             space.check_room(runtime, vault.layout().root()).await?;
-            put_delta(runtime, vault, interval).await?
+            build(runtime, vault, interval).await?
         }
     };
-    *delta = Some(reference);
-    let point = point_record(interval, reference);
+    let point = point_record(interval, built.insert(ready));
     vault.publish(point.clone()).await?;
-    Ok(Published { point, stored_bytes: reference.map_or(0, |reference| reference.total_bytes) })
+    let stored_bytes = point.delta.map_or(0, |reference| reference.total_bytes);
+    Ok(Published { point, stored_bytes })
+}
+
+/// What is to become of an interval: what its maps say, per disk, and what of it is lost.
+type Content = BTreeMap<DiskSlot, Sifted>;
+
+/// Builds the delta of an interval. What rotted in the journal is left out of it, and its disk is lacking from then on.
+async fn build(runtime: &Rc<Runtime>, vault: &Vault, interval: &ClosedInterval) -> Result<Built> {
+    let mut content = merged(runtime, interval).await;
+    let delta = loop {
+        match put_delta(runtime, vault, interval, &content).await {
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                let sifted = sifted(runtime, interval).await?;
+                if lost_ranges(&sifted).eq(lost_ranges(&content)) {
+                    return Err(error);
+                }
+                content = sifted;
+            }
+            result => break result?,
+        }
+    };
+    let state = vault.manifest().state();
+    let before = state.points().last().map_or([].as_slice(), |point| &point.disks);
+    Ok(Built { delta, disks: point_disks(&interval.marker.disks, &content, before) })
+}
+
+fn lost_ranges(content: &Content) -> impl Iterator<Item = (DiskSlot, SectorRange)> + '_ {
+    content.iter().flat_map(|(&slot, sifted)| sifted.lost.iter().map(move |lost| (slot, lost.range)))
+}
+
+/// What the maps of an interval say; that nothing of it is lost is taken for granted.
+async fn merged(runtime: &Rc<Runtime>, interval: &ClosedInterval) -> Content {
+    let mut merged = Content::new();
+    for (slot, maps) in maps(interval) {
+        let map = merge(&maps, || runtime.yield_now()).await;
+        merged.insert(slot, Sifted { map, lost: Vec::new() });
+    }
+    merged
+}
+
+/// The same, with what is lost left out.
+async fn sifted(runtime: &Rc<Runtime>, interval: &ClosedInterval) -> Result<Content> {
+    let mut content = Content::new();
+    for (slot, maps) in maps(interval) {
+        content.insert(slot, sift(runtime, &interval.reader, &maps).await?);
+    }
+    Ok(content)
+}
+
+/// The maps of the marker's disks, oldest first.
+fn maps(interval: &ClosedInterval) -> impl Iterator<Item = (DiskSlot, Vec<Rc<FrozenMap<Source>>>)> + '_ {
+    let of_disk = |entry: &DiskEntry| {
+        let maps = interval.layers.iter().filter_map(|layer| layer.maps.get(&entry.slot));
+        (entry.slot, maps.cloned().collect::<Vec<_>>())
+    };
+    interval.marker.disks.iter().map(of_disk).filter(|(_, maps)| !maps.is_empty())
 }
 
 async fn put_delta(
     runtime: &Rc<Runtime>,
     vault: &Vault,
     interval: &ClosedInterval,
+    content: &Content,
 ) -> Result<Option<DeltaRef>> {
-    let mut merged: BTreeMap<DiskSlot, FrozenMap<Source>> = BTreeMap::new();
-    for entry in &interval.marker.disks {
-        let maps = interval.layers.iter().filter_map(|layer| layer.maps.get(&entry.slot));
-        let maps: Vec<_> = maps.cloned().collect();
-        if !maps.is_empty() {
-            merged.insert(entry.slot, merge(&maps, || runtime.yield_now()).await);
-        }
-    }
     let (header, source) = {
         let state = vault.manifest().state();
         let after = state.points().last().map_or(Lsn::ZERO, |point| point.marker);
@@ -131,7 +189,7 @@ async fn put_delta(
         (header, JournalSource(interval.reader.clone()))
     };
     let disks = interval.marker.disks.iter().filter_map(|entry| {
-        let map = merged.get(&entry.slot)?;
+        let Sifted { map, .. } = content.get(&entry.slot)?;
         Some(DiskExtents {
             slot: entry.slot,
             disk: entry.disk,
@@ -143,19 +201,33 @@ async fn put_delta(
     Ok(built.map(|built| built.reference))
 }
 
+/// The disks of a point: one lacks what it lacked `before` and this interval did not write, and what of this interval is lost.
+fn point_disks(entries: &[DiskEntry], content: &Content, before: &[PointDisk]) -> Arc<[PointDisk]> {
+    let ranges_max = LACKING_MAX / entries.len().max(1);
+    let disk = |entry: &DiskEntry| {
+        let lacked =
+            before.iter().find(|disk| disk.slot == entry.slot).map_or([].as_slice(), PointDisk::lacking);
+        let mut lacking = Ranges::of(lacked.iter().copied());
+        if let Some(sifted) = content.get(&entry.slot) {
+            lacking = lacking.without(sifted.map.iter().map(|extent| extent.range));
+            lacking = lacking.union(sifted.lost.iter().map(|lost| lost.range));
+        }
+        let membership = match lacking.coarsened(ranges_max) {
+            none if none.is_empty() => Membership::Included,
+            some => Membership::Lacking(some.as_slice().into()),
+        };
+        PointDisk { slot: entry.slot, disk: entry.disk, sectors: entry.sectors, membership }
+    };
+    entries.iter().map(disk).collect()
+}
+
 /// The extents of a disk that has `sectors` sectors.
 fn within(map: &FrozenMap<Source>, sectors: SectorCount) -> impl Iterator<Item = Extent<Source>> + '_ {
     map.iter().take_while(move |extent| extent.range.end <= sectors.0)
 }
 
-fn point_record(interval: &ClosedInterval, delta: Option<DeltaRef>) -> PointRecord {
+fn point_record(interval: &ClosedInterval, built: &Built) -> PointRecord {
     let marker = &interval.marker;
-    let disks = marker.disks.iter().map(|entry| PointDisk {
-        slot: entry.slot,
-        disk: entry.disk,
-        sectors: entry.sectors,
-        membership: Membership::Included,
-    });
     PointRecord {
         id: marker.point,
         marker: interval.marker_lsn,
@@ -163,8 +235,8 @@ fn point_record(interval: &ClosedInterval, delta: Option<DeltaRef>) -> PointReco
         group_time: marker.group_time,
         consistency: marker.consistency,
         label: marker.label.clone(),
-        delta,
-        disks: disks.collect::<Arc<[_]>>(),
+        delta: built.delta,
+        disks: Arc::clone(&built.disks),
     }
 }
 

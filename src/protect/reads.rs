@@ -71,6 +71,9 @@ impl Reads {
         segments: &Segments,
         cache: &FrameCache,
     ) -> Option<Reply> {
+        if parts.iter().any(|(_, place)| matches!(place, Place::Side(SidePiece::Unreadable))) {
+            return Some(Err(Refusal::Io));
+        }
         let entry = self.in_flight.vacant_entry();
         let read_operation = OPERATION_READ | (entry.key() as u64) << PIECE_BITS;
         let mut pieces = Vec::with_capacity(parts.len());
@@ -136,6 +139,7 @@ fn find(
                 }
             }
         }
+        Place::Side(SidePiece::Unreadable) => unreachable!("refused before"),
         Place::Side(SidePiece::Data(part)) => {
             let buffer = Buffer::recycled(part.bytes);
             let operation = Op::Read { file: part.file.clone(), offset: part.offset, buffer };

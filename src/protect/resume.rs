@@ -4,6 +4,7 @@
 //! opened again, which is its owner's to do, as for one that could not be opened at all.
 
 use crate::error::Error;
+use crate::protect::events::ranges;
 use crate::protect::group::{Callback, Group};
 use crate::protect::latching::{Finding, ResumeReport};
 use crate::protect::status::Condition;
@@ -24,6 +25,12 @@ impl From<ResumeReport> for Resumed {
             match disk.finding {
                 Finding::Sound => {}
                 Finding::Mended => resumed.cleared.push(format!("disk {}", disk.name)),
+                Finding::Accepted { lost } => resumed.cleared.push(format!(
+                    "disk {}: writes to sectors {} are lost; they hold something older",
+                    disk.name,
+                    ranges(&lost)
+                )),
+                Finding::Lost { reason } => resumed.latched.push(reason),
                 Finding::Latched { reason, .. } => {
                     let mend = "mend the device, then resume again";
                     resumed
@@ -37,12 +44,14 @@ impl From<ResumeReport> for Resumed {
 }
 
 impl Group {
-    /// Looks again at what is latched; `callback` is told what was cleared and what was not.
-    pub fn resume(&mut self, callback: Callback<Resumed>) {
+    /// Looks again at what is latched; `callback` is told what was cleared and what was not. That writes are lost which
+    /// rotted in the journal keeps a disk latched, unless that is accepted.
+    pub fn resume(&mut self, accepts_loss: bool, callback: Callback<Resumed>) {
         if let Some(error) = self.fatal() {
             return callback(Err(error));
         }
-        self.mend_disks(Box::new(move |report| callback(report.map(Resumed::from))));
+        let done: Callback<ResumeReport> = Box::new(move |report| callback(report.map(Resumed::from)));
+        if accepts_loss { self.mend_disks_accepting_loss(done) } else { self.mend_disks(done) }
     }
 
     /// What failed so that only opening the group again can mend it: its journal, or its vault.

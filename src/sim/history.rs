@@ -126,6 +126,16 @@ impl History {
         state
     }
 
+    /// Whether a sector of a disk held this at any time.
+    pub fn was_ever(&self, disk: usize, sector: u64, stamp: Stamp) -> bool {
+        let wrote = |change: &Change| {
+            change.disk == disk
+                && change.stamp == stamp
+                && (change.range.start..change.range.end).contains(&sector)
+        };
+        stamp == Stamp::ZEROS || self.changes.iter().any(wrote)
+    }
+
     /// The least and the most changes, from `low` to `high`, after which the disks are as `found`.
     pub fn find(&self, low: usize, high: usize, found: &Contents) -> Option<(usize, usize)> {
         if low > high || high > self.changes.len() {

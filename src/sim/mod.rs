@@ -26,6 +26,7 @@ mod clients;
 mod copies;
 mod finale;
 mod history;
+mod loss;
 mod plan;
 mod points;
 mod process;
@@ -93,6 +94,8 @@ pub struct Report {
     pub detached: u64,
     /// Disks that a resume mended while the group went on.
     pub mends: u64,
+    /// Losses of disks whose records rotted that were accepted.
+    pub losses: u64,
     /// Bits flipped.
     pub rots: u64,
     /// Of these, how many were refused.
@@ -146,6 +149,7 @@ impl Report {
         self.side_files += other.side_files;
         self.detached += other.detached;
         self.mends += other.mends;
+        self.losses += other.losses;
         self.rots += other.rots;
         self.rots_refused += other.rots_refused;
         self.runs_used += other.runs_used;

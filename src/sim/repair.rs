@@ -147,10 +147,14 @@ impl Site {
                     self.tracer.note(|| format!("{} was mended", disk.name));
                     self.report.mends += 1;
                 }
-                Finding::Latched { reason, .. } if self.is_faulted => {
+                Finding::Accepted { lost } => {
+                    self.tracer.note(|| format!("{} was mended without {lost:?}", disk.name));
+                    self.report.losses += 1;
+                }
+                Finding::Latched { reason, .. } | Finding::Lost { reason } if self.is_faulted => {
                     self.tracer.note(|| format!("{} stays latched: {reason}", disk.name));
                 }
-                Finding::Latched { reason, .. } => {
+                Finding::Latched { reason, .. } | Finding::Lost { reason } => {
                     return Err(format!("{} stays latched without a fault: {reason}", disk.name));
                 }
             }

@@ -8,14 +8,16 @@ use std::rc::Rc;
 use super::answers::joined;
 use super::clients::Member;
 use super::history::Contents;
-use super::sector::stamps;
+use super::sector::{Stamp, stamps};
 use super::site::{Outcome, Site};
 use crate::block::{Refusal, Response};
 use crate::error::{Error, ErrorKind};
+use crate::format::frame::RecordKind;
 use crate::format::record::PointRecord;
+use crate::journal::scan::{Checks, scan_segment};
 use crate::journal::segments::parse_file_name;
 use crate::protect::group::Group;
-use crate::units::{PointId, SectorRange};
+use crate::units::{PointId, SECTOR_BYTES, SectorRange};
 
 /// Bits flipped at rest in one run, each on a copy of its own.
 const ROTS: u64 = 2;
@@ -23,6 +25,8 @@ const ROTS: u64 = 2;
 const ROTS_ALIVE: u64 = 3;
 /// Writes that the journal still holds when that happens, at most.
 const BACKLOG_MAX: u64 = 24;
+/// Of how many of the newest writes one is hit.
+const WRITES_MAX: usize = 16;
 /// What is read at a time: a refusal says nothing about all of it.
 const READ_SECTORS: u64 = 16;
 
@@ -56,7 +60,7 @@ impl Site {
     /// the group again. Afterwards everything is as it was.
     pub(super) fn damage_alive(&mut self) -> Outcome {
         self.write_backlog()?;
-        let sound = self.disk.image();
+        let (sound, history) = (self.disk.image(), self.history.clone());
         // From here on, what is refused is no failure; and no point is taken up that will not have been.
         (self.is_faulted, self.is_verified) = (true, false);
         for _ in 0..ROTS_ALIVE {
@@ -65,7 +69,9 @@ impl Site {
             self.report.rots += 1;
             self.tracer.note(|| format!("under way: {rot:?}"));
         }
+        self.rot_a_write();
         self.judge_alive().map_err(|text| format!("after rot under way: {text}"))?;
+        self.take_the_way_out().map_err(|text| format!("on the way out of rot: {text}"))?;
         self.disk.kill_process(self.process.id());
         self.disk.run();
         self.start_process();
@@ -73,8 +79,39 @@ impl Site {
         self.disk.kill_process(self.process.id());
         self.disk.run();
         self.disk.restore(&sound);
+        self.history = history;
+        self.given_up.clear();
         self.start_process();
         Ok(())
+    }
+
+    /// Flips a bit of one of the newest writes that the journal holds: few of its bits are of such.
+    fn rot_a_write(&mut self) {
+        let mut writes = Vec::new();
+        for path in self.disk.files() {
+            let Some(index) = path.file_name().and_then(|name| parse_file_name(name.to_str()?)) else {
+                continue;
+            };
+            let Some(bytes) = self.disk.read_file(&path) else { continue };
+            for scanned in scan_segment(index, &bytes, Checks::ALL).frames {
+                let frame = &scanned.frame;
+                for (record, lsn) in frame.records.iter().zip(frame.first_lsn.0..) {
+                    if matches!(record.kind, RecordKind::Write { .. }) {
+                        let payload = frame.payload_range(record.payload);
+                        writes.push((lsn, path.clone(), frame.segment_offset() + payload.start as u64));
+                    }
+                }
+            }
+        }
+        writes.sort_unstable();
+        let newest = writes.len().saturating_sub(WRITES_MAX);
+        if writes.is_empty() {
+            return;
+        }
+        let (_, path, offset) = self.random.choose(&writes[newest..]).clone();
+        if self.disk.rot(&path, offset + self.random.below(SECTOR_BYTES), 5) {
+            self.report.rots += 1;
+        }
     }
 
     /// Acknowledged writes that are in the journal only.
@@ -100,7 +137,9 @@ impl Site {
                 Ok(contents) if self.history.find(issued, issued, &contents).is_none() => {
                     return Err(format!("a point: {}", self.history.explain(issued, issued, &contents)));
                 }
-                Ok(_) => {}
+                Ok(contents) => self.report.rots_met += u64::from(!self.holds_all(&contents)),
+                // The only disk is lacking.
+                Err(error) if error.kind() == ErrorKind::NotFound => self.report.rots_met += 1,
                 Err(error) => return Err(format!("a new point can't be read: {error}")),
             }
         }
@@ -128,7 +167,7 @@ impl Site {
     }
 
     /// Compares all disks with what was issued; what is refused is passed over.
-    fn compare_disks(&mut self) -> Outcome {
+    pub(super) fn compare_disks(&mut self) -> Outcome {
         let members: Vec<Member> =
             self.clients.members.iter().filter(|member| !member.leaving).cloned().collect();
         let mut found = Contents::new();
@@ -139,7 +178,8 @@ impl Site {
                 let range = SectorRange::new(start, end.min(start + READ_SECTORS));
                 match self.read_now(member.id, range)? {
                     Ok(Response::Data(pieces)) => {
-                        sectors.extend(stamps(member.number, start, &joined(&pieces, range)?)?);
+                        let found = stamps(member.number, start, &joined(&pieces, range)?)?;
+                        sectors.extend(self.with_given_up(member.number, range, found));
                     }
                     Err(Refusal::Io) => {
                         self.report.rots_met += 1;
@@ -168,6 +208,19 @@ impl Site {
         let Some(group) = self.process.group() else { return Err("the group is not open".to_owned()) };
         self.report.summaries_refused += group.vault().summaries().refusals();
         Ok(())
+    }
+
+    /// What was found of a disk; of sectors that were given up what was written last, where they hold anything older.
+    fn with_given_up(&self, disk: usize, range: SectorRange, mut found: Vec<Stamp>) -> Vec<Stamp> {
+        let Some(given_up) = self.given_up.get(&disk) else { return found };
+        let current = self.history.current(disk, range);
+        for ((sector, found), current) in (range.start..).zip(&mut found).zip(current) {
+            let is_given_up = given_up.meets(SectorRange::new(sector, sector + 1));
+            if is_given_up && self.history.was_ever(disk, sector, *found) {
+                *found = *current;
+            }
+        }
+        found
     }
 
     /// The group refuses to open, or a point refuses to be read, or everything that is served is right.

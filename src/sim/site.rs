@@ -16,6 +16,7 @@ use crate::units::DiskId;
 
 use super::clients::{Clients, News};
 use super::history::History;
+use super::loss::GivenUp;
 use super::plan::Plan;
 use super::points::Points;
 use super::process::{Process, group_plan};
@@ -64,6 +65,8 @@ pub(super) struct Site {
     failed_syncs: usize,
     /// Side files at the last look.
     pub(super) side_files: usize,
+    /// What was given up since it rotted.
+    pub(super) given_up: GivenUp,
     step: Rc<RefCell<u64>>,
 }
 
@@ -106,6 +109,7 @@ impl Site {
             is_faulted: false,
             failed_syncs: 0,
             side_files: 0,
+            given_up: GivenUp::new(),
             step,
         }
     }

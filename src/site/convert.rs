@@ -111,13 +111,18 @@ pub fn point(record: &PointRecord) -> Point {
         label: Some(record.label.clone()).filter(|label| !label.is_empty()),
         delta_bytes: record.delta.map_or(0, |delta| delta.total_bytes),
         held: false,
+        lacks: Vec::new(),
     }
 }
 
 /// A group's points, and which of them are held.
 pub(super) fn points(member: &Member) -> Vec<Point> {
     let held = member.held();
-    let model = |record: &PointRecord| Point { held: held.contains(&record.id), ..point(record) };
+    let model = |record: &PointRecord| Point {
+        held: held.contains(&record.id),
+        lacks: member.vault().lacking_disks(record),
+        ..point(record)
+    };
     member.points().iter().map(model).collect()
 }
 

@@ -14,7 +14,7 @@ use super::member::Member;
 use super::opening::Opened;
 use super::removal;
 use crate::block::Export;
-use crate::control::model::{Group, Resumed};
+use crate::control::model::{Group, ResumeRequest, Resumed};
 use crate::control::name::Name;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::ladder::Ladder;
@@ -93,7 +93,11 @@ impl Inner {
         Ok(())
     }
 
-    pub(super) async fn group_resume(self: &Arc<Self>, name: Name) -> Result<Resumed> {
+    pub(super) async fn group_resume(
+        self: &Arc<Self>,
+        name: Name,
+        request: ResumeRequest,
+    ) -> Result<Resumed> {
         let _turn = self.turn_of(&name).await?;
         let (name, entry) = self.find(&name)?;
         let entry = match self.close_failed(&name, &entry).await? {
@@ -115,8 +119,8 @@ impl Inner {
             self.set_paused(entry.id, false).await?;
         }
         let mut resumed: resume::Resumed = self
-            .ask(entry.id, |member: &mut Member, answer: Answering<_>| match member.group() {
-                Ok(group) => group.resume(answer.callback()),
+            .ask(entry.id, move |member: &mut Member, answer: Answering<_>| match member.group() {
+                Ok(group) => group.resume(request.accept_loss, answer.callback()),
                 Err(error) => answer.send(Err(error)),
             })
             .await?;

@@ -13,8 +13,8 @@ use crate::control::backend::{Answer, Backend};
 use crate::control::jobs::Progress;
 use crate::control::model::{
     Disk, Event, EventQuery, Group, GroupStatus, GroupVerified, KeyImport, KeyRotation, KeyText, Keys, Point,
-    PointCreated, PolicyForecast, PolicyRequest, RestoreRequest, Restored, Resumed, Status, StorageStatus,
-    Test, TestRequest, VerifyReport,
+    PointCreated, PolicyForecast, PolicyRequest, RestoreRequest, Restored, ResumeRequest, Resumed, Status,
+    StorageStatus, Test, TestRequest, VerifyReport,
 };
 use crate::control::name::{DiskPath, Label, Name};
 use crate::control::selector::{PointSelector, resolve};
@@ -58,8 +58,8 @@ impl Backend for Gateway {
         self.detached(|inner| Box::pin(async move { inner.events(query).await }))
     }
 
-    fn group_resume(&self, name: Name) -> Answer<'_, Resumed> {
-        self.detached(|inner| Box::pin(async move { inner.group_resume(name).await }))
+    fn group_resume(&self, name: Name, request: ResumeRequest) -> Answer<'_, Resumed> {
+        self.detached(move |inner| Box::pin(async move { inner.group_resume(name, request).await }))
     }
 
     fn disk_create(&self, path: DiskPath, size: SectorCount) -> Answer<'_, Disk> {
@@ -283,7 +283,7 @@ impl Inner {
                 Err(error) => answer.send(Err(error)),
             })
             .await?;
-        let point = convert::point(&record);
+        let point = self.described(id, convert::point(&record)).await?;
         let points = std::slice::from_ref(&point);
         cached(self.catalogue.as_ref().map(|catalogue| catalogue.put_points(id, points))).await;
         let same_label = match point.label.clone() {
@@ -332,7 +332,15 @@ impl Inner {
             .await?;
         self.serve_test(&group, id, &listing)?;
         self.remember(id).await;
-        convert::test(&group, &listing, 0, self.address())
+        let mut test = convert::test(&group, &listing, 0, self.address())?;
+        test.point = self.described(id, test.point).await?;
+        Ok(test)
+    }
+
+    /// A point as the list of its group has it.
+    async fn described(&self, id: GroupId, point: Point) -> Result<Point> {
+        let listed = self.points_of(id).await?.into_iter().find(|listed| listed.id == point.id);
+        Ok(listed.unwrap_or(point))
     }
 
     async fn listings(&self, id: GroupId) -> Result<Vec<TestListing>> {

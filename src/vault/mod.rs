@@ -52,7 +52,10 @@ use crate::format::record::{Change, GroupRecord, PointRecord};
 use crate::planted::Planted;
 use crate::runtime::Runtime;
 use crate::seal::{GroupKeys, SiteKeys};
-use crate::units::{GroupId, TimelineId};
+use crate::units::{DiskId, DiskSlot, GroupId, TimelineId};
+
+/// Ranges that a disk lacks and that an error names.
+const LACKING_NAMED_MAX: usize = 8;
 
 /// A group's vault, owned by this process.
 pub struct Vault {
@@ -252,6 +255,37 @@ impl Vault {
         let step = self.manifest.append(Change::PointPublished(point)).await?;
         delta.into_iter().for_each(|delta| self.blobs.settle(delta.blob));
         Ok(step)
+    }
+
+    /// Names of the disks that cannot be had at a point since writes to them rotted in the journal.
+    pub fn lacking_disks(&self, point: &PointRecord) -> Vec<String> {
+        let lacking = point.disks.iter().filter(|disk| !disk.lacking().is_empty());
+        lacking.map(|disk| self.disk_name(disk.slot)).collect()
+    }
+
+    fn disk_name(&self, slot: DiskSlot) -> String {
+        self.manifest.state().disk(slot).map_or_else(String::new, |disk| disk.record.name.clone())
+    }
+
+    /// Why a point does not hold a disk.
+    pub fn missing_disk(&self, point: &PointRecord, disk: DiskId) -> Error {
+        let lacking = point.disks.iter().find(|member| member.disk == disk && !member.lacking().is_empty());
+        let text = match lacking {
+            None => format!("point {} does not hold disk {disk}", point.id),
+            Some(member) => {
+                let ranges: Vec<_> =
+                    member.lacking().iter().take(LACKING_NAMED_MAX).map(ToString::to_string).collect();
+                let more = if member.lacking().len() > LACKING_NAMED_MAX { ", …" } else { "" };
+                format!(
+                    "point {} cannot give disk {}: writes to its sectors {}{more} rotted in the journal; choose an earlier \
+                     point, or one from after the loss was accepted",
+                    point.id,
+                    self.disk_name(member.slot),
+                    ranges.join(", "),
+                )
+            }
+        };
+        Error::new(ErrorKind::NotFound, text)
     }
 
     /// Ends the group and deletes its vault.

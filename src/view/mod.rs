@@ -91,6 +91,9 @@ impl View {
             let lease = vault.leases().take(point.marker, deltas.iter().map(|delta| delta.blob).collect());
             (point.clone(), deltas, lease)
         };
+        if !point.disks.is_empty() && included(&point).next().is_none() {
+            return Err(vault.missing_disk(&point, point.disks[0].disk));
+        }
         let sizes: Vec<Size> = included(&point).map(|disk| (disk.slot, disk.disk, disk.sectors)).collect();
         let mut disks = Vec::with_capacity(sizes.len());
         let tables = Tables::open(vault, deltas, sizes.clone()).await?;
@@ -117,9 +120,8 @@ impl View {
 
     /// A disk by its id.
     pub fn disk(&self, disk: DiskId) -> Result<&ViewDisk> {
-        self.disks.iter().find(|viewed| viewed.id == disk).ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, format!("point {} does not hold disk {disk}", self.point.id))
-        })
+        let found = self.disks.iter().find(|viewed| viewed.id == disk);
+        found.ok_or_else(|| self.vault.missing_disk(&self.point, disk))
     }
 
     /// What the view's I/O runs on.

@@ -152,7 +152,7 @@ impl Backend for FakeSite {
     }
 
     /// The group `stuck` has a latch that stays.
-    fn group_resume(&self, name: Name) -> Answer<'_, Resumed> {
+    fn group_resume(&self, name: Name, _request: ResumeRequest) -> Answer<'_, Resumed> {
         let latched = if name.as_str() == "stuck" { vec!["disk db: EIO".to_owned()] } else { Vec::new() };
         self.with(&name, |fake| {
             Ok(Resumed { group: fake.group.clone(), opened: false, cleared: Vec::new(), latched })
@@ -225,6 +225,7 @@ impl Backend for FakeSite {
                 label: label.map(String::from),
                 delta_bytes: 4096,
                 held: false,
+                lacks: Vec::new(),
             };
             let same_label =
                 fake.points.iter().filter(|other| other.label.is_some() && other.label == point.label);

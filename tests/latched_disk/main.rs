@@ -8,4 +8,5 @@ mod machine;
 mod opening;
 #[path = "../support/pieces.rs"]
 mod pieces;
+mod rot;
 mod running;

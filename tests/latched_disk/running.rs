@@ -102,7 +102,7 @@ fn a_disk_that_is_mended_while_a_batch_runs_loses_nothing() {
         let all = [vec![7; 512], vec![0; 512]].concat().repeat(to_usize(SECTORS / 2));
         let slot = Rc::new(RefCell::new(None));
         let filled = Rc::clone(&slot);
-        machine.group().resume(Box::new(move |result| drop(filled.replace(Some(result)))));
+        machine.group().resume(false, Box::new(move |result| drop(filled.replace(Some(result)))));
         machine.drive("a mend", |machine| {
             let batch_runs = destaged(machine) != all;
             let mended = machine.disk.read_file(&image(broken)).is_some_and(|bytes| bytes[..512] == [1; 512]);

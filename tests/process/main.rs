@@ -26,6 +26,7 @@ mod private;
 mod refusals;
 mod restart;
 mod restore;
+mod rot;
 mod small_file_system;
 mod storage;
 mod verify;

@@ -86,6 +86,10 @@ impl LiveRead {
                 let chunk = self.runtime.read(&part.file, part.offset, part.bytes).await?;
                 DataPiece::Bytes(part.verified(chunk)?)
             }
+            Place::Side(SidePiece::Unreadable) => {
+                let text = "a record of it rotted in the journal: 'status' names what was lost";
+                return Err(Error::corrupt(text));
+            }
             Place::Image => {
                 let bytes = to_usize(range.bytes());
                 let buffer = self.runtime.read(&self.image, range.byte_offset(), bytes).await?;

@@ -1,0 +1,246 @@
+//! Writing sectors anew with what their disk holds: a record of the group's own, so that disk, deltas and points say the same
+//! of them from there on.
+//!
+//! Points may lack what a disk has, when a record rotted that only a delta still needed; and when the loss of a record is
+//! accepted, what the image has instead must become a write like any other. Either way the sectors are read and written
+//! piece by piece, through the journal.
+//!
+//! ```text
+//!  piece ─▶ read what the disk holds ─▶ nobody wrote there meanwhile? ─▶ journal ─▶ visible ─▶ durable
+//! ```
+//!
+//! Invariant: a renewal never hides a guest's write. A piece is read once every earlier write to it is visible, and it is
+//! queued only if none was issued since; a later one comes later in the journal. A latched disk takes no writes at all.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::extent::Ranges;
+use crate::format::frame::RECORD_PAYLOAD_BYTES_MAX;
+use crate::image::side::SidePiece;
+use crate::journal::reader::Reader;
+use crate::journal::segments::Source;
+use crate::journal::writer::Entry;
+use crate::protect::disk::{Care, Disk};
+use crate::protect::events::GroupEvent;
+use crate::protect::group::{Done, Group, nanos};
+use crate::protect::place::Place;
+use crate::protect::retry::RETRY_DELAY;
+use crate::runtime::Runtime;
+use crate::storage::File;
+use crate::units::{DiskSlot, Lsn, MonotonicNanos, SECTOR_BYTES, SectorRange, to_usize};
+
+/// Sectors of a piece: a record's.
+const PIECE_SECTORS: u64 = RECORD_PAYLOAD_BYTES_MAX as u64 / SECTOR_BYTES;
+/// Pieces that wait for the journal at a time.
+const QUEUED_MAX: usize = 16;
+/// Marks the cookies of renewals among those of requests; the rest of one is the slot.
+const COOKIE: u64 = 1 << 63;
+
+/// Sectors of a disk on their way into the journal.
+#[derive(Debug)]
+pub struct Renewal {
+    /// Those that are still to be read, the next one last.
+    pieces: Vec<SectorRange>,
+    sectors: u64,
+    /// The one that is being read, and whether somebody has written to it meanwhile.
+    reading: Option<(SectorRange, bool)>,
+    /// Queued, and not visible yet.
+    queued: usize,
+    /// The last record of it that became visible.
+    last: Lsn,
+    /// After a failure: when it goes on.
+    due: Option<MonotonicNanos>,
+}
+
+impl Renewal {
+    fn of(ranges: &Ranges) -> Renewal {
+        let mut pieces: Vec<_> = ranges.pieces(PIECE_SECTORS).collect();
+        pieces.reverse();
+        Renewal { pieces, sectors: ranges.sectors(), reading: None, queued: 0, last: Lsn::ZERO, due: None }
+    }
+
+    /// Somebody writes to `range`.
+    pub fn disturb(&mut self, range: SectorRange) {
+        if let Some((piece, is_disturbed)) = &mut self.reading {
+            *is_disturbed |= piece.intersection(range).is_some();
+        }
+    }
+
+    fn is_whole(&self) -> bool {
+        self.pieces.is_empty() && self.reading.is_none() && self.queued == 0
+    }
+}
+
+/// The disk whose renewal a cookie is of.
+pub(super) fn renewed_slot(cookie: u64) -> Option<DiskSlot> {
+    let slot = u32::try_from(cookie & !COOKIE).ok()?;
+    (cookie & COOKIE != 0).then_some(DiskSlot(slot))
+}
+
+impl Group {
+    /// Begins to write `ranges` of a disk anew.
+    pub(super) fn renew(&mut self, slot: DiskSlot, ranges: &Ranges) {
+        let Some(disk) = self.disks.get_mut(&slot) else { return };
+        disk.renewal = Some(Renewal::of(ranges));
+        self.is_renewing = true;
+    }
+
+    /// Begins to renew what the newest point lacks of disks that have it.
+    pub(super) fn renew_lacking(&mut self) {
+        let Some(newest) = self.points.last().filter(|_| !self.stopping) else { return };
+        let marker = newest.marker;
+        let lacking = newest.disks.iter().filter(|disk| !disk.lacking().is_empty());
+        let lacking: Vec<_> =
+            lacking.map(|disk| (disk.slot, Ranges::of(disk.lacking().iter().copied()))).collect();
+        for (slot, ranges) in lacking {
+            // What was renewed after the marker is on its way into the next point.
+            let wants =
+                |disk: &Disk| disk.latched.is_none() && disk.renewal.is_none() && disk.renewed <= marker;
+            if self.disks.get(&slot).is_some_and(wants) {
+                self.renew(slot, &ranges);
+            }
+        }
+    }
+
+    /// Goes on with what is being renewed.
+    pub(super) fn care_for_renewals(&mut self) {
+        if !self.is_renewing {
+            return;
+        }
+        let slots: Vec<_> =
+            self.disks.iter().filter(|(_, disk)| disk.renewal.is_some()).map(|(&slot, _)| slot).collect();
+        self.is_renewing = !slots.is_empty();
+        for slot in slots {
+            self.go_on_renewing(slot);
+        }
+    }
+
+    fn go_on_renewing(&mut self, slot: DiskSlot) {
+        let (now, durable) = (self.runtime.now(), self.writer.durable());
+        let disk = self.disks.get_mut(&slot).expect("it was looked for");
+        let is_acceptance = disk.care == Care::Renewing;
+        if self.stopping || disk.latched.is_some() != is_acceptance {
+            // A latch that came in between is another matter; what is queued already does no harm.
+            disk.renewal = None;
+            if is_acceptance {
+                disk.care = Care::None;
+            }
+            return;
+        }
+        let renewal = disk.renewal.as_mut().expect("it was looked for");
+        if renewal.is_whole() {
+            if renewal.last <= durable {
+                self.end_renewal(slot);
+            }
+            return;
+        }
+        let is_due = renewal.due.is_none_or(|due| due <= now);
+        let Some(&piece) = renewal.pieces.last().filter(|_| is_due) else { return };
+        if renewal.reading.is_some() || renewal.queued >= QUEUED_MAX || self.has_writes_under_way(slot, piece)
+        {
+            return;
+        }
+        self.begin_piece(slot, is_acceptance);
+    }
+
+    fn begin_piece(&mut self, slot: DiskSlot, is_acceptance: bool) {
+        let disk = self.disks.get_mut(&slot).expect("it was looked for");
+        let renewal = disk.renewal.as_mut().expect("it was looked for");
+        let piece = renewal.pieces.pop().expect("there is one");
+        (renewal.reading, renewal.due) = (Some((piece, false)), None);
+        let image = disk.attached().file.clone();
+        // An image that took all but what is lost has what is to be written; over it are the notes.
+        let parts = if is_acceptance { vec![(piece, Place::Image)] } else { self.places(slot, piece) };
+        let (runtime, reader, mailbox) = (Rc::clone(&self.runtime), self.reader(), Rc::clone(&self.mailbox));
+        self.tasks.spawn(async move {
+            let result = read(&runtime, &reader, &image, &parts).await;
+            mailbox.borrow_mut().push_back(Done::Renewed(slot, piece, result));
+        });
+    }
+
+    pub(super) fn finish_piece(&mut self, slot: DiskSlot, piece: SectorRange, result: Result<Bytes>) {
+        let now = self.runtime.now();
+        let Some(disk) = self.disks.get_mut(&slot) else { return };
+        // It may have been given up, and another begun.
+        let reading = |renewal: &&mut Renewal| renewal.reading.is_some_and(|(range, _)| range == piece);
+        let Some(renewal) = disk.renewal.as_mut().filter(reading) else { return };
+        let is_disturbed = renewal.reading.take().is_some_and(|(_, is_disturbed)| is_disturbed);
+        match result {
+            Ok(_) if is_disturbed => renewal.pieces.push(piece),
+            Ok(payload) => {
+                renewal.queued += 1;
+                let entry = Entry::Write { disk: slot, range: piece, payload };
+                self.writer.enqueue(entry, Some(COOKIE | u64::from(slot.0)));
+            }
+            Err(error) if disk.care == Care::Renewing => {
+                (disk.renewal, disk.care) = (None, Care::None);
+                self.stays_latched(slot, &error);
+            }
+            Err(error) => {
+                tracing::warn!(group = %self.name, disk = %disk.record.name, %error, "what points lack of a disk cannot be read yet");
+                renewal.pieces.push(piece);
+                renewal.due = Some(MonotonicNanos(now.0 + nanos(RETRY_DELAY)));
+            }
+        }
+    }
+
+    /// A piece became visible.
+    pub(super) fn piece_is_visible(&mut self, slot: DiskSlot, lsn: Lsn) {
+        if let Some(renewal) = self.disks.get_mut(&slot).and_then(|disk| disk.renewal.as_mut()) {
+            renewal.queued = renewal.queued.saturating_sub(1);
+            renewal.last = lsn;
+            self.writer.want_durable(lsn);
+        }
+    }
+
+    fn end_renewal(&mut self, slot: DiskSlot) {
+        let disk = self.disks.get_mut(&slot).expect("it was looked for");
+        let renewal = disk.renewal.take().expect("it was looked for");
+        disk.renewed = renewal.last;
+        if disk.care == Care::Renewing {
+            // The records hide the notes now: the image can be mended like any other.
+            (disk.care, disk.accepts_loss) = (Care::None, false);
+        } else {
+            let event = GroupEvent::Renewed { disk: disk.record.name.clone(), sectors: renewal.sectors };
+            self.tell(event);
+        }
+    }
+
+    /// When a renewal that failed goes on.
+    pub(super) fn renewal_due(&self) -> Option<MonotonicNanos> {
+        self.disks.values().filter_map(|disk| disk.renewal.as_ref()?.due).min()
+    }
+}
+
+/// What the disk holds at `parts`.
+async fn read(
+    runtime: &Rc<Runtime>,
+    reader: &Reader,
+    image: &File,
+    parts: &[(SectorRange, Place)],
+) -> Result<Bytes> {
+    let mut bytes = Vec::with_capacity(to_usize(parts.iter().map(|(range, _)| range.bytes()).sum()));
+    for (range, place) in parts {
+        let length = to_usize(range.bytes());
+        match place {
+            Place::Layer(Source::Zero { .. }) | Place::Side(SidePiece::Zero { .. }) => {
+                bytes.resize(bytes.len() + length, 0);
+            }
+            Place::Layer(Source::Journal { segment, sector }) => {
+                bytes.extend_from_slice(&reader.read(*segment, *sector, range.sectors()).await?);
+            }
+            Place::Side(SidePiece::Data(part)) => {
+                let chunk = runtime.read(&part.file, part.offset, part.bytes).await?;
+                bytes.extend_from_slice(&part.verified(chunk)?);
+            }
+            Place::Side(SidePiece::Unreadable) => {
+                return Err(Error::new(ErrorKind::Corrupt, "a record of the disk is lost"));
+            }
+            Place::Image => bytes.extend_from_slice(&runtime.read(image, range.byte_offset(), length).await?),
+        }
+    }
+    Ok(Bytes::from(bytes))
+}

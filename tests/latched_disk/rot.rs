@@ -1,0 +1,367 @@
+//! Records that rot in the journal under a running group: what could be read goes on, what could not is noted, and
+//! accepted or not, disk and points say the same.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use afterimage::block::{Refusal, Request, Response};
+use afterimage::error::{ErrorKind, Result};
+use afterimage::extent::Ranges;
+use afterimage::format::frame::RecordKind;
+use afterimage::format::record::{DiskRecord, Membership, PointRecord};
+use afterimage::journal::scan::{Checks, scan_segment};
+use afterimage::journal::segments::parse_file_name;
+use afterimage::protect::events::GroupEvent;
+use afterimage::protect::latching::{Finding, ResumeReport};
+use afterimage::storage::sim::{FaultKind, Matcher, OpKind};
+use afterimage::units::{DiskId, SectorRange, to_usize};
+use afterimage::view::View;
+
+use crate::machine::{Machine, SECTORS, image, part};
+use crate::pieces::flatten;
+
+const LOST: SectorRange = SectorRange { start: 10, end: 17 };
+
+/// Flips a bit of the newest record in the journal that is a write of these sectors.
+fn rot(machine: &mut Machine, disk: DiskId, range: SectorRange) {
+    let slot = machine.member(disk).record.slot;
+    let mut found = None;
+    for path in machine.disk.files() {
+        let Some(index) = path.file_name().and_then(|name| parse_file_name(name.to_str()?)) else { continue };
+        let bytes = machine.disk.read_file(&path).expect("a segment");
+        for scanned in scan_segment(index, &bytes, Checks::ALL).frames {
+            let frame = &scanned.frame;
+            for (record, lsn) in frame.records.iter().zip(frame.first_lsn.0..) {
+                if record.kind == (RecordKind::Write { disk: slot, range }) {
+                    let offset = to_usize(frame.segment_offset()) + frame.payload_range(record.payload).start;
+                    found = found.max(Some((lsn, path.clone(), offset)));
+                }
+            }
+        }
+    }
+    let (_, path, offset) = found.expect("the write is in the journal");
+    assert!(machine.disk.rot(&path, offset as u64 + 77, 3));
+}
+
+/// Pushes frames out of the cache, so that what is read comes from the journal.
+fn evict(machine: &mut Machine, other: DiskId) {
+    assert!(machine.write(other, 0, 9, 128).is_ok());
+    assert!(machine.write(other, 128, 9, 64).is_ok());
+}
+
+fn set_interval(machine: &mut Machine, interval: Duration) {
+    machine.called(|group, done| group.set_policy(Some(interval), None, done)).expect("set");
+}
+
+/// Sectors of one byte each: how many, and which.
+type Runs = Vec<(u64, u8)>;
+
+fn runs(bytes: &[u8]) -> Runs {
+    let mut runs = Runs::new();
+    for sector in bytes.chunks(512) {
+        assert!(sector.iter().all(|byte| *byte == sector[0]), "a sector is torn");
+        match runs.last_mut() {
+            Some((count, byte)) if *byte == sector[0] => *count += 1,
+            _ => runs.push((1, sector[0])),
+        }
+    }
+    runs
+}
+
+fn read_whole(machine: &mut Machine, disk: DiskId) -> Runs {
+    runs(&machine.read(disk))
+}
+
+fn read_range(
+    machine: &mut Machine,
+    disk: DiskId,
+    start: u64,
+    end: u64,
+) -> std::result::Result<Runs, Refusal> {
+    match machine.ask(disk, Request::Read { range: SectorRange::new(start, end) }) {
+        Ok(Response::Data(pieces)) => Ok(runs(&flatten(&pieces))),
+        Ok(other) => panic!("a read gave {other:?}"),
+        Err(refusal) => Err(refusal),
+    }
+}
+
+fn accept(machine: &mut Machine) -> ResumeReport {
+    machine.called(|group, done| group.mend_disks_accepting_loss(done)).expect("a group that works")
+}
+
+fn point(machine: &mut Machine) -> PointRecord {
+    machine.called(|group, done| group.create_point(String::new(), done)).expect("points go on")
+}
+
+fn lacks(point: &PointRecord, disk: DiskId) -> Vec<SectorRange> {
+    point.disks.iter().find(|member| member.disk == disk).expect("in the table").lacking().to_vec()
+}
+
+/// What a point holds of a disk.
+fn view(machine: &mut Machine, point: &PointRecord, disk: DiskId) -> Result<Runs> {
+    let (vault, point) = (Rc::clone(machine.group().vault()), point.id);
+    machine.run(async move {
+        let view = View::open(&vault, point).await?;
+        let pieces = view.read(disk, SectorRange::new(0, SECTORS)).await?;
+        Ok(runs(&flatten(&pieces)))
+    })
+}
+
+/// A disk of which a write to [`LOST`] rotted, with a side file that notes it. Before it the sectors held 1, in the image.
+fn lossy(seed: u64) -> (Machine, DiskId, DiskId) {
+    let (mut machine, rotten, sound) = Machine::new(seed);
+    set_interval(&mut machine, Duration::from_secs(3600));
+    assert!(machine.write(rotten, 0, 1, 100).is_ok());
+    machine.drive("destaging", |machine| {
+        machine.disk.durable_file(&image(rotten)).is_some_and(|bytes| bytes[..512] == [1; 512])
+    });
+    assert!(machine.write(rotten, LOST.start, 2, LOST.sectors()).is_ok());
+    assert!(machine.write(rotten, 90, 3, 20).is_ok());
+    evict(&mut machine, sound);
+    rot(&mut machine, rotten, LOST);
+    machine.drive("a side file", |machine| !machine.member(rotten).sides.is_empty());
+    (machine, rotten, sound)
+}
+
+/// What the disk holds once the loss is accepted.
+fn accepted_content() -> Runs {
+    vec![(90, 1), (20, 3), (SECTORS - 110, 0)]
+}
+
+fn check_latched(machine: &mut Machine, rotten: DiskId) {
+    assert!(machine.is_latched(rotten));
+    assert_eq!(read_range(machine, rotten, 9, 11), Err(Refusal::Io));
+    assert_eq!(read_range(machine, rotten, 16, 17), Err(Refusal::Io));
+    assert_eq!(read_range(machine, rotten, 0, 10).expect("sound"), [(10, 1)]);
+    assert_eq!(
+        read_range(machine, rotten, 17, SECTORS).expect("sound"),
+        [(73, 1), (20, 3), (SECTORS - 110, 0)]
+    );
+    assert_eq!(machine.write(rotten, 0, 9, 1).unwrap_err(), Refusal::Io);
+}
+
+#[test]
+fn what_is_lost_is_noted_and_accepted_and_the_rest_goes_on() {
+    for seed in 0..4 {
+        let (mut machine, rotten, sound) = lossy(seed);
+        check_latched(&mut machine, rotten);
+        // The journal lets go of the record, both for the image and for the vault.
+        machine.turn_the_journal_over(sound);
+        let lacking = point(&mut machine);
+        assert_eq!(lacks(&lacking, rotten), [LOST]);
+        let refused = view(&mut machine, &lacking, rotten).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::NotFound);
+        assert!(
+            refused.to_string().contains("disk first") && refused.to_string().contains("10..17"),
+            "{refused}"
+        );
+        let before = read_whole(&mut machine, sound);
+        assert_eq!(view(&mut machine, &lacking, sound).expect("the others are as good as ever"), before);
+
+        let report = machine.resume().expect("a group that works");
+        let Finding::Lost { reason } = &report.disks[0].finding else { panic!("{report:?}") };
+        for named in ["disk first", "sectors 10..17", "segment-0000000", " at byte ", "--accept-loss"] {
+            assert!(reason.contains(named), "{reason}");
+        }
+        let mut machine = machine.restart(seed % 2 == 0);
+        check_latched(&mut machine, rotten);
+        assert_eq!(lacks(&point(&mut machine), rotten), [LOST]);
+
+        machine.group().take_events();
+        let report = accept(&mut machine);
+        let lost = Ranges::of([LOST]);
+        assert_eq!(report.disks[0].finding, Finding::Accepted { lost: lost.clone() });
+        let told = GroupEvent::LossAccepted { disk: "first".to_owned(), sectors: lost };
+        assert_eq!(machine.group().take_events().iter().filter(|event| **event == told).count(), 1);
+        assert_eq!(read_whole(&mut machine, rotten), accepted_content());
+        assert!(machine.write(rotten, 200, 4, 1).is_ok());
+        let expected = vec![(90, 1), (20, 3), (90, 0), (1, 4), (55, 0)];
+        let whole = point(&mut machine);
+        assert!(whole.disks.iter().all(|disk| disk.membership == Membership::Included));
+        assert_eq!(view(&mut machine, &whole, rotten).expect("whole"), expected);
+        let mut machine = machine.restart(seed % 2 == 1);
+        assert_eq!(read_whole(&mut machine, rotten), expected);
+        assert!(accept(&mut machine).disks.iter().all(|disk| disk.finding == Finding::Sound));
+        // Whatever becomes of the points that lack the disk, the one behind them stays what it is.
+        let into = whole.id;
+        let vault = Rc::clone(machine.group().vault());
+        machine.run(async move { vault.merge_points(lacking.id, into, None).await }).expect("merges");
+        assert_eq!(view(&mut machine, &whole, rotten).expect("whole"), expected);
+    }
+}
+
+#[test]
+fn the_base_passes_points_that_lack_a_disk() {
+    let (mut machine, rotten, _) = lossy(3);
+    point(&mut machine);
+    let lacking = point(&mut machine);
+    accept(&mut machine);
+    let whole = point(&mut machine);
+    assert_eq!(lacks(&lacking, rotten), [LOST]);
+    let beyond = point(&mut machine);
+    for target in [lacking.id, whole.id] {
+        let vault = Rc::clone(machine.group().vault());
+        let advanced = machine.run(async move {
+            vault.retire_before(target, None).await?;
+            vault.finish_advance().await
+        });
+        advanced.expect("advances");
+        for point in [&whole, &beyond] {
+            assert_eq!(view(&mut machine, point, rotten).expect("whole"), accepted_content());
+        }
+    }
+}
+
+#[test]
+fn a_death_at_any_step_of_an_acceptance_is_survived() {
+    let mut ends = [0; 2];
+    for seed in 0..20 {
+        let (mut machine, rotten, sound) = lossy(seed % 4);
+        // A restart meets the record for as long as the journal has it.
+        machine.turn_the_journal_over(sound);
+        machine.group().mend_disks_accepting_loss(Box::new(|_| ()));
+        for _ in 0..6 * seed {
+            machine.step();
+        }
+        let mut machine = machine.restart(seed % 2 == 0);
+        machine.drive("what was begun", |machine| {
+            !machine.is_latched(rotten) || !machine.member(rotten).mend_asked
+        });
+        machine.drive("rest", |machine| machine.disk.in_flight() == 0);
+        let is_accepted = !machine.is_latched(rotten);
+        ends[usize::from(is_accepted)] += 1;
+        if !is_accepted {
+            check_latched(&mut machine, rotten);
+            accept(&mut machine);
+        }
+        assert_eq!(read_whole(&mut machine, rotten), accepted_content(), "seed {seed}");
+        let whole = point(&mut machine);
+        assert_eq!(view(&mut machine, &whole, rotten).expect("whole"), accepted_content(), "seed {seed}");
+        assert_eq!(read_whole(&mut machine.restart(true), rotten), accepted_content(), "seed {seed}");
+    }
+    assert!(ends.iter().all(|&count| count > 0), "deaths before and after: {ends:?}");
+}
+
+#[test]
+fn an_older_write_of_the_same_journal_shows_again() {
+    let (mut machine, rotten, sound) = Machine::new(1);
+    set_interval(&mut machine, Duration::from_secs(3600));
+    // No layer knows what its own records hid: it takes a point to have it shown again.
+    let mut expected = Vec::new();
+    for (start, byte, count) in [(0, 1, 40), (5, 2, 10), (8, 3, 4)] {
+        assert!(machine.write(rotten, start, byte, count).is_ok());
+        if start == 0 {
+            expected = read_whole(&mut machine, rotten);
+            point(&mut machine);
+        }
+    }
+    evict(&mut machine, sound);
+    // The newer one first: a scan goes no further than the first that rotted.
+    rot(&mut machine, rotten, SectorRange::new(8, 12));
+    rot(&mut machine, rotten, SectorRange::new(5, 15));
+    machine.drive("a side file", |machine| !machine.member(rotten).sides.is_empty());
+    assert_eq!(lacks(&point(&mut machine), rotten), [SectorRange::new(5, 15)]);
+    let lost = Ranges::of([SectorRange::new(5, 15)]);
+    assert_eq!(accept(&mut machine).disks[0].finding, Finding::Accepted { lost });
+    assert_eq!(read_whole(&mut machine, rotten), expected);
+    let whole = point(&mut machine);
+    assert_eq!(view(&mut machine, &whole, rotten).expect("whole"), expected);
+}
+
+#[test]
+fn a_broken_image_and_a_lost_record_together_are_mended_one_after_the_other() {
+    let (mut machine, rotten, sound) = Machine::new(5);
+    set_interval(&mut machine, Duration::from_secs(3600));
+    machine.disk.fail_always(Matcher::kind(OpKind::Write).path(part(&image(rotten))), FaultKind::Io);
+    assert!(machine.write(rotten, 0, 1, 20).is_ok());
+    point(&mut machine);
+    assert!(machine.write(rotten, LOST.start, 2, LOST.sectors()).is_ok());
+    evict(&mut machine, sound);
+    rot(&mut machine, rotten, LOST);
+    machine.drive("a side file", |machine| !machine.member(rotten).sides.is_empty());
+    machine.turn_the_journal_over(sound);
+    let report = accept(&mut machine);
+    assert!(matches!(report.disks[0].finding, Finding::Latched { kind: ErrorKind::Io, .. }), "{report:?}");
+    assert_eq!(read_range(&mut machine, rotten, 10, 11), Err(Refusal::Io));
+    machine.disk.mend();
+    let report = machine.resume().expect("a group that works");
+    assert!(matches!(report.disks[0].finding, Finding::Lost { .. }), "an acceptance counts once: {report:?}");
+    accept(&mut machine);
+    assert_eq!(read_whole(&mut machine, rotten), [(20, 1), (SECTORS - 20, 0)]);
+}
+
+/// A delta may need a record that the image has already. Nothing of the disk is lost then, and it comes back by itself.
+#[test]
+fn what_only_points_lack_is_written_anew() {
+    for seed in 0..6 {
+        let (mut machine, rotten, sound) = Machine::new(seed);
+        set_interval(&mut machine, Duration::from_secs(3600));
+        let other: DiskRecord = machine.member(sound).record.clone();
+        assert_eq!(other.id, sound);
+        assert!(machine.write(rotten, 0, 1, 20).is_ok());
+        assert!(machine.write(rotten, LOST.start, 2, LOST.sectors()).is_ok());
+        machine.drive("destaging", |machine| {
+            machine.group().ladder().destaged == machine.group().ladder().visible
+                && machine.disk.in_flight() == 0
+        });
+        evict(&mut machine, sound);
+        rot(&mut machine, rotten, LOST);
+        let lacking = point(&mut machine);
+        assert_eq!(lacks(&lacking, rotten), [LOST], "seed {seed}");
+        assert!(!machine.is_latched(rotten), "the image has it");
+        // A guest writes while the gateway writes the sectors anew; each is read back as it was written last.
+        for _ in 0..3 * seed {
+            machine.step();
+        }
+        assert!(machine.write(rotten, 12, 3, 1).is_ok());
+        let expected = vec![(10, 1), (2, 2), (1, 3), (4, 2), (3, 1), (SECTORS - 20, 0)];
+        machine.drive("the renewal", |machine| {
+            machine
+                .group()
+                .take_events()
+                .iter()
+                .any(|event| matches!(event, GroupEvent::Renewed { sectors: 7, .. }))
+        });
+        assert_eq!(read_whole(&mut machine, rotten), expected, "seed {seed}");
+        let whole = point(&mut machine);
+        assert!(lacks(&whole, rotten).is_empty());
+        assert_eq!(view(&mut machine, &whole, rotten).expect("whole"), expected, "seed {seed}");
+        let told = machine.group().take_events();
+        assert!(told.contains(&GroupEvent::DiskWhole { disk: "first".to_owned() }), "{told:?}");
+        machine.turn_the_journal_over(sound);
+        assert_eq!(read_whole(&mut machine.restart(seed % 2 == 0), rotten), expected, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_renewal_that_a_death_cuts_short_is_begun_anew() {
+    for steps in (0..60).step_by(6) {
+        let (mut machine, rotten, sound) = Machine::new(steps % 3);
+        set_interval(&mut machine, Duration::from_secs(3600));
+        assert!(machine.write(rotten, LOST.start, 2, LOST.sectors()).is_ok());
+        machine.drive("destaging", |machine| {
+            machine.group().ladder().destaged == machine.group().ladder().visible
+                && machine.disk.in_flight() == 0
+        });
+        evict(&mut machine, sound);
+        rot(&mut machine, rotten, LOST);
+        point(&mut machine);
+        for _ in 0..steps {
+            machine.step();
+        }
+        // The journal's own scan would meet the record, were it not recycled.
+        let mut machine = machine.die(steps % 2 == 0);
+        match machine.open() {
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Corrupt),
+            Ok(()) => {
+                machine.drive("the renewal", |machine| {
+                    let told = machine.group().take_events();
+                    told.iter().any(|event| matches!(event, GroupEvent::Renewed { .. }))
+                        || machine.group().snapshot().idle
+                });
+                let whole = point(&mut machine);
+                assert!(lacks(&whole, rotten).is_empty(), "{steps} steps");
+            }
+        }
+    }
+}
