@@ -1,4 +1,5 @@
 //! `sim SEED`: replays one seed of the simulator with a trace. `sim --seeds A..B`, `sim --minutes M`: many seeds.
+//! `sim --script FILE`: plays a script, such as the fuzzer keeps of what failed.
 
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -7,14 +8,17 @@ use std::time::{Duration, Instant};
 use std::{cell::RefCell, ops::Range, rc::Rc};
 
 use afterimage::planted::{Bug, Planted};
-use afterimage::sim::{Failure, Options, Report, run};
+use afterimage::sim::script::Script;
+use afterimage::sim::{Failure, Options, Report, play, run};
 
 const USAGE: &str = "sim SEED [--bug NAME] [--quiet]\n\
+                     sim --script FILE [--bug NAME] [--quiet]\n\
                      sim --seeds A..B [--bug NAME]\n\
                      sim --minutes M [--from SEED] [--bug NAME]";
 
 struct Arguments {
     seeds: Range<u64>,
+    script: Option<Script>,
     limit: Option<Duration>,
     bug: Option<Bug>,
     trace: bool,
@@ -29,20 +33,28 @@ fn main() -> ExitCode {
         }
     };
     let planted = arguments.bug.map_or(Planted::NONE, Planted::with);
+    if let Some(script) = &arguments.script {
+        return replay(planted, arguments.trace, |options| play(script, options));
+    }
     if arguments.seeds.end - arguments.seeds.start == 1 {
-        return replay(arguments.seeds.start, planted, arguments.trace);
+        return replay(planted, arguments.trace, |options| run(arguments.seeds.start, options));
     }
     sweep(&arguments, planted)
 }
 
 fn parse(words: impl Iterator<Item = String>) -> Result<Arguments, String> {
-    let mut arguments = Arguments { seeds: 0..0, limit: None, bug: None, trace: true };
+    let mut arguments = Arguments { seeds: 0..0, script: None, limit: None, bug: None, trace: true };
     let mut from = 0;
     let mut words = words.peekable();
     while let Some(word) = words.next() {
         let mut value = |name: &str| words.next().ok_or_else(|| format!("{name} needs a value"));
         match &*word {
             "--quiet" => arguments.trace = false,
+            "--script" => {
+                let path = value("--script")?;
+                let bytes = std::fs::read(&path).map_err(|error| format!("{path}: {error}"))?;
+                arguments.script = Some(Script::decode(&bytes));
+            }
             "--bug" => arguments.bug = Some(bug(&value("--bug")?)?),
             "--from" => from = number(&value("--from")?)?,
             "--minutes" => {
@@ -63,7 +75,10 @@ fn parse(words: impl Iterator<Item = String>) -> Result<Arguments, String> {
     if arguments.limit.is_some() {
         arguments.seeds = from..u64::MAX;
     }
-    if arguments.seeds.is_empty() { Err("no seed was named".to_owned()) } else { Ok(arguments) }
+    if arguments.seeds.is_empty() && arguments.script.is_none() {
+        return Err("neither a seed nor a script was named".to_owned());
+    }
+    Ok(arguments)
 }
 
 fn number(text: &str) -> Result<u64, String> {
@@ -75,12 +90,12 @@ fn bug(name: &str) -> Result<Bug, String> {
     found.ok_or_else(|| format!("no bug is called {name:?}; there are {:?}", Bug::ALL))
 }
 
-fn replay(seed: u64, planted: Planted, trace: bool) -> ExitCode {
+fn replay(planted: Planted, trace: bool, run: impl FnOnce(&Options) -> Result<Report, Failure>) -> ExitCode {
     let mut options = Options { planted, ..Options::default() };
     if trace {
         options.sink = Some(Rc::new(RefCell::new(|line: &str| println!("{line}"))));
     }
-    match run(seed, &options) {
+    match run(&options) {
         Ok(report) => {
             println!("{report:#?}");
             ExitCode::SUCCESS
@@ -127,7 +142,8 @@ fn sweep(arguments: &Arguments, planted: Planted) -> ExitCode {
     let failures = failures.into_inner().expect("no thread panics with it");
     for failure in &failures {
         let bug = arguments.bug.map_or_else(String::new, |bug| format!(" --bug {bug:?}"));
-        println!("{failure}\nreplay: sim {}{bug}", failure.seed);
+        let seed = failure.seed.expect("a sweep runs seeds");
+        println!("{failure}\nreplay: sim {seed}{bug}");
     }
     if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -22,7 +22,7 @@ use crate::protect::verify::GroupReport;
 use crate::units::{DiskId, PointId, SECTOR_BYTES, SectorCount, SectorRange};
 
 /// Disks that the clients keep at most.
-const DISKS_MAX: usize = 4;
+pub(super) const DISKS_MAX: usize = 4;
 /// Test failovers that they keep at most.
 const TESTS_MAX: usize = 3;
 const RECORD_SECTORS_MAX: u64 = RECORD_PAYLOAD_BYTES_MAX as u64 / SECTOR_BYTES;
@@ -52,6 +52,14 @@ pub(super) enum Pending {
     Flush { acknowledged: usize },
     TestRead { test: TestId, disk: usize, range: SectorRange },
     TestWrite { test: TestId, disk: usize, range: SectorRange, stamp: Stamp },
+}
+
+/// How a change is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Manner {
+    pub(super) durable: bool,
+    /// Of zeroing.
+    pub(super) keep_allocated: bool,
 }
 
 /// A disk that the clients know.
@@ -181,7 +189,7 @@ impl Site {
         group.add_disk(name, SectorCount(sectors), Content::Empty, callback);
     }
 
-    fn remove_disk(&mut self) {
+    pub(super) fn remove_disk(&mut self) {
         let staying: Vec<usize> = self
             .clients
             .members
@@ -219,7 +227,7 @@ impl Site {
         group.create_point(label, callback);
     }
 
-    fn change_tests(&mut self) {
+    pub(super) fn change_tests(&mut self) {
         let starts = self.clients.tests.len() < TESTS_MAX && !self.points.is_empty();
         if starts && self.random.chance(2, 3) {
             let point = self.points.id(self.random.index(self.points.len()));
@@ -314,8 +322,20 @@ impl Site {
 
     /// Writes, or zeroes where there is no stamp.
     pub(super) fn change(&mut self, member: &Member, range: SectorRange, stamp: Option<Stamp>) -> Outcome {
-        let (disk, first) = (member.number, self.history.issued());
         let durable = self.random.chance(self.plan.durables, 64);
+        let keep_allocated = stamp.is_none() && self.random.chance(1, 2);
+        self.change_as(member, range, stamp, Manner { durable, keep_allocated })
+    }
+
+    /// Writes, or zeroes where there is no stamp, as `manner` says.
+    pub(super) fn change_as(
+        &mut self,
+        member: &Member,
+        range: SectorRange,
+        stamp: Option<Stamp>,
+        Manner { durable, keep_allocated }: Manner,
+    ) -> Outcome {
+        let (disk, first) = (member.number, self.history.issued());
         let request = match stamp {
             Some(stamp) => {
                 let mut start = range.start;
@@ -329,7 +349,7 @@ impl Site {
             }
             None => {
                 self.history.issue(Change { disk, range, stamp: Stamp::ZEROS });
-                Request::Zero { range, durable, keep_allocated: self.random.chance(1, 2) }
+                Request::Zero { range, durable, keep_allocated }
             }
         };
         let end = self.history.issued();
@@ -338,7 +358,7 @@ impl Site {
         self.submit(Export::Disk(GROUP, member.id), request, Pending::Change { first, end, durable })
     }
 
-    fn request_of_test(&mut self) {
+    pub(super) fn request_of_test(&mut self) {
         let usable: Vec<TestId> = self
             .clients
             .tests
@@ -396,7 +416,7 @@ impl Site {
         Ticket { session: 1, request }
     }
 
-    fn submit(&mut self, export: Export, request: Request, pending: Pending) -> Outcome {
+    pub(super) fn submit(&mut self, export: Export, request: Request, pending: Pending) -> Outcome {
         let first = if let Pending::Change { first, .. } = pending { Some(first) } else { None };
         let ticket = self.next_ticket(pending);
         self.process.submit(ticket, export, request);

@@ -19,6 +19,8 @@
 //! | bit rot is refused or harmless, whether it happens at rest or under a process that runs; in a summary it is harmless | `rot` |
 //! | a verification finds nothing where nothing rotted, whatever is written meanwhile, and what rotted in an image or a base | `verify` |
 //!
+//! Besides seeds it takes [scripts](script), which say what happens act by act: the fuzz target `journal_model` writes them.
+//!
 //! It proves itself by [planted bugs](crate::planted), which `tests/simulation.rs` has it find.
 
 mod answers;
@@ -28,12 +30,14 @@ mod finale;
 mod history;
 mod loss;
 mod plan;
+mod play;
 mod points;
 mod process;
 mod recovery;
 mod repair;
 mod retention;
 mod rot;
+pub mod script;
 mod sector;
 mod site;
 mod trace;
@@ -45,6 +49,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use crate::planted::Planted;
+use script::Script;
 use site::Site;
 
 pub use plan::Plan;
@@ -172,9 +177,9 @@ impl Report {
 /// A rule that was broken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// The seed that shows it.
-    pub seed: u64,
-    /// When.
+    /// The seed that shows it, unless it was a script.
+    pub seed: Option<u64>,
+    /// When: the step, or the act of the script.
     pub step: u64,
     /// What.
     pub text: String,
@@ -182,7 +187,10 @@ pub struct Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "seed {} step {}: {}", self.seed, self.step, self.text)
+        match self.seed {
+            Some(seed) => write!(f, "seed {seed} step {}: {}", self.step, self.text),
+            None => write!(f, "act {}: {}", self.step, self.text),
+        }
     }
 }
 
@@ -191,9 +199,24 @@ impl fmt::Display for Failure {
 /// # Errors
 /// The first rule that was broken; an assertion of the code under test counts as one.
 pub fn run(seed: u64, options: &Options) -> Result<Report, Failure> {
+    judged(Some(seed), |step| Site::new(seed, options, step).run())
+}
+
+/// Plays one script.
+///
+/// # Errors
+/// As [`run`].
+pub fn play(script: &Script, options: &Options) -> Result<Report, Failure> {
+    judged(None, |step| Site::of_script(script, options, step).play(script))
+}
+
+fn judged(
+    seed: Option<u64>,
+    run: impl FnOnce(Rc<RefCell<u64>>) -> Result<Report, String>,
+) -> Result<Report, Failure> {
     let step = Rc::new(RefCell::new(0));
     let counted = Rc::clone(&step);
-    let outcome = catch_unwind(AssertUnwindSafe(|| Site::new(seed, options, counted).run()));
+    let outcome = catch_unwind(AssertUnwindSafe(|| run(counted)));
     let fail = |text| Failure { seed, step: *step.borrow(), text };
     match outcome {
         Ok(outcome) => outcome.map_err(fail),

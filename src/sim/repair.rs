@@ -42,7 +42,7 @@ impl Site {
 
     /// The writes, the syncs or the openings of one disk's image fail from now on; with them, at times, those of its side
     /// files and of its checkpoint.
-    fn break_image(&mut self) {
+    pub(super) fn break_image(&mut self) {
         let members = &self.clients.members;
         if members.is_empty() {
             return;
@@ -70,7 +70,7 @@ impl Site {
         !self.random.chance(1, ATTACH_EVERY)
     }
 
-    fn detached_disks(&mut self) -> u64 {
+    pub(super) fn detached_disks(&mut self) -> u64 {
         let Some(group) = self.process.group() else { return 0 };
         group.disks().filter(|disk| disk.image.is_none()).count() as u64
     }

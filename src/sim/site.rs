@@ -11,7 +11,7 @@ use crate::planted::Planted;
 use crate::protect::open::GroupPlan;
 use crate::protect::status::Condition;
 use crate::seal::{SiteKey, SiteKeys, Witness};
-use crate::storage::sim::{FaultKind, Matcher, OpKind, Random, SimDisk, SimEnvironment};
+use crate::storage::sim::{FaultKind, Matcher, OpKind, Random, Severity, SimDisk, SimEnvironment};
 use crate::units::DiskId;
 
 use super::clients::{Clients, News};
@@ -34,6 +34,15 @@ const SPARE_BYTES_MAX: u64 = 256 << 10;
 
 /// Whether the rules were kept; if not, which was broken, and how.
 pub(super) type Outcome = Result<(), String>;
+
+/// How a process dies.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Death {
+    /// kill -9.
+    Kill,
+    /// With the machine; how much survives of what was not synced, unless chance says so.
+    PowerCut(Option<Severity>),
+}
 
 /// Everything that one seed makes.
 pub(super) struct Site {
@@ -67,7 +76,7 @@ pub(super) struct Site {
     pub(super) side_files: usize,
     /// What was given up since it rotted.
     pub(super) given_up: GivenUp,
-    step: Rc<RefCell<u64>>,
+    pub(super) step: Rc<RefCell<u64>>,
 }
 
 /// The policy that the group begins with.
@@ -79,10 +88,21 @@ impl Site {
     pub(super) fn new(seed: u64, options: &Options, step: Rc<RefCell<u64>>) -> Site {
         let mut random = Random::new(seed);
         let plan = Plan::draw(&mut random);
+        let mut site = Site::with_plan(plan, random, options, step);
+        site.tracer.note(|| format!("seed {seed}"));
+        site
+    }
+
+    pub(super) fn with_plan(
+        plan: Plan,
+        mut random: Random,
+        options: &Options,
+        step: Rc<RefCell<u64>>,
+    ) -> Site {
         let disk = SimDisk::new(random.next());
         let environment = SimEnvironment::new(random.next());
         let mut tracer = Tracer::new(options.sink.clone(), &disk);
-        tracer.note(|| format!("seed {seed}: {plan:?}"));
+        tracer.note(|| format!("{plan:?}"));
         let witness = Witness::watching();
         let key = SiteKey::drawn([random.next(), random.next()].map(u128::from));
         let site_keys = SiteKeys::new(vec![key]).watched_by(witness.clone()).with_planted(options.planted);
@@ -120,6 +140,11 @@ impl Site {
             self.turn()?;
         }
         self.finish()?;
+        self.conclude()
+    }
+
+    /// What the run did, after what can be judged at its very end only.
+    pub(super) fn conclude(mut self) -> Result<Report, String> {
         self.check_seals()?;
         self.report.steps = *self.step.borrow();
         self.report.days = self.environment.monotonic().0 / DAY_NANOS;
@@ -238,7 +263,7 @@ impl Site {
         }
     }
 
-    fn advance_to_deadline(&mut self) {
+    pub(super) fn advance_to_deadline(&mut self) {
         match self.process.next_deadline() {
             Some(due) => self.environment.advance_to(due),
             None => self.tick(),
@@ -282,17 +307,28 @@ impl Site {
 
     /// The process dies, and another one starts.
     pub(super) fn die(&mut self, power_cut: bool) {
+        self.die_by(if power_cut { Death::PowerCut(None) } else { Death::Kill });
+    }
+
+    /// The process dies in a certain way, and another one starts.
+    pub(super) fn die_by(&mut self, death: Death) {
+        let power_cut = matches!(death, Death::PowerCut(_));
         if !self.is_verified {
             self.report.opening_deaths += 1;
         }
-        if power_cut {
-            self.tracer.note(|| "power cut".to_owned());
-            self.report.power_cuts += 1;
-            self.disk.power_cut();
-        } else {
-            self.tracer.note(|| "kill -9".to_owned());
-            self.report.kills += 1;
-            self.disk.kill_process(self.process.id());
+        self.tracer.note(|| format!("{death:?}"));
+        match death {
+            Death::Kill => {
+                self.report.kills += 1;
+                self.disk.kill_process(self.process.id());
+            }
+            Death::PowerCut(severity) => {
+                self.report.power_cuts += 1;
+                match severity {
+                    Some(severity) => self.disk.power_cut_as(severity),
+                    None => self.disk.power_cut(),
+                }
+            }
         }
         self.note_failed_syncs(power_cut);
         self.start_process();
@@ -352,7 +388,7 @@ impl Site {
         self.note_fault();
     }
 
-    fn fill_disk(&mut self) {
+    pub(super) fn fill_disk(&mut self) {
         let left = self.random.below(SPARE_BYTES_MAX);
         self.tracer.note(|| format!("the disk has {left} bytes left"));
         self.disk.set_capacity(Some(self.disk.allocated_bytes() + left));

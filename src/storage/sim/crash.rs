@@ -54,11 +54,12 @@ impl World {
         self.forget_closed();
     }
 
-    /// The machine loses power: every process dies, and of all that no sync covers any subset survives.
-    pub(super) fn power_cut(&mut self) {
+    /// The machine loses power: every process dies, and of all that no sync covers any subset survives; a small or a large
+    /// one as `severity` says, or as chance has it.
+    pub(super) fn power_cut(&mut self, severity: Option<Severity>) {
         self.record(|| "the power is cut".to_owned());
         let mut random = self.random.split();
-        let severity = Severity::draw(&mut random);
+        let severity = severity.unwrap_or_else(|| Severity::draw(&mut random));
         let mut in_flight = std::mem::take(&mut self.flights);
         in_flight.retain(|flight| flight.started);
         random.shuffle(&mut in_flight);

@@ -63,7 +63,7 @@ impl Change {
 
 /// How hard one power cut hits; drawn anew for each, so that all kept, all dropped and every mixture happen.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Severity {
+pub struct Severity {
     /// Chance in 16 that something unsynced is kept.
     keep: u64,
     /// Chance in 64 that a sector is scrambled.
@@ -80,11 +80,25 @@ enum Fate {
 }
 
 impl Severity {
+    const KEEP: [u64; 7] = [0, 4, 8, 8, 12, 15, 16];
+    const SCRAMBLE: [u64; 3] = [0, 1, 8];
+
     pub(super) fn draw(random: &mut Random) -> Severity {
         Severity {
-            keep: *random.choose(&[0, 4, 8, 8, 12, 15, 16]),
-            scramble: *random.choose(&[0, 1, 8]),
+            keep: *random.choose(&Severity::KEEP),
+            scramble: *random.choose(&Severity::SCRAMBLE),
             whole_changes: random.chance(1, 3),
+        }
+    }
+
+    /// One of those that are drawn, by its number: 0 to 6 keep from nothing to everything, and scramble nothing.
+    pub fn numbered(number: u8) -> Severity {
+        let number = usize::from(number);
+        let (keep, scramble) = (Severity::KEEP.len(), Severity::SCRAMBLE.len());
+        Severity {
+            keep: Severity::KEEP[number % keep],
+            scramble: Severity::SCRAMBLE[number / keep % scramble],
+            whole_changes: number / (keep * scramble) % 2 == 1,
         }
     }
 

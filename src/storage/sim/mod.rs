@@ -42,6 +42,7 @@ use std::sync::Arc;
 pub use crate::random::Random;
 pub use environment::SimEnvironment;
 pub use fault::{FaultKind, FaultRates, Matcher, OpKind};
+pub use file::Severity;
 pub use process::{ProcessId, SimStorage};
 
 use content::Content;
@@ -106,7 +107,17 @@ impl SimDisk {
 
     /// Cuts the power: every process dies.
     pub fn power_cut(&self) {
-        self.0.borrow_mut().power_cut();
+        self.0.borrow_mut().power_cut(None);
+    }
+
+    /// Cuts the power, and says how much survives of what no sync covers; which parts, is left to chance.
+    pub fn power_cut_as(&self, severity: Severity) {
+        self.0.borrow_mut().power_cut(Some(severity));
+    }
+
+    /// From now on `seed` decides what is left to chance, whatever was drawn before.
+    pub fn reseed(&self, seed: u64) {
+        self.0.borrow_mut().random = Random::new(seed);
     }
 
     /// The next operation that `matcher` matches fails. Plans are used up one by one, in the order of their making.
