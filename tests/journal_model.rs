@@ -315,7 +315,7 @@ fn points_and_faults() -> Vec<(&'static str, Script)> {
                 &[
                     &batch(0),
                     &[
-                        Act::Break { dice: 2 },
+                        Act::Break { dice: 10 },
                         Act::Deadline,
                         AWAIT,
                         write(0, 0, 9),

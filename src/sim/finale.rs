@@ -33,11 +33,11 @@ impl Site {
         }
         self.settle()?;
         self.check_bounds()?;
-        self.check_all_points()?;
+        self.check_points(POINTS_MAX)?;
         self.damage()?;
         self.settle()?;
         self.check_space()?;
-        self.check_all_points()?;
+        self.check_points(POINTS_MAX)?;
         self.damage_raw()?;
         self.settle()?;
         if self.random.chance(1, 2) {
@@ -145,11 +145,11 @@ impl Site {
         Err(format!("the journal has {segments} segments, its limit is {limit}"))
     }
 
-    /// Compares points, old ones as well as new ones.
-    pub(super) fn check_all_points(&mut self) -> Outcome {
+    /// Compares points, old ones as well as new ones, but no more than so many.
+    pub(super) fn check_points(&mut self, most: usize) -> Outcome {
         let mut points: Vec<PointId> = (0..self.points.len()).map(|index| self.points.id(index)).collect();
         self.random.shuffle(&mut points);
-        for point in points.into_iter().take(POINTS_MAX) {
+        for point in points.into_iter().take(most) {
             self.compare_point(point)?;
         }
         Ok(())
