@@ -283,7 +283,17 @@ fn points_and_faults() -> Vec<(&'static str, Script)> {
                 &[
                     &batch(1),
                     &[Act::AddDisk { dice: 3 }, AWAIT, write(2, 0, 9), Act::RemoveDisk { dice: 1 }, work(20)],
-                    &[KILL, AWAIT, write(1, 0, 9), Act::Point, AWAIT, power_cut(HALF), AWAIT],
+                    &[
+                        KILL,
+                        AWAIT,
+                        write(1, 0, 9),
+                        Act::Point,
+                        AWAIT,
+                        Act::Verify,
+                        AWAIT,
+                        power_cut(HALF),
+                        AWAIT,
+                    ],
                 ],
             ),
         ),
@@ -444,6 +454,7 @@ fn the_seeds_are_these_stories_and_break_no_rule() {
         ("faults", total.faults),
         ("index runs", total.runs_used),
         ("mends", total.mends),
+        ("verifications", total.verifications),
     ] {
         assert!(count > 0, "no story has {what}: {total:?}");
     }

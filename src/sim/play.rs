@@ -24,6 +24,8 @@ const MAP_BYTES: [usize; 4] = [usize::MAX, usize::MAX, 8 << 10, 1 << 10];
 const HISTORY_BYTES: [Option<u64>; 4] = [None, None, Some(512 << 10), Some(64 << 10)];
 const INTERVAL_MS: [u64; 4] = [500, 100, 20, 5];
 const GRACE: Duration = Duration::from_millis(10);
+/// What a verification compares at a time: less than a disk.
+const VERIFY_BYTES: u64 = 4 << 10;
 /// Requests in flight at most.
 const DEPTH: usize = 16;
 /// Rounds that one act waits for answers at most: behind a fault they may never come.
@@ -55,7 +57,7 @@ const FAULTS: [(OpKind, &str, FaultKind); 18] = [
     (OpKind::Open, "/", FaultKind::Io),
 ];
 
-/// What a setting leaves of what a seed draws; chance has no part in when anything happens.
+/// What a setting makes of a plan.
 fn plan(setting: Setting) -> Plan {
     let segment_bytes = if setting.has_large_segments { 128 << 10 } else { 32 << 10 };
     Plan {
@@ -77,18 +79,12 @@ fn plan(setting: Setting) -> Plan {
         depth: DEPTH,
         // The largest record and its header must fit in a segment.
         write_sectors_max: if setting.has_large_segments { 200 } else { segment_bytes / 1024 },
-        steps: 0,
-        death_every: u64::MAX,
-        power_cuts: 0,
-        fault_every: 0,
         break_every: 1,
-        test_every: u64::MAX,
-        membership_every: u64::MAX,
-        tick_micros: 1,
-        flushes: 0,
-        durables: 0,
-        retention_every: u64::MAX,
         pace: 1,
+        verify_bytes: VERIFY_BYTES,
+        verify_rate: 0,
+        // How often things happen, the script says.
+        ..Plan::draw(&mut Random::new(0))
     }
 }
 
@@ -222,6 +218,7 @@ impl Site {
             Act::Point => self.ask_point(),
             Act::AddDisk { .. } if self.staying() + self.clients.joining.len() < DISKS_MAX => self.add_disk(),
             Act::RemoveDisk { .. } if self.staying() > 1 => self.remove_disk(),
+            Act::Verify => self.verify(),
             Act::Retention { .. } => self.change_retention(),
             Act::TestFailover { .. } => self.change_tests(),
             Act::AskTest { .. } if !self.clients.tests.is_empty() => self.request_of_test(),

@@ -123,6 +123,8 @@ pub enum Act {
     AskTest { dice: Dice },
     /// The disk has hardly any space left.
     FillDisk { dice: Dice },
+    /// Somebody has the group compared with its newest point.
+    Verify,
 }
 
 const DURABLE: u8 = 1 << 7;
@@ -178,7 +180,7 @@ impl Setting {
 
 impl Act {
     /// How many kinds there are.
-    pub const KINDS: u8 = 25;
+    pub const KINDS: u8 = 26;
 
     fn decode([kind, a, b, c]: [u8; ACT_BYTES]) -> Act {
         let place = Place { disk: a & 3, start: b, more: c };
@@ -210,7 +212,8 @@ impl Act {
             21 => Act::Retention { dice },
             22 => Act::TestFailover { dice },
             23 => Act::AskTest { dice },
-            _ => Act::FillDisk { dice },
+            24 => Act::FillDisk { dice },
+            _ => Act::Verify,
         }
     }
 
@@ -244,6 +247,7 @@ impl Act {
             Act::TestFailover { dice } => with(22, 0, dice),
             Act::AskTest { dice } => with(23, 0, dice),
             Act::FillDisk { dice } => with(24, 0, dice),
+            Act::Verify => with(25, 0, 0),
         }
     }
 
