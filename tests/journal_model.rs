@@ -54,7 +54,7 @@ fn write_through(disk: u8, start: u8, sectors: u8) -> Act {
 }
 
 fn zero(disk: u8, start: u8, sectors: u8) -> Act {
-    Act::Zero { place: at(disk, start, sectors), durable: false, keeps: start % 2 == 0 }
+    Act::Zero { place: at(disk, start, sectors), durable: false, keeps: start.is_multiple_of(2) }
 }
 
 fn read(disk: u8, start: u8, sectors: u8) -> Act {
