@@ -222,7 +222,7 @@ pub enum GroupCommand {
         group: Name,
     },
     /// After a pause or a mend: make points again, open a group that could not be opened, clear what is latched
-    #[command(after_help = "Examples:\n  afterimage group resume erp\n  \
+    #[command(after_help = "Example:\n  afterimage group resume erp\n  \
                             afterimage group resume erp --accept-loss --yes")]
     Resume {
         /// The group; its id if its name is not known
