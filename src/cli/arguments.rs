@@ -432,8 +432,10 @@ pub enum VaultCommand {
         rate: Option<ByteRate>,
     },
     /// Make a group of a vault whose gateway is gone: images from the newest point, a new journal, all points kept
+    ///
+    /// It needs the site key that wraps the vault's keys: 'key import' the one that was exported, first.
     #[command(
-        after_help = "Example:\n  afterimage key import site.key --yes\n  afterimage vault adopt /mnt/rescued/vault/0123456789abcdef0123456789abcdef"
+        after_help = "Example:\n  afterimage vault adopt /mnt/rescued/vault/0123456789abcdef0123456789abcdef"
     )]
     Adopt {
         /// The directory of one group's vault: copied, unless it is where this gateway would keep it
