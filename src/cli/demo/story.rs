@@ -362,7 +362,7 @@ impl Demo {
              {binary} status --watch\n              \
              {binary} point list {GROUP}\n              \
              {binary} failover test {GROUP} --point latest\n\
-             end it:       kill {pid} && rm -r {directory}",
+             end it:       kill {pid} && tail --pid={pid} -f /dev/null && rm -r {directory}",
             pid = gateway.id().unwrap_or_default(),
             binary = binary.display(),
             database = uri(0),
