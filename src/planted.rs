@@ -61,6 +61,8 @@ pub enum Bug {
     BlobsDeletedBeforeStep,
     /// Blobs are deleted although a view reads them.
     LeaseIgnored,
+    /// What a disk gains is not zeroed in the journal: points show what older ones hold there.
+    GrownTailShowsOld,
     /// Keys are derived without the random id of what they seal.
     KeysWithoutIds,
     /// A summary is used although a merge, or an advance of the base, ended it.
@@ -75,7 +77,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 32] = [
+    pub const ALL: [Bug; 33] = [
         Bug::AcknowledgeBeforeWritten,
         Bug::VisibleAfterAcknowledged,
         Bug::SyncCoversInFlight,
@@ -103,6 +105,7 @@ impl Bug {
         Bug::MergeOldestWins,
         Bug::BlobsDeletedBeforeStep,
         Bug::LeaseIgnored,
+        Bug::GrownTailShowsOld,
         Bug::KeysWithoutIds,
         Bug::SummaryStale,
         Bug::SummaryOldestWins,

@@ -15,7 +15,7 @@ use afterimage::journal::inspect::{Fault, Survey, Verdict};
 use afterimage::journal::recover::{Decision, Refusal};
 use afterimage::journal::runs::link_of;
 use afterimage::journal::scan::Scanned;
-use afterimage::units::{DiskSlot, GroupId, Lsn, TimelineId};
+use afterimage::units::{DiskSlot, GroupId, Lsn, SectorCount, TimelineId};
 use journal_maker::{GROUP, Journal, SEGMENT_BYTES, copy, files, opening_accepts};
 use tempfile::TempDir;
 
@@ -341,7 +341,14 @@ fn an_empty_directory_is_no_journal_unless_it_stands_beside_images() {
     let images = root.path().join(format!("{GROUP}/images"));
     fs::create_dir_all(&images).expect("a directory");
     let checkpoint =
-        Checkpoint { sequence: 2, disk: DiskId(9), timeline: TimelineId(1), destaged: Lsn(1 << 32) };
+        Checkpoint {
+            sequence: 2,
+            disk: DiskId(9),
+            timeline: TimelineId(1),
+            destaged: Lsn(1 << 32),
+            sectors: SectorCount(64),
+            resizing_to: None,
+        };
     let mut bytes = vec![0; FILE_BYTES];
     checkpoint.encode(&mut bytes[..4096]);
     fs::write(images.join(format!("{}.checkpoint", DiskId(9))), bytes).expect("written");

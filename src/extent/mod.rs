@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 pub use merge::merge;
 pub use ranges::Ranges;
 
-use crate::units::SectorRange;
+use crate::units::{SectorCount, SectorRange};
 
 /// Where the bytes of an extent are.
 pub trait Location: Copy + Eq {
@@ -178,6 +178,12 @@ impl<L: Location> FrozenMap<L> {
     /// All extents, by start.
     pub fn iter(&self) -> impl Iterator<Item = Extent<L>> + '_ {
         self.extents.iter().copied()
+    }
+
+    /// The extents of a disk of `sectors`, by start: what lies behind its end is left out.
+    pub fn below(&self, sectors: SectorCount) -> impl Iterator<Item = Extent<L>> + '_ {
+        let disk = SectorRange::new(0, sectors.0);
+        self.iter().map_while(move |extent| extent.clip(disk))
     }
 }
 

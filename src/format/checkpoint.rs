@@ -12,12 +12,14 @@
 //! | 32 | 16 | disk id |
 //! | 48 | 16 | timeline |
 //! | 64 | 8 | destaged: every record up to this LSN is in the image, durably |
+//! | 72 | 8 | sectors: the image's length |
+//! | 80 | 8 | resizing to: the length that a resize gives it, begun and not ended; 0 if there is none |
 //!
 //! The rest is zeros. The valid slot with the higher sequence counts; a file with no valid slot is corrupt.
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::units::{DiskId, Lsn, PAGE_BYTES, TimelineId};
+use crate::units::{DiskId, Lsn, PAGE_BYTES, SectorCount, TimelineId};
 
 const MAGIC: [u8; 8] = *b"AICHECK\0";
 const VERSION: u16 = 1;
@@ -35,6 +37,11 @@ pub struct Checkpoint {
     pub timeline: TimelineId,
     /// Every record up to here is in the image, durably.
     pub destaged: Lsn,
+    /// The image's length.
+    pub sectors: SectorCount,
+    /// The length that a resize is about to give it: until that has ended the file may have either, and the manifest says
+    /// which it is to be.
+    pub resizing_to: Option<SectorCount>,
 }
 
 impl Checkpoint {
@@ -56,6 +63,8 @@ impl Checkpoint {
         page[32..48].copy_from_slice(&self.disk.0.to_le_bytes());
         page[48..64].copy_from_slice(&self.timeline.0.to_le_bytes());
         page[64..72].copy_from_slice(&self.destaged.0.to_le_bytes());
+        page[72..80].copy_from_slice(&self.sectors.0.to_le_bytes());
+        page[80..88].copy_from_slice(&self.resizing_to.map_or(0, |to| to.0).to_le_bytes());
         let sum = xxh3_64(page);
         page[16..24].copy_from_slice(&sum.to_le_bytes());
     }
@@ -73,6 +82,8 @@ impl Checkpoint {
             disk: DiskId(wide(32)),
             timeline: TimelineId(wide(48)),
             destaged: Lsn(field(64)),
+            sectors: SectorCount(field(72)),
+            resizing_to: Some(SectorCount(field(80))).filter(|to| to.0 > 0),
         };
         (sound && checkpoint.sequence % 2 == slot).then_some(checkpoint)
     }
@@ -95,7 +106,14 @@ mod tests {
     use super::*;
 
     fn statement(sequence: u64) -> Checkpoint {
-        Checkpoint { sequence, disk: DiskId(1), timeline: TimelineId(2), destaged: Lsn(10 * sequence) }
+        Checkpoint {
+            sequence,
+            disk: DiskId(1),
+            timeline: TimelineId(2),
+            destaged: Lsn(10 * sequence),
+            sectors: SectorCount(64),
+            resizing_to: (sequence % 3 == 0).then_some(SectorCount(128)),
+        }
     }
 
     fn file(statements: &[Checkpoint]) -> Vec<u8> {

@@ -135,6 +135,8 @@ pub enum Change {
     DiskAdded(DiskRecord),
     /// A disk leaves; points that hold it stay.
     DiskRemoved(DiskSlot),
+    /// A disk has another size from now on; points keep their own.
+    DiskResized(DiskSlot, SectorCount),
     /// The policy becomes another one; what is not given stays.
     PolicySet {
         /// Milliseconds between points.
@@ -288,7 +290,8 @@ impl DiskRecord {
     }
 }
 
-fn check_sectors(sectors: SectorCount) -> Result<()> {
+/// Checks a disk's size.
+pub fn check_sectors(sectors: SectorCount) -> Result<()> {
     if (1..=DISK_SECTORS_MAX).contains(&sectors.0) {
         return Ok(());
     }
@@ -530,6 +533,13 @@ fn decode_policy(from: &mut Decoder<'_>) -> Result<Change> {
     Ok(Change::PolicySet { interval_ms, retain })
 }
 
+fn decode_resize(from: &mut Decoder<'_>) -> Result<Change> {
+    let slot = DiskSlot(from.u32("disk slot")?);
+    let sectors = SectorCount(from.u64("disk size")?);
+    as_stored(check_sectors(sectors), from)?;
+    Ok(Change::DiskResized(slot, sectors))
+}
+
 /// What is bad in a request is corrupt when it was stored.
 fn as_stored(checked: Result<()>, from: &Decoder<'_>) -> Result<()> {
     checked.map_err(|error| from.corrupt(error.to_string()))
@@ -548,7 +558,7 @@ mod kind {
     pub(super) const POINTS_RETIRED: u16 = 9;
     pub(super) const BASE_SET: u16 = 10;
     pub(super) const TIMELINE_FORKED: u16 = 11;
-    // 12 is kept for resized disks.
+    pub(super) const DISK_RESIZED: u16 = 12;
     pub(super) const POINTS_MERGED: u16 = 13;
     pub(super) const PAUSE_SET: u16 = 14;
 }
@@ -569,6 +579,11 @@ impl Change {
             Change::DiskRemoved(slot) => {
                 to.u32(slot.0);
                 kind::DISK_REMOVED
+            }
+            Change::DiskResized(slot, sectors) => {
+                to.u32(slot.0);
+                to.u64(sectors.0);
+                kind::DISK_RESIZED
             }
             Change::PolicySet { interval_ms, retain } => {
                 encode_policy(*interval_ms, retain.as_ref(), &mut to);
@@ -618,6 +633,7 @@ impl Change {
             kind::GROUP_CREATED => Change::GroupCreated(GroupRecord::decode(&mut from)?),
             kind::DISK_ADDED => Change::DiskAdded(DiskRecord::decode(&mut from)?),
             kind::DISK_REMOVED => Change::DiskRemoved(DiskSlot(from.u32("disk slot")?)),
+            kind::DISK_RESIZED => decode_resize(&mut from)?,
             kind::POLICY_SET => decode_policy(&mut from)?,
             kind::POINT_PUBLISHED => Change::PointPublished(PointRecord::decode(&mut from, None)?),
             kind::PIN_ADDED => Change::PinAdded(PinRecord::decode(&mut from)?),

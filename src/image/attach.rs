@@ -70,7 +70,7 @@ pub async fn reattach(
     keys: &GroupKeys,
 ) -> Result<Reattached> {
     let names = side::list(runtime, directory).await?;
-    let sides = names.open(runtime, directory, (disk, size.0), keys).await;
+    let sides = names.open(runtime, directory, disk, keys).await;
     match attach(runtime, directory, (disk, size), sides).await {
         Attached::Broken { error, .. } => Err(error),
         Attached::Whole(image, _) if image.destaged() > accepted => {
@@ -82,7 +82,8 @@ pub async fn reattach(
             Ok(Reattached { image, sides: files, last_side })
         }
         Attached::Whole(image, Sides { files, last: last_side, .. }) => {
-            let work = Mend { directory: directory.to_owned(), image, sides: files, rest: None };
+            let directory = directory.to_owned();
+            let work = Mend { directory, image, sectors: size, sides: files, rest: None };
             Ok(Reattached { image: mend(runtime, work).await?, sides: Vec::new(), last_side })
         }
     }

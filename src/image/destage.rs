@@ -93,7 +93,7 @@ impl Destager<'_> {
             image.advance(self.runtime, self.through).await?;
         }
         let target = &image;
-        pour(merged.iter().map(|extent| self.apply(target, extent)), written).await?;
+        pour(merged.below(target.sectors()).map(|extent| self.apply(target, extent)), written).await?;
         image.sync(self.runtime, self.through).await?;
         if !self.planted.is(Bug::CheckpointBeforeImageSync) {
             image.advance(self.runtime, self.through).await?;

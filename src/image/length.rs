@@ -8,7 +8,7 @@ use std::rc::Rc;
 use crate::byte_size::ByteSize;
 use crate::error::{Error, Result};
 use crate::runtime::Runtime;
-use crate::storage::File;
+use crate::storage::{File, OpenOptions};
 use crate::units::SectorCount;
 
 /// How exactly the limit is told: to the whole MiB below it.
@@ -30,6 +30,21 @@ pub async fn set_disk_length(
     let (size, longest) = (ByteSize(size.bytes()), ByteSize(longest));
     let text = format!("size = {size}: the file system here takes files of at most {longest}: {mend}");
     Err(Error::invalid(text).at_path(file.path().parent().unwrap_or(Path::new("/"))))
+}
+
+/// Whether the file system of `directory` takes a file as long as a disk of `size`. What a death leaves of the trial is a
+/// `.partial` file.
+pub async fn check_disk_length(
+    runtime: &Rc<Runtime>,
+    trial: &Path,
+    size: SectorCount,
+    mend: &str,
+) -> Result<()> {
+    let file = runtime.open(trial, OpenOptions::CREATE).await?;
+    let taken = set_disk_length(runtime, &file, size, mend).await;
+    drop(file);
+    runtime.remove(trial).await?;
+    taken
 }
 
 /// Whether it is the length that a file system refused: beyond its limit, or beyond what any file may have.

@@ -21,7 +21,7 @@ use crate::image::side::{self, SideFile, SidePiece};
 use crate::journal::reader::Reader;
 use crate::journal::segments::Source;
 use crate::runtime::Runtime;
-use crate::units::{Lsn, SectorRange};
+use crate::units::{Lsn, SectorCount, SectorRange};
 
 /// What is to be done.
 pub struct Mend {
@@ -29,6 +29,8 @@ pub struct Mend {
     pub directory: PathBuf,
     /// The image; given back advanced.
     pub image: Image,
+    /// How long the disk is: a resize may have been left unfinished.
+    pub sectors: SectorCount,
     /// The disk's side files, oldest first.
     pub sides: Vec<Rc<SideFile>>,
     /// What the journal still holds beyond them, if anything.
@@ -47,14 +49,16 @@ pub struct Rest {
 
 /// Carries it out. Where there is nothing to be moved, sync and checkpoint still tell whether the image works again.
 pub async fn mend(runtime: &Rc<Runtime>, mend: Mend) -> Result<Image> {
-    let Mend { directory, mut image, sides, rest } = mend;
+    let Mend { directory, mut image, sectors, sides, rest } = mend;
     image.confirm(runtime).await?;
+    image.settle_size(runtime, sectors).await?;
     let (mut through, mut written) = bring_all(runtime, &image, &sides).await?;
     if let Some(Rest { maps, through: last, reader }) = rest {
         through = through.max(last);
         let merged = merge(&maps, || runtime.yield_now()).await;
         let target = &image;
-        pour(merged.iter().map(|extent| apply(runtime, &reader, target, extent)), &mut written).await?;
+        let extents = merged.below(target.sectors());
+        pour(extents.map(|extent| apply(runtime, &reader, target, extent)), &mut written).await?;
     }
     image.sync(runtime, through).await?;
     image.advance(runtime, through).await?;

@@ -9,6 +9,7 @@ pub mod destage;
 pub mod length;
 pub mod mend;
 pub mod pace;
+pub mod resize;
 pub mod side;
 
 use std::cell::Cell;
@@ -76,7 +77,14 @@ impl Image {
         runtime.sync(&file).await?;
         let checkpoint_file = runtime.open(checkpoint_path(directory, disk), options).await?;
         runtime.write(&checkpoint_file, 0, Buffer::zeroed(FILE_BYTES).freeze()).await?;
-        let checkpoint = Checkpoint { sequence: 0, disk, timeline, destaged: Lsn::ZERO };
+        let checkpoint = Checkpoint {
+            sequence: 0,
+            disk,
+            timeline,
+            destaged: Lsn::ZERO,
+            sectors: size,
+            resizing_to: None,
+        };
         let (in_doubt, synced) = (false, Rc::default());
         let mut image = Image { disk, file, checkpoint_file, checkpoint, in_doubt, synced };
         image.advance(runtime, Lsn::ZERO).await?;
@@ -101,8 +109,8 @@ impl Image {
         image.advance(runtime, destaged).await
     }
 
-    /// Opens an image and reads its checkpoint. Where that cannot be had from the device, it has to be
-    /// [confirmed](Image::confirm).
+    /// Opens an image and reads its checkpoint; a resize that was begun comes to its end. Where the checkpoint cannot be had
+    /// from the device, it has to be [confirmed](Image::confirm).
     pub async fn open(
         runtime: &Rc<Runtime>,
         directory: &Path,
@@ -110,11 +118,6 @@ impl Image {
         size: SectorCount,
     ) -> Result<Image> {
         let file = open_owned(runtime, image_path(directory, disk), "the image").await?;
-        let length = runtime.length(&file).await?;
-        if length != size.bytes() {
-            let text = format!("the image has {length} bytes, the disk {}: put its file back", size.bytes());
-            return Err(Error::corrupt(text).at_path(file.path()));
-        }
         let checkpoint_file = open_owned(runtime, checkpoint_path(directory, disk), "the checkpoint").await?;
         let settled = runtime.settle(&checkpoint_file).await;
         let bytes = runtime.read(&checkpoint_file, 0, FILE_BYTES).await?;
@@ -126,7 +129,10 @@ impl Image {
             return Err(Error::corrupt(text).at_path(checkpoint_file.path()));
         };
         let synced = Rc::new(Cell::new(checkpoint.destaged));
-        Ok(Image { disk, file, checkpoint_file, checkpoint, in_doubt, synced })
+        let mut image = Image { disk, file, checkpoint_file, checkpoint, in_doubt, synced };
+        image.check_length(runtime, size).await?;
+        image.settle_size(runtime, size).await?;
+        Ok(image)
     }
 
     /// Every record up to here is in the image, durably.

@@ -24,6 +24,7 @@ use futures::stream::{self, StreamExt};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{Extent, ExtentMap, Found, FrozenMap, Location, Ranges, merge};
 use crate::format::checksum;
+use crate::format::delta::DISK_SECTORS_MAX;
 use crate::format::side::{
     CHUNK_SECTORS_MAX, Content, FOOTER_BYTES, Footer, Identity, SEAL_BYTES, Seal, SideExtent,
     ZERO_SECTORS_MAX, encode_table,
@@ -35,7 +36,7 @@ use crate::planted::{Bug, Planted};
 use crate::runtime::Runtime;
 use crate::seal::{GroupKeys, Nonce, Purpose, Sealer, Sealing};
 use crate::storage::{Buffer, File, OpenOptions, Slice};
-use crate::units::{DiskId, Lsn, SECTOR_BYTES, SectorRange, to_usize};
+use crate::units::{DiskId, Lsn, SECTOR_BYTES, SectorCount, SectorRange, to_usize};
 
 /// Extents that are read at once while a file is written.
 const READS_AHEAD: usize = 16;
@@ -131,6 +132,8 @@ pub struct SideWork {
     pub directory: PathBuf,
     /// What the file will be.
     pub identity: Identity,
+    /// How long the disk is: what the maps hold beyond that is left out.
+    pub sectors: SectorCount,
     /// The disk's maps, oldest first.
     pub maps: Vec<Rc<FrozenMap<Source>>>,
     /// Where payloads are read.
@@ -229,7 +232,8 @@ impl SideFile {
         let footer = Footer::decode(&runtime.read(file, footer_at, FOOTER_BYTES).await?, length)?;
         let table = runtime.read(file, footer.table_offset, to_usize(footer.table_bytes())).await?;
         let sealer = open_seal(runtime, file, &footer, &table, expected.keys).await?;
-        let extents = footer.decode_table(&table, expected.sectors)?;
+        // The disk may have been longer when the file was written.
+        let extents = footer.decode_table(&table, DISK_SECTORS_MAX)?;
         let Identity { disk, number, .. } = footer.identity;
         if disk != expected.disk || number != expected.number {
             return Err(Error::corrupt("the side file is another disk's, or another of this disk's"));
@@ -347,7 +351,6 @@ fn missing(error: Error, path: &Path) -> Error {
 struct Expected<'a> {
     disk: DiskId,
     number: u32,
-    sectors: u64,
     keys: &'a GroupKeys,
 }
 
@@ -446,7 +449,7 @@ async fn publish(
     };
     let lost = if planted.is(Bug::UnreadableForgotten) { &[] } else { lost };
     let mut out = Out { runtime, file: &file, offset: 0, gathered: Vec::new() };
-    let table = fill(&mut out, &work.reader, &map, lost, sealing.as_ref()).await?;
+    let table = fill(&mut out, (&work.reader, work.sectors), &map, lost, sealing.as_ref()).await?;
     end(&mut out, work.identity, &table, id, sealing.as_ref()).await?;
     if !planted.is(Bug::SideFileNotSynced) {
         runtime.sync(&file).await?;
@@ -459,12 +462,12 @@ async fn publish(
 /// Writes the chunks of what `map` says; returns the table of it, and of the notes.
 async fn fill(
     out: &mut Out<'_>,
-    reader: &Reader,
+    (reader, sectors): (&Reader, SectorCount),
     map: &FrozenMap<Source>,
     lost: &[Lost],
     sealing: Option<&Sealing>,
 ) -> Result<Vec<SideExtent>> {
-    let extents = map.iter().flat_map(pieces_of_entries);
+    let extents = map.below(sectors).flat_map(pieces_of_entries);
     let mut reads = stream::iter(extents.map(|extent| read(reader, extent))).buffered(READS_AHEAD);
     let mut table = Vec::with_capacity(map.len() + lost.len());
     while let Some(read) = reads.next().await {
@@ -488,9 +491,11 @@ async fn fill(
         };
         table.push(SideExtent { range, content });
     }
-    table.extend(
-        lost.iter().map(|lost| SideExtent { range: lost.range, content: Content::Unreadable(lost.stood) }),
-    );
+    let disk = SectorRange::new(0, sectors.0);
+    table.extend(lost.iter().filter_map(|lost| {
+        let range = lost.range.intersection(disk)?;
+        Some(SideExtent { range, content: Content::Unreadable(lost.stood) })
+    }));
     Ok(table)
 }
 
@@ -638,12 +643,12 @@ impl Sides {
 }
 
 impl SideNames {
-    /// Opens the side files of a disk that has so many sectors.
+    /// Opens the side files of a disk.
     pub async fn open(
         &self,
         runtime: &Rc<Runtime>,
         directory: &Path,
-        (disk, sectors): (DiskId, u64),
+        disk: DiskId,
         keys: &GroupKeys,
     ) -> Sides {
         let of_disk = self.0.iter().filter(|name| name.disk == disk && name.kind != NameKind::Partial);
@@ -653,7 +658,7 @@ impl SideNames {
         let (mut files, mut damage) = (Vec::new(), None);
         for &number in &numbers {
             let path = side_path(directory, disk, number);
-            match SideFile::open(runtime, &path, Expected { disk, number, sectors, keys }).await {
+            match SideFile::open(runtime, &path, Expected { disk, number, keys }).await {
                 Ok(file) => files.push(Rc::new(file)),
                 Err(error) => drop(damage.get_or_insert(error)),
             }

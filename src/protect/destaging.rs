@@ -35,11 +35,8 @@ impl Group {
     pub(super) fn start_destage(&mut self) {
         let now = self.runtime.now();
         let pressed = self.segments.room_bytes() < self.segments.limit_bytes() / FREE_PART_PRESSED;
-        let wanted = pressed
-            || self.is_acceptance_waiting()
-            || self.are_maps_full()
-            || self.stopping
-            || now >= self.idle_at();
+        let is_waited_for = self.stopping || self.is_acceptance_waiting() || self.has_resize_waiting();
+        let wanted = pressed || self.are_maps_full() || is_waited_for || now >= self.idle_at();
         self.pace.hold(!wanted);
         if !self.destage_retry.take_turn(now) || self.destaging || !wanted {
             return;

@@ -47,6 +47,7 @@ use crate::protect::place::{Place, places};
 use crate::protect::publisher::{Job, Published};
 use crate::protect::reads::{OPERATION_READ, Reads};
 use crate::protect::renewal::renewed_slot;
+use crate::protect::resizing::{Resize, Resized, ZEROED};
 use crate::protect::retention;
 use crate::protect::retry::Retry;
 use crate::protect::status::{Condition, RateMeter};
@@ -90,6 +91,10 @@ pub(super) enum Done {
     Joined(Result<Joined>, Callback<DiskRecord>),
     /// A disk left, or not.
     Left(DiskId, DiskSlot, Result<()>, Callback<()>),
+    /// The image of a disk was prepared for another size, or not; then whether it was set back.
+    ResizePrepared(Image, Result<()>, Result<()>),
+    /// A resize was decided, or not.
+    Resized(Resized),
     /// The policy was changed, or not; with the interval between points, if that was to change.
     Policy(Option<Duration>, Result<()>, Callback<()>),
     /// The group was paused, or goes on, or not.
@@ -155,6 +160,10 @@ pub struct Group {
     pub(super) settings: GroupSettings,
     pub(super) name: String,
     pub(super) resumes: Vec<Resume>,
+    /// The resize that is under way.
+    pub(super) resize: Option<Resize>,
+    /// Points that somebody asked for meanwhile.
+    pub(super) points_delayed: Vec<(String, Callback<PointRecord>)>,
     pub(super) writer: Writer,
     /// The last record that the journal held when the group was opened.
     pub(super) accepted: Lsn,
@@ -262,6 +271,8 @@ impl Group {
             settings: parts.settings,
             name: parts.name,
             resumes: Vec::new(),
+            resize: None,
+            points_delayed: Vec::new(),
             writer: parts.writer,
             accepted: parts.accepted,
             segments: parts.segments,
@@ -519,6 +530,7 @@ impl Group {
         self.writer.hold_data(self.are_maps_full());
         self.care_for_latched();
         self.care_for_renewals();
+        self.advance_resize();
         self.start_destage();
         self.supply_segments();
         self.recycle();
@@ -598,8 +610,10 @@ impl Group {
         if visible.ends_frame && self.layers.is_full() {
             self.freeze(visible.lsn, None);
         }
-        if let Some(cookie) = visible.cookie {
-            self.acknowledge(cookie, visible.lsn);
+        match visible.cookie {
+            Some(ZEROED) => self.zeroed(visible.lsn),
+            Some(cookie) => self.acknowledge(cookie, visible.lsn),
+            None => {}
         }
     }
 
@@ -654,6 +668,7 @@ impl Group {
         for barrier in self.barriers.drain(..) {
             self.replies.push((barrier.ticket, Err(refusal)));
         }
+        self.abandon_resize();
         self.fail_waiting_points();
         self.refuse_resumes(
             ErrorKind::Latched,
@@ -683,6 +698,10 @@ impl Group {
                 Some(Done::PublishDelayed(kind)) => self.publish_retry.failed(self.runtime.now(), kind),
                 Some(Done::Joined(result, callback)) => self.finish_join(result, callback),
                 Some(Done::Left(id, slot, result, callback)) => self.finish_leave(id, slot, result, callback),
+                Some(Done::ResizePrepared(image, result, settled)) => {
+                    self.finish_preparing(image, result, settled)
+                }
+                Some(Done::Resized(resized)) => self.finish_resize(resized),
                 Some(Done::Policy(interval, result, callback)) => {
                     self.finish_policy(interval, result, callback)
                 }

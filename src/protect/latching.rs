@@ -177,7 +177,8 @@ impl Group {
         let identity = SideIdentity { group, timeline, disk: disk.record.id, number, after, through };
         disk.care = Care::Saving { for_mend: disk.mend_asked };
         let (directory, keys) = (self.settings.plan.images(), self.settings.vault.keys().clone());
-        let work = SideWork { directory, identity, maps, reader: self.reader(), keys };
+        let sectors = disk.record.sectors;
+        let work = SideWork { directory, identity, sectors, maps, reader: self.reader(), keys };
         let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
         let planted = self.settings.plan.planted;
         self.tasks.spawn(async move {
@@ -294,7 +295,7 @@ impl Group {
                 disk.care = Care::Renewing;
                 disk.accepted = lost.clone();
                 // Points may lack more of it.
-                self.renew(slot, &lost.union(lacked));
+                self.renew(slot, lost.union(lacked));
             }
             Err(error) => {
                 disk.care = Care::None;
@@ -315,6 +316,7 @@ impl Group {
         let work = Mend {
             directory: self.settings.plan.images(),
             image,
+            sectors: disk.record.sectors,
             sides: disk.sides.clone(),
             rest: rest.map(|(maps, through)| Rest { maps, through, reader }),
         };

@@ -72,6 +72,9 @@ impl Group {
         let Some(&slot) = self.slots.get(&id) else {
             return callback(Err(Error::new(ErrorKind::NotFound, "the group has no such disk")));
         };
+        if self.resizes(slot) {
+            return callback(Err(Error::invalid("the disk is being resized: try again when that is done")));
+        }
         self.slots.remove(&id);
         self.mind_retention();
         let (vault, mailbox) = (Rc::clone(&self.settings.vault), Rc::clone(&self.mailbox));

@@ -219,7 +219,7 @@ async fn open_disk(
 ) -> Disk {
     let images = plan.images();
     let what = (record.id, record.sectors);
-    let sides = names.open(runtime, &images, (record.id, record.sectors.0), keys).await;
+    let sides = names.open(runtime, &images, record.id, keys).await;
     let (mut image, Sides { files: sides, last, .. }) = match attach(runtime, &images, what, sides).await {
         Attached::Whole(image, sides) => (image, sides),
         Attached::Broken { error, stored, last_side } => {
@@ -231,7 +231,9 @@ async fn open_disk(
     let settled = match image.confirm(runtime).await {
         Ok(()) if lost.is_some() => lost.map_or(Ok(()), Err),
         Ok(()) if !sides.is_empty() => {
-            let work = Mend { directory: images, image: image.clone(), sides: sides.clone(), rest: None };
+            let (taking, sectors) = (image.clone(), record.sectors);
+            let work =
+                Mend { directory: images, image: taking, sectors, sides: sides.clone(), rest: None };
             mend(runtime, work).await.map(|mended| image = mended)
         }
         other => other,

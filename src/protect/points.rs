@@ -23,7 +23,7 @@ const INTERVALS_WAITING_MAX: usize = 2;
 impl Group {
     pub(super) fn wants_marker(&self) -> bool {
         let waiting = self.intervals_waiting.len() + self.intervals_publishing.len();
-        let wanted = self.interval.is_dirty() && self.markers_pending == 0;
+        let wanted = self.interval.is_dirty() && self.markers_pending == 0 && !self.is_resizing();
         wanted && self.vault_failed.is_none() && waiting < INTERVALS_WAITING_MAX
     }
 
@@ -39,7 +39,7 @@ impl Group {
 
     /// Whether writes wait for what only a point gives back.
     fn is_short(&self) -> bool {
-        self.is_journal_full() || self.are_maps_full()
+        self.is_journal_full() || self.are_maps_full() || self.is_resize_short()
     }
 
     pub(super) fn mark(&mut self, label: String) -> PointId {
@@ -75,6 +75,9 @@ impl Group {
         }
         if self.stopping {
             return callback(Err(Error::new(ErrorKind::Shutdown, "the group is stopping")));
+        }
+        if self.is_resizing() {
+            return self.points_delayed.push((label, callback));
         }
         let point = self.mark(label);
         self.waiting_points.insert(point, callback);
@@ -168,7 +171,7 @@ impl Group {
     }
 
     /// Why no point can be made, in the words of `status`.
-    fn latched_error(&self) -> Option<Error> {
+    pub(super) fn latched_error(&self) -> Option<Error> {
         let condition = match (self.writer.failure(), self.vault_failed) {
             (Some(_), _) => Condition::JournalFailed,
             (None, Some(_)) => Condition::VaultFailed,

@@ -13,7 +13,7 @@ use futures::channel::mpsc;
 
 use crate::delta::{DiskExtents, Source as DeltaSource, SourceContent};
 use crate::error::{ErrorKind, Result};
-use crate::extent::{Extent, FrozenMap, Ranges, merge};
+use crate::extent::{FrozenMap, Ranges, merge};
 use crate::format::delta::{DeltaRef, Header};
 use crate::format::marker::DiskEntry;
 use crate::format::record::{LACKING_MAX, Membership, PointDisk, PointRecord};
@@ -194,7 +194,7 @@ async fn put_delta(
             slot: entry.slot,
             disk: entry.disk,
             sectors: entry.sectors,
-            extents: within(map, entry.sectors),
+            extents: map.below(entry.sectors),
         })
     });
     let built = vault.put_delta(header, &source, disks.collect::<Vec<_>>()).await?;
@@ -212,6 +212,8 @@ fn point_disks(entries: &[DiskEntry], content: &Content, before: &[PointDisk]) -
             lacking = lacking.without(sifted.map.iter().map(|extent| extent.range));
             lacking = lacking.union(sifted.lost.iter().map(|lost| lost.range));
         }
+        // What a disk lacked behind its end it has lost.
+        let lacking = lacking.without([SectorRange::new(entry.sectors.0, u64::MAX)]);
         let membership = match lacking.coarsened(ranges_max) {
             none if none.is_empty() => Membership::Included,
             some => Membership::Lacking(some.as_slice().into()),
@@ -219,11 +221,6 @@ fn point_disks(entries: &[DiskEntry], content: &Content, before: &[PointDisk]) -
         PointDisk { slot: entry.slot, disk: entry.disk, sectors: entry.sectors, membership }
     };
     entries.iter().map(disk).collect()
-}
-
-/// The extents of a disk that has `sectors` sectors.
-fn within(map: &FrozenMap<Source>, sectors: SectorCount) -> impl Iterator<Item = Extent<Source>> + '_ {
-    map.iter().take_while(move |extent| extent.range.end <= sectors.0)
 }
 
 fn point_record(interval: &ClosedInterval, built: &Built) -> PointRecord {

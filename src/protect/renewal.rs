@@ -82,9 +82,11 @@ pub(super) fn renewed_slot(cookie: u64) -> Option<DiskSlot> {
 
 impl Group {
     /// Begins to write `ranges` of a disk anew.
-    pub(super) fn renew(&mut self, slot: DiskSlot, ranges: &Ranges) {
+    pub(super) fn renew(&mut self, slot: DiskSlot, ranges: Ranges) {
         let Some(disk) = self.disks.get_mut(&slot) else { return };
-        disk.renewal = Some(Renewal::of(ranges));
+        // It may have become smaller.
+        let ranges = ranges.without([SectorRange::new(disk.record.sectors.0, u64::MAX)]);
+        disk.renewal = Some(Renewal::of(&ranges));
         self.is_renewing = true;
     }
 
@@ -99,8 +101,9 @@ impl Group {
             // What was renewed after the marker is on its way into the next point.
             let wants =
                 |disk: &Disk| disk.latched.is_none() && disk.renewal.is_none() && disk.renewed <= marker;
-            if self.disks.get(&slot).is_some_and(wants) {
-                self.renew(slot, &ranges);
+            // What is renewed must not come after the zeros of a growth.
+            if self.disks.get(&slot).is_some_and(wants) && !self.resizes(slot) {
+                self.renew(slot, ranges);
             }
         }
     }

@@ -22,7 +22,8 @@ impl Group {
         let vaulted = self.vaulted_all() || self.vault_failed.is_some();
         let settled = vaulted && !self.retention.busy.get();
         let quiet = !self.owes_replies() && self.writer.is_idle() && settled && !self.destaging;
-        if !self.stopping || !quiet || !self.layers.is_destaged() || self.is_caring() {
+        let idle = !self.is_caring() && self.resize.is_none();
+        if !self.stopping || !quiet || !self.layers.is_destaged() || !idle {
             return false;
         }
         if !self.sealed {

@@ -11,7 +11,7 @@ use super::files::remove_partials;
 use super::layout::{self, Layout, parse_base_name};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::TOO_LONG;
-use crate::image::length::set_disk_length;
+use crate::image::length::{check_disk_length, set_disk_length};
 use crate::runtime::Runtime;
 use crate::storage::{Access, Create, File, Lock, OpenOptions};
 use crate::units::{DiskId, SectorCount, to_usize};
@@ -74,6 +74,12 @@ impl Bases {
         }
         runtime.publish(&partial, &path).await?;
         runtime.sync_directory(self.layout.bases()).await
+    }
+
+    /// Whether a base may be as long as a disk of `sectors`. Bases grow only when they are advanced, which must not fail then.
+    pub async fn check_length(&self, sectors: SectorCount) -> Result<()> {
+        let trial = layout::partial(&self.layout.bases().join("trial"), self.runtime.random_u128());
+        check_disk_length(&self.runtime, &trial, sectors, TOO_LONG).await
     }
 
     /// Opens a disk's base for reading.

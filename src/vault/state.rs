@@ -17,7 +17,7 @@ use crate::format::delta::DeltaRef;
 use crate::format::manifest::{Contents, DiskState, Header, Snapshot, Step, StepNumber};
 use crate::format::record::{
     Change, DISKS_MAX, DiskRecord, ForkRecord, GroupRecord, MergeRecord, PinKind, PinRecord, PointDisk,
-    PointRecord, check_interval,
+    PointRecord, check_interval, check_sectors,
 };
 use crate::planted::{Bug, Planted};
 use crate::units::{BlobId, DiskId, DiskSlot, GroupId, GroupNanos, Lsn, PinId, PointId, TimelineId};
@@ -338,6 +338,10 @@ impl State {
                 Some(disk) if !disk.removed => Ok(()),
                 _ => Err(Refusal::UnknownSlot(*slot)),
             },
+            Change::DiskResized(slot, sectors) => match self.disk(*slot) {
+                Some(disk) if !disk.removed => well_formed(check_sectors(*sectors)),
+                _ => Err(Refusal::UnknownSlot(*slot)),
+            },
             Change::PolicySet { interval_ms, .. } => well_formed(interval_ms.map_or(Ok(()), check_interval)),
             Change::PauseSet(_) => Ok(()),
             Change::PointPublished(point) => self.check_point(point),
@@ -491,6 +495,12 @@ impl State {
                 let disks = &mut self.contents.disks;
                 if let Some(disk) = disks.iter_mut().find(|disk| disk.record.slot == slot) {
                     disk.removed = true;
+                }
+            }
+            Change::DiskResized(slot, sectors) => {
+                let disks = &mut self.contents.disks;
+                if let Some(disk) = disks.iter_mut().find(|disk| disk.record.slot == slot) {
+                    disk.record.sectors = sectors;
                 }
             }
             Change::PolicySet { interval_ms, retain } => {
