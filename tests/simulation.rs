@@ -117,6 +117,7 @@ fn a_clean_sweep_meets_everything_and_breaks_no_rule() {
         ("refused rot", report.rots_refused),
         ("index runs", report.runs_used),
         ("rot met while running", report.rots_met),
+        ("resizes", report.resizes),
         ("rounds of waiting for maps", report.map_waits),
         ("verifications", report.verifications),
         ("verifications beside writes", report.verified_beside_writes),

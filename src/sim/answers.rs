@@ -111,6 +111,17 @@ impl Site {
     pub(super) fn check_point(&mut self, point: PointId, contents: &Contents) -> Outcome {
         let index = (0..self.points.len()).find(|&index| self.points.id(index) == point);
         let index = index.ok_or_else(|| format!("point {point} is unknown"))?;
+        for (&number, stamps) in contents {
+            let id = self.numbers.iter().find(|(other, _)| *other == number).map(|(_, id)| *id);
+            let id = id.ok_or("a disk without an id")?;
+            let (sectors, now) = (stamps.len() as u64, self.history.sectors(number));
+            let marker = self.points.marker(index);
+            if self.points.sectors(point, id) != Some(sectors)
+                || !self.points.resizes.allow(id, marker, sectors, now)
+            {
+                return Err(format!("point {point} has {sectors} sectors of disk {number}"));
+            }
+        }
         self.report.points_checked += 1;
         self.points.check(index, contents, &self.history)
     }
@@ -141,6 +152,7 @@ impl Site {
                     Err(error) => Some(error),
                 }
             }
+            News::Resized(id, result) => return self.take_resized(id, result),
             News::Joined(Ok(record)) => {
                 self.clients.joining.retain(|name| *name != record.name);
                 self.adopt(&record);

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::history::{Change, Contents};
 use super::process::GROUP;
+use super::resizes::Resizing;
 use super::retention::{Readings, Unread};
 use super::sector::{Stamp, content};
 use super::site::{Outcome, Site};
@@ -32,6 +33,7 @@ pub(super) enum News {
     Point(String, Result<PointRecord>),
     Joined(Result<DiskRecord>),
     Left(DiskId, Result<()>),
+    Resized(DiskId, Result<DiskRecord>),
     Interval(Result<()>),
     TestStarted(PointId, bool, Result<TestFailover>),
     TestCleaned(TestId, Result<()>),
@@ -75,7 +77,7 @@ pub(super) struct Member {
 #[derive(Clone, Debug)]
 pub(super) struct Test {
     pub(super) point: PointId,
-    pub(super) disks: BTreeMap<usize, DiskId>,
+    pub(super) disks: BTreeMap<usize, (DiskId, u64)>,
     /// Whether it takes no writes.
     pub(super) read_only: bool,
     /// What its disks hold, as far as that was read or written.
@@ -98,6 +100,7 @@ pub(super) struct Clients {
     pub(super) members: Vec<Member>,
     pub(super) joining: Vec<String>,
     pub(super) departed: Vec<DiskId>,
+    pub(super) resizing: Option<Resizing>,
     pub(super) tests: BTreeMap<TestId, Test>,
     /// Points of which a test failover was asked for.
     pub(super) starting: Vec<PointId>,
@@ -171,8 +174,9 @@ impl Site {
 
     fn change_membership(&mut self, disks: usize) {
         let leaves = disks as u64 > self.plan.disks || (disks > 1 && self.random.chance(1, 4));
-        match self.random.below(4) {
+        match self.random.below(6) {
             0 => self.set_interval(),
+            1 | 2 => self.resize_disk(),
             _ if leaves => self.remove_disk(),
             _ if disks < DISKS_MAX => self.add_disk(),
             _ => {}
@@ -190,14 +194,18 @@ impl Site {
     }
 
     pub(super) fn remove_disk(&mut self) {
+        let resizing = self.clients.resizing.as_ref().map(|resizing| resizing.id);
         let staying: Vec<usize> = self
             .clients
             .members
             .iter()
             .enumerate()
-            .filter(|(_, member)| !member.leaving)
+            .filter(|(_, member)| !member.leaving && resizing != Some(member.id))
             .map(|(index, _)| index)
             .collect();
+        if staying.is_empty() {
+            return;
+        }
         let member = &mut self.clients.members[*self.random.choose(&staying)];
         member.leaving = true;
         let (id, number) = (member.id, member.number);
@@ -270,7 +278,8 @@ impl Site {
             self.request_of_test();
             return Ok(());
         }
-        let staying: Vec<&Member> = self.clients.members.iter().filter(|member| !member.leaving).collect();
+        let staying: Vec<&Member> =
+            self.clients.members.iter().filter(|member| self.is_usable(member)).collect();
         if staying.is_empty() {
             return Ok(());
         }
@@ -373,17 +382,17 @@ impl Site {
         let test = &self.clients.tests[&id];
         if !test.compared {
             let disks = test.disks.clone();
-            for (number, disk) in disks {
-                let range = SectorRange::new(0, self.history.sectors(number));
+            for (number, (disk, sectors)) in disks {
+                let range = SectorRange::new(0, sectors);
                 self.ask_test(id, (number, disk), range, None);
             }
             return;
         }
-        let disks: Vec<(usize, DiskId)> = test.disks.iter().map(|(&number, &disk)| (number, disk)).collect();
-        let disk = *self.random.choose(&disks);
-        let range = self.draw_range(self.history.sectors(disk.0));
+        let disks: Vec<_> = test.disks.iter().map(|(&number, &(disk, size))| (number, disk, size)).collect();
+        let (number, disk, sectors) = *self.random.choose(&disks);
+        let range = self.draw_range(sectors);
         let stamp = self.random.chance(1, 2).then(|| self.clients.next_stamp());
-        self.ask_test(id, disk, range, stamp);
+        self.ask_test(id, (number, disk), range, stamp);
     }
 
     /// Reads a test failover's disk, or writes to it where there is a stamp.
@@ -442,7 +451,7 @@ impl Site {
         let mut disks = BTreeMap::new();
         for disk in &failover.disks {
             let number = self.number_of(disk.id)?;
-            disks.insert(number, disk.id);
+            disks.insert(number, (disk.id, disk.sectors.0));
         }
         let test = Test {
             point: failover.point.id,

@@ -13,7 +13,7 @@ use super::site::{Outcome, Site};
 use crate::error::{ErrorKind, Result};
 use crate::image::image_path;
 use crate::protect::group::Group;
-use crate::units::{DiskId, PointId};
+use crate::units::{DiskId, PointId, SECTOR_BYTES};
 use crate::view::View;
 
 /// Points that are compared at the end, at most.
@@ -86,6 +86,7 @@ impl Site {
             && clients.joining.is_empty()
             && clients.starting.is_empty()
             && (clients.resuming, clients.verifying) == (0, 0)
+            && self.resizes_rest()
             && (self.retention.asked, self.retention.views) == (0, 0)
     }
 
@@ -127,6 +128,10 @@ impl Site {
         let image = |number, id: DiskId| {
             let path = image_path(&directory, id);
             let bytes = self.disk.read_file(&path).ok_or_else(|| format!("{} is gone", path.display()))?;
+            let sectors = self.history.sectors(number);
+            if bytes.len() as u64 != sectors * SECTOR_BYTES {
+                return Err(format!("the image of disk {number} has {} bytes, not {sectors} sectors", bytes.len()));
+            }
             Ok((number, stamps(number, 0, &bytes)?))
         };
         staying.map(|member| image(member.number, member.id)).collect()

@@ -26,6 +26,15 @@ pub struct Change {
     pub stamp: Stamp,
 }
 
+/// What a disk gained when it grew: whatever was written there before is gone.
+#[derive(Clone, Debug)]
+struct Growth {
+    disk: usize,
+    range: SectorRange,
+    /// How many changes came before.
+    position: usize,
+}
+
 /// What disks hold, by their number, sector by sector.
 pub type Contents = BTreeMap<usize, Vec<Stamp>>;
 
@@ -33,6 +42,7 @@ pub type Contents = BTreeMap<usize, Vec<Stamp>>;
 #[derive(Clone, Debug, Default)]
 pub struct History {
     sizes: Vec<u64>,
+    growths: Vec<Growth>,
     changes: Vec<Change>,
     acknowledged: usize,
     durable: usize,
@@ -53,6 +63,31 @@ impl History {
         self.sizes[disk]
     }
 
+    /// A disk has another size from now on. A growth has a number, by which states tell whether it is part of them.
+    pub fn resize(&mut self, disk: usize, sectors: u64) -> Option<usize> {
+        let old = std::mem::replace(&mut self.sizes[disk], sectors);
+        if sectors <= old {
+            return None;
+        }
+        let most = self.current[disk].len().max(to_usize(sectors));
+        self.current[disk].resize(most, Stamp::ZEROS);
+        self.current[disk][to_usize(old)..to_usize(sectors)].fill(Stamp::ZEROS);
+        let range = SectorRange::new(old, sectors);
+        self.growths.push(Growth { disk, range, position: self.changes.len() });
+        Some(self.growths.len() - 1)
+    }
+
+    /// Of each sector of a disk, how many changes the last growth made void, of those that `is_part` names.
+    fn floors(&self, disk: usize, is_part: &dyn Fn(usize) -> bool) -> Vec<usize> {
+        let mut floors = vec![0; self.current[disk].len()];
+        for (number, growth) in self.growths.iter().enumerate() {
+            if growth.disk == disk && is_part(number) {
+                floors[to_usize(growth.range.start)..to_usize(growth.range.end)].fill(growth.position);
+            }
+        }
+        floors
+    }
+
     /// How many changes were issued.
     pub fn issued(&self) -> usize {
         self.changes.len()
@@ -61,6 +96,11 @@ impl History {
     /// How many changes were acknowledged, themselves or by way of a later one.
     pub fn acknowledged(&self) -> usize {
         self.acknowledged
+    }
+
+    /// Whether one of some changes is of a disk.
+    pub fn touches(&self, disk: usize, changes: std::ops::Range<usize>) -> bool {
+        self.changes[changes].iter().any(|change| change.disk == disk)
     }
 
     /// Notes a change that the group took.
@@ -75,8 +115,10 @@ impl History {
 
     /// Notes that the first `count` changes can be seen.
     pub fn acknowledge(&mut self, count: usize) {
-        for change in &self.changes[self.acknowledged.min(count)..count] {
-            apply(&mut self.current[change.disk], change);
+        for index in self.acknowledged.min(count)..count {
+            let change = self.changes[index];
+            // Changes that a growth made void were acknowledged before it.
+            apply(&mut self.current[change.disk], &change);
         }
         self.acknowledged = self.acknowledged.max(count);
     }
@@ -117,11 +159,16 @@ impl History {
         Ok(())
     }
 
-    /// A disk after the first `count` changes.
-    fn state(&self, disk: usize, count: usize) -> Vec<Stamp> {
-        let mut state = vec![Stamp::ZEROS; to_usize(self.sizes[disk])];
-        for change in self.changes[..count].iter().filter(|change| change.disk == disk) {
-            apply(&mut state, change);
+    /// A disk after the first `count` changes, and what it gained.
+    fn state(&self, disk: usize, count: usize, floors: &[usize]) -> Vec<Stamp> {
+        let mut state = vec![Stamp::ZEROS; floors.len()];
+        let changes = self.changes[..count].iter().enumerate();
+        for (index, change) in changes.filter(|(_, change)| change.disk == disk) {
+            for sector in to_usize(change.range.start)..to_usize(change.range.end) {
+                if index >= floors[sector] {
+                    state[sector] = change.stamp;
+                }
+            }
         }
         state
     }
@@ -136,12 +183,26 @@ impl History {
         stamp == Stamp::ZEROS || self.changes.iter().any(wrote)
     }
 
-    /// The least and the most changes, from `low` to `high`, after which the disks are as `found`.
+    /// The least and the most changes, from `low` to `high`, after which the disks are as `found`, as they are now.
     pub fn find(&self, low: usize, high: usize, found: &Contents) -> Option<(usize, usize)> {
+        self.find_at(low, high, found, &|_| true)
+    }
+
+    /// The same of an earlier time, when only some growths had been.
+    pub fn find_at(
+        &self,
+        low: usize,
+        high: usize,
+        found: &Contents,
+        is_part: &dyn Fn(usize) -> bool,
+    ) -> Option<(usize, usize)> {
         if low > high || high > self.changes.len() {
             return None;
         }
-        let mut states: Contents = found.keys().map(|&disk| (disk, self.state(disk, low))).collect();
+        let floors: BTreeMap<usize, Vec<usize>> =
+            found.keys().map(|&disk| (disk, self.floors(disk, is_part))).collect();
+        let mut states: Contents =
+            floors.iter().map(|(&disk, floors)| (disk, self.state(disk, low, floors))).collect();
         let differing = |(disk, state): (&usize, &Vec<Stamp>)| {
             state.iter().zip(&found[disk]).filter(|(a, b)| a != b).count()
         };
@@ -150,10 +211,15 @@ impl History {
         for count in low + 1..=high {
             let change = &self.changes[count - 1];
             if let Some(state) = states.get_mut(&change.disk) {
-                let range = to_usize(change.range.start)..to_usize(change.range.end);
-                for (was, &should) in state[range.clone()].iter_mut().zip(&found[&change.disk][range]) {
-                    wrong = wrong + usize::from(change.stamp != should) - usize::from(*was != should);
-                    *was = change.stamp;
+                let (found, floors) = (&found[&change.disk], &floors[&change.disk]);
+                // Beyond the end of what was found nothing is compared.
+                let end = to_usize(change.range.end).min(found.len());
+                for sector in to_usize(change.range.start)..end {
+                    let (was, should) = (&mut state[sector], found[sector]);
+                    if count > floors[sector] {
+                        wrong = wrong + usize::from(change.stamp != should) - usize::from(*was != should);
+                        *was = change.stamp;
+                    }
                 }
             }
             if wrong == 0 {
@@ -165,12 +231,25 @@ impl History {
 
     /// Says how `found` differs from the nearest prefix from `low` to `high`.
     pub fn explain(&self, low: usize, high: usize, found: &Contents) -> String {
+        self.explain_at(low, high, found, &|_| true)
+    }
+
+    /// The same of an earlier time.
+    pub fn explain_at(
+        &self,
+        low: usize,
+        high: usize,
+        found: &Contents,
+        is_part: &dyn Fn(usize) -> bool,
+    ) -> String {
         let mut best: Option<(usize, usize, String)> = None;
+        let floors = |disk| self.floors(disk, is_part);
         for count in low..=high.min(self.changes.len()) {
             let mut wrong = 0;
             let mut first = String::new();
             for (&disk, stamps) in found {
-                for (sector, (should, is)) in self.state(disk, count).iter().zip(stamps).enumerate() {
+                let state = self.state(disk, count, &floors(disk));
+                for (sector, (should, is)) in state.iter().zip(stamps).enumerate() {
                     if should != is {
                         if wrong == 0 {
                             first = format!("disk {disk} sector {sector} holds {}, not {}", is.0, should.0);
@@ -206,8 +285,11 @@ impl History {
         self.changes.truncate(count);
         self.acknowledged = count;
         self.durable = count;
+        for growth in &mut self.growths {
+            growth.position = growth.position.min(count);
+        }
         for disk in 0..self.sizes.len() {
-            self.current[disk] = self.state(disk, count);
+            self.current[disk] = self.state(disk, count, &self.floors(disk, &|_| true));
         }
     }
 
@@ -249,6 +331,23 @@ mod tests {
         assert_eq!(history.find(0, 2, &contents([1, 3, 1, 1], [2, 2, 0, 0])), None, "beyond what is allowed");
         assert_eq!(history.find(0, 3, &contents([1, 3, 1, 1], [0; 4])), None, "the second change is missing");
         assert_eq!(history.find(0, 3, &contents([0; 4], [2, 2, 0, 0])), None, "the first change is missing");
+    }
+
+    #[test]
+    fn what_a_disk_gains_is_zeros_and_earlier_states_have_what_was_there() {
+        let mut history = history();
+        history.acknowledge(3);
+        assert_eq!(history.resize(0, 2), None);
+        let growth = history.resize(0, 5).expect("it grew");
+        let found = |stamps: &[u32]| Contents::from([(0, stamps.iter().copied().map(Stamp).collect())]);
+        assert_eq!(history.find(0, 3, &found(&[1, 3, 0, 0, 0])), Some((3, 3)));
+        assert_eq!(history.find(0, 3, &found(&[1, 3, 1, 1, 0])), None, "from before the shrink");
+        let before = |number| number < growth;
+        assert_eq!(history.find_at(0, 3, &found(&[1, 3, 1, 1]), &before), Some((3, 3)));
+        history.issue(Change { disk: 0, range: SectorRange::new(3, 5), stamp: Stamp(4) });
+        assert_eq!(history.find(3, 4, &found(&[1, 3, 0, 4, 4])), Some((4, 4)));
+        history.cut(1);
+        assert_eq!(history.find(1, 1, &found(&[1, 1, 0, 0, 0])), Some((1, 1)), "a death takes no growth back");
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! | what was served after an opening never vanishes again | `recovery` |
 //! | a point holds a prefix: all that was acknowledged before it was asked for, nothing issued after it was granted; it never changes | `points` |
 //! | a point goes only by a ladder or by request, and not while it is held or a test failover shows it; an open view reads the same for ever; space comes back | `points`, `retention` |
+//! | a disk has the size that it was given, a point the one that it was made with, and what a disk gains is zeros, whatever older points hold there | `resizes`, `points` |
 //! | after a clean stop the images alone hold everything | `finale` |
 //! | the journal stays within its limit; when faults end, everything comes to its end | `finale` |
 //! | a latched disk loses nothing, also if its files could not be had at opening, holds up nobody, and takes writes again once its image was mended and resumed | `repair`, `finale` |
@@ -35,6 +36,7 @@ mod points;
 mod process;
 mod recovery;
 mod repair;
+mod resizes;
 mod retention;
 mod rot;
 pub mod script;
@@ -133,6 +135,8 @@ pub struct Report {
     pub raw_rots: u64,
     /// Of these, how many were found.
     pub raw_rots_found: u64,
+    /// Disks that got another size.
+    pub resizes: u64,
 }
 
 impl Report {
@@ -171,6 +175,7 @@ impl Report {
         self.verified_beside_writes += other.verified_beside_writes;
         self.raw_rots += other.raw_rots;
         self.raw_rots_found += other.raw_rots_found;
+        self.resizes += other.resizes;
     }
 }
 

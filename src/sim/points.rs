@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::history::{Contents, History};
+use super::resizes::Resizes;
 use super::retention::Rules;
 use crate::format::record::PointRecord;
 use crate::units::{DiskId, Lsn, PointId};
@@ -30,6 +31,8 @@ struct Asked {
 #[derive(Clone, Debug, Default)]
 pub struct Points {
     known: Vec<Known>,
+    /// Which sizes they may list.
+    pub(super) resizes: Resizes,
     asked: Vec<Asked>,
     dropped: BTreeSet<PointId>,
     /// Points that somebody asked to be deleted,
@@ -54,6 +57,11 @@ impl Points {
     /// The id of a point by its place.
     pub fn id(&self, index: usize) -> PointId {
         self.known[index].record.id
+    }
+
+    /// The marker of a point by its place.
+    pub fn marker(&self, index: usize) -> Lsn {
+        self.known[index].record.marker
     }
 
     /// Notes that a point was asked for, when so many changes were acknowledged and the group had these disks.
@@ -184,15 +192,28 @@ impl Points {
         Ok(())
     }
 
+    /// The size that a point lists of a disk.
+    pub fn sectors(&self, point: PointId, disk: DiskId) -> Option<u64> {
+        let known = self.known.iter().find(|known| known.record.id == point)?;
+        known.record.disks.iter().find(|member| member.disk == disk).map(|member| member.sectors.0)
+    }
+
     /// Compares what a point's disks hold with the history.
     pub fn check(&mut self, index: usize, found: &Contents, history: &History) -> Result<(), String> {
         let before = index.checked_sub(1).map_or(0, |before| self.known[before].low);
         let after = self.known.get(index + 1).map_or(usize::MAX, |after| after.high);
         let known = &mut self.known[index];
         let (low, high) = (known.low.max(before), known.high.min(after));
-        let Some((least, most)) = history.find(low, high, found) else {
+        let (sure, perhaps) = self.resizes.growths(known.record.marker);
+        // What lies between asking and being told may be part of it or not.
+        let mut parts = (0..=perhaps.len()).map(|count| {
+            let part = |number: usize| sure.contains(&number) || perhaps[..count].contains(&number);
+            history.find_at(low, high, found, &part)
+        });
+        let Some((least, most)) = parts.find_map(|found| found) else {
             let (id, label) = (known.record.id, &known.record.label);
-            return Err(format!("point {id} {label:?} is wrong: {}", history.explain(low, high, found)));
+            let why = history.explain_at(low, high, found, &|number| sure.contains(&number));
+            return Err(format!("point {id} {label:?} at {:?} is wrong: {why}", known.record.marker));
         };
         (known.low, known.high) = (least, most);
         Ok(())

@@ -24,6 +24,7 @@ impl Site {
         self.clear_faults();
         self.attach_disks()?;
         self.reconcile_disks()?;
+        self.reconcile_sizes()?;
         let found = self.read_disks()?;
         let (low, high) = (self.history.acknowledged(), self.history.issued());
         let Some((_, count)) = self.history.find(low, high, &found) else {

@@ -123,6 +123,7 @@ impl Site {
             && clients.resuming == 0
             && clients.joining.is_empty()
             && clients.starting.is_empty()
+            && self.resizes_rest()
             && clients.members.iter().all(|member| !member.leaving)
             && clients.tests.values().all(|test| !test.leaving);
         self.is_verified && is_quiet && self.process.group().is_some_and(|group| group.fatal().is_some())
@@ -192,7 +193,8 @@ impl Site {
             return Ok(());
         }
         self.drive("what was asked before the resume", |site| {
-            site.clients.pending.is_empty() && site.clients.asked == 0 && site.clients.resuming == 0
+            let is_quiet = site.clients.pending.is_empty() && site.clients.asked == 0;
+            is_quiet && site.clients.resuming == 0 && site.resizes_rest()
         })?;
         self.resume();
         self.drive("a resume", |site| site.clients.resuming == 0)?;
@@ -205,6 +207,7 @@ impl Site {
         // Whether a disk joined or left whose step failed is seen at the next opening only.
         let clients = &self.clients;
         let is_certain = clients.joining.is_empty()
+            && clients.resizing.is_none()
             && clients.starting.is_empty()
             && clients.members.iter().all(|member| !member.leaving)
             && clients.tests.values().all(|test| !test.leaving);
@@ -219,7 +222,7 @@ impl Site {
         if broken.is_empty() || broken.iter().any(|(_, side_files)| *side_files) {
             return Ok(());
         }
-        let is_sound = |member: &&Member| !member.leaving && broken.iter().all(|(id, _)| *id != member.id);
+        let is_sound = |member: &&Member| self.is_usable(member) && broken.iter().all(|(id, _)| *id != member.id);
         let sound: Vec<Member> = self.clients.members.iter().filter(is_sound).cloned().collect();
         let latched = self.process.group().map(|group| {
             let latched = group.disks().filter(|disk| disk.latched.is_some());
