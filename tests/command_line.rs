@@ -48,6 +48,9 @@ fn with_a_point(label: &str) -> Gateway {
     let gateway = Gateway::start();
     says(&gateway, "group create erp", "group erp created");
     says(&gateway, "disk create erp/db --size 20G", "erp/db");
+    says(&gateway, "disk resize erp/db --size 40G", "erp/db has 40GiB");
+    fails(&gateway, "disk resize erp/db --size 20G", 1, "--yes-lose-tail");
+    says(&gateway, "disk resize erp/db --size 20G --yes-lose-tail", "erp/db has 20GiB");
     says(&gateway, &format!("point create erp --label {label}"), "created");
     gateway
 }

@@ -40,6 +40,14 @@ async fn a_group_lives_from_creation_to_removal() {
     let disk = r#"{"name": "db", "source": {"size_bytes": 1048576}}"#;
     let (status, disk) = ask(&gateway, "POST", "/v1/groups/erp/disks", disk).await;
     assert_eq!((status, &disk["export"]), (StatusCode::CREATED, &json!("erp/db")));
+    let resize = "/v1/groups/erp/disks/db/resize";
+    let (status, disk) = ask(&gateway, "POST", resize, r#"{"size_bytes": 2097152}"#).await;
+    assert_eq!((status, &disk["size_bytes"]), (StatusCode::OK, &json!(2_097_152)));
+    let smaller = r#"{"size_bytes": 512}"#;
+    assert_eq!(ask(&gateway, "POST", resize, smaller).await.0, StatusCode::BAD_REQUEST);
+    let smaller = r#"{"size_bytes": 512, "lose_tail": true}"#;
+    assert_eq!(ask(&gateway, "POST", resize, smaller).await.0, StatusCode::OK);
+    assert_eq!(ask(&gateway, "POST", resize, r#"{"size_bytes": 513}"#).await.0, StatusCode::BAD_REQUEST);
     let retain = r#"{"retain": "2h:all,2d:5m"}"#;
     let (status, group) = ask(&gateway, "PUT", "/v1/groups/erp/policy", retain).await;
     assert_eq!((status, &group["retain"]), (StatusCode::OK, &json!("2h:all,2d:5m")));

@@ -340,15 +340,14 @@ fn an_empty_directory_is_no_journal_unless_it_stands_beside_images() {
     assert!(said(directory.parent().expect("a group")).contains(&directory.display().to_string()));
     let images = root.path().join(format!("{GROUP}/images"));
     fs::create_dir_all(&images).expect("a directory");
-    let checkpoint =
-        Checkpoint {
-            sequence: 2,
-            disk: DiskId(9),
-            timeline: TimelineId(1),
-            destaged: Lsn(1 << 32),
-            sectors: SectorCount(64),
-            resizing_to: None,
-        };
+    let checkpoint = Checkpoint {
+        sequence: 2,
+        disk: DiskId(9),
+        timeline: TimelineId(1),
+        destaged: Lsn(1 << 32),
+        sectors: SectorCount(64),
+        resizing_to: None,
+    };
     let mut bytes = vec![0; FILE_BYTES];
     checkpoint.encode(&mut bytes[..4096]);
     fs::write(images.join(format!("{}.checkpoint", DiskId(9))), bytes).expect("written");

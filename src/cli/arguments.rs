@@ -261,6 +261,20 @@ pub enum DiskCommand {
         /// Only this group's
         group: Option<Name>,
     },
+    /// Give a disk another size; clients see it when they connect anew, recovery points keep the size that they had
+    #[command(after_help = "Example:\n  afterimage disk resize erp/database --size 40G\n  \
+                            afterimage disk resize erp/log --size 2G --yes-lose-tail")]
+    Resize {
+        /// The disk
+        #[arg(value_name = "GROUP/DISK")]
+        disk: DiskPath,
+        /// Its new size: bytes with K, M, G, T or P (powers of 1024), a multiple of 512
+        #[arg(long, value_parser = disk_size)]
+        size: SectorCount,
+        /// Let it become smaller, and lose what lies behind its new end; its clients must be disconnected
+        #[arg(long)]
+        yes_lose_tail: bool,
+    },
     /// Remove a disk; recovery points made before keep it
     #[command(after_help = "Example:\n  afterimage disk remove erp/log --yes")]
     Remove {

@@ -14,10 +14,11 @@ use super::interrupt::Interrupts;
 use super::output::{Output, complain, confirm, print};
 use super::tools::{self, ImageFormat};
 use super::{keys, progress, render};
+use crate::byte_size::ByteSize;
 use crate::control::model::{
     AdoptRequest, Disk, DiskRequest, DiskSource, Event, Group, GroupRequest, GroupVerifyRequest, JobResult,
-    Point, PointCreated, PointRequest, PointSelection, PolicyForecast, PolicyRequest, RestoreRequest,
-    Restored, ResumeRequest, Resumed, Status, Test, TestRequest, VerifyRequest,
+    Point, PointCreated, PointRequest, PointSelection, PolicyForecast, PolicyRequest, ResizeRequest,
+    RestoreRequest, Restored, ResumeRequest, Resumed, Status, Test, TestRequest, VerifyRequest,
 };
 use crate::control::name::{DiskPath, Name};
 use crate::control::selector::PointSelector;
@@ -141,6 +142,15 @@ impl Session {
                 let disks: Vec<Disk> =
                     self.client.get(&format!("/v1/disks{}", of_group(group.as_ref()))).await?;
                 self.output.show(&disks, |disks| render::disks(disks))
+            }
+            DiskCommand::Resize { disk, size, yes_lose_tail } => {
+                let route = format!("/v1/groups/{}/disks/{}/resize", disk.group, disk.disk);
+                let request = ResizeRequest { size_bytes: size.bytes(), lose_tail: yes_lose_tail };
+                let disk: Disk = self.client.post(&route, &request).await?;
+                self.output.show(&disk, |disk| {
+                    let size = ByteSize(disk.size_bytes);
+                    format!("disk {} has {size}: clients see that when they connect anew\n", disk.export)
+                })
             }
             DiskCommand::Remove { disk, consent } => {
                 confirm(consent.yes, &format!("removing disk {disk} with its content")).await?;

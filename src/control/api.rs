@@ -12,6 +12,7 @@
 //! | `GET /v1/events?group=…&limit=…` | [`Event`](super::model::Event)s, newest first |
 //! | `GET /v1/disks?group=` | a list of [`Disk`] |
 //! | `POST /v1/groups/{group}/disks` · `DELETE /v1/groups/{group}/disks/{disk}` | [`Disk`], or a [`Job`](super::model::Job) for an import |
+//! | `POST /v1/groups/{group}/disks/{disk}/resize` | [`Disk`] |
 //! | `GET, POST /v1/groups/{group}/points` | [`Point`](super::model::Point) |
 //! | `GET /v1/tests?group=` · `POST, DELETE /v1/groups/{group}/tests` · `DELETE /v1/groups/{group}/tests/{number}` | [`Test`](super::model::Test), numbers |
 //! | `POST /v1/groups/{group}/restore` · `POST /v1/groups/{group}/verify` · `POST /v1/vault/verify` · `POST /v1/vault/adopt` | [`Job`](super::model::Job) |
@@ -42,8 +43,8 @@ use super::backend::Backend;
 use super::jobs::Jobs;
 use super::model::{
     AdoptRequest, ApiError, Disk, DiskRequest, DiskSource, EventQuery, GroupRequest, GroupVerifyRequest,
-    JobKind, JobResult, KeyImport, KeyRotation, PointRequest, PointSelection, PolicyRequest, RestoreRequest,
-    ResumeRequest, TestRequest, VerifyRequest,
+    JobKind, JobResult, KeyImport, KeyRotation, PointRequest, PointSelection, PolicyRequest, ResizeRequest,
+    RestoreRequest, ResumeRequest, TestRequest, VerifyRequest,
 };
 use super::name::{DiskPath, Name};
 use crate::block::TestId;
@@ -77,6 +78,7 @@ pub fn router(backend: Arc<dyn Backend>, environment: Arc<dyn Environment + Send
         .route("/v1/events", get(events))
         .route("/v1/groups/{group}/disks", post(disk_create))
         .route("/v1/groups/{group}/disks/{disk}", delete(disk_remove))
+        .route("/v1/groups/{group}/disks/{disk}/resize", post(disk_resize))
         .route("/v1/groups/{group}/points", get(points).post(point_create))
         .route("/v1/groups/{group}/policy/dry-run", post(policy_dry_run))
         .route("/v1/groups/{group}/points/hold", post(point_hold))
@@ -334,6 +336,15 @@ async fn disk_create(
             Ok((StatusCode::ACCEPTED, Json(job)).into_response())
         }
     }
+}
+
+async fn disk_resize(
+    State(api): State<Api>,
+    Segments((group, disk)): Segments<(Name, Name)>,
+    Body(request): Body<ResizeRequest>,
+) -> Answered<impl IntoResponse> {
+    let size = ByteSize(request.size_bytes).sectors()?;
+    Ok(Json(api.backend.disk_resize(DiskPath { group, disk }, size, request.lose_tail).await?))
 }
 
 async fn disk_remove(

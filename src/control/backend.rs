@@ -46,6 +46,9 @@ pub trait Backend: Send + Sync + 'static {
     fn disk_create(&self, path: DiskPath, size: SectorCount) -> Answer<'_, Disk>;
     /// Creates a disk with a raw file's content, holes kept; it joins points and exports when the copy is complete.
     fn disk_import(&self, path: DiskPath, file: PathBuf, progress: Progress) -> Answer<'_, Disk>;
+    /// Gives a disk another size; clients that connect from then on are told it. A smaller one is refused without `lose_tail`, and
+    /// while clients are connected.
+    fn disk_resize(&self, path: DiskPath, size: SectorCount, lose_tail: bool) -> Answer<'_, Disk>;
     /// Removes a disk; points made before keep it.
     fn disk_remove(&self, path: DiskPath) -> Answer<'_, ()>;
     /// Changes a group's policy from now on.

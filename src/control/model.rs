@@ -242,6 +242,17 @@ pub enum DiskSource {
     Import(PathBuf),
 }
 
+/// `POST /v1/groups/{group}/disks/{disk}/resize`
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResizeRequest {
+    /// Its new size, a positive multiple of 512.
+    pub size_bytes: u64,
+    /// Whether the disk may become smaller, and lose what lies behind its new end.
+    #[serde(default)]
+    pub lose_tail: bool,
+}
+
 /// `POST /v1/groups/{group}/points`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -77,14 +77,8 @@ impl Image {
         runtime.sync(&file).await?;
         let checkpoint_file = runtime.open(checkpoint_path(directory, disk), options).await?;
         runtime.write(&checkpoint_file, 0, Buffer::zeroed(FILE_BYTES).freeze()).await?;
-        let checkpoint = Checkpoint {
-            sequence: 0,
-            disk,
-            timeline,
-            destaged: Lsn::ZERO,
-            sectors: size,
-            resizing_to: None,
-        };
+        let checkpoint =
+            Checkpoint { sequence: 0, disk, timeline, destaged: Lsn::ZERO, sectors: size, resizing_to: None };
         let (in_doubt, synced) = (false, Rc::default());
         let mut image = Image { disk, file, checkpoint_file, checkpoint, in_doubt, synced };
         image.advance(runtime, Lsn::ZERO).await?;

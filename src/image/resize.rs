@@ -54,9 +54,8 @@ impl Image {
     /// Whether checkpoint and file are those of a disk of `size`, or on their way to it.
     pub(super) async fn check_length(&self, runtime: &Rc<Runtime>, size: SectorCount) -> Result<()> {
         let Checkpoint { sectors, resizing_to, .. } = self.checkpoint;
-        let is_possible = |bytes: u64| {
-            bytes == sectors.bytes() || resizing_to.is_some_and(|other| bytes == other.bytes())
-        };
+        let is_possible =
+            |bytes: u64| bytes == sectors.bytes() || resizing_to.is_some_and(|other| bytes == other.bytes());
         let length = runtime.length(&self.file).await?;
         if !is_possible(length) {
             let text = format!("the image has {length} bytes, the disk {}: put its file back", size.bytes());

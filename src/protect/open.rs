@@ -232,8 +232,7 @@ async fn open_disk(
         Ok(()) if lost.is_some() => lost.map_or(Ok(()), Err),
         Ok(()) if !sides.is_empty() => {
             let (taking, sectors) = (image.clone(), record.sectors);
-            let work =
-                Mend { directory: images, image: taking, sectors, sides: sides.clone(), rest: None };
+            let work = Mend { directory: images, image: taking, sectors, sides: sides.clone(), rest: None };
             mend(runtime, work).await.map(|mended| image = mended)
         }
         other => other,

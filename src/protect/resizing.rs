@@ -12,6 +12,7 @@
 
 use std::rc::Rc;
 
+use crate::byte_size::ByteSize;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::{Change, DiskRecord, check_sectors};
 use crate::image::Image;
@@ -94,11 +95,17 @@ impl Group {
         }
         let from = disk.record.sectors;
         if to < from && !may_lose_tail {
-            let text = "the disk would become smaller, and what lies behind its new end would be lost";
+            let (from, to) = (ByteSize(from.bytes()), ByteSize(to.bytes()));
+            let text = format!(
+                "from {from} to {to} the disk would become smaller, and lose what lies behind its new end; its \
+                 recovery points keep it: if that is meant, say so (--yes-lose-tail, in the API lose_tail)"
+            );
             return Err(Error::invalid(text));
         }
         if to < from && self.has_writes_under_way(disk.record.slot, disk.whole()) {
-            return Err(Error::invalid("writes of the disk are still under way: try again when they are done"));
+            return Err(Error::invalid(
+                "writes of the disk are still under way: try again when they are done",
+            ));
         }
         if to.0.saturating_sub(from.0) > GROWTH_SECTORS_MAX {
             return Err(Error::invalid("a disk grows by 1 PiB at once, at most: resize it in steps"));

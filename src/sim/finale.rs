@@ -130,7 +130,10 @@ impl Site {
             let bytes = self.disk.read_file(&path).ok_or_else(|| format!("{} is gone", path.display()))?;
             let sectors = self.history.sectors(number);
             if bytes.len() as u64 != sectors * SECTOR_BYTES {
-                return Err(format!("the image of disk {number} has {} bytes, not {sectors} sectors", bytes.len()));
+                return Err(format!(
+                    "the image of disk {number} has {} bytes, not {sectors} sectors",
+                    bytes.len()
+                ));
             }
             Ok((number, stamps(number, 0, &bytes)?))
         };

@@ -347,7 +347,11 @@ mod tests {
         history.issue(Change { disk: 0, range: SectorRange::new(3, 5), stamp: Stamp(4) });
         assert_eq!(history.find(3, 4, &found(&[1, 3, 0, 4, 4])), Some((4, 4)));
         history.cut(1);
-        assert_eq!(history.find(1, 1, &found(&[1, 1, 0, 0, 0])), Some((1, 1)), "a death takes no growth back");
+        assert_eq!(
+            history.find(1, 1, &found(&[1, 1, 0, 0, 0])),
+            Some((1, 1)),
+            "a death takes no growth back"
+        );
     }
 
     #[test]

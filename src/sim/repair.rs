@@ -222,7 +222,8 @@ impl Site {
         if broken.is_empty() || broken.iter().any(|(_, side_files)| *side_files) {
             return Ok(());
         }
-        let is_sound = |member: &&Member| self.is_usable(member) && broken.iter().all(|(id, _)| *id != member.id);
+        let is_sound =
+            |member: &&Member| self.is_usable(member) && broken.iter().all(|(id, _)| *id != member.id);
         let sound: Vec<Member> = self.clients.members.iter().filter(is_sound).cloned().collect();
         let latched = self.process.group().map(|group| {
             let latched = group.disks().filter(|disk| disk.latched.is_some());

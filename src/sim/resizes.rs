@@ -124,9 +124,8 @@ impl Site {
             Ok(record) => Err(format!("disk {} has {} sectors, not {}", id, record.sectors.0, resizing.to)),
             Err(error) => {
                 self.tracer.note(|| format!("no resize: {error}"));
-                let in_doubt = |group: &mut crate::protect::group::Group| {
-                    group.vault().manifest().is_in_doubt()
-                };
+                let in_doubt =
+                    |group: &mut crate::protect::group::Group| group.vault().manifest().is_in_doubt();
                 if self.process.group().is_some_and(in_doubt) {
                     resizing.in_doubt = true;
                     self.clients.resizing = Some(resizing);

@@ -62,6 +62,13 @@ impl ExportRegistry {
         self.directory.read().exports.contains_key(name)
     }
 
+    /// Tells clients another size from now on; those that are connected were told the one before.
+    pub fn resize(&self, name: &str, bytes: u64) {
+        if let Some(info) = self.directory.write().exports.get_mut(name) {
+            info.size = bytes;
+        }
+    }
+
     /// Serves nothing by `name` any more; sessions that are under way stay.
     pub fn remove(&self, name: &str) -> Option<ExportInfo> {
         self.directory.write().exports.remove(name)

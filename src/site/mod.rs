@@ -12,6 +12,7 @@ mod adoption;
 mod convert;
 mod data_thread;
 mod data_threads;
+mod disk_verbs;
 mod events;
 mod export_registry;
 mod gateway;

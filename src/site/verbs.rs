@@ -24,7 +24,7 @@ use crate::format::record::DiskRecord;
 use crate::protect::membership::Content;
 use crate::runtime::Runtime;
 use crate::throttle::ByteRate;
-use crate::units::{DiskId, GroupId, PointId, SECTOR_BYTES, SectorCount, WallNanos};
+use crate::units::{GroupId, PointId, SECTOR_BYTES, SectorCount, WallNanos};
 use crate::vault::Vault;
 use crate::view::{self, View};
 
@@ -70,6 +70,10 @@ impl Backend for Gateway {
 
     fn disk_import(&self, path: DiskPath, file: PathBuf, progress: Progress) -> Answer<'_, Disk> {
         self.detached(|inner| Box::pin(async move { inner.disk_import(path, file, progress).await }))
+    }
+
+    fn disk_resize(&self, path: DiskPath, size: SectorCount, lose_tail: bool) -> Answer<'_, Disk> {
+        self.detached(move |inner| Box::pin(async move { inner.disk_resize(path, size, lose_tail).await }))
     }
 
     fn disk_remove(&self, path: DiskPath) -> Answer<'_, ()> {
@@ -253,7 +257,7 @@ impl Inner {
         let _turn = self.turn_of(&path.group).await?;
         let (group, id) = self.find_open(&path.group)?;
         let path = DiskPath { group, disk: path.disk };
-        let disk = self.disk_id(id, &path).await?;
+        let disk = self.disk_record(id, &path).await?.id;
         // It refuses its clients from now on; if it cannot be removed, it goes on serving them.
         self.ask(id, move |member: &mut Member, answer: Answering<()>| match member.group() {
             Ok(group) => group.remove_disk(disk, answer.callback()),
@@ -265,12 +269,12 @@ impl Inner {
         Ok(())
     }
 
-    async fn disk_id(&self, group: GroupId, path: &DiskPath) -> Result<DiskId> {
+    pub(super) async fn disk_record(&self, group: GroupId, path: &DiskPath) -> Result<DiskRecord> {
         let name = path.disk.to_string();
         let missing =
             || Error::new(ErrorKind::NotFound, format!("there is no disk {path}: 'disk list' shows them"));
         let description = self.read(group, |member| member.description()).await?;
-        description.disks.iter().find(|disk| disk.name == name).map(|disk| disk.id).ok_or_else(missing)
+        description.disks.into_iter().find(|disk| disk.name == name).ok_or_else(missing)
     }
 
     async fn point_create(&self, group: Name, label: Option<Label>) -> Result<PointCreated> {

@@ -176,6 +176,18 @@ impl Backend for FakeSite {
         self.add_disk(path, SectorCount(length.div_ceil(SECTOR_BYTES)))
     }
 
+    fn disk_resize(&self, path: DiskPath, size: SectorCount, lose_tail: bool) -> Answer<'_, Disk> {
+        self.with(&path.group, |fake| {
+            let found = fake.disks().iter_mut().find(|disk| disk.name == path.disk);
+            let disk = found.ok_or_else(|| missing(format!("disk {path}")))?;
+            if size.bytes() < disk.size_bytes && !lose_tail {
+                return Err(Error::invalid("--yes-lose-tail"));
+            }
+            disk.size_bytes = size.bytes();
+            Ok(disk.clone())
+        })
+    }
+
     fn disk_remove(&self, path: DiskPath) -> Answer<'_, ()> {
         self.with(&path.group, |fake| {
             let before = fake.disks().len();
