@@ -36,6 +36,7 @@ macro_rules! on_each_backend {
 mod concurrency;
 mod ext4;
 mod fio;
+mod geometry;
 mod nbdcopy;
 mod nbdinfo;
 mod point_mount;
