@@ -191,7 +191,7 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
     assert_eq!(error.kind(), ErrorKind::Invalid);
     assert!(error.to_string().contains("--yes-lose-tail"), "{error}");
     assert_eq!(refused(&mut machine, 0, true).kind(), ErrorKind::Invalid);
-    assert_eq!(refused(&mut machine, 1 << 54, true).kind(), ErrorKind::Invalid, "steps of 1 PiB at most");
+    assert_eq!(refused(&mut machine, 1 << 54, true).kind(), ErrorKind::Invalid, "steps of 512 TiB at most");
     let missing = machine
         .called(|group, done| group.resize_disk(DiskId(1), SectorCount(LARGE), false, done))
         .expect_err("no such disk");

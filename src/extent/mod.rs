@@ -225,6 +225,21 @@ pub(crate) mod tests {
 
     use super::*;
 
+    #[test]
+    fn what_lies_behind_a_disks_end_is_left_out_and_what_crosses_it_is_cut() {
+        let mut map = ExtentMap::new();
+        for (start, end) in [(0, 8), (10, 20), (30, 40)] {
+            map.insert(SectorRange::new(start, end), At(100 + start));
+        }
+        let map = map.freeze();
+        let below = |sectors| map.below(SectorCount(sectors)).collect::<Vec<_>>();
+        let extent = |start, end| Extent { range: SectorRange::new(start, end), location: At(100 + start) };
+        assert_eq!(below(15), [extent(0, 8), extent(10, 15)]);
+        assert_eq!(below(10), [extent(0, 8)]);
+        assert_eq!(below(u64::MAX), map.iter().collect::<Vec<_>>());
+        assert!(below(0).is_empty());
+    }
+
     /// A place that is just a number.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub(crate) struct At(pub u64);

@@ -112,7 +112,7 @@ mod tests {
             timeline: TimelineId(2),
             destaged: Lsn(10 * sequence),
             sectors: SectorCount(64),
-            resizing_to: (sequence % 3 == 0).then_some(SectorCount(128)),
+            resizing_to: sequence.is_multiple_of(3).then_some(SectorCount(128)),
         }
     }
 

@@ -27,7 +27,7 @@ use crate::units::{DiskId, DiskSlot, Lsn, SectorCount, SectorRange};
 pub(super) const ZEROED: u64 = u64::MAX;
 /// Sectors that one record of zeros covers at most.
 const RECORD_SECTORS_MAX: u64 = 1 << 31;
-/// Sectors that a disk grows by at once, at most (1 PiB): its zeros are few records, which the journal's reserve takes.
+/// Sectors that a disk grows by at once, at most (512 TiB): its zeros are few records, which the journal's reserve takes.
 const GROWTH_SECTORS_MAX: u64 = 512 * RECORD_SECTORS_MAX;
 
 /// A resize that is under way.
@@ -108,7 +108,7 @@ impl Group {
             ));
         }
         if to.0.saturating_sub(from.0) > GROWTH_SECTORS_MAX {
-            return Err(Error::invalid("a disk grows by 1 PiB at once, at most: resize it in steps"));
+            return Err(Error::invalid("a disk grows by 512 TiB at once, at most: resize it in steps"));
         }
         Ok(disk.record.clone())
     }

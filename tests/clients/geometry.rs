@@ -122,7 +122,7 @@ fn a_disk_grows_beside_its_client_and_shrinks_without_one(backend: &'static str)
     commands(&path(&regrown), &["read -P 2 1M 1M", "read -P 1 2M 6M", "read -P 0 8M 16M"]);
     let events = gateway.says("events --group erp");
     assert_eq!(events.matches("was resized from").count(), 3, "{events}");
-    let told = gateway.refuses("disk resize erp/db --size 900T", 1);
+    let told = gateway.refuses("disk resize erp/db --size 400T", 1);
     assert!(told.contains("takes files of at most"), "{told}");
     assert_eq!(size(&uri), 24 * MIB, "a refusal changes nothing");
 }

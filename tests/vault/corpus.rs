@@ -11,7 +11,7 @@ use afterimage::format::manifest::{self, Snapshot};
 use afterimage::format::record::{Change, MergeRecord, PinKind, PinRecord};
 use afterimage::format::summary::{self, Footer};
 use afterimage::seal::GroupKeys;
-use afterimage::units::{DiskSlot, PinId, SectorRange, SummaryId, WallNanos, WriterId};
+use afterimage::units::{DiskSlot, PinId, SectorCount, SectorRange, SummaryId, WallNanos, WriterId};
 
 use crate::support::{Group, block_on};
 use crate::{summary_fuzz, vault_fuzz};
@@ -60,6 +60,7 @@ fn group() -> Group {
             Change::PointsMerged(MergeRecord { first: second, into: third, delta }),
             Change::PinAdded(hold),
             Change::PointsRetired(third),
+            Change::DiskResized(DiskSlot(0), SectorCount(8192)),
         ],
     );
     group
