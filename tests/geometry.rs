@@ -16,11 +16,14 @@ use std::rc::Rc;
 use afterimage::block::{Request, Response};
 use afterimage::error::{ErrorKind, Result};
 use afterimage::format::record::{DiskRecord, PointRecord};
+use afterimage::protect::adopt;
 use afterimage::protect::membership::Content;
+use afterimage::protect::open;
 use afterimage::storage::sim::{FaultKind, Matcher, OpKind};
 use afterimage::units::{DiskId, PointId, SectorCount, SectorRange, to_usize};
+use afterimage::vault::verify;
 use afterimage::view::View;
-use machine::{Machine, SECTORS, fill, image, part};
+use machine::{Machine, SECTORS, fill, image, part, plan};
 use pieces::flatten;
 
 /// Smaller than a disk of the machine, by no whole block.
@@ -278,6 +281,43 @@ fn an_image_of_another_length_than_a_resize_explains_latches_its_disk() {
     });
     next.open().expect("opens");
     assert!(next.is_latched(disk));
+}
+
+#[test]
+fn an_adopted_group_has_the_sizes_of_its_newest_point() {
+    for to in [SMALL, LARGE] {
+        let (mut machine, disk, _) = Machine::new(9);
+        filled(&mut machine, disk);
+        let full = point(&mut machine, "full");
+        if to == LARGE {
+            resize(&mut machine, disk, SMALL).expect("shrinks");
+            point(&mut machine, "small");
+        }
+        // No point has it; what the journal says of it is lost.
+        resize(&mut machine, disk, to).expect("is resized");
+        let mut next = machine.die(false);
+        let lost: Vec<_> = next.disk.files().into_iter().filter(|path| path.starts_with("/group")).collect();
+        let runtime = Rc::clone(&next.runtime);
+        next.run(async move {
+            for path in lost {
+                runtime.remove(path).await.expect("goes");
+            }
+            let vault = open::open_vault(&runtime, &plan()).await.expect("is whole");
+            adopt::rebuild(&runtime, &plan(), &vault, |_, _| Ok(())).await.expect("is adopted");
+        });
+        next.open().expect("opens");
+        let expected = if to == LARGE { SMALL } else { SECTORS };
+        assert_eq!(size(&mut next, disk), expected);
+        assert_eq!(read(&mut next, disk, expected), sectors_of(expected, 1));
+        resize(&mut next, disk, SMALL).expect("shrinks");
+        resize(&mut next, disk, LARGE).expect("grows");
+        let after = point(&mut next, "after");
+        assert_eq!(viewed(&mut next, after.id, disk), Some(regrown()));
+        assert_eq!(viewed(&mut next, full.id, disk), Some(sectors_of(SECTORS, 1)));
+        let vault = Rc::clone(next.group().vault());
+        let report = next.run(async move { verify(&vault, |_, _| Ok(())).await.expect("reads all") });
+        assert!(report.findings.is_empty(), "{:?}", report.findings);
+    }
 }
 
 #[test]

@@ -9,13 +9,13 @@ use std::path::Path;
 use std::rc::Rc;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::record::{Change, DiskRecord, ForkRecord, PinKind};
+use crate::format::record::{Change, DiskRecord, ForkRecord, PinKind, PointDisk};
 use crate::image::Image;
 use crate::protect::open::GroupPlan;
 use crate::runtime::Runtime;
 use crate::storage::{File, OpenOptions};
 use crate::units::{Lsn, SECTOR_BYTES, SectorCount, SectorRange, TimelineId};
-use crate::vault::{self, Vault, copy_sparse};
+use crate::vault::{self, Vault, copy_data};
 use crate::view::{View, ViewDisk, allocated_pieces, copy_pieces};
 
 /// The file that says that a vault is not copied yet,
@@ -126,12 +126,31 @@ pub async fn rebuild(
     note(runtime, plan, ADOPTING).await?;
     runtime.create_directory(plan.images()).await?;
     runtime.sync_directory(&plan.directory).await?;
+    resize_to_newest(vault).await?;
     let timeline = TimelineId(runtime.random_u128());
     let marker = make_images(runtime, plan, vault, timeline, proceed).await?;
     let fork = ForkRecord { left: vault.manifest().state().timeline(), marker, wall: runtime.wall() };
     vault.manifest().append(Change::TimelineForked { timeline, fork }).await?;
     end_lost_views(vault).await?;
     forget(runtime, plan, ADOPTING).await
+}
+
+/// Gives disks the sizes that the newest point has them with. What was recorded of a growth after it, that it is zeros, was
+/// lost with the journal, and older points may hold something else there.
+async fn resize_to_newest(vault: &Vault) -> Result<()> {
+    let changes: Vec<Change> = {
+        let state = vault.manifest().state();
+        let listed: &[PointDisk] = state.points().last().map_or(&[], |point| &point.disks);
+        let resized = state.disks().filter_map(|disk| {
+            let member = listed.iter().find(|member| member.slot == disk.slot)?;
+            (member.sectors != disk.sectors).then_some(Change::DiskResized(disk.slot, member.sectors))
+        });
+        resized.collect()
+    };
+    for change in changes {
+        vault.manifest().append(change).await?;
+    }
+    Ok(())
 }
 
 /// What becomes of a disk's image.
@@ -210,7 +229,7 @@ async fn make_image(
         }
         (Content::Viewed(..), None) => unreachable!("a disk of a view has its view"),
         (Content::Based(base, bytes), _) => {
-            copy_sparse(runtime, &base, image, disk.sectors.0 * SECTOR_BYTES, &|_| Ok(())).await?;
+            copy_data(runtime, &base, image, disk.sectors.0 * SECTOR_BYTES, &|_| Ok(())).await?;
             advance(bytes)
         }
     };

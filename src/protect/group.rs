@@ -91,6 +91,8 @@ pub(super) enum Done {
     Joined(Result<Joined>, Callback<DiskRecord>),
     /// A disk left, or not.
     Left(DiskId, DiskSlot, Result<()>, Callback<()>),
+    /// A base is as long as its disk is about to be, or not.
+    Lengthened(Result<()>),
     /// The image of a disk was prepared for another size, or not; then whether it was set back.
     ResizePrepared(Image, Result<()>, Result<()>),
     /// A resize was decided, or not.
@@ -698,6 +700,7 @@ impl Group {
                 Some(Done::PublishDelayed(kind)) => self.publish_retry.failed(self.runtime.now(), kind),
                 Some(Done::Joined(result, callback)) => self.finish_join(result, callback),
                 Some(Done::Left(id, slot, result, callback)) => self.finish_leave(id, slot, result, callback),
+                Some(Done::Lengthened(result)) => self.finish_lengthening(result),
                 Some(Done::ResizePrepared(image, result, settled)) => {
                     self.finish_preparing(image, result, settled)
                 }

@@ -1,7 +1,7 @@
 //! Resizing a disk, one at a time in a group: docs/geometry.md has the order of its steps, and why.
 //!
 //! ```text
-//!              no batch runs          growth: zeros of the new sectors durable
+//!  growth: base       no batch runs          growth: zeros of the new sectors durable
 //!  asked ─▶ waiting ─▶ preparing the image ─▶ zeroing ─▶ committing: manifest step, image settled ─▶ served
 //!                                └─────── shrink ───────────┘
 //! ```
@@ -41,6 +41,8 @@ pub(super) struct Resize {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
+    /// The base is made longer; it may have to wait for an advance. Nothing waits for it.
+    Lengthening,
     /// For destage to leave the image alone, for renewals to end, and for a journal that is not full.
     Waiting,
     Preparing,
@@ -71,7 +73,16 @@ impl Group {
             Err(error) => callback(Err(error)),
             Ok(record) if record.sectors == to => callback(Ok(record)),
             Ok(DiskRecord { slot, sectors: from, .. }) => {
-                self.resize = Some(Resize { slot, from, to, phase: Phase::Waiting, callback });
+                let mut phase = Phase::Waiting;
+                if to > from {
+                    phase = Phase::Lengthening;
+                    let (vault, mailbox) = (Rc::clone(&self.settings.vault), Rc::clone(&self.mailbox));
+                    self.tasks.spawn(async move {
+                        let result = vault.bases().lengthen(id, to).await;
+                        mailbox.borrow_mut().push_back(Done::Lengthened(result));
+                    });
+                }
+                self.resize = Some(Resize { slot, from, to, phase, callback });
             }
         }
     }
@@ -113,9 +124,18 @@ impl Group {
         Ok(disk.record.clone())
     }
 
+    pub(super) fn finish_lengthening(&mut self, result: Result<()>) {
+        match (result, &mut self.resize) {
+            (Err(error), _) => self.end_resize(Err(error)),
+            (Ok(()), Some(resize)) => resize.phase = Phase::Waiting,
+            (Ok(()), None) => {}
+        }
+    }
+
     /// Whether no marker may be made.
     pub(super) fn is_resizing(&self) -> bool {
-        self.resize.as_ref().is_some_and(|resize| resize.phase != Phase::Waiting)
+        let waits = |phase| matches!(phase, Phase::Lengthening | Phase::Waiting);
+        self.resize.as_ref().is_some_and(|resize| !waits(resize.phase))
     }
 
     /// Whether a resize waits for destage to come to rest.
@@ -160,16 +180,9 @@ impl Group {
         self.destaging = true;
         // Nobody may write what is about to go.
         disk.record.sectors = from.min(to);
-        let vault = Rc::clone(&self.settings.vault);
         let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
         self.tasks.spawn(async move {
-            let prepared = async {
-                if to > from {
-                    vault.bases().check_length(to).await?;
-                }
-                image.begin_resize(&runtime, to).await
-            };
-            let result = prepared.await;
+            let result = image.begin_resize(&runtime, to).await;
             let settled = match &result {
                 Ok(()) => Ok(()),
                 Err(_) => settle(&runtime, &mut image, from).await,

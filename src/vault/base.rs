@@ -76,10 +76,17 @@ impl Bases {
         runtime.sync_directory(self.layout.bases()).await
     }
 
-    /// Whether a base may be as long as a disk of `sectors`. Bases grow only when they are advanced, which must not fail then.
-    pub async fn check_length(&self, sectors: SectorCount) -> Result<()> {
+    /// Makes a disk's base as long as the disk is about to be, durably; it stays so, whatever becomes of the growth. An
+    /// advance that writes to it is waited for.
+    pub async fn lengthen(&self, disk: DiskId, sectors: SectorCount) -> Result<()> {
+        // Not tried on the base itself: the search for how long a file may be makes it shorter.
         let trial = layout::partial(&self.layout.bases().join("trial"), self.runtime.random_u128());
-        check_disk_length(&self.runtime, &trial, sectors, TOO_LONG).await
+        check_disk_length(&self.runtime, &trial, sectors, TOO_LONG).await?;
+        let file = self.open_to_write(disk).await?;
+        if self.runtime.length(&file).await? < sectors.bytes() {
+            self.runtime.set_length(&file, sectors.bytes()).await?;
+        }
+        self.runtime.sync(&file).await
     }
 
     /// Opens a disk's base for reading.
@@ -141,6 +148,18 @@ pub async fn copy_sparse(
             format!("the image has {length} bytes, the disk {bytes}: give the disk at least that size");
         return Err(Error::invalid(text).at_path(source.path()));
     }
+    copy_data(runtime, source, target, length, progress).await
+}
+
+/// The same of a source that may be longer: what lies behind the first `bytes` is left out.
+pub async fn copy_data(
+    runtime: &Rc<Runtime>,
+    source: &File,
+    target: &File,
+    bytes: u64,
+    progress: &impl Fn(u64) -> Result<()>,
+) -> Result<()> {
+    let length = runtime.length(source).await?.min(bytes);
     let mut copied = 0;
     for range in runtime.data_ranges(source, 0..length).await? {
         let mut offset = range.start;

@@ -29,7 +29,7 @@ use std::rc::Rc;
 use futures::lock::{Mutex, MutexGuard};
 
 pub use advance::Advance;
-pub use base::{Bases, copy_sparse};
+pub use base::{Bases, copy_data, copy_sparse};
 pub use blobs::{BlobWriter, Blobs};
 pub use copy::copy;
 pub use cover::Stretch;

@@ -16,6 +16,7 @@ use super::manifest::{Listing, advance, read_snapshot, read_step};
 use super::state::State;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::delta::{DeltaRef, Header, Tables};
+use crate::format::manifest::DiskState;
 use crate::format::manifest::StepNumber;
 use crate::format::record::PointRecord;
 use crate::format::summary::Cover;
@@ -363,7 +364,7 @@ async fn base_bytes(vault: &Vault, state: &State) -> u64 {
     bytes
 }
 
-/// Reads every base that is needed: it must be there, as long as its disk, and readable.
+/// Reads every base that is needed: it must be there, as long as its disk is or was at any point, at least, and readable.
 async fn verify_bases<P: Fn(u64, u64) -> Result<()>>(
     vault: &Vault,
     state: &State,
@@ -380,7 +381,7 @@ async fn verify_bases<P: Fn(u64, u64) -> Result<()>>(
     for disk in state.all_disks().iter().filter(|disk| state.needs_base(disk)) {
         let path = vault.layout().base(disk.record.id);
         report.bases += 1;
-        match read_base(vault, disk.record.id, disk.record.sectors.bytes(), report, pace).await {
+        match read_base(vault, disk.record.id, length_min(state, disk), report, pace).await {
             Err(error) if error.kind() == ErrorKind::Shutdown => return Err(error),
             // Retention goes on: it deletes the base of a disk that left once no point holds it.
             Err(_) if !is_needed(vault, disk.record.id) => {}
@@ -391,6 +392,14 @@ async fn verify_bases<P: Fn(u64, u64) -> Result<()>>(
     Ok(())
 }
 
+/// A base grows before its disk does, and never gets shorter.
+fn length_min(state: &State, disk: &DiskState) -> u64 {
+    let members = state.points().iter().flat_map(|point| point.disks.iter());
+    let sizes = members.filter(|member| member.slot == disk.record.slot).map(|member| member.sectors);
+    let now = (!disk.removed).then_some(disk.record.sectors);
+    sizes.chain(now).max().unwrap_or_default().bytes()
+}
+
 fn is_needed(vault: &Vault, disk: DiskId) -> bool {
     let state = vault.manifest().state();
     state.all_disks().iter().any(|known| known.record.id == disk && state.needs_base(known))
@@ -399,15 +408,15 @@ fn is_needed(vault: &Vault, disk: DiskId) -> bool {
 async fn read_base<P: Fn(u64, u64) -> Result<()>>(
     vault: &Vault,
     disk: DiskId,
-    expected: u64,
+    length_min: u64,
     report: &mut VerifyReport,
     pace: &Pace<P>,
 ) -> Result<()> {
     let (runtime, path) = (vault.runtime(), vault.layout().base(disk));
     let file = vault.bases().open(disk).await?;
     let length = runtime.length(&file).await?;
-    if length != expected {
-        let text = format!("{length} bytes long; its disk has {expected}");
+    if length < length_min {
+        let text = format!("{length} bytes long; its disk has {length_min}");
         report.damage(Error::corrupt(text), &path)?;
     }
     evict(vault, Ok(file.clone())).await;
