@@ -93,6 +93,45 @@ fn a_damaged_journal_is_exit_status_one_with_file_and_offset() {
     assert_eq!(report["verdict"], "damaged");
     assert_eq!(report["faults"][0]["offset"], 8192);
     assert_eq!(journal(&["inspect"], root.path()).status.code(), Some(0), "looking at damage is no failure");
+    // Before it stands the opening.
+    let first = 1_u64 << 32;
+    assert_eq!((report["sound_first"].as_u64(), report["sound_last"].as_u64()), (Some(first), Some(first)));
+    assert_eq!((report["sound_frames"].as_u64(), report["accepted_frames"].as_u64()), (Some(1), Some(0)));
+    let line =
+        "damaged: sound from record 1:00000000 up to record 1:00000000 (1 frame in 5 segments); durable";
+    assert!(text(&output).starts_with(line), "{}", text(&output));
+    let report = json(&["inspect"], root.path(), 0);
+    assert_eq!(report["segment_files"][0]["role"], "sound");
+    assert_eq!(report["segment_files"][1]["role"], "free");
+}
+
+#[test]
+fn a_file_that_is_no_journal_is_exit_status_two_and_a_never_used_segment_is_told() {
+    let root = tempfile::tempdir().expect("a directory");
+    made(&root.path().join("journal"));
+    let (zeros, garbage) = (root.path().join("zeros"), root.path().join("garbage"));
+    fs::write(&zeros, [0; 65536]).expect("written");
+    fs::write(&garbage, [0xa5; 65536]).expect("written");
+    for verb in ["verify", "inspect"] {
+        for path in [&zeros, &garbage] {
+            let output = journal(&[verb], path);
+            let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(2), "{errors}");
+            let said = "error: no journal: no frame stands in the file: name a group's `journal` directory";
+            assert!(errors.starts_with(said) && errors.lines().count() == 1, "{errors}");
+            assert!(errors.contains(&path.display().to_string()), "{errors}");
+            assert!(output.stdout.is_empty(), "nothing is said to be sound, or damaged");
+        }
+    }
+    let free = root.path().join("journal/segment-00000001");
+    let output = journal(&["verify"], &free);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(
+        text(&output).starts_with("never used: ") && text(&output).contains("it holds no journal"),
+        "{}",
+        text(&output)
+    );
+    assert_eq!(json(&["verify"], &free, 0)["verdict"], "never_used");
 }
 
 #[test]

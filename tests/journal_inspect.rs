@@ -188,6 +188,7 @@ fn a_flipped_bit_is_found_where_it_is() {
                     assert!(place < 8 && start == frames[frames.len() - 1].segment_offset(), "{offset}");
                     kinds[2] += 1;
                 }
+                Verdict::NeverUsed => panic!("byte {offset}: what is said of single segments"),
             }
         }
         // Behind the last payload the area is padding that no sum covers.
@@ -317,10 +318,87 @@ fn a_single_segment_tells_about_itself() {
     flip(&segment(&other, 0), 4096);
     let one = survey(&segment(&other, 0));
     assert!(faults(&one).iter().any(|fault| fault.offset == Some(0)), "{:?}", one.verdict);
-    let garbage = directory.join("garbage");
-    fs::write(&garbage, [7; 8192]).expect("written");
-    assert!(!faults(&survey(&garbage)).is_empty());
     assert!(Survey::of(&directory.join("none")).is_err());
+}
+
+#[test]
+fn a_file_without_a_frame_is_no_journal_whatever_else_it_holds() {
+    use afterimage::error::ErrorKind;
+    let (root, directory) = journal(sealed);
+    let contents: [(&str, Vec<u8>); 5] = [
+        ("empty", Vec::new()),
+        ("zeros", vec![0; 8192]),
+        ("garbage", vec![7; 8192]),
+        ("letter", b"no journal".to_vec()),
+        ("zeros-then-garbage", [vec![0; 8192], vec![7; 4096]].concat()),
+    ];
+    for (name, bytes) in contents {
+        let path = root.path().join(name);
+        fs::write(&path, bytes).expect("written");
+        let error = Survey::of(&path).expect_err("no journal");
+        assert_eq!((error.kind(), error.path()), (ErrorKind::Invalid, Some(&*path)), "{name}: {error}");
+        assert!(error.to_string().contains("no frame stands in the file"), "{error}");
+    }
+    // A copy of a segment is one by what stands in it, whatever it is called, also if it is damaged or of a later format.
+    let copied = root.path().join("a copy");
+    fs::copy(segment(&directory, 0), &copied).expect("copied");
+    assert_eq!(survey(&copied).verdict, Verdict::Sound);
+    for offset in [0, 8, 100] {
+        fs::copy(segment(&directory, 0), &copied).expect("copied");
+        flip(&copied, offset);
+        assert!(!faults(&survey(&copied)).is_empty(), "{offset}");
+    }
+}
+
+#[test]
+fn a_segment_that_was_never_used_holds_no_journal_and_is_no_fault() {
+    let (_root, directory) = journal(sealed);
+    let found = survey(&directory);
+    let free = found.segments.iter().find(|segment| segment.is_never_used()).expect("one is kept ready");
+    assert_eq!(survey(&free.path).verdict, Verdict::NeverUsed);
+    assert_eq!(found.verdict, Verdict::Sound, "among others it is as it should be");
+    // Not so once anything stands in it, or if it has a length that no segment has.
+    flip(&free.path, SEGMENT_BYTES - 1);
+    assert!(!faults(&survey(&free.path)).is_empty());
+    fs::write(&free.path, [0; 100]).expect("written");
+    assert!(!faults(&survey(&free.path)).is_empty());
+}
+
+#[test]
+fn of_a_damaged_journal_it_is_said_how_far_it_is_sound() {
+    let (_root, directory) = journal(long);
+    let sound = survey(&directory);
+    let chain = sound.chain();
+    let frames = |part: usize| &sound.segments[chain[part].scan].scan.frames;
+    let name = |part: usize| sound.segments[chain[part].scan].path.file_name().expect("a name").to_owned();
+    let records = |survey: &Survey| survey.unbroken_records().expect("sound frames");
+    let first = frames(0)[0].frame.first_lsn;
+    assert_eq!(records(&sound), (first, sound.end()));
+    // A frame in the middle: everything before it.
+    let broken = &frames(1)[1].frame;
+    let (found, _copy) =
+        damaged(&directory, |copy| flip(&copy.join(name(1)), broken.segment_offset() + 4096));
+    assert_eq!(records(&found), (first, Lsn(broken.first_lsn.0 - 1)));
+    assert_eq!(found.unbroken.iter().map(|part| part.frames).sum::<usize>(), frames(0).len() + 1);
+    assert_eq!((found.chain().len(), found.end()), (0, Lsn::ZERO), "opening takes nothing of it");
+    assert_eq!(found.incarnations[0].records, records(&found));
+    // The first segment: everything from the next on.
+    let (found, _copy) = damaged(&directory, |copy| fs::remove_file(copy.join(name(0))).expect("removed"));
+    assert_eq!(records(&found), (frames(1)[0].frame.first_lsn, sound.end()));
+    // All of them.
+    let (found, _copy) = damaged(&directory, |copy| {
+        (0..chain.len()).for_each(|part| flip(&copy.join(name(part)), 0));
+    });
+    assert_eq!(found.unbroken_records(), None);
+}
+
+#[test]
+fn a_directory_with_a_segments_name_is_named_and_the_rest_looked_at() {
+    let (_root, directory) = journal(sealed);
+    let (found, _copy) = damaged(&directory, |copy| fs::create_dir(segment(copy, 77)).expect("a directory"));
+    let [fault] = faults(&found) else { panic!("{:?}", found.verdict) };
+    assert!(fault.path.ends_with("segment-00000077") && fault.what.starts_with("not a segment"), "{fault}");
+    assert_eq!(found.unbroken_records(), survey(&directory).unbroken_records());
 }
 
 #[test]

@@ -59,7 +59,7 @@ pub fn verify(path: &Path, output: Output) -> Result<(), Failure> {
     let survey = survey(path)?;
     output.show(&Verification::of(&survey), Verification::text)?;
     match &survey.verdict {
-        Verdict::Sound | Verdict::TornTail(_) => Ok(()),
+        Verdict::Sound | Verdict::NeverUsed | Verdict::TornTail(_) => Ok(()),
         Verdict::Damaged(faults) => {
             let text = format!("the journal is damaged: {}", counted(faults.len(), "fault"));
             Err(Error::new(ErrorKind::Corrupt, text).at_path(path).into())
@@ -93,13 +93,18 @@ struct Verification {
     path: String,
     /// Whether a gateway has it open: then this is a snapshot.
     snapshot: bool,
-    /// `sound`, `torn_tail` or `damaged`.
+    /// `sound`, `torn_tail`, `damaged`, or `never_used` of a single segment.
     verdict: &'static str,
     /// Whether it was closed in good order.
     closed: bool,
     segments: usize,
+    /// What opening takes: nothing of a journal that it refuses.
     accepted_frames: usize,
     end: Lsn,
+    /// What follows without a break, of a journal that opening refuses too.
+    sound_frames: usize,
+    sound_first: Option<Lsn>,
+    sound_last: Option<Lsn>,
     durable_floor: Lsn,
     torn_tail: Option<FaultReport>,
     faults: Vec<FaultReport>,
@@ -119,6 +124,7 @@ impl Verification {
     fn of(survey: &Survey) -> Verification {
         let (verdict, torn_tail, faults) = match &survey.verdict {
             Verdict::Sound => ("sound", None, Vec::new()),
+            Verdict::NeverUsed => ("never_used", None, Vec::new()),
             Verdict::TornTail(tail) => ("torn_tail", Some(FaultReport::of(tail)), Vec::new()),
             Verdict::Damaged(faults) => ("damaged", None, faults.iter().map(FaultReport::of).collect()),
         };
@@ -130,6 +136,9 @@ impl Verification {
             segments: survey.segments.len(),
             accepted_frames: survey.chain().iter().map(|accepted| accepted.frames).sum(),
             end: survey.end(),
+            sound_frames: survey.unbroken.iter().map(|part| part.frames).sum(),
+            sound_first: survey.unbroken_records().map(|(first, _)| first),
+            sound_last: survey.unbroken_records().map(|(_, last)| last),
             durable_floor: survey.floor.lsn(),
             torn_tail,
             faults,
@@ -159,14 +168,31 @@ impl Verification {
             (None, "sound") => {
                 let _ = writeln!(text, "sound{closed}: {took}");
             }
+            (None, "never_used") => {
+                text += "never used: this segment is zeros all through, so it holds no journal\n";
+                text += "  a gateway keeps such segments ready; whether something should stand in it, its directory tells\n";
+            }
             (None, _) => {
-                let _ = writeln!(text, "damaged: {took}");
+                let _ = writeln!(text, "damaged: {}", self.sound_text());
                 self.faults.iter().for_each(|fault| {
                     let _ = writeln!(text, "  {}", fault.line);
                 });
             }
         }
         text + &self.runs_text()
+    }
+
+    /// What is sound of a damaged journal, and how far it must be.
+    fn sound_text(&self) -> String {
+        let sound = match (self.sound_first, self.sound_last) {
+            (Some(first), Some(last)) => format!(
+                "sound from record {first} up to record {last} ({} in {})",
+                counted(self.sound_frames, "frame"),
+                counted(self.segments, "segment")
+            ),
+            _ => format!("no sound frame in {}", counted(self.segments, "segment")),
+        };
+        format!("{sound}; durable up to {} at least", self.durable_floor)
     }
 
     fn runs_text(&self) -> String {
@@ -206,7 +232,7 @@ struct SegmentReport {
     index: u32,
     path: String,
     sequence: Option<u64>,
-    /// `accepted`, or `free`: nothing in it is needed.
+    /// `accepted`, or `free`: nothing in it is needed. Where opening refuses: `sound`, `free`, or `cut_off` by a break.
     role: &'static str,
     frame_count: usize,
     first_lsn: Option<Lsn>,
@@ -261,11 +287,9 @@ struct RecordReport {
 
 impl Report {
     fn of(survey: &Survey, depth: Depth) -> Report {
-        let chain = survey.chain();
-        let segment_files = survey.segments.iter().enumerate().map(|(position, segment)| {
-            let accepted = chain.iter().any(|accepted| accepted.scan == position);
-            SegmentReport::of(segment, if accepted { "accepted" } else { "free" }, depth)
-        });
+        let segments = survey.segments.iter().enumerate();
+        let segment_files =
+            segments.map(|(position, segment)| SegmentReport::of(segment, role(survey, position), depth));
         Report {
             verification: Verification::of(survey),
             group: survey.owner.map(|owner| owner.group.to_string()),
@@ -333,6 +357,18 @@ impl Report {
             ]
         });
         table(["INCARNATION", "FOLLOWS", "OPENED", "FRAMES", "RECORDS", "END"], rows)
+    }
+}
+
+/// What a segment is to the journal.
+fn role(survey: &Survey, position: usize) -> &'static str {
+    let is_unbroken = survey.unbroken.iter().any(|part| part.scan == position);
+    let is_refused = matches!(survey.decision, Some(Decision::Refuse(_)));
+    match (is_refused, is_unbroken) {
+        (false, true) => "accepted",
+        (true, true) => "sound",
+        (true, false) if !survey.is_free(&survey.segments[position]) => "cut_off",
+        (_, false) => "free",
     }
 }
 

@@ -172,6 +172,17 @@ pub fn recover(scans: &[SegmentScan], known: Known, checks: Checks, jumps: &[Jum
     decide(predicates, chain)
 }
 
+/// What is sound of a journal that opening refuses: the unbroken chain from the oldest of the owner's segments that is there
+/// and needed. Of one that opening accepts it is all that is accepted.
+pub fn unbroken(scans: &[SegmentScan], owner: Owner, checks: Checks) -> Vec<Accepted> {
+    let tail = claims(scans, owner, checks).tail;
+    let is_needed = |first: &Scanned| first.frame.owner() == owner && first.frame.segment >= tail;
+    let beginnings = scans.iter().enumerate().filter_map(|(position, scan)| {
+        scan.frames.first().filter(|first| is_needed(first)).map(|first| (first.frame.segment, position))
+    });
+    beginnings.min().map(|(_, first)| follow(scans, first, checks, &[])).unwrap_or_default()
+}
+
 fn first_segment_is(scan: &SegmentScan, claims: Claims) -> bool {
     scan.frames.first().is_some_and(|first| first.frame.segment == claims.tail)
 }

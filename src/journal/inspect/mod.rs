@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::format::checkpoint::Checkpoint;
 use crate::format::frame::{FrameFault, RecordKind, UntrustedHeader};
 use crate::format::marker::Marker;
-use crate::journal::recover::{Accepted, Decision, Known, claims, recover};
+use crate::journal::recover::{Accepted, Decision, Known, claims, recover, unbroken};
 use crate::journal::runs;
 use crate::journal::scan::{
     Checks, Claims, Owner, Scanned, SegmentScan, is_needless, read_frame, scan_segment,
@@ -41,6 +41,8 @@ pub use verdict::{Fault, Verdict, describe};
 const NAME_A_JOURNAL: &str = "name a group's `journal` directory, or a segment's file";
 /// How often a journal in use is read again when what was read contradicts itself.
 const SNAPSHOT_ATTEMPTS: usize = 3;
+
+static ZEROS: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 
 /// A frame that stands behind the end of its segment's sequence.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +86,8 @@ pub struct SegmentSurvey {
     head: SegmentScan,
     /// Why its first bytes are no frame, if they are none.
     first_fault: Option<FrameFault>,
+    /// Whether it is zeros all through, as a segment is that was never used.
+    is_zeros: bool,
     /// Valid headers behind the end: of earlier uses, of dead incarnations, or behind a torn frame.
     pub left_overs: Vec<LeftOver>,
     /// The markers among its frames.
@@ -95,14 +99,28 @@ impl SegmentSurvey {
         let scan = scan_segment(index, bytes, Checks::ALL);
         let head = scan_segment(index, &bytes[..bytes.len().min(PAGE_BYTES)], Checks::ALL);
         let first_fault = if bytes.is_empty() { None } else { read_frame(bytes, 0).err() };
+        let is_zeros = !bytes.is_empty() && bytes.chunks(PAGE_BYTES).all(|page| page == &ZEROS[..page.len()]);
         let left_overs = left_overs(bytes, used_bytes(&scan));
         let markers = scan.frames.iter().flat_map(|scanned| markers_of(scanned, bytes)).collect();
-        SegmentSurvey { path, scan, head, first_fault, left_overs, markers }
+        SegmentSurvey { path, scan, head, first_fault, is_zeros, left_overs, markers }
     }
 
     /// The use of the file that its frames belong to; `None` if it has none.
     pub fn sequence(&self) -> Option<SegmentSequence> {
         self.scan.frames.first().map(|first| first.frame.segment)
+    }
+
+    /// Whether nothing was ever written to it.
+    pub fn is_never_used(&self) -> bool {
+        self.is_zeros
+    }
+
+    /// Whether any frame of a journal stands in it, be it broken or of a later format.
+    fn bears_frames(&self) -> bool {
+        let is_cut = self.scan.bytes < PAGE_BYTES as u64;
+        let begins_otherwise =
+            matches!(self.first_fault, None | Some(FrameFault::Blank | FrameFault::NoMagic));
+        !(is_cut || begins_otherwise) || self.scan.owners().next().is_some()
     }
 
     /// Bytes from the start that its frames take.
@@ -205,7 +223,12 @@ pub struct Survey {
     pub floor: Floor,
     /// What opening would do; `None` for a single segment, which tells only about itself.
     pub decision: Option<Decision>,
-    /// Who wrote the accepted frames, oldest first.
+    /// The frames that follow one another without a break, oldest segment first: what opening accepts, or, where it refuses,
+    /// what is sound all the same; of a single segment, its frames.
+    pub unbroken: Vec<Accepted>,
+    /// The oldest use of a segment that is needed, as the headers say.
+    tail: SegmentSequence,
+    /// Who wrote those frames, oldest first.
     pub incarnations: Vec<IncarnationSurvey>,
     /// Whether it is sound.
     pub verdict: Verdict,
@@ -235,6 +258,7 @@ impl Survey {
             segments.push(SegmentSurvey::of(index, path, &file.contents()?));
         }
         drop(files);
+        listing.refuse_frameless(path, &segments)?;
         Ok(Survey::assemble(path, in_use, segments, listing))
     }
 
@@ -249,6 +273,11 @@ impl Survey {
         let floor = Floor { stated: claims.durable_through, destaged: listing.destaged };
         let known = Known { owner, floor: floor.destaged.unwrap_or_default(), begin: Lsn::ZERO };
         let decision = listing.whole.then(|| recover(&scans, known, Checks::ALL, &[]));
+        let unbroken = match &decision {
+            Some(Decision::Accept(chain)) => chain.clone(),
+            Some(_) => unbroken(&scans, owner, Checks::ALL),
+            None => whole_segments(&segments),
+        };
         let mut survey = Survey {
             path: path.to_owned(),
             in_use,
@@ -259,10 +288,12 @@ impl Survey {
             runs: Vec::new(),
             floor,
             decision,
+            unbroken,
+            tail: claims.tail,
             incarnations: Vec::new(),
             verdict: Verdict::Sound,
         };
-        survey.incarnations = incarnations(survey.accepted_frames());
+        survey.incarnations = incarnations(survey.frames_of(&survey.unbroken));
         survey.verdict = verdict::judge(&survey, claims);
         survey.runs = index_runs::survey(&survey, listing.runs);
         survey
@@ -271,34 +302,48 @@ impl Survey {
     /// The accepted chain, oldest segment first; of a single segment, its frames.
     pub fn chain(&self) -> Vec<Accepted> {
         match &self.decision {
-            Some(Decision::Accept(chain)) => chain.clone(),
-            Some(_) => Vec::new(),
-            None => {
-                let whole = self.segments.iter().enumerate().map(|(scan, segment)| Accepted {
-                    scan,
-                    from: 0,
-                    frames: segment.scan.frames.len(),
-                    jump: None,
-                });
-                whole.filter(|accepted| accepted.frames > 0).collect()
-            }
+            Some(Decision::Fresh | Decision::Refuse(_)) => Vec::new(),
+            Some(Decision::Accept(_)) | None => self.unbroken.clone(),
         }
     }
 
-    fn accepted_frames(&self) -> impl Iterator<Item = &Scanned> {
-        let chain = self.chain().into_iter();
-        chain.flat_map(|accepted| &self.segments[accepted.scan].scan.frames[..accepted.frames])
+    fn frames_of<'a>(&'a self, chain: &'a [Accepted]) -> impl Iterator<Item = &'a Scanned> {
+        chain.iter().flat_map(|accepted| &self.segments[accepted.scan].scan.frames[..accepted.frames])
     }
 
     /// The last accepted record.
     pub fn end(&self) -> Lsn {
-        self.accepted_frames().last().map_or(Lsn::ZERO, |last| last.frame.last_lsn())
+        self.frames_of(&self.chain()).last().map_or(Lsn::ZERO, |last| last.frame.last_lsn())
+    }
+
+    /// Whether nothing in a segment is needed: it was never used, or only before what is needed.
+    pub fn is_free(&self, segment: &SegmentSurvey) -> bool {
+        let used = self.owner.map(|owner| segment.head.claims(owner, Checks::ALL).segment);
+        segment.is_never_used() || used.is_some_and(|used| is_needless(used, self.tail))
+    }
+
+    /// The first and the last record of the [unbroken](Survey::unbroken) frames.
+    pub fn unbroken_records(&self) -> Option<(Lsn, Lsn)> {
+        let first = self.frames_of(&self.unbroken).next()?;
+        let last = self.frames_of(&self.unbroken).last()?;
+        Some((first.frame.first_lsn, last.frame.last_lsn()))
     }
 
     /// Whether the journal was closed in good order.
     pub fn is_closed(&self) -> bool {
-        self.incarnations.last().is_some_and(|last| last.closed)
+        !self.chain().is_empty() && self.incarnations.last().is_some_and(|last| last.closed)
     }
+}
+
+/// Segments that have frames, each by itself.
+fn whole_segments(segments: &[SegmentSurvey]) -> Vec<Accepted> {
+    let whole = segments.iter().enumerate().map(|(scan, segment)| Accepted {
+        scan,
+        from: 0,
+        frames: segment.scan.frames.len(),
+        jump: None,
+    });
+    whole.filter(|accepted| accepted.frames > 0).collect()
 }
 
 /// The scans as opening makes them: of a segment that nobody needs it reads the first page only.
@@ -363,6 +408,8 @@ struct Listing {
     unfinished: Vec<PathBuf>,
     runs: Vec<PathBuf>,
     whole: bool,
+    /// Whether the path itself has the name of a segment.
+    is_named_segment: bool,
     /// The group in whose directory the journal stands.
     group: Option<GroupId>,
     /// How far the images beside it were brought.
@@ -383,14 +430,15 @@ impl Listing {
             unfinished: Vec::new(),
             runs: Vec::new(),
             whole: found.is_dir(),
+            is_named_segment: false,
             group: None,
             destaged: None,
         };
         if !listing.whole {
             let name = found.file_name().and_then(|name| name.to_str());
-            listing
-                .segments
-                .push((name.and_then(parse_file_name).unwrap_or(SegmentIndex(0)), path.to_owned()));
+            let index = name.and_then(parse_file_name);
+            listing.is_named_segment = index.is_some();
+            listing.segments.push((index.unwrap_or(SegmentIndex(0)), path.to_owned()));
             return Ok(listing);
         }
         for name in names(path)? {
@@ -419,8 +467,21 @@ impl Listing {
         Err(Error::invalid(format!("no journal: it holds no segment: {mend}")).at_path(path))
     }
 
+    /// A file that is not called as segments are, and holds no frame, is none: nothing can be said of it. One that is called so
+    /// may never have been used, or have lost what it held.
+    fn refuse_frameless(&self, path: &Path, segments: &[SegmentSurvey]) -> Result<()> {
+        let is_known = self.whole || self.is_named_segment;
+        if is_known || segments.iter().any(SegmentSurvey::bears_frames) {
+            return Ok(());
+        }
+        let text = format!("no journal: no frame stands in the file: {NAME_A_JOURNAL}");
+        Err(Error::invalid(text).at_path(path))
+    }
+
     fn add(&mut self, path: PathBuf, name: &str) {
         match parse_file_name(name) {
+            // What cannot be opened as a segment is none, whatever its name.
+            Some(_) if fs::metadata(&path).is_ok_and(|found| !found.is_file()) => self.strangers.push(path),
             None if runs::is_file_name(name) => self.runs.push(path),
             Some(index) => self.segments.push((index, path)),
             None if name.ends_with(".new") || runs::is_partial_name(name) => self.unfinished.push(path),

@@ -8,7 +8,7 @@
 //!
 //! Whatever else makes opening refuse (a stranger's file, a version that this build does not read, a length that is
 //! not whole pages, a marker that is none) is a fault too. A single segment is damaged only where it contradicts
-//! itself, since what must be in it is known from the others.
+//! itself, since what must be in it is known from the others; of one that is zeros all through nothing can be said but that.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -45,6 +45,8 @@ impl fmt::Display for Fault {
 pub enum Verdict {
     /// Everything that must be there is there.
     Sound,
+    /// A single segment that is zeros all through: it holds no journal, and whether it should only the others tell.
+    NeverUsed,
     /// So it is; behind it stands what was never acknowledged as durable, as after a power cut.
     TornTail(Fault),
     /// Records that were durable are lost, or something does not belong there.
@@ -71,6 +73,7 @@ pub fn describe(fault: FrameFault) -> String {
 /// Judges a survey, whose own verdict is not looked at.
 pub(super) fn judge(survey: &Survey, claims: Claims) -> Verdict {
     let mut faults = foreign_matter(survey);
+    let is_never_used = survey.decision.is_none() && survey.segments.iter().all(SegmentSurvey::is_never_used);
     match &survey.decision {
         Some(Decision::Refuse(refusal)) => faults.extend(explain(survey, *refusal, claims)),
         None => faults.extend(contradictions(survey, claims)),
@@ -78,6 +81,7 @@ pub(super) fn judge(survey: &Survey, claims: Claims) -> Verdict {
     }
     match (faults.is_empty(), torn_tail(survey, claims)) {
         (false, _) => Verdict::Damaged(faults),
+        (true, _) if is_never_used => Verdict::NeverUsed,
         (true, Some(tail)) => Verdict::TornTail(tail),
         (true, None) => Verdict::Sound,
     }
@@ -155,9 +159,7 @@ fn broken_heads(survey: &Survey) -> Vec<Fault> {
 
 fn broken_head(segment: &SegmentSurvey) -> Option<Fault> {
     let fault = segment.first_fault?;
-    // A segment that was never used is zeros all through.
-    let used = fault != FrameFault::Blank || !segment.left_overs.is_empty();
-    used.then(|| at(segment, 0, describe(fault)))
+    (!segment.is_never_used()).then(|| at(segment, 0, describe(fault)))
 }
 
 /// The places where the chain to the floor is interrupted.
