@@ -8,10 +8,16 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Access, AtFlags, CWD, FlockOperation};
+use rustix::fs::{Access, AtFlags, CWD, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::GroupId;
+
+const GROUPS: &str = "groups";
+const VAULT: &str = "vault";
+/// Made and removed at once, to see whether a directory takes files.
+const PROBE: &str = ".afterimage-probe";
 
 /// A directory that this process owns until the value is dropped.
 #[derive(Debug)]
@@ -52,7 +58,7 @@ impl DataDirectory {
 
     /// Where the groups' journals, images and overlays are.
     pub fn groups(&self) -> PathBuf {
-        self.path.join("groups")
+        self.path.join(GROUPS)
     }
 
     /// A group's journal, images and overlays.
@@ -62,7 +68,7 @@ impl DataDirectory {
 
     /// The local vault.
     pub fn vault(&self) -> PathBuf {
-        self.path.join("vault")
+        self.path.join(VAULT)
     }
 }
 
@@ -79,30 +85,71 @@ pub enum Obstacle {
     /// Something else than a directory has that name.
     NotADirectory,
     /// We may not create files there (permissions or a read-only file system).
-    Unwritable(rustix::io::Errno),
+    Unwritable(Errno),
+    /// Nobody can create files there: it belongs to a file system like `/proc`.
+    TakesNoFiles(Errno),
     /// Another living process holds its lock.
     InUse,
 }
 
-/// Looks for an obstacle without touching anything.
-pub fn obstacle(path: &Path) -> Option<Obstacle> {
-    writable_directory(path).or_else(|| {
-        let lock = File::open(lock_path(path)).ok()?;
-        // Shared: two that only look don't take each other for an owner.
-        let free = try_lock(&lock, FlockOperation::NonBlockingLockShared);
-        matches!(free, Ok(false)).then_some(Obstacle::InUse)
+/// Looks for an obstacle in a directory, or in those that we make in it, and says where it is; leaves nothing behind.
+pub fn obstacle(path: &Path) -> Option<(PathBuf, Obstacle)> {
+    let own = writable_directory(path).or_else(|| match is_in_use(path) {
+        Some(true) => Some(Obstacle::InUse),
+        Some(false) => None,
+        // It never was anybody's.
+        None => takes_no_files(path),
+    });
+    let own = own.map(|obstacle| (path.to_owned(), obstacle));
+    own.or_else(|| {
+        let inner = [path.join(GROUPS), path.join(VAULT), keys(path)];
+        inner.into_iter().find_map(|inner| made_directory(&inner).map(|obstacle| (inner, obstacle)))
     })
+}
+
+/// Whether a living process holds a data directory's lock; nothing if there is none.
+pub fn is_in_use(path: &Path) -> Option<bool> {
+    let lock = File::open(lock_path(path)).ok()?;
+    // Shared: two that only look don't take each other for an owner.
+    let free = try_lock(&lock, FlockOperation::NonBlockingLockShared);
+    Some(matches!(free, Ok(false)))
+}
+
+/// What keeps a directory from being used that is made if it is missing.
+fn made_directory(path: &Path) -> Option<Obstacle> {
+    match writable_directory(path)? {
+        // A link to nothing has the name all the same.
+        Obstacle::Missing => path.symlink_metadata().is_ok().then_some(Obstacle::NotADirectory),
+        obstacle => Some(obstacle),
+    }
+}
+
+/// Whether a directory that we may write to takes no files all the same. A file without a name is made where there is such,
+/// else one that is removed at once. A full file system is no obstacle: what is there can be served.
+fn takes_no_files(path: &Path) -> Option<Obstacle> {
+    let flags = OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC;
+    if rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR).is_ok() {
+        return None;
+    }
+    let probe = path.join(PROBE);
+    match OpenOptions::new().create_new(true).write(true).mode(0o600).open(&probe) {
+        Ok(_) => std::fs::remove_file(&probe).err().map(|error| unwritable(&error)),
+        Err(error) => match error.kind() {
+            io::ErrorKind::AlreadyExists | io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => None,
+            _ => Some(Obstacle::TakesNoFiles(Errno::from_io_error(&error).unwrap_or(Errno::IO))),
+        },
+    }
+}
+
+fn unwritable(error: &io::Error) -> Obstacle {
+    Obstacle::Unwritable(Errno::from_io_error(error).unwrap_or(Errno::IO))
 }
 
 /// Whether files can be created in a directory, as the effective user; creates none.
 pub fn writable_directory(path: &Path) -> Option<Obstacle> {
     match path.metadata() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Some(Obstacle::Missing),
-        Err(error) => {
-            return Some(Obstacle::Unwritable(
-                rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO),
-            ));
-        }
+        Err(error) => return Some(unwritable(&error)),
         Ok(metadata) if !metadata.is_dir() => return Some(Obstacle::NotADirectory),
         Ok(_) => {}
     }
@@ -118,7 +165,7 @@ fn lock_path(directory: &Path) -> PathBuf {
 fn try_lock(file: &File, operation: FlockOperation) -> io::Result<bool> {
     match rustix::fs::flock(file, operation) {
         Ok(()) => Ok(true),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+        Err(Errno::WOULDBLOCK) => Ok(false),
         Err(error) => Err(error.into()),
     }
 }
@@ -137,7 +184,7 @@ mod tests {
         assert_eq!(obstacle(directory.path()), None);
         assert!(!directory.path().join("lock").exists(), "looking creates nothing");
         let owner = DataDirectory::acquire(directory.path()).unwrap();
-        assert_eq!(obstacle(directory.path()), Some(Obstacle::InUse));
+        assert_eq!(obstacle(directory.path()), Some((directory.path().to_owned(), Obstacle::InUse)));
         assert_eq!(DataDirectory::acquire(directory.path()).unwrap_err().kind(), ErrorKind::Latched);
         drop(owner);
         assert_eq!(obstacle(directory.path()), None);
@@ -149,7 +196,21 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("file");
         std::fs::write(&file, "").unwrap();
-        assert_eq!(obstacle(&file), Some(Obstacle::NotADirectory));
-        assert_eq!(obstacle(&directory.path().join("none")), Some(Obstacle::Missing));
+        assert_eq!(obstacle(&file), Some((file, Obstacle::NotADirectory)));
+        let none = directory.path().join("none");
+        assert_eq!(obstacle(&none), Some((none, Obstacle::Missing)));
+        let dangling = directory.path().join(VAULT);
+        std::os::unix::fs::symlink("nowhere", &dangling).unwrap();
+        assert_eq!(obstacle(directory.path()), Some((dangling, Obstacle::NotADirectory)));
+    }
+
+    #[test]
+    fn who_asks_whether_files_are_taken_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let before = directory.path().metadata().unwrap().modified().unwrap();
+        assert_eq!(takes_no_files(directory.path()), None);
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+        assert_eq!(directory.path().metadata().unwrap().modified().unwrap(), before);
+        assert!(matches!(takes_no_files(Path::new("/proc")), Some(Obstacle::TakesNoFiles(_))));
     }
 }

@@ -272,6 +272,72 @@ fn an_unwritable_directory_is_told() {
     assert_eq!(fs::read_dir(place.data()).unwrap().count(), 0);
 }
 
+/// A review found the site key blamed, whose directory would have to be made there.
+#[test]
+fn a_data_directory_that_takes_no_files_is_told() {
+    let place = Place::new();
+    let sockets = "[nbd]\nlisten = [\"unix:ROOT/nbd.sock\"]\n[api]\nsocket = \"ROOT/api.sock\"\n";
+    for directory in ["/proc", "/sys"] {
+        let toml = format!("[site]\nname = \"a\"\ndata_dir = \"{directory}\"\n{sockets}");
+        let shown = format!("site.data_dir = \"{directory}\": ");
+        refused(
+            &place,
+            &toml,
+            &[&shown, &format!("no file can be created in {directory}"), "name a directory"],
+        );
+    }
+}
+
+/// A review found them refused with exit status 1, without key and mend, after the lock file and others were made.
+#[test]
+fn what_stands_in_the_way_in_the_data_directory_is_told() {
+    for name in ["groups", "vault", "keys"] {
+        let place = Place::new();
+        let shown =
+            format!("site.data_dir = \"DATA\": DATA/{name} is not a directory: move DATA/{name} away");
+        fs::write(place.data().join(name), "precious").unwrap();
+        refused(&place, SITE, &[&shown]);
+        fs::remove_file(place.data().join(name)).unwrap();
+        std::os::unix::fs::symlink("nowhere", place.data().join(name)).unwrap();
+        let text = refusal(&run(&mut serve(&place.configure(SITE))));
+        assert!(text.contains(&format!("data/{name} is not a directory")), "{text}");
+    }
+}
+
+/// Runs a program to which the kernel refuses io_uring_setup(2), as containers do, by a seccomp filter.
+const WITHOUT_URING: &str = r#"
+import ctypes, os, struct, sys
+LOAD, JUMP_IF_EQUAL, RETURN = 0x20, 0x15, 0x06
+IO_URING_SETUP, REFUSE_EPERM, ALLOW = 425, 0x00050001, 0x7FFF0000
+instructions = [(LOAD, 0, 0, 0), (JUMP_IF_EQUAL, 0, 1, IO_URING_SETUP), (RETURN, 0, 0, REFUSE_EPERM), (RETURN, 0, 0, ALLOW)]
+code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in instructions))
+class Program(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+program = Program(len(instructions), ctypes.cast(code, ctypes.c_void_p))
+libc = ctypes.CDLL(None, use_errno=True)
+PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
+assert libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+assert libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0) == 0, ctypes.get_errno()
+os.execv(sys.argv[1], sys.argv[1:])
+"#;
+
+/// A review found it refused with exit status 1, without key and mend.
+#[test]
+fn io_uring_that_must_be_and_does_not_work_is_told() {
+    let place = Place::new();
+    let file = place.configure(&format!("{SITE}[storage]\nbackend = \"io_uring\"\n"));
+    let before = place.files();
+    let mut command = Command::new("python3");
+    command.args(["-c", WITHOUT_URING, env!("CARGO_BIN_EXE_afterimage"), "serve", "--config"]).arg(&file);
+    let text = refusal(&run(command.env_remove("AFTERIMAGE_LOG")));
+    assert!(
+        text.contains("afterimage.toml: storage.backend = \"io_uring\": io_uring cannot be used"),
+        "{text}"
+    );
+    assert!(text.contains("kernel.io_uring_disabled") && text.contains("\"auto\""), "{text}");
+    assert_eq!(place.files(), before, "nothing was touched");
+}
+
 #[test]
 fn sockets_in_use_are_told() {
     let place = Place::new();

@@ -1,27 +1,57 @@
 //! Whether a configuration can be served on this machine now: directories, sockets, the data directory's lock,
-//! the site key's file.
+//! the site key's file, io_uring if it must be.
 //!
-//! Only looks. Binding and locking come later and may still fail, when somebody was faster.
+//! Only looks, and leaves nothing. Binding and locking come later and may still fail, when somebody was faster.
 
 use std::path::Path;
 
-use super::Configuration;
 use super::error::{Fault, quoted};
+use super::{Configuration, StorageChoice};
 use crate::data_directory::{self, Obstacle};
 use crate::key_file;
 use crate::listen::{self, ListenAddress};
+use crate::storage::{BackendOptions, Preference, open_best};
 
 pub(super) fn check(configuration: &Configuration) -> Result<(), Fault> {
     let data_dir = &configuration.site.data_dir;
-    if let Some(obstacle) = data_directory::obstacle(data_dir) {
-        return Err(directory_fault("site.data_dir", &data_dir.to_string_lossy(), data_dir, obstacle));
+    if let Some((place, obstacle)) = data_directory::obstacle(data_dir) {
+        return Err(data_directory_fault(data_dir, &place, obstacle));
     }
     for address in &configuration.nbd.listen {
         check_address("nbd.listen", &address.to_string(), address)?;
     }
     let api = &configuration.api.socket;
     check_address("api.socket", &api.to_string_lossy(), &ListenAddress::Unix(api.clone()))?;
-    check_site_key(&configuration.keys.site_key, data_dir)
+    check_site_key(&configuration.keys.site_key, data_dir)?;
+    check_backend(configuration)
+}
+
+/// Where io_uring must be, every data thread opens a ring: whether it works is found out by using it.
+fn check_backend(configuration: &Configuration) -> Result<(), Fault> {
+    if configuration.storage.backend != StorageChoice::Uring {
+        return Ok(());
+    }
+    let options = BackendOptions { preference: Preference::Uring, ..BackendOptions::default() };
+    let threads = 0..configuration.site.data_threads.get();
+    let opened = threads.map(|_| open_best(&options)).collect::<Result<Vec<_>, _>>();
+    opened.map(drop).map_err(|error| {
+        let problem = format!("io_uring cannot be used here: {error}");
+        let mend = "allow it (sysctl kernel.io_uring_disabled, the container's seccomp profile), or write \"auto\", which \
+                    takes blocking threads instead";
+        Fault::of("storage.backend", quoted("io_uring"), problem, mend)
+    })
+}
+
+/// The fault of what is in the way in the data directory, or of one of those in it.
+fn data_directory_fault(data_dir: &Path, place: &Path, obstacle: Obstacle) -> Fault {
+    const KEY: &str = "site.data_dir";
+    let value = data_dir.to_string_lossy();
+    let fault = directory_fault(KEY, &value, place, obstacle);
+    if place == data_dir || obstacle != Obstacle::NotADirectory {
+        return fault;
+    }
+    let mend = format!("move {} away, or name another data directory", place.display());
+    Fault::of(KEY, quoted(&value), fault.problem, mend)
 }
 
 /// The site key's file may be missing: then one is made, or sealed groups wait for it. Its directory may not: what is
@@ -73,6 +103,10 @@ fn directory_fault(key: &str, value: &str, directory: &Path, obstacle: Obstacle)
         Obstacle::Unwritable(errno) => (
             format!("directory {shown} is not writable ({errno})"),
             "give this user write permission, or name another".to_owned(),
+        ),
+        Obstacle::TakesNoFiles(errno) => (
+            format!("no file can be created in {shown} ({errno})"),
+            "name a directory of a file system that keeps files".to_owned(),
         ),
         Obstacle::InUse => (
             "data directory in use by another gateway".to_owned(),

@@ -13,7 +13,7 @@ use super::opening::Opened;
 use crate::control::jobs::Progress;
 use crate::control::model::Group;
 use crate::control::name::Name;
-use crate::data_directory::{self, Obstacle};
+use crate::data_directory;
 use crate::error::{Error, ErrorKind, Result};
 use crate::protect::adopt;
 use crate::protect::open::{self, GroupPlan};
@@ -92,7 +92,7 @@ impl Inner {
         let directory = std::fs::canonicalize(&directory).map_err(failed)?;
         // `DATA_DIR/vault/GROUP_ID`, if it is one that a gateway may be serving.
         let owner = directory.parent().and_then(Path::parent).filter(|owner| *owner != self.directory.path());
-        if let Some(owner) = owner.filter(|owner| data_directory::obstacle(owner) == Some(Obstacle::InUse)) {
+        if let Some(owner) = owner.filter(|owner| data_directory::is_in_use(owner) == Some(true)) {
             let text = "a gateway serves this vault: stop it, or copy the directory while it is stopped";
             return Err(Error::new(ErrorKind::Latched, text).at_path(owner));
         }
