@@ -10,11 +10,20 @@ use crate::extent::Ranges;
 use crate::protect::group::Group;
 use crate::protect::shrinking::SpaceStatus;
 use crate::protect::status::Condition;
-use crate::units::MonotonicNanos;
+use crate::units::{MonotonicNanos, WallNanos};
 use crate::vault::Forecast;
 
 /// Most events that wait for somebody to take them; the oldest go first.
 const WAITING_MAX: usize = 256;
+
+/// An event, and when it happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TimedEvent {
+    /// When, by the wall clock.
+    pub time: WallNanos,
+    /// What.
+    pub event: GroupEvent,
+}
 
 /// Something that happened to a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -211,11 +220,16 @@ fn room(space: SpaceStatus) -> String {
 
 impl Group {
     /// Takes what happened since the last call, oldest first.
-    pub fn take_events(&mut self) -> Vec<GroupEvent> {
+    pub fn take_events(&mut self) -> Vec<TimedEvent> {
         std::mem::take(&mut self.events)
     }
 
     pub(super) fn tell(&mut self, event: GroupEvent) {
+        self.tell_timed(TimedEvent { time: self.runtime.wall(), event });
+    }
+
+    fn tell_timed(&mut self, told: TimedEvent) {
+        let event = &told.event;
         let (name, code, text) = (&self.name, event.code(), event.text());
         match event.gravity() {
             Gravity::Note => tracing::info!(group = %name, code, "{text}"),
@@ -225,12 +239,12 @@ impl Group {
         if self.events.len() == WAITING_MAX {
             self.events.remove(0);
         }
-        self.events.push(event);
+        self.events.push(told);
     }
 
     /// Says what tasks have noted.
     pub(super) fn tell_noted(&mut self) {
         let noted = self.retention.events.take();
-        noted.into_iter().for_each(|event| self.tell(event));
+        noted.into_iter().for_each(|told| self.tell_timed(told));
     }
 }

@@ -35,7 +35,7 @@ use crate::journal::writer::{Entry, Identity, Visible, VisibleEvent, Writer};
 use crate::planted::Bug;
 use crate::protect::allocation;
 use crate::protect::disk::Disk;
-use crate::protect::events::GroupEvent;
+use crate::protect::events::TimedEvent;
 use crate::protect::indexing::{Indexing, StoredRun};
 use crate::protect::interval::{ClosedInterval, OpenInterval, Schedule};
 use crate::protect::latching::Resume;
@@ -207,7 +207,7 @@ pub struct Group {
     pub(super) counters: Counters,
     pub(super) rates: RateMeter,
     pub(super) condition: (Condition, WallNanos),
-    pub(super) events: Vec<GroupEvent>,
+    pub(super) events: Vec<TimedEvent>,
     pub(super) vault_failed: Option<ErrorKind>,
     pub(super) vault_failed_because: Option<String>,
     pub(super) serving: bool,

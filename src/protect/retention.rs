@@ -14,7 +14,7 @@ use futures::{FutureExt, StreamExt};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::ladder::Ladder;
 use crate::planted::Planted;
-use crate::protect::events::GroupEvent;
+use crate::protect::events::{GroupEvent, TimedEvent};
 use crate::protect::group::{Callback, Done, Group, Mailbox, nanos};
 use crate::protect::retry::RETRY_DELAY;
 use crate::protect::shrinking::{Shrink, Shrinking, SpaceLimits, SpaceStatus};
@@ -69,13 +69,13 @@ pub(super) struct Shared {
     /// No new step: the group stops.
     pub(super) stopping: Cell<bool>,
     /// What happened that the group has not said yet.
-    pub(super) events: RefCell<Vec<GroupEvent>>,
+    pub(super) events: RefCell<Vec<TimedEvent>>,
 }
 
 impl Shared {
     /// Has the group say something.
-    pub(super) fn tell(&self, event: GroupEvent) {
-        self.events.borrow_mut().push(event);
+    pub(super) fn tell(&self, runtime: &Runtime, event: GroupEvent) {
+        self.events.borrow_mut().push(TimedEvent { time: runtime.wall(), event });
     }
 }
 

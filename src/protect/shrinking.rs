@@ -145,17 +145,13 @@ impl Shrinking {
                 return Ok(self.limits.grace / LOOKS_A_GRACE);
             }
             let Some((step, forecast)) = vault.shrink_step(space.shortage()) else {
-                self.stick(shared);
+                self.stick(runtime, shared);
                 return Ok(self.limits.grace / LOOKS_A_GRACE);
             };
             let now = runtime.now();
             let announced = *self.announced.get_or_insert_with(|| {
-                shared.tell(GroupEvent::HistoryWillShrink {
-                    forecast,
-                    space,
-                    since: now,
-                    grace: self.limits.grace,
-                });
+                let grace = self.limits.grace;
+                shared.tell(runtime, GroupEvent::HistoryWillShrink { forecast, space, since: now, grace });
                 now
             });
             let begins = MonotonicNanos(announced.0 + nanos(self.limits.grace));
@@ -165,7 +161,7 @@ impl Shrinking {
             }
             shared.status.borrow_mut().shrink = Shrink::Shrinks;
             vault.take_step(step, None).await?;
-            shared.tell(GroupEvent::HistoryShrinks { forecast });
+            shared.tell(runtime, GroupEvent::HistoryShrinks { forecast });
             if vault.finish_advance().await? == Advance::Waits {
                 return Ok(self.limits.grace / LOOKS_A_GRACE);
             }
@@ -177,10 +173,10 @@ impl Shrinking {
         }
     }
 
-    fn stick(&self, shared: &Shared) {
+    fn stick(&self, runtime: &Runtime, shared: &Shared) {
         let before = std::mem::replace(&mut shared.status.borrow_mut().shrink, Shrink::Stuck);
         if before != Shrink::Stuck {
-            shared.tell(GroupEvent::HistoryCannotShrink);
+            shared.tell(runtime, GroupEvent::HistoryCannotShrink);
         }
     }
 
@@ -189,7 +185,7 @@ impl Shrinking {
         let found = runtime.space(root).await?;
         let space = SpaceStatus::new(self.limits, vault.history_bytes(), found);
         if space.is_low() && !self.is_low {
-            shared.tell(GroupEvent::SpaceLow(space));
+            shared.tell(runtime, GroupEvent::SpaceLow(space));
         }
         self.is_low = space.is_low();
         shared.status.borrow_mut().space = Some(space);

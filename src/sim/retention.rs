@@ -14,7 +14,7 @@ use crate::block::DataPiece;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::ladder::{Ladder, Rung};
 use crate::format::record::PointRecord;
-use crate::protect::events::GroupEvent;
+use crate::protect::events::{GroupEvent, TimedEvent};
 use crate::units::{DiskId, GroupNanos, Lsn, MonotonicNanos, PointId, SectorRange};
 use crate::view::View;
 
@@ -330,7 +330,7 @@ impl Site {
         let Some(group) = self.process.group() else { return };
         let events = group.take_events();
         let now = self.process.runtime().now();
-        for event in events {
+        for TimedEvent { event, .. } in events {
             self.tracer.note(|| format!("event: {}", event.text()));
             if let GroupEvent::HistoryWillShrink { since, .. } = event {
                 self.retention.announced = Some(since);

@@ -38,7 +38,8 @@ impl Inner {
             let (from, to) = (ByteSize(before.sectors.bytes()), ByteSize(record.sectors.bytes()));
             let text = format!("disk {path} was resized from {from} to {to}");
             tracing::info!(group = %path.group, "{text}");
-            self.keep_event(id, &path.group, (Severity::Info, "disk_resized"), text).await;
+            self.tell_now(id, &path.group, (Severity::Info, "disk_resized"), text);
+            self.record_events().await;
         }
         self.remember(id).await;
         convert::disk(&path.group, &record, true, self.address())

@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use parking_lot::RwLock;
 use tokio::sync::{Mutex, OwnedMutexGuard, oneshot};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::block::Export;
 use crate::capture::nbd::ExportInfo;
@@ -34,7 +34,7 @@ use crate::protect::shrinking::SpaceLimits;
 use crate::site::KeyStore;
 use crate::site::convert;
 use crate::site::data_threads::DataThreads;
-use crate::site::events;
+use crate::site::events::{self, EventQueue};
 use crate::site::group_table::{Entry, GroupTable};
 use crate::site::member::Member;
 use crate::site::verification::{self, Verifications};
@@ -42,6 +42,8 @@ use crate::units::{GroupId, WallNanos, to_usize};
 
 /// Time between the recovery points of a new group.
 pub(super) const INTERVAL_MS_DEFAULT: u32 = 5_000;
+/// How long writing down the last events may take.
+const EVENTS_END: Duration = Duration::from_secs(5);
 /// How long the sessions of a disk that is removed may take to end.
 pub(super) const SESSIONS_END: Duration = Duration::from_secs(5);
 
@@ -78,6 +80,10 @@ pub(super) struct Inner {
     pub(super) restoring: parking_lot::Mutex<HashSet<PathBuf>>,
     /// Verifications in the background: how they stand.
     pub(super) verifications: Verifications,
+    /// What happened and is not in the catalogue yet,
+    pub(super) events: Arc<EventQueue>,
+    /// and who writes it there.
+    keeper: Mutex<Option<JoinHandle<()>>>,
     /// What goes on without anybody having asked; ended when the gateway stops.
     background: Mutex<JoinSet<()>>,
 }
@@ -122,6 +128,8 @@ impl Gateway {
             turns: parking_lot::Mutex::default(),
             restoring: parking_lot::Mutex::default(),
             verifications: Verifications::default(),
+            events: Arc::default(),
+            keeper: Mutex::default(),
             background: Mutex::default(),
         }))
     }
@@ -129,9 +137,11 @@ impl Gateway {
     /// Opens every group of the data directory. One that cannot be opened is listed with the reason, and serves what its
     /// vault can give; the others go on.
     pub async fn open_groups(&self) -> Result<()> {
+        // Openings take long, and have much to tell.
+        let keeper = events::keep(Arc::downgrade(&self.0), Arc::clone(&self.0.events));
+        *self.0.keeper.lock().await = Some(tokio::spawn(keeper));
         self.0.open_groups().await?;
         self.0.background.lock().await.spawn(Inner::retry_for_space(Arc::downgrade(&self.0)));
-        self.0.background.lock().await.spawn(events::keep(Arc::downgrade(&self.0)));
         self.0.background.lock().await.spawn(verification::keep(Arc::downgrade(&self.0)));
         Ok(())
     }
@@ -157,6 +167,9 @@ impl Gateway {
             tracing::warn!(
                 "not every group could be sealed in time; the next start recovers them from their journals"
             );
+        }
+        if tokio::time::timeout(EVENTS_END, inner.end_events()).await.is_err() {
+            tracing::warn!("the catalogue did not take the last events in time; the log has them");
         }
         if let Some(catalogue) = &inner.catalogue {
             catalogue.close().await;
@@ -187,6 +200,17 @@ impl Gateway {
 }
 
 impl Inner {
+    /// Has everything that happened in the catalogue; nothing happens any more.
+    async fn end_events(&self) {
+        self.events.end();
+        if let Some(keeper) = self.keeper.lock().await.take()
+            && let Err(error) = keeper.await
+        {
+            tracing::warn!(%error, "the keeper of events ended early");
+        }
+        self.record_events().await;
+    }
+
     pub(super) fn address(&self) -> &ListenAddress {
         &self.configuration.nbd.listen[0]
     }

@@ -89,7 +89,7 @@ impl Inner {
         })
         .await?;
         // Whoever is told that it was done finds it among the events, whatever becomes of this process.
-        self.keep_events().await;
+        self.record_events().await;
         Ok(())
     }
 
@@ -107,7 +107,8 @@ impl Inner {
         if entry.failure.is_some() {
             self.look_for_key(&entry)?;
             let opened = self.reopen(&name, &entry).await;
-            self.tell_opening(entry.id).await;
+            self.tell_opening(entry.id, self.environment.wall());
+            self.record_events().await;
             let name = opened?;
             self.remember(entry.id).await;
             let group = self.group_model(&name, &self.find(&name)?.1).await?;
@@ -165,7 +166,8 @@ impl Inner {
         if let Err(error) = cleared {
             // What is left of it is listed, so that it can be removed again.
             self.note_without_vault(id, &error, Some(name));
-            self.tell_opening(id).await;
+            self.tell_opening(id, self.environment.wall());
+            self.record_events().await;
             return Err(error);
         }
         self.threads.exports().end_refusal(name.as_str());
@@ -222,6 +224,7 @@ impl Inner {
             |_| Error::new(ErrorKind::Shutdown, "the gateway stopped; the rest is removed at the next start");
         let cleared = receiver.await.map_err(lost)?;
         self.threads.exports().forget_group(id);
+        self.events.forget(id);
         cleared
     }
 }

@@ -4,6 +4,7 @@
 
 use std::collections::HashSet;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use crate::block::{Export, Refusal, Reply, Request, Ticket, Volume};
 use crate::error::{Error, ErrorKind, Result};
@@ -12,7 +13,8 @@ use crate::format::record::{DiskRecord, GroupRecord, PinKind, PointRecord};
 use crate::protect::group::Group;
 use crate::protect::open::GroupPlan;
 use crate::runtime::{Event, Runtime};
-use crate::units::{MonotonicNanos, PointId};
+use crate::site::events::EventQueue;
+use crate::units::{GroupId, MonotonicNanos, PointId};
 use crate::vault::Vault;
 
 type Notice<T> = Box<dyn FnOnce(T)>;
@@ -26,6 +28,9 @@ pub struct Member {
     when_stopped: Option<Notice<()>>,
     /// Replies of what refused without the group.
     replies: Vec<(Ticket, Reply)>,
+    id: GroupId,
+    /// For what the group tells.
+    events: Arc<EventQueue>,
 }
 
 /// What the manifest says of a group, its points aside.
@@ -37,12 +42,27 @@ pub(super) struct Description {
 
 impl Member {
     /// Hosts a vault and its test failovers, for now without the group.
-    pub async fn open(runtime: &Rc<Runtime>, vault: Rc<Vault>, plan: &GroupPlan) -> Member {
+    pub(super) async fn open(
+        runtime: &Rc<Runtime>,
+        vault: Rc<Vault>,
+        plan: &GroupPlan,
+        events: Arc<EventQueue>,
+    ) -> Member {
         let tests = open_tests(runtime, &vault, plan).await;
         if let Err(error) = &tests {
             tracing::error!(group = %vault.manifest().state().group(), %error, "no test failovers can be served");
         }
-        Member { vault, group: None, tests, when_serving: None, when_stopped: None, replies: Vec::new() }
+        let id = vault.manifest().state().group();
+        Member {
+            id,
+            vault,
+            group: None,
+            tests,
+            when_serving: None,
+            when_stopped: None,
+            replies: Vec::new(),
+            events,
+        }
     }
 
     /// Hosts the opened group too; `when_serving` is called once it takes requests, or turns out never to take any.
@@ -77,6 +97,7 @@ impl Member {
 
     /// Lets the group go, with all that works for it. Whoever waited for it is told by its exports' end.
     pub(super) fn close(&mut self) {
+        self.pass_events();
         self.group = None;
     }
 
@@ -120,6 +141,13 @@ impl Member {
             group.stop();
         }
         self.when_stopped = Some(Box::new(|()| when_stopped()));
+    }
+
+    /// Hands on what the group has told.
+    fn pass_events(&mut self) {
+        if let Some(group) = &mut self.group {
+            group.take_events().iter().for_each(|told| self.events.tell(self.id, told));
+        }
     }
 
     fn notify(&mut self) {
@@ -186,6 +214,8 @@ impl Volume for Member {
         if let Ok(tests) = &mut self.tests {
             tests.advance();
         }
+        // Before anybody is told that it serves, or stopped.
+        self.pass_events();
         self.notify();
     }
 

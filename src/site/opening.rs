@@ -30,6 +30,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::protect::group::Group;
 use crate::protect::open::{self, GroupPlan};
 use crate::runtime::Runtime;
+use crate::site::events::EventQueue;
 use crate::units::GroupId;
 use crate::vault::{self, Vault};
 
@@ -57,7 +58,12 @@ struct Parts {
 }
 
 /// Opens what can be opened of a group; `None` if it had been removed, and is gone now.
-async fn open_parts(runtime: &Rc<Runtime>, plan: &GroupPlan, id: GroupId) -> Result<Option<Parts>> {
+async fn open_parts(
+    runtime: &Rc<Runtime>,
+    plan: &GroupPlan,
+    id: GroupId,
+    events: Arc<EventQueue>,
+) -> Result<Option<Parts>> {
     let vault = match open::open_vault(runtime, plan).await {
         Err(error) if error.kind() == ErrorKind::Shutdown || is_unbegun(runtime, plan, &error).await? => {
             removal::clear(runtime, plan).await?;
@@ -71,7 +77,7 @@ async fn open_parts(runtime: &Rc<Runtime>, plan: &GroupPlan, id: GroupId) -> Res
         return Err(Error::corrupt(text).at_path(&plan.vault));
     }
     let group = open::open_over(Rc::clone(runtime), plan.clone(), Rc::clone(&vault)).await;
-    Ok(Some(Parts { member: Member::open(runtime, vault, plan).await, group }))
+    Ok(Some(Parts { member: Member::open(runtime, vault, plan, events).await, group }))
 }
 
 /// Whether a vault could not be opened because the creation of its group was cut off before anything was there.
@@ -117,11 +123,12 @@ impl Inner {
             match self.open(id).await? {
                 Opened::Serving => self.serve_or_report(id, None).await,
                 Opened::VaultOnly(error) => {
+                    let failed = self.environment.wall();
                     self.serve_or_report(id, Some(self.failure(&error, true))).await;
-                    self.tell_opening(id).await;
+                    self.tell_opening(id, failed);
                 }
                 Opened::Nothing(error) => {
-                    without_vault.push((id, error));
+                    without_vault.push((id, error, self.environment.wall()));
                     continue;
                 }
                 Opened::Removed => continue,
@@ -129,9 +136,9 @@ impl Inner {
             snapshot.groups.extend(self.record(id).await);
         }
         // These come last: a name that only the catalogue knows is not taken from a group whose manifest says it.
-        for (id, error) in without_vault {
+        for (id, error, failed) in without_vault {
             self.note_without_vault(id, &error, known.get(&id).map(|record| record.name.clone()));
-            self.tell_opening(id).await;
+            self.tell_opening(id, failed);
             snapshot.groups.extend(known.get(&id).cloned());
         }
         cached(self.catalogue.as_ref().map(|catalogue| catalogue.rebuild(&snapshot))).await;
@@ -175,12 +182,12 @@ impl Inner {
     /// Opens what there is of a group on its thread; hosts it there if it has at least its vault.
     pub(super) async fn open(&self, id: GroupId) -> Result<Opened> {
         let home = self.threads.exports().place_group(id, self.threads.count());
-        let plan = self.plan(id);
+        let (plan, events) = (self.plan(id), Arc::clone(&self.events));
         let (sender, receiver) = oneshot::channel();
         self.threads.command(home, move |host| {
             let (runtime, later) = (Rc::clone(host.runtime()), host.later());
             host.runtime().spawn(async move {
-                let opened = open_parts(&runtime, &plan, id).await;
+                let opened = open_parts(&runtime, &plan, id, events).await;
                 later.run(move |host| host_parts(host, id, opened, sender));
             });
         })?;
@@ -237,6 +244,7 @@ impl Inner {
         let failure = entry.failure.clone();
         let id = entry.id;
         let name = self.groups.write().put(entry, wanted);
+        self.events.named();
         if let Some(failure) = failure {
             let told = failure.told_clients(&name);
             tracing::error!(group = %id, %name, "{told}; its disks are not served");
@@ -283,6 +291,7 @@ impl Inner {
             Opened::Removed => {
                 self.threads.exports().end_refusal(name.as_str());
                 self.groups.write().remove(id);
+                self.events.forget(id);
                 return Err(Error::new(ErrorKind::NotFound, format!("group {name} had been removed")));
             }
         }
@@ -398,7 +407,7 @@ impl Inner {
             }
             // That it still lacks space was told when it first did.
             if !self.wants_space(id) {
-                self.tell_opening(id).await;
+                self.tell_opening(id, self.environment.wall());
             }
         }
     }

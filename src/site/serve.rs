@@ -1,5 +1,7 @@
 //! `serve`: starts the data threads, opens the groups, listens, and stops in good order.
 
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -18,7 +20,7 @@ use crate::control::catalogue::Catalogue;
 use crate::data_directory::DataDirectory;
 use crate::env::{Environment, OsEnvironment};
 use crate::error::{Error, Result};
-use crate::listen::bind_unix;
+use crate::listen::{ListenAddress, bind_unix};
 use crate::storage::{BackendOptions, Preference, Storage, open_best};
 use crate::units::to_usize;
 
@@ -61,15 +63,6 @@ async fn run(configuration: Configuration, directory: DataDirectory) -> Result<(
     let socket = configuration.api.socket.clone();
     let gateway =
         Gateway::new(configuration, directory, keys, threads, Arc::clone(&environment), catalogue, storage);
-    gateway.open_groups().await?;
-    for address in &listen {
-        let bound = gateway.listen(address)?;
-        tracing::info!(address = %bound, "block clients may connect");
-    }
-    let listener = bind_unix(&socket)
-        .map_err(|error| Error::io("listening on the API's socket", error).at_path(&socket))?;
-    let router = api::router(Arc::new(gateway.clone()), environment);
-    tracing::info!(socket = %socket.display(), "ready");
     let stop = async move {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -77,13 +70,38 @@ async fn run(configuration: Configuration, directory: DataDirectory) -> Result<(
         }
         tracing::info!("stopping: sessions drain, journals are sealed");
     };
-    let served = api::serve(listener, router, stop).await;
+    let opened = open(&gateway, &listen, &socket).await;
+    let has_socket = opened.is_ok();
+    let served = match opened {
+        Ok(listener) => {
+            let router = api::router(Arc::new(gateway.clone()), environment);
+            tracing::info!(socket = %socket.display(), "ready");
+            let served = api::serve(listener, router, stop).await;
+            served.map_err(|error| Error::io("serving the API", error))
+        }
+        Err(error) => Err(error),
+    };
+    // Also what could not serve stops in good order: groups were opened, and have told what happened to them.
     gateway.stop(STOP_WITHIN).await;
-    // The socket's name goes with the gateway that answered on it.
-    let _ = std::fs::remove_file(&socket);
-    gateway.end()?;
-    tracing::info!("stopped");
-    served.map_err(|error| Error::io("serving the API", error))
+    if has_socket {
+        // The socket's name goes with the gateway that answered on it.
+        let _ = std::fs::remove_file(&socket);
+    }
+    let ended = gateway.end();
+    if ended.is_ok() {
+        tracing::info!("stopped");
+    }
+    served.and(ended)
+}
+
+/// Opens the groups, then lets clients connect, then administrators.
+async fn open(gateway: &Gateway, listen: &[ListenAddress], socket: &Path) -> Result<UnixListener> {
+    gateway.open_groups().await?;
+    for address in listen {
+        let bound = gateway.listen(address)?;
+        tracing::info!(address = %bound, "block clients may connect");
+    }
+    bind_unix(socket).map_err(|error| Error::io("listening on the API's socket", error).at_path(socket))
 }
 
 fn start_threads(

@@ -137,7 +137,7 @@ impl Inner {
                 lines.push(finding.to_string());
             }
             if !looked.is_sound() {
-                self.tell_faults(entry.id, &name, &damage(&looked), 0).await;
+                self.tell_faults(entry.id, &name, &damage(&looked), 0);
             }
         }
         Ok(report)
@@ -172,7 +172,7 @@ impl Inner {
         let (name, id) = self.find_open(&group)?;
         let report = self.verify_disks(id, Pacing { rate, hold: Hold::default() }, progress).await?;
         if !report.is_sound() {
-            self.tell_faults(id, &name, &texts(&report), report.more_findings).await;
+            self.tell_faults(id, &name, &texts(&report), report.more_findings);
         }
         let faults = report.findings.iter().map(|finding| GroupFault {
             disk: finding.name.clone(),
@@ -272,11 +272,11 @@ impl Inner {
             tracing::warn!(group = %name, %error, "that it was verified is forgotten at the next start");
         }
         if faults > 0 {
-            return self.tell_faults(id, name, &sum.faults, sum.more_faults).await;
+            return self.tell_faults(id, name, &sum.faults, sum.more_faults);
         }
         let text = format!("verified: {} read, no faults", ByteSize(sum.read_bytes).approximate());
         tracing::info!(group = %name, "{text}");
-        self.keep_event(id, name, (Severity::Info, "verify_done"), text).await;
+        self.tell_now(id, name, (Severity::Info, "verify_done"), text);
     }
 
     /// The vault, then the disks if the group is open.
@@ -317,7 +317,7 @@ impl Inner {
         }
     }
 
-    async fn tell_faults(&self, id: GroupId, name: &Name, faults: &[String], more: u64) {
+    fn tell_faults(&self, id: GroupId, name: &Name, faults: &[String], more: u64) {
         let count = faults.len() as u64 + more;
         let mut text = format!("verification found {}: ", counted(count, "fault"));
         text += &faults.iter().take(FAULTS_TOLD).cloned().collect::<Vec<_>>().join("; ");
@@ -328,7 +328,7 @@ impl Inner {
             );
         }
         tracing::error!(group = %name, code = "verify_found", "{text}");
-        self.keep_event(id, name, (Severity::Error, "verify_found"), text).await;
+        self.tell_now(id, name, (Severity::Error, "verify_found"), text);
     }
 
     /// What people are told; nothing where verifications in the background are off and none ever ran.

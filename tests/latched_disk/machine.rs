@@ -13,6 +13,7 @@ use afterimage::image::image_path;
 use afterimage::image::side::side_path;
 use afterimage::planted::Planted;
 use afterimage::protect::disk::Disk;
+use afterimage::protect::events::GroupEvent;
 use afterimage::protect::group::Group;
 use afterimage::protect::latching::ResumeReport;
 use afterimage::protect::membership::Content;
@@ -142,6 +143,11 @@ impl Machine {
 
     pub fn group(&mut self) -> &mut Group {
         self.group.as_mut().expect("the group is open")
+    }
+
+    /// What the group has told since the last time.
+    pub fn told(&mut self) -> Vec<GroupEvent> {
+        self.group().take_events().into_iter().map(|told| told.event).collect()
     }
 
     pub fn step(&mut self) {

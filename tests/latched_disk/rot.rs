@@ -172,7 +172,7 @@ fn what_is_lost_is_noted_and_accepted_and_the_rest_goes_on() {
         let lost = Ranges::of([LOST]);
         assert_eq!(report.disks[0].finding, Finding::Accepted { lost: lost.clone() });
         let told = GroupEvent::LossAccepted { disk: "first".to_owned(), sectors: lost };
-        assert_eq!(machine.group().take_events().iter().filter(|event| **event == told).count(), 1);
+        assert_eq!(machine.told().iter().filter(|event| **event == told).count(), 1);
         assert_eq!(read_whole(&mut machine, rotten), accepted_content());
         assert!(machine.write(rotten, 200, 4, 1).is_ok());
         let expected = vec![(90, 1), (20, 3), (90, 0), (1, 4), (55, 0)];
@@ -316,17 +316,13 @@ fn what_only_points_lack_is_written_anew() {
         assert!(machine.write(rotten, 12, 3, 1).is_ok());
         let expected = vec![(10, 1), (2, 2), (1, 3), (4, 2), (3, 1), (SECTORS - 20, 0)];
         machine.drive("the renewal", |machine| {
-            machine
-                .group()
-                .take_events()
-                .iter()
-                .any(|event| matches!(event, GroupEvent::Renewed { sectors: 7, .. }))
+            machine.told().iter().any(|event| matches!(event, GroupEvent::Renewed { sectors: 7, .. }))
         });
         assert_eq!(read_whole(&mut machine, rotten), expected, "seed {seed}");
         let whole = point(&mut machine);
         assert!(lacks(&whole, rotten).is_empty());
         assert_eq!(view(&mut machine, &whole, rotten).expect("whole"), expected, "seed {seed}");
-        let told = machine.group().take_events();
+        let told = machine.told();
         assert!(told.contains(&GroupEvent::DiskWhole { disk: "first".to_owned() }), "{told:?}");
         machine.turn_the_journal_over(sound);
         assert_eq!(read_whole(&mut machine.restart(seed % 2 == 0), rotten), expected, "seed {seed}");
@@ -355,7 +351,7 @@ fn a_renewal_that_a_death_cuts_short_is_begun_anew() {
             Err(error) => assert_eq!(error.kind(), ErrorKind::Corrupt),
             Ok(()) => {
                 machine.drive("the renewal", |machine| {
-                    let told = machine.group().take_events();
+                    let told = machine.told();
                     told.iter().any(|event| matches!(event, GroupEvent::Renewed { .. }))
                         || machine.group().snapshot().idle
                 });

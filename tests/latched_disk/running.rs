@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use afterimage::block::{Refusal, Request, Response, Ticket};
 use afterimage::error::ErrorKind;
+use afterimage::protect::events::GroupEvent;
 use afterimage::protect::latching::Finding;
+use afterimage::protect::status::Condition;
 use afterimage::storage::sim::{FaultKind, Matcher, OpKind};
 use afterimage::units::{Lsn, SectorRange, to_usize};
 
@@ -14,6 +16,17 @@ use crate::machine::{
     Machine, SECTORS, SEGMENT_BYTES, SEGMENTS, fill, image, latched, part, plan, side, write,
 };
 use crate::pieces::flatten;
+
+#[test]
+fn an_event_bears_the_time_at_which_it_happened_whenever_it_is_asked_for() {
+    let (mut machine, ..) = latched(1);
+    let snapshot = machine.group().snapshot();
+    assert_eq!(snapshot.condition, Condition::ImageFailed);
+    machine.environment.advance(Duration::from_secs(3600));
+    let told = machine.group().take_events();
+    let latches = told.iter().filter(|told| told.event == GroupEvent::Condition(Condition::ImageFailed));
+    assert_eq!(latches.map(|told| told.time).collect::<Vec<_>>(), [snapshot.since]);
+}
 
 #[test]
 fn a_broken_image_stops_neither_the_other_disks_nor_its_own_reads() {

@@ -14,6 +14,7 @@ mod tool;
 mod adoption;
 mod cancelled;
 mod connections;
+mod events;
 mod failed_groups;
 mod full_disk;
 mod import;
