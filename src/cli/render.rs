@@ -63,7 +63,7 @@ pub fn groups(groups: &[Group]) -> String {
             group.disks.as_ref().map_or(UNKNOWN.to_owned(), bytes),
             interval(group.policy),
             created(group),
-            if group.failure.is_some() { "FAILED" } else { "open" }.to_owned(),
+            group_state(group),
             group.id.to_string(),
         ]
     });
@@ -72,8 +72,29 @@ pub fn groups(groups: &[Group]) -> String {
         if let Some(failure) = &group.failure {
             let _ = write!(text, "\n{}  could not be opened\n{}", group.name, why(&failure.reason));
         }
+        text += &latches(group.disks.iter().flatten());
     }
     text
+}
+
+fn group_state(group: &Group) -> String {
+    match (&group.failure, group.latched_disks) {
+        (Some(_), _) => "FAILED".to_owned(),
+        (None, 0) => "open".to_owned(),
+        (None, latched) => {
+            let disks = group.disks.as_ref().map_or(0, Vec::len);
+            format!("DEGRADED: {latched} of {} latched", counted(disks, "disk"))
+        }
+    }
+}
+
+/// Why the writes of disks fail, of each that is latched.
+fn latches<'a>(disks: impl Iterator<Item = &'a Disk>) -> String {
+    let lines = disks.filter_map(|disk| {
+        let reason = disk.latched.as_ref()?;
+        Some(format!("\n{}  latched\n{}", disk.export, why(reason)))
+    });
+    lines.collect()
 }
 
 fn why(reason: &Reason) -> String {
@@ -118,10 +139,14 @@ pub fn keys(keys: &Keys) -> String {
 
 pub fn disks(disks: &[Disk]) -> String {
     let rows = disks.iter().map(|disk| {
-        let uri = if disk.served { disk.uri.as_str() } else { "not served: its group could not be opened" };
+        let uri = match (&disk.latched, disk.served) {
+            (Some(_), _) => "LATCHED: its writes fail",
+            (None, true) => disk.uri.as_str(),
+            (None, false) => "not served: its group could not be opened",
+        };
         [disk.export.clone(), size(disk.size_bytes), disk.id.to_string(), uri.to_owned()]
     });
-    table(["DISK", "SIZE", "ID", "NBD URI"], rows)
+    table(["DISK", "SIZE", "ID", "NBD URI"], rows) + &latches(disks.iter())
 }
 
 pub fn disk_created(disk: &Disk) -> String {

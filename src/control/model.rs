@@ -35,6 +35,12 @@ pub struct Group {
     pub retain: Option<Retain>,
     /// Its disks, by name.
     pub disks: Option<Vec<Disk>>,
+    /// Its condition, in the word of `status`; unknown while it is being opened or closed.
+    #[serde(default)]
+    pub condition: Option<Condition>,
+    /// Of how many of its disks writes fail, though it is open: [`Disk::latched`] says why.
+    #[serde(default)]
+    pub latched_disks: u64,
     /// Why it could not be opened, if so. Its points, test failovers and restores are served as far as its vault can be
     /// read; nothing else is.
     pub failure: Option<Failure>,
@@ -90,8 +96,11 @@ pub struct Disk {
     pub export: String,
     /// The NBD URI of the export at the gateway's first address.
     pub uri: String,
-    /// Whether it is served: not if its group could not be opened.
+    /// Whether it is served: not if its group could not be opened, nor if it is latched.
     pub served: bool,
+    /// Why its writes fail, and its reads if its files cannot be opened, though its group is open: in the words of `status`.
+    #[serde(default)]
+    pub latched: Option<Reason>,
 }
 
 /// A recovery point of a group.

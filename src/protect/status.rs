@@ -154,7 +154,7 @@ pub struct GroupSnapshot {
     pub disks: Vec<DiskRecord>,
     /// Names of the disks whose image failed, or whose records in the journal are damaged,
     pub latched_disks: Vec<String>,
-    /// and what went wrong with each.
+    /// and what went wrong with each, in the same order.
     pub latched_because: Vec<String>,
     /// Why the vault refused a point for good, if it did.
     pub vault_failure: Option<String>,
@@ -304,7 +304,7 @@ impl Group {
             interval_ms: u64::try_from(self.schedule.interval().as_millis()).unwrap_or(u64::MAX),
             disks: self.disks.values().map(|disk| disk.record.clone()).collect(),
             latched_disks: latched().map(|disk| disk.record.name.clone()).collect(),
-            latched_because: latched().filter_map(|disk| disk.last_failure.clone()).collect(),
+            latched_because: latched().map(|disk| disk.last_failure.clone().unwrap_or_default()).collect(),
             vault_failure: self.vault_failed_because.clone(),
             condition: self.condition.0,
             since: self.condition.1,

@@ -30,9 +30,9 @@ pub fn disk_path(group: &Name, disk: &str) -> Result<DiskPath> {
     Ok(DiskPath { group: group.clone(), disk: name(disk)? })
 }
 
-/// A disk, and whether it is served.
-pub fn disk(group: &Name, record: &DiskRecord, served: bool, address: &ListenAddress) -> Result<Disk> {
-    Ok(disk_at(disk_path(group, &record.name)?, record.id, record.sectors, served, address))
+/// A disk that is served.
+pub fn disk(group: &Name, record: &DiskRecord, address: &ListenAddress) -> Result<Disk> {
+    Ok(disk_at(disk_path(group, &record.name)?, record.id, record.sectors, true, address))
 }
 
 fn disk_at(path: DiskPath, id: DiskId, size: SectorCount, served: bool, address: &ListenAddress) -> Disk {
@@ -45,30 +45,54 @@ fn disk_at(path: DiskPath, id: DiskId, size: SectorCount, served: bool, address:
         uri: address.nbd_uri(&export),
         export,
         served,
+        latched: None,
     }
 }
 
-/// A group with its disks, as its manifest says.
+/// A group with its disks, as its manifest says; `snapshot` tells how it stands if it is open.
 pub(super) fn group(
     id: GroupId,
     name: &Name,
     description: &Description,
+    snapshot: Option<&GroupSnapshot>,
     failure: Option<Failure>,
     address: &ListenAddress,
 ) -> Result<Group> {
     let record = &description.record;
-    let disks = description.disks.iter().map(|record| disk(name, record, failure.is_none(), address));
+    let disks = description.disks.iter().map(|record| {
+        let latched = snapshot.and_then(|snapshot| latch(snapshot, &record.name));
+        let served = failure.is_none() && latched.is_none();
+        Ok(Disk { served, latched, ..disk(name, record, address)? })
+    });
     let mut disks = disks.collect::<Result<Vec<_>>>()?;
     disks.sort_by(|a, b| a.name.cmp(&b.name));
+    let open = || snapshot.map(|snapshot| state(snapshot).condition);
+    let condition = failure.as_ref().map(|_| ApiCondition::Failed).or_else(open);
     Ok(Group {
         id,
         name: name.clone(),
         created: Some(record.created),
         policy: Some(policy(record)),
         retain: Some(Retain(record.retain.clone())),
+        condition,
+        latched_disks: disks.iter().filter(|disk| disk.latched.is_some()).count() as u64,
         disks: Some(disks),
         failure,
     })
+}
+
+/// Why writes to a disk of an open group fail, if they do: in the words of `status`, which has one reason for the whole group.
+fn latch(snapshot: &GroupSnapshot, disk: &str) -> Option<Reason> {
+    if snapshot.condition == Condition::JournalFailed {
+        return state(snapshot).reason;
+    }
+    let place = snapshot.latched_disks.iter().position(|latched| latched == disk)?;
+    let why = Condition::ImageFailed.explanation().expect("a failure is explained");
+    let detail = match snapshot.latched_because.get(place).filter(|because| !because.is_empty()) {
+        Some(because) => format!("{}: {because}", why.what),
+        None => why.what.to_owned(),
+    };
+    Some(Reason { code: ReasonCode::ImageFailed, detail, mend: why.mend.to_owned() })
 }
 
 fn policy(record: &GroupRecord) -> Policy {
@@ -94,6 +118,8 @@ pub fn unreadable_group(
         policy: known.map(|known| known.policy),
         retain: None,
         disks: known.map(|known| known.disks.iter().map(disk).collect()),
+        condition: failure.as_ref().map(|_| ApiCondition::Failed),
+        latched_disks: 0,
         failure,
     }
 }

@@ -42,7 +42,7 @@ impl Inner {
             self.record_events().await;
         }
         self.remember(id).await;
-        convert::disk(&path.group, &record, true, self.address())
+        convert::disk(&path.group, &record, self.address())
     }
 
     async fn resize(

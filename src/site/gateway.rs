@@ -336,8 +336,12 @@ impl Inner {
             let known = self.last_described(entry.id).await;
             return Ok(convert::unreadable_group(entry.id, name, known.as_ref(), failure, self.address()));
         }
-        let description = self.read(entry.id, |member| member.description()).await?;
-        convert::group(entry.id, name, &description, failure, self.address())
+        let asked = |member: &mut Member| {
+            let snapshot = member.group().ok().map(|group| group.snapshot());
+            (member.description(), snapshot)
+        };
+        let (description, snapshot) = self.read(entry.id, asked).await?;
+        convert::group(entry.id, name, &description, snapshot.as_ref(), failure, self.address())
     }
 
     pub(super) async fn remember(&self, id: GroupId) {

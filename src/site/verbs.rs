@@ -224,7 +224,7 @@ impl Inner {
             self.serve_disk(&group, id, &record)?;
         }
         self.remember(id).await;
-        convert::disk(&group, &record, true, self.address())
+        convert::disk(&group, &record, self.address())
     }
 
     async fn disk_import(&self, path: DiskPath, file: PathBuf, progress: Progress) -> Result<Disk> {

@@ -77,6 +77,7 @@ impl FakeSite {
                 name: path.disk,
                 size_bytes: size.bytes(),
                 served: true,
+                latched: None,
             };
             group.disks().push(disk.clone());
             Ok(disk)
@@ -111,6 +112,8 @@ impl Backend for FakeSite {
             policy: Some(Policy { interval_ms: 1000 }),
             retain: Some(Retain(Ladder::default())),
             disks: Some(Vec::new()),
+            condition: None,
+            latched_disks: 0,
             failure: None,
         };
         let group = if group.name.as_str() == "lost" { unknown(group) } else { group };

@@ -94,6 +94,7 @@ impl Site {
         let names = [says, "db", image.to_str().expect("UTF-8")];
         assert!(names.iter().all(|name| detail.contains(name)), "{detail}");
         assert!(state["reason"]["mend"].as_str().expect("text").contains("group resume"), "{state:#}");
+        self.assert_listed_as_latched(detail);
         let mut client =
             Client::connect(self.gateway.connect(), Wishes::all("erp/db".to_owned())).expect("served");
         let read = Command::Read { offset: 0, length: 512, unfragmented: true };
@@ -102,6 +103,43 @@ impl Site {
             let refused = client.call(&command).expect("the connection stays");
             assert_eq!(refused.expect_err("refused").code, NBD_EIO);
         }
+    }
+}
+
+impl Site {
+    /// Every listing says what `status` says. A review found the disk served and its group open in all others.
+    #[track_caller]
+    fn assert_listed_as_latched(&self, detail: &str) {
+        let disks = self.gateway.json("disk list");
+        let listed: Vec<_> = disks.as_array().unwrap().iter().map(|disk| &disk["served"]).collect();
+        assert_eq!(listed, [&Value::Bool(false), &Value::Bool(true)], "{disks:#}");
+        let latched = &disks[0]["latched"];
+        assert_eq!(latched["code"], "image_failed");
+        // Status has the disk's name in it, for it speaks of the whole group.
+        assert_eq!(detail.replacen(" (db)", "", 1), latched["detail"].as_str().expect("text"));
+        assert!(latched["mend"].as_str().expect("text").contains("group resume"));
+        assert_eq!(disks[1]["latched"], Value::Null);
+        let group = &self.gateway.json("group list")[0];
+        assert_eq!((&group["condition"], &group["latched_disks"]), (&"latched".into(), &1.into()));
+        assert_eq!(group["failure"], Value::Null, "it is open");
+        for (line, fragment) in [
+            ("disk list", "LATCHED: its writes fail"),
+            ("group list", "DEGRADED: 1 of 2 disks latched"),
+            ("group show erp", "LATCHED: its writes fail"),
+        ] {
+            let told = self.gateway.says(line);
+            assert!(told.contains(fragment) && told.contains(detail.rsplit(": ").next().unwrap()), "{told}");
+        }
+    }
+
+    #[track_caller]
+    fn assert_listed_as_sound(&self) {
+        let disks = self.gateway.json("disk list");
+        let is_sound = |disk: &Value| disk["served"] == true && disk["latched"] == Value::Null;
+        assert!(disks.as_array().unwrap().iter().all(is_sound), "{disks:#}");
+        let group = &self.gateway.json("group list")[0];
+        assert_eq!((&group["condition"], &group["latched_disks"]), (&"protected".into(), &0.into()));
+        assert!(!self.gateway.says("group list").contains("DEGRADED"));
     }
 }
 
@@ -141,6 +179,7 @@ fn their_disks_are_latched_alone_and_come_back() {
         site.gateway.restart();
         site.assert_serves("db", &old);
         assert_eq!(site.gateway.group_status()["state"]["condition"], "protected");
+        site.assert_listed_as_sound();
     }
 }
 
