@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use afterimage::block::Export;
 use afterimage::capture::nbd::client::{Answer, Client, Command, Wishes, encode_request};
-use afterimage::capture::nbd::codec::{NBD_EINVAL, NBD_ESHUTDOWN};
+use afterimage::capture::nbd::codec::{ErrorCode, NBD_EINVAL, NBD_ESHUTDOWN};
 use afterimage::capture::nbd::{ExportInfo, Limits};
 use afterimage::listen::ListenAddress;
 use afterimage::site::{DataThreads, DataThreadsOptions, SessionLimits};
@@ -90,6 +90,21 @@ impl Gateway {
         (Client::connect(socket, Wishes::all(name(number))).unwrap(), handle)
     }
 
+    /// A client that has asked for simple replies, as a bare socket.
+    fn connect_simple(&self, number: u128) -> UnixStream {
+        let socket = self.socket();
+        let wishes = Wishes { export: name(number), structured: false, allocation: false };
+        Client::connect(socket.try_clone().unwrap(), wishes).unwrap();
+        socket
+    }
+
+    /// Waits until requests hold that many bytes.
+    fn until_held(&self, bytes: usize) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let is_so = || runtime.block_on(self.threads.buffered_bytes()) == bytes;
+        assert!((0..1_000_000).any(|_| is_so()), "{bytes} bytes are never held");
+    }
+
     /// What `ask` says of the volume, on its thread.
     fn ask<R: Send + 'static>(&self, ask: impl Fn(&mut RamVolume) -> R + Send + 'static) -> R {
         let answer = self.threads.call(self.home, move |host| ask(host.volume(GROUP).unwrap()));
@@ -115,6 +130,14 @@ impl Gateway {
 
 fn name(number: u128) -> String {
     format!("group/disk{number}")
+}
+
+/// A simple reply's error and cookie.
+fn simple_reply(socket: &mut UnixStream) -> (ErrorCode, u64) {
+    let mut reply = [0; 16];
+    socket.read_exact(&mut reply).unwrap();
+    let field = |at: usize| u32::from_be_bytes(reply[at..at + 4].try_into().unwrap());
+    (ErrorCode(field(4)), u64::from(field(8)) << 32 | u64::from(field(12)))
 }
 
 /// The header of a write that is as long as a header can say.
@@ -248,8 +271,8 @@ fn stalled_clients_hold_up_nobody() {
     write_and_verify(gateway.connect(0).0, 3);
     assert_eq!(
         gateway.threads.drain(Duration::from_millis(100)).wait(),
-        1,
-        "who takes no replies is cut off"
+        3,
+        "who takes no replies is cut off, and who sends no more of a payload"
     );
     gateway.threads.stop().unwrap();
 }
@@ -287,15 +310,58 @@ fn a_drain_closes_idle_sessions_at_once() {
     let (_idle, mut idle) = gateway.connect(0);
     let (_half_a_write, mut half_a_write) = gateway.connect(0);
     half_a_write.write_all(&long_write(1)[..20]).unwrap();
-    let (_half_a_payload, mut half_a_payload) = gateway.connect(1);
-    half_a_payload.write_all(&long_write(1)).unwrap();
     let mut half_a_handshake = gateway.socket();
     assert_eq!(half_a_handshake.read(&mut [0; 18]).unwrap(), 18);
     // Nobody is owed anything: all end in good order, and nobody is waited for until the deadline.
     assert_eq!(gateway.threads.drain(PATIENCE).wait(), 0);
-    for socket in [&mut idle, &mut half_a_write, &mut half_a_payload, &mut half_a_handshake] {
+    for socket in [&mut idle, &mut half_a_write, &mut half_a_handshake] {
         assert_eq!(socket.read(&mut [0]).unwrap(), 0, "its connection is closed");
     }
+    gateway.threads.stop().unwrap();
+}
+
+/// A write that had begun to come when the drain began got no answer: nothing was in flight, so its connection was closed
+/// as an idle one's is.
+#[test]
+fn a_drain_answers_a_write_whose_payload_is_still_to_come() {
+    const MIB: usize = 1 << 20;
+    let gateway = Gateway::start(2);
+    let (_idle, mut idle) = gateway.connect(0);
+    let mut begun = gateway.connect_simple(0);
+    let mut refused = gateway.connect_simple(0);
+    let mut encoded = Vec::new();
+    encode_request(7, &Command::Write { offset: 0, data: &vec![0x5a; MIB], durable: false }, &mut encoded);
+    begun.write_all(&encoded[..4000]).unwrap();
+    let too_long = (33_u32 << 20).to_be_bytes();
+    refused.write_all(&[&encoded[..24], &too_long, &encoded[28..4000]].concat()).unwrap();
+    gateway.until_held(MIB);
+    let draining = gateway.threads.drain(PATIENCE);
+    assert_eq!(idle.read(&mut [0]).unwrap(), 0, "nobody owes it anything");
+    // Memory for a payload that nobody wants is given back at once; so it is known that the drain has begun there too.
+    gateway.until_held(0);
+    begun.write_all(&encoded[4000..]).unwrap();
+    assert_eq!(simple_reply(&mut begun), (NBD_ESHUTDOWN, 7));
+    assert_eq!(begun.read(&mut [0]).unwrap(), 0, "answered, and closed");
+    refused.write_all(&vec![0x5a; 33 * MIB + 28 - 4000]).unwrap();
+    assert_eq!(simple_reply(&mut refused), (NBD_EINVAL, 7));
+    assert_eq!(draining.wait(), 0);
+    assert!(gateway.ask(|volume| volume.is_untouched()));
+    gateway.threads.stop().unwrap();
+}
+
+#[test]
+fn a_drain_waits_for_no_payload_beyond_its_deadline() {
+    let gateway = Gateway::start(1);
+    let (_stalled, mut socket) = gateway.connect(0);
+    let (_trickling, mut trickle) = gateway.connect(1);
+    for socket in [&mut socket, &mut trickle] {
+        socket.write_all(&long_write(1)).unwrap();
+    }
+    let draining = gateway.threads.drain(Duration::from_millis(200));
+    // Bytes that keep coming are no reason to wait longer.
+    while trickle.write_all(&[0x25; 512]).is_ok() {}
+    assert_eq!(draining.wait(), 2);
+    assert_eq!(socket.read(&mut [0]).unwrap_or(0), 0, "cut off");
     gateway.threads.stop().unwrap();
 }
 

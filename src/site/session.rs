@@ -144,7 +144,8 @@ impl Session {
     }
 
     /// From now on its requests are refused; it ends when what is in flight has been answered, and what had reached us by
-    /// now has been refused: an idle one at once, as the protocol's "Terminating the transmission phase" has it.
+    /// now has been refused: an idle one at once, as the protocol's "Terminating the transmission phase" has it. Of a write
+    /// that has begun to come the rest is waited for, until the deadline: its client is owed an answer.
     pub(super) fn begin_closing(&mut self, deadline: MonotonicNanos) {
         self.connection.begin_shutdown();
         self.closing = true;
@@ -170,7 +171,9 @@ impl Session {
 
     /// Whether nothing more will come of it.
     pub(super) fn is_over(&self) -> bool {
-        let answered = self.connection.requests_in_flight() == 0 && !self.connection.wants_output();
+        let answered = self.connection.requests_in_flight() == 0
+            && !self.connection.wants_output()
+            && !self.connection.awaits_payload();
         self.broken
             || self.connection.state() == State::Closed
             || (self.closing && answered && !self.readable && !self.is_blocked())

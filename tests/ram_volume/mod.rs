@@ -65,6 +65,11 @@ impl RamVolume {
         self.replies.extend(self.held.take().unwrap_or_default());
     }
 
+    /// Whether nothing was ever written.
+    pub fn is_untouched(&self) -> bool {
+        self.pages.is_empty()
+    }
+
     pub fn sessions_ended(&self) -> usize {
         self.sessions_ended
     }

@@ -206,9 +206,17 @@ impl Connection {
     }
 
     /// The server stops: from now on requests are refused with `ESHUTDOWN` and options with
-    /// `NBD_REP_ERR_SHUTDOWN`; what is in flight is still answered.
+    /// `NBD_REP_ERR_SHUTDOWN`, also a WRITE whose payload has not all come; what is in flight is still answered.
     pub fn begin_shutdown(&mut self) {
         self.stopping = true;
+        if let Phase::Transmission(session) = &mut self.phase {
+            session.begin_shutdown(&mut self.in_flight);
+        }
+    }
+
+    /// Whether a WRITE's payload is on its way, so that there is an answer to come, though nothing is in flight.
+    pub fn awaits_payload(&self) -> bool {
+        matches!(&self.phase, Phase::Transmission(session) if session.awaits_payload())
     }
 
     /// Whether the socket should be read. While a limit holds it should not: that is the back-pressure.

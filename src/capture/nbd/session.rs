@@ -66,6 +66,21 @@ impl Session {
         self.payload_expected
     }
 
+    /// Whether a WRITE's header was read and its payload is still on its way, so that an answer is owed.
+    pub(super) fn awaits_payload(&self) -> bool {
+        !matches!(self.expect, Expect::Request)
+    }
+
+    /// The payload that is being received is not wanted any more: what is still to come of it is skipped, then refused.
+    pub(super) fn begin_shutdown(&mut self, in_flight: &mut InFlight) {
+        if let Expect::Payload { cookie, range, .. } = self.expect {
+            let bytes = to_usize(range.bytes());
+            in_flight.payload_bytes -= bytes;
+            self.payload_expected = 0;
+            self.expect = Expect::Discard { cookie, bytes, answer: refusal_fault(Refusal::Shutdown) };
+        }
+    }
+
     /// Takes one request, payload or part of an unwanted payload off the input, if it is there.
     pub(super) fn step(&mut self, context: &mut Context<'_>) -> Step {
         match self.expect {

@@ -268,6 +268,19 @@ fn a_stopping_server_refuses_and_still_takes_a_disconnect() {
 }
 
 #[test]
+fn a_stopping_server_skips_a_payload_that_had_begun_to_come_and_refuses_it() {
+    let mut connection = transmitting(Limits::default());
+    let encoded = writes(1, 4096);
+    assert!(receive(&mut connection, &encoded[..1000]).is_empty());
+    connection.begin_shutdown();
+    assert!(connection.awaits_payload() && connection.payload_bytes_in_flight() == 0);
+    assert!(receive(&mut connection, &encoded[1000..]).is_empty());
+    assert!(!connection.awaits_payload());
+    let replies = sent(&mut connection);
+    assert_eq!((replies.len(), &replies[4..8]), (16, &[0, 0, 0, 108][..]));
+}
+
+#[test]
 #[should_panic(expected = "came to session 5")]
 fn a_ticket_of_another_session_is_our_own_bug() {
     let mut connection = transmitting(Limits::default());
