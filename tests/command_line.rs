@@ -75,6 +75,9 @@ fn every_listing_is_text_or_json() {
     assert_eq!(json(&gateway, "failover list"), Value::Array(Vec::new()));
     assert_eq!(json(&gateway, "status")["storage"]["backend"], "blocking");
     assert_eq!(json(&gateway, "vault verify")["blobs"], 3);
+    says(&gateway, "vault verify", "of bases read, which have none: 0 faults");
+    let event = &json(&gateway, "events --group erp")[0];
+    assert_eq!((&event["group"], &event["group_id"]), (&"erp".into(), &format!("{:032x}", 1).into()));
 }
 
 #[test]
@@ -131,6 +134,11 @@ fn what_destroys_data_wants_yes() {
     says(&gateway, &format!("restore erp --point before --to {directory}"), "db.raw");
     fails(&gateway, &format!("restore erp --point before --to {directory}"), 2, "--yes");
     says(&gateway, &format!("restore erp --point before --to {directory} --yes"), "db.raw");
+    for format in ["raw", "qcow2"] {
+        let line = format!("restore erp --point before --to {directory}/db.raw --format {format}");
+        fails(&gateway, &line, 2, "no directory");
+        assert!(!String::from_utf8(run(&gateway, &line).stderr).unwrap().contains("--yes"), "it would not help");
+    }
     says(&gateway, "disk remove erp/db --yes", "disk erp/db removed");
     says(&gateway, "group remove erp --yes", "group erp removed");
     assert_eq!(json(&gateway, "group list"), Value::Array(Vec::new()));
@@ -174,6 +182,14 @@ fn failures_are_one_line_and_have_statuses() {
     fails(&gateway, "vault verify broken", 1, "the vault has 1 fault");
     fails(&gateway, "--socket /none/api.sock group list", 1, "no gateway answers on /none/api.sock");
     fails(&gateway, "--socket /none/api.sock status --watch", 1, "afterimage serve --config");
+    fails(&gateway, "demo --json", 2, "`demo` takes no --json");
+    fails(&gateway, "demo --socket /none", 2, "`demo` takes no --socket");
+    for line in ["status", "journal verify /none", "serve --config /none"] {
+        let output = command(&gateway, line).env("AFTERIMAGE_SOCKET", "").output().unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(!errors.contains("a value is required"), "{line}: {errors}");
+        assert_eq!(errors.contains("no gateway answers on /run/afterimage/api.sock"), line == "status", "{errors}");
+    }
 }
 
 #[test]

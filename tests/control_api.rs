@@ -59,7 +59,7 @@ async fn a_group_lives_from_creation_to_removal() {
     assert_eq!((status, &paused["name"]), (StatusCode::OK, &json!("erp")));
     let (status, events) = ask(&gateway, "GET", "/v1/events?group=erp&limit=1", "").await;
     assert_eq!((status, events.as_array().unwrap().len()), (StatusCode::OK, 1));
-    assert_eq!((&events[0]["name"], &events[0]["severity"]), (&json!("erp"), &json!("warning")));
+    assert_eq!((&events[0]["group"], &events[0]["severity"]), (&json!("erp"), &json!("warning")));
     assert_eq!(ask(&gateway, "GET", "/v1/events?limits=1", "").await.0, StatusCode::BAD_REQUEST);
     let (status, resumed) = ask(&gateway, "POST", "/v1/groups/erp/resume", "").await;
     assert_eq!((status, &resumed["group"]["name"]), (StatusCode::OK, &json!("erp")));

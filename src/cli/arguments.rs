@@ -1,9 +1,11 @@
 //! The command line's grammar. Text is parsed here, and nowhere below.
 
+use std::ffi::OsString;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind as UsageKind;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use super::tools::ImageFormat;
 use crate::byte_size::ByteSize;
@@ -14,10 +16,15 @@ use crate::control::selector::PointSelector;
 use crate::env::{Environment, OsEnvironment};
 use crate::error::Error;
 use crate::throttle::ByteRate;
-use crate::units::SectorCount;
+use crate::units::{SECTOR_BYTES, SectorCount};
 
 /// Where a gateway's API is looked for unless told otherwise; packages configure it there.
 pub const DEFAULT_SOCKET: &str = "/run/afterimage/api.sock";
+/// Where it is looked for instead; set and empty is not set.
+pub const SOCKET_VARIABLE: &str = "AFTERIMAGE_SOCKET";
+/// Options of all commands but those which they mean nothing to: they neither list nor take them.
+const NOT_TAKEN: [(&str, &[&str]); 3] =
+    [("serve", &["socket", "json"]), ("demo", &["socket", "json"]), ("journal", &["socket"])];
 
 /// Continuous replication and point-in-time recovery for VM disks.
 #[derive(Debug, Parser)]
@@ -28,14 +35,56 @@ pub const DEFAULT_SOCKET: &str = "/run/afterimage/api.sock";
   afterimage disk create erp/database --size 20G
   afterimage status")]
 pub struct Arguments {
-    /// The gateway's API socket ([api] socket in its configuration)
-    #[arg(long, global = true, value_name = "PATH", env = "AFTERIMAGE_SOCKET", default_value = DEFAULT_SOCKET)]
-    pub socket: PathBuf,
+    /// The gateway's API socket ([api] socket in its configuration); without it, what AFTERIMAGE_SOCKET says, else
+    /// /run/afterimage/api.sock
+    #[arg(long, global = true, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
     /// Print JSON instead of text
     #[arg(long, global = true)]
     pub json: bool,
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Arguments {
+    /// Clap's grammar, in which each command lists only the options that mean something to it.
+    pub fn grammar() -> clap::Command {
+        let mut grammar = Arguments::command();
+        for (command, options) in NOT_TAKEN {
+            let hidden: Vec<clap::Arg> = grammar
+                .get_arguments()
+                .filter(|argument| options.contains(&argument.get_id().as_str()))
+                .map(|argument| argument.clone().hide(true))
+                .collect();
+            grammar = grammar.mut_subcommand(command, |command| command.args(hidden));
+        }
+        grammar
+    }
+
+    /// What these words say, the program's name first.
+    pub fn of(words: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Arguments, clap::Error> {
+        let mut grammar = Arguments::grammar();
+        let matches = grammar.try_get_matches_from_mut(words)?;
+        let given = Arguments::from_arg_matches(&matches)?;
+        let command = matches.subcommand_name().unwrap_or_default();
+        let not_taken = NOT_TAKEN.iter().filter(|(name, _)| *name == command).flat_map(|(_, options)| *options);
+        for option in not_taken {
+            let why = match *option {
+                "socket" if given.socket.is_some() => "it asks no running gateway",
+                "json" if given.json => "what it prints is for people",
+                _ => continue,
+            };
+            let text = format!("`{command}` takes no --{option}: {why}");
+            return Err(grammar.error(UsageKind::UnknownArgument, text));
+        }
+        Ok(given)
+    }
+
+    /// The socket of the gateway that is asked; `variable` is what the environment says.
+    pub fn socket(&self, variable: Option<OsString>) -> PathBuf {
+        let variable = variable.filter(|path| !path.is_empty()).map(PathBuf::from);
+        self.socket.clone().or(variable).unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET))
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -436,7 +485,7 @@ pub enum FailoverCommand {
 
 #[derive(Debug, Subcommand)]
 pub enum VaultCommand {
-    /// Read every stored byte, and check it: keys, manifest, deltas, bases
+    /// Read every stored byte: keys, manifest and deltas are compared with their checksums; bases have none, and are only read
     #[command(after_help = "Example:\n  afterimage vault verify erp\n  afterimage vault verify --rate 100M")]
     Verify {
         /// Only this group's
@@ -479,7 +528,13 @@ fn rate(text: &str) -> Result<ByteRate, Error> {
 }
 
 fn disk_size(text: &str) -> Result<SectorCount, Error> {
-    text.parse::<ByteSize>()?.sectors()
+    let size = text.parse::<ByteSize>()?;
+    if i64::try_from(size.0).is_err() {
+        let text = format!("`{text}` is longer than any file may be, which is less than 8192P: write for example 20G");
+        return Err(Error::invalid(text));
+    }
+    let no_size = format!("`{text}` is no positive multiple of {SECTOR_BYTES} bytes, as a disk is: write for example 20G");
+    size.sectors().map_err(|_| Error::invalid(no_size))
 }
 
 fn interval(text: &str) -> Result<Policy, Error> {
@@ -487,7 +542,7 @@ fn interval(text: &str) -> Result<Policy, Error> {
     let duration = humantime::parse_duration(text)
         .map_err(|error| Error::invalid(format!("`{text}` is not a duration ({error}): {mend}")))?;
     let interval_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    Policy { interval_ms }.checked()
+    Policy { interval_ms }.checked().map_err(|_| Error::invalid(format!("`{text}` is out of range: {mend}")))
 }
 
 fn point(text: &str) -> Result<PointSelector, Error> {
@@ -496,8 +551,6 @@ fn point(text: &str) -> Result<PointSelector, Error> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn each_command(command: &clap::Command, path: &str, check: &mut impl FnMut(&str, &clap::Command)) {
@@ -510,20 +563,57 @@ mod tests {
 
     #[test]
     fn the_grammar_is_consistent() {
-        Arguments::command().debug_assert();
+        Arguments::grammar().debug_assert();
+    }
+
+    #[test]
+    fn options_are_listed_and_taken_only_where_they_mean_something() {
+        let mut grammar = Arguments::grammar();
+        grammar.build();
+        each_command(&grammar, "", &mut |path, command| {
+            let help = command.clone().render_long_help().to_string();
+            let asks_nobody = ["serve", "demo", "journal"].iter().any(|name| path.contains(name));
+            let is_for_people = ["serve", "demo"].iter().any(|name| path.ends_with(name));
+            assert_eq!(help.contains("--socket"), !asks_nobody, "{path}: {help}");
+            assert_eq!(help.contains("--json"), !is_for_people, "{path}: {help}");
+        });
+        for line in [
+            "demo --json",
+            "--json demo",
+            "demo --socket /s",
+            "serve --config c --json",
+            "--socket /s serve --config c",
+            "journal verify --socket /s /j",
+            "--socket /s journal inspect /j",
+        ] {
+            let error = Arguments::of(std::iter::once("afterimage").chain(line.split(' '))).expect_err(line);
+            assert!(error.to_string().contains("takes no --"), "{line}: {error}");
+        }
+        for line in ["status --socket /s --json", "--socket /s --json status"] {
+            let given = Arguments::of(std::iter::once("afterimage").chain(line.split(' '))).expect(line);
+            assert_eq!((given.socket(None), given.json), (PathBuf::from("/s"), true), "{line}");
+        }
+    }
+
+    #[test]
+    fn an_empty_variable_is_none() {
+        let given = Arguments::of(["afterimage", "status"]).expect("a command");
+        for (variable, socket) in [(None, DEFAULT_SOCKET), (Some(""), DEFAULT_SOCKET), (Some("/v"), "/v")] {
+            assert_eq!(given.socket(variable.map(OsString::from)), PathBuf::from(socket));
+        }
     }
 
     #[test]
     fn every_help_says_what_it_does_and_has_an_example_that_parses() {
         let mut examples = 0;
-        each_command(&Arguments::command(), "", &mut |path, command| {
+        each_command(&Arguments::grammar(), "", &mut |path, command| {
             let help = command.clone().render_long_help().to_string();
             assert!(command.get_about().is_some(), "{path} says what it does");
             let (_, text) = help.split_once("Example:\n").unwrap_or_else(|| panic!("{path} has an example"));
             for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
                 assert!(path == "afterimage" || line.starts_with(path), "{path}: {line}");
                 let words: Vec<String> = shell_words(line);
-                Arguments::try_parse_from(&words).unwrap_or_else(|error| panic!("{line}: {error}"));
+                Arguments::of(&words).unwrap_or_else(|error| panic!("{line}: {error}"));
                 examples += 1;
             }
         });
@@ -549,7 +639,10 @@ mod tests {
             ("disk create erp/db", "--size"),
             ("disk create erp/db --size 20G --import x", "cannot be used with"),
             ("disk create erp/db --size 20GB", "20G"),
-            ("disk create erp/db --size 100", "multiple of 512"),
+            ("disk create erp/db --size 100", "`100` is no positive multiple of 512"),
+            ("disk create erp/db --size 9000P", "`9000P` is longer than any file"),
+            ("disk resize erp/db --size 0K", "`0K` is no positive multiple of 512"),
+            ("policy set erp --interval 25h", "`25h` is out of range: write a duration from 100ms to 24h"),
             ("disk create erp --size 20G", "GROUP/DISK"),
             ("group create a/b", "letters"),
             ("policy set erp --interval 1ms", "100ms"),
@@ -564,7 +657,7 @@ mod tests {
             ("failover cleanup erp --test 1 --all", "cannot be used with"),
         ] {
             let words = std::iter::once("afterimage").chain(line.split(' '));
-            let error = Arguments::try_parse_from(words).expect_err(line).to_string();
+            let error = Arguments::of(words).expect_err(line).to_string();
             assert!(error.contains(mend), "{line}: {error}");
         }
     }

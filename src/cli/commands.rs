@@ -79,6 +79,15 @@ fn existing(directory: &Path) -> Result<PathBuf, Failure> {
     })
 }
 
+/// Where restored disks go: a directory, or nothing yet. In a file's place no consent puts one.
+fn restore_target(path: &Path) -> Result<PathBuf, Failure> {
+    if path.metadata().is_ok_and(|found| !found.is_dir()) {
+        let text = format!("--to `{}`: this is no directory: name one, which is created if missing", path.display());
+        return Err(Failure::Usage(text));
+    }
+    absolute(path)
+}
+
 fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     std::path::absolute(path).map_err(|error| Failure::Usage(format!("`{}`: {error}", path.display())))
 }
@@ -309,7 +318,7 @@ impl Session {
         to: &Path,
         consent: Consent,
     ) -> Result<(), Failure> {
-        let directory = absolute(to)?;
+        let directory = restore_target(to)?;
         let restoring = async |overwrite| {
             let request = RestoreRequest { point: point.clone(), directory: directory.clone(), overwrite };
             self.restore_once(group, &request).await
@@ -330,7 +339,7 @@ impl Session {
         to: &Path,
         consent: Consent,
     ) -> Result<(), Failure> {
-        let directory = absolute(to)?;
+        let directory = restore_target(to)?;
         std::fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)

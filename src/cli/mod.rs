@@ -20,16 +20,15 @@ mod tools;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::ErrorKind as UsageKind;
 
-use arguments::{Arguments, Command, JournalCommand};
+use arguments::{Arguments, Command, JournalCommand, SOCKET_VARIABLE};
 pub use failure::Failure;
 use output::Output;
 
 /// Parses the process's arguments, does what they say, and tells how it went.
 pub fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
+    let arguments = match Arguments::of(std::env::args_os()) {
         Ok(arguments) => arguments,
         Err(refusal) => return usage(&refusal),
     };
@@ -60,6 +59,7 @@ fn usage(refusal: &clap::Error) -> ExitCode {
 
 fn run(arguments: Arguments) -> Result<(), Failure> {
     let output = Output { json: arguments.json };
+    let socket = arguments.socket(std::env::var_os(SOCKET_VARIABLE));
     match arguments.command {
         Command::Serve { config } => serve::run(&config),
         Command::Demo { keep } => demo::run(keep),
@@ -72,8 +72,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
                 .enable_all()
                 .build()
                 .map_err(|error| crate::error::Error::io("starting the client", error))?;
-            let done =
-                runtime.block_on(commands::run(command, client::Client::new(arguments.socket), output));
+            let done = runtime.block_on(commands::run(command, client::Client::new(socket), output));
             // A question that nobody answers any more is not waited for.
             runtime.shutdown_background();
             done

@@ -176,8 +176,8 @@ pub fn events(events: &[Event]) -> String {
             Severity::Warning => "WARNING",
             Severity::Error => "ERROR",
         };
-        let name = event.name.as_ref().map(ToString::to_string);
-        let name = name.or(event.group.map(|group| group.to_string())).unwrap_or_default();
+        let name = event.group.as_ref().map(ToString::to_string);
+        let name = name.or(event.group_id.map(|group| group.to_string())).unwrap_or_default();
         [rfc3339(event.time), name, severity.to_owned(), event.code.clone(), event.message.clone()]
     });
     table(["TIME", "GROUP", "SEVERITY", "EVENT", "MESSAGE"], rows)
@@ -294,7 +294,7 @@ pub fn unmounted(mounted: &Mounted) -> String {
 
 pub fn verified(report: &VerifyReport) -> String {
     let mut text = format!(
-        "{}, {}, {}, {} and {} of bases read: {}\n",
+        "{}: {} and {}, {}, compared with their checksums; {} of bases read, which have none: {}\n",
         counted(report.groups, "group"),
         counted(report.steps, "manifest step"),
         counted(report.blobs, "blob"),

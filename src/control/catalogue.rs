@@ -365,8 +365,8 @@ impl Catalogue {
              VALUES ((SELECT COALESCE(MAX(sequence), 0) + 1 FROM events), $1, $2, $3, $4, $5, $6)",
         )
         .bind(event.time.0)
-        .bind(event.group.map(|group| blob(group.0)))
-        .bind(event.name.as_ref().map(Name::as_str))
+        .bind(event.group_id.map(|group| blob(group.0)))
+        .bind(event.group.as_ref().map(Name::as_str))
         .bind(word(SEVERITIES, event.severity))
         .bind(&event.code)
         .bind(&event.message)
@@ -391,11 +391,11 @@ impl Catalogue {
         let rows = query.fetch_all(&self.pool).await.map_err(failed)?;
         rows.iter()
             .map(|row| {
-                let group: Option<Vec<u8>> = column(row, "group_id")?;
+                let id: Option<Vec<u8>> = column(row, "group_id")?;
                 Ok(Event {
                     time: WallNanos(column(row, "time_ns")?),
-                    group: group.map(|bytes| unblob(&bytes)).transpose()?.map(GroupId),
-                    name: column::<Option<String>>(row, "name")?.and_then(|name| name.parse().ok()),
+                    group: column::<Option<String>>(row, "name")?.and_then(|name| name.parse().ok()),
+                    group_id: id.map(|bytes| unblob(&bytes)).transpose()?.map(GroupId),
                     code: column(row, "code")?,
                     severity: unword(SEVERITIES, &column::<String>(row, "severity")?)?,
                     message: column(row, "message")?,

@@ -99,8 +99,8 @@ async fn events_outlive_a_rebuild_and_are_bounded() {
     let (catalogue, _) = open(&directory.path().join("catalogue.sqlite")).await;
     let event = |n: i64| Event {
         time: WallNanos(n),
-        group: (n % 2 == 0).then_some(GroupId(0x10)),
-        name: (n % 2 == 0).then(|| "erp".parse().unwrap()),
+        group: (n % 2 == 0).then(|| "erp".parse().unwrap()),
+        group_id: (n % 2 == 0).then_some(GroupId(0x10)),
         severity: Severity::Warning,
         code: "space_low".to_owned(),
         message: format!("event {n}"),

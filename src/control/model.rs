@@ -501,10 +501,10 @@ impl From<ApiError> for Error {
 pub struct Event {
     /// When.
     pub time: WallNanos,
-    /// To which group.
-    pub group: Option<GroupId>,
-    /// What that was called then.
-    pub name: Option<Name>,
+    /// To which group: what that was called then.
+    pub group: Option<Name>,
+    /// Its id.
+    pub group_id: Option<GroupId>,
     /// How grave it is.
     pub severity: Severity,
     /// What kind of event, in one word for programs: docs/limits.md has those of limits.

@@ -150,6 +150,16 @@ fn parse_time(text: &str, now: WallNanos, zone: &TimeZone) -> Result<Option<Wall
     wall_nanos(zoned.timestamp()).map(Some).ok_or_else(|| not_a_time(text))
 }
 
+/// Refuses a label that [`PointSelector::parse`] takes for something else: whoever wrote it there would get another point.
+pub fn refuse_ambiguous(label: &str, now: WallNanos) -> Result<()> {
+    let what = match PointSelector::parse(label, now, &TimeZone::UTC) {
+        Ok(PointSelector::Latest) => "the newest point",
+        Ok(PointSelector::Time(_)) => "a time",
+        _ => return Ok(()),
+    };
+    Err(Error::invalid(format!("label = `{label}`: --point would take it for {what}: choose other words")))
+}
+
 fn parse_civil(text: &str) -> Option<DateTime> {
     // A date alone, which jiff would take for its midnight, is too likely a label such as 20261121.
     let looks_like_one = text.len() >= "2026-11-21 14:03".len() && text.as_bytes().get(4) == Some(&b'-');
@@ -341,6 +351,21 @@ mod tests {
         assert!(matches!(parse("id:CAFE").unwrap(), PointSelector::Id(_)));
         for bad in ["", "id:abc", "id:xyzw", "time:soon", "500y ago"] {
             assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_label_that_means_something_else_is_refused_for_what_it_means() {
+        for (label, what) in [
+            ("latest", "for the newest point"),
+            ("2026-11-21 15:00", "for a time"),
+            ("10m ago", "for a time"),
+        ] {
+            let error = refuse_ambiguous(label, NOW).expect_err(label).to_string();
+            assert!(error.contains(&format!("`{label}`")) && error.contains(what), "{error}");
+        }
+        for label in ["before-upgrade", "cafe", "20261121", "latest-good"] {
+            refuse_ambiguous(label, NOW).expect(label);
         }
     }
 

@@ -151,8 +151,8 @@ impl Inner {
 
     fn tell_event(&self, id: GroupId, name: &Name, time: WallNanos, kind: (Severity, &str), message: String) {
         let (severity, code) = kind;
-        let (group, name, code) = (Some(id), Some(name.clone()), code.to_owned());
-        self.events.push(Event { time, group, name, severity, code, message });
+        let (group, group_id, code) = (Some(name.clone()), Some(id), code.to_owned());
+        self.events.push(Event { time, group, group_id, severity, code, message });
     }
 
     pub(super) async fn events(&self, query: EventQuery) -> Result<Vec<Event>> {

@@ -17,7 +17,7 @@ use crate::control::model::{
     StorageStatus, Test, TestRequest, VerifyReport,
 };
 use crate::control::name::{DiskPath, Label, Name};
-use crate::control::selector::{PointSelector, resolve};
+use crate::control::selector::{PointSelector, refuse_ambiguous, resolve};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failover::{TestFailover, TestListing};
 use crate::format::record::DiskRecord;
@@ -280,7 +280,7 @@ impl Inner {
     async fn point_create(&self, group: Name, label: Option<Label>) -> Result<PointCreated> {
         let (_, id) = self.find_open(&group)?;
         let label = label.map_or_else(String::new, |label| label.as_str().to_owned());
-        self.refuse_ambiguous(&label)?;
+        refuse_ambiguous(&label, self.environment.wall())?;
         let record = self
             .ask(id, move |member: &mut Member, answer: Answering<_>| match member.group() {
                 Ok(group) => group.create_point(label, answer.callback()),
@@ -296,18 +296,6 @@ impl Inner {
             Some(label) => self.read(id, move |member| member.labelled(&label)).await?.saturating_sub(1),
         };
         Ok(PointCreated { point, same_label })
-    }
-
-    /// A label that `--point` would take for something else could never be named.
-    fn refuse_ambiguous(&self, label: &str) -> Result<()> {
-        let utc = jiff::tz::TimeZone::UTC;
-        match PointSelector::parse(label, self.environment.wall(), &utc) {
-            Ok(PointSelector::Latest | PointSelector::Time(_)) => {
-                let text = format!("label = `{label}`: --point would take it for a time: choose other words");
-                Err(Error::invalid(text))
-            }
-            _ => Ok(()),
-        }
     }
 
     pub(super) async fn points_of(&self, id: GroupId) -> Result<Vec<Point>> {

@@ -144,8 +144,8 @@ impl Backend for FakeSite {
     fn events(&self, query: EventQuery) -> Answer<'_, Vec<Event>> {
         let event = Event {
             time: NOON,
-            group: Some(GroupId(1)),
-            name: query.group,
+            group: query.group,
+            group_id: Some(GroupId(1)),
             severity: Severity::Warning,
             code: "history_will_shrink".to_owned(),
             message: "history will shrink".to_owned(),

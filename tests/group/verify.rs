@@ -72,6 +72,19 @@ fn a_sound_group_has_no_findings_and_holes_are_not_read() {
 }
 
 #[test]
+fn a_disk_that_left_before_is_noted_as_such() {
+    let (_guard, root) = scratch();
+    let (mut harness, disk) = group(&root);
+    let Export::Disk(_, id) = disk else { panic!("{disk:?}") };
+    harness.called(|group, done| group.remove_disk(id, done)).expect("it goes");
+    let report = harness.verify();
+    assert_eq!(report.findings, []);
+    let note = "disk root: it left the group after the newest recovery point, which holds it still";
+    assert_eq!(report.notes, [note]);
+    assert_eq!((report.read_bytes, report.compared_bytes), (0, 0));
+}
+
+#[test]
 fn a_bit_flipped_in_an_image_is_named_unless_it_was_written_over() {
     let (_guard, root) = scratch();
     let (mut harness, disk) = group(&root);

@@ -106,8 +106,9 @@ impl Task {
             name: disk.name().to_owned(),
             sectors: disk.sectors().0,
         });
-        let targets: Vec<Target> = targets.collect();
+        let mut targets: Vec<Target> = targets.collect();
         self.note_missing(&targets);
+        self.leave_out_removed(&mut targets);
         self.total = targets.iter().map(|target| target.sectors * SECTOR_BYTES).sum();
         let mut before = 0;
         for target in targets {
@@ -125,6 +126,21 @@ impl Task {
         for disk in state.disks().filter(|disk| targets.iter().all(|target| target.id != disk.id)) {
             self.report.notes.push(format!("disk {}: the newest recovery point does not hold it", disk.name));
         }
+    }
+
+    /// Disks that the point holds, and that left the group since: there is nothing to compare them with.
+    fn leave_out_removed(&mut self, targets: &mut Vec<Target>) {
+        let vault = Rc::clone(&self.vault);
+        let state = vault.manifest().state();
+        targets.retain(|target| {
+            let is_member = state.disks().any(|disk| disk.id == target.id);
+            if !is_member {
+                let name = &target.name;
+                let text = format!("disk {name}: it left the group after the newest recovery point, which holds it still");
+                self.report.notes.push(text);
+            }
+            is_member
+        });
     }
 
     /// Has a base read from its device, not from what the page cache remembers of it.
