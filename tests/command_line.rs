@@ -137,7 +137,10 @@ fn what_destroys_data_wants_yes() {
     for format in ["raw", "qcow2"] {
         let line = format!("restore erp --point before --to {directory}/db.raw --format {format}");
         fails(&gateway, &line, 2, "no directory");
-        assert!(!String::from_utf8(run(&gateway, &line).stderr).unwrap().contains("--yes"), "it would not help");
+        assert!(
+            !String::from_utf8(run(&gateway, &line).stderr).unwrap().contains("--yes"),
+            "it would not help"
+        );
     }
     says(&gateway, "disk remove erp/db --yes", "disk erp/db removed");
     says(&gateway, "group remove erp --yes", "group erp removed");
@@ -188,7 +191,11 @@ fn failures_are_one_line_and_have_statuses() {
         let output = command(&gateway, line).env("AFTERIMAGE_SOCKET", "").output().unwrap();
         let errors = String::from_utf8(output.stderr).unwrap();
         assert!(!errors.contains("a value is required"), "{line}: {errors}");
-        assert_eq!(errors.contains("no gateway answers on /run/afterimage/api.sock"), line == "status", "{errors}");
+        assert_eq!(
+            errors.contains("no gateway answers on /run/afterimage/api.sock"),
+            line == "status",
+            "{errors}"
+        );
     }
 }
 

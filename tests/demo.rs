@@ -28,7 +28,7 @@ fn the_demo_verifies_every_block_and_leaves_nothing() {
     let text = String::from_utf8(output.stdout).unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{text}\n{errors}");
-    assert!(text.contains("All 1,048,576 blocks are as they must be"), "{text}");
+    assert!(text.contains("All 524,288 blocks are as they must be"), "{text}");
     assert_eq!(text.matches("as it must be").count(), 4, "three points and the disks: {text}");
     for shown in ["writes/s", "MB/s", "journal", "newest", "kill -9", "MEASURED", "WRITES HELD"] {
         assert!(text.contains(shown), "`{shown}` in: {text}");

@@ -62,12 +62,15 @@ impl Arguments {
     }
 
     /// What these words say, the program's name first.
-    pub fn of(words: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Arguments, clap::Error> {
+    pub fn of(
+        words: impl IntoIterator<Item = impl Into<OsString> + Clone>,
+    ) -> Result<Arguments, clap::Error> {
         let mut grammar = Arguments::grammar();
         let matches = grammar.try_get_matches_from_mut(words)?;
         let given = Arguments::from_arg_matches(&matches)?;
         let command = matches.subcommand_name().unwrap_or_default();
-        let not_taken = NOT_TAKEN.iter().filter(|(name, _)| *name == command).flat_map(|(_, options)| *options);
+        let not_taken =
+            NOT_TAKEN.iter().filter(|(name, _)| *name == command).flat_map(|(_, options)| *options);
         for option in not_taken {
             let why = match *option {
                 "socket" if given.socket.is_some() => "it asks no running gateway",
@@ -530,10 +533,14 @@ fn rate(text: &str) -> Result<ByteRate, Error> {
 fn disk_size(text: &str) -> Result<SectorCount, Error> {
     let size = text.parse::<ByteSize>()?;
     if i64::try_from(size.0).is_err() {
-        let text = format!("`{text}` is longer than any file may be, which is less than 8192P: write for example 20G");
+        let text = format!(
+            "`{text}` is longer than any file may be, which is less than 8192P: write for example 20G"
+        );
         return Err(Error::invalid(text));
     }
-    let no_size = format!("`{text}` is no positive multiple of {SECTOR_BYTES} bytes, as a disk is: write for example 20G");
+    let no_size = format!(
+        "`{text}` is no positive multiple of {SECTOR_BYTES} bytes, as a disk is: write for example 20G"
+    );
     size.sectors().map_err(|_| Error::invalid(no_size))
 }
 

@@ -82,7 +82,8 @@ fn existing(directory: &Path) -> Result<PathBuf, Failure> {
 /// Where restored disks go: a directory, or nothing yet. In a file's place no consent puts one.
 fn restore_target(path: &Path) -> Result<PathBuf, Failure> {
     if path.metadata().is_ok_and(|found| !found.is_dir()) {
-        let text = format!("--to `{}`: this is no directory: name one, which is created if missing", path.display());
+        let text =
+            format!("--to `{}`: this is no directory: name one, which is created if missing", path.display());
         return Err(Failure::Usage(text));
     }
     absolute(path)

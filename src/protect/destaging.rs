@@ -106,9 +106,14 @@ impl Group {
                     disk.image = Some(image);
                     disk.failures = 0;
                     disk.last_failure = None;
+                    if disk.space_failures.succeeded() {
+                        tracing::info!(group = %self.name, disk = %disk.record.name, "there is space for the image again");
+                    }
                 }
                 Err(error) if error.kind() == ErrorKind::NoSpace => {
-                    tracing::warn!(group = %self.name, disk = %disk.record.name, %error, "no space for the image");
+                    if let Some(times) = disk.space_failures.failed(self.runtime.now(), error.kind()) {
+                        tracing::warn!(group = %self.name, disk = %disk.record.name, %error, times, "no space for the image");
+                    }
                     again = Some(ErrorKind::NoSpace);
                 }
                 Err(error) => {

@@ -12,6 +12,7 @@ use crate::format::record::DiskRecord;
 use crate::image::Image;
 use crate::image::side::SideFile;
 use crate::protect::renewal::Renewal;
+use crate::protect::repetition::Repetition;
 use crate::units::{Lsn, MonotonicNanos, SectorRange};
 
 /// A disk of a group.
@@ -25,6 +26,10 @@ pub struct Disk {
     pub latched: Option<ErrorKind>,
     /// How often in a row destaging to it failed.
     pub failures: u32,
+    /// That its image finds no space,
+    pub space_failures: Repetition,
+    /// or that no side file can be written.
+    pub side_failures: Repetition,
     /// What went wrong the last time, for people: it names file and offset.
     pub last_failure: Option<String>,
     /// What its image lacks and the journal no longer holds, oldest first: of a latched disk only.
@@ -76,6 +81,8 @@ impl Disk {
             image: Some(image),
             latched: None,
             failures: 0,
+            space_failures: Repetition::default(),
+            side_failures: Repetition::default(),
             last_failure: None,
             sides: Vec::new(),
             last_side: 0,
@@ -96,6 +103,8 @@ impl Disk {
             image: None,
             latched: None,
             failures: 0,
+            space_failures: Repetition::default(),
+            side_failures: Repetition::default(),
             last_failure: None,
             sides: Vec::new(),
             last_side,

@@ -47,6 +47,7 @@ use crate::protect::place::{Place, places};
 use crate::protect::publisher::{Job, Published};
 use crate::protect::reads::{OPERATION_READ, Reads};
 use crate::protect::renewal::renewed_slot;
+use crate::protect::repetition::Repetition;
 use crate::protect::resizing::{Resize, Resized, ZEROED};
 use crate::protect::retention;
 use crate::protect::retry::Retry;
@@ -199,6 +200,7 @@ pub struct Group {
     /// When destaging, segment creation and publication are tried again. The publisher keeps its own time.
     pub(super) destage_retry: Retry,
     pub(super) segment_retry: Retry,
+    pub(super) segment_failures: Repetition,
     pub(super) publish_retry: Retry,
     pub(super) last_activity: MonotonicNanos,
     pub(super) started: MonotonicNanos,
@@ -303,6 +305,7 @@ impl Group {
             pace: Rc::default(),
             destage_retry: Retry::default(),
             segment_retry: Retry::default(),
+            segment_failures: Repetition::default(),
             publish_retry: Retry::default(),
             last_activity: now,
             started: now,
@@ -690,10 +693,7 @@ impl Group {
                 Some(Done::Taken(slot, result)) => self.finish_taking(slot, result),
                 Some(Done::Renewed(slot, piece, result)) => self.finish_piece(slot, piece, result),
                 Some(Done::Reattached(slot, result)) => self.finish_reattach(slot, result),
-                Some(Done::Segment(Ok(segment))) => {
-                    self.segment_retry.succeeded();
-                    self.segments.created(segment);
-                }
+                Some(Done::Segment(Ok(segment))) => self.segment_created(segment),
                 Some(Done::Segment(Err(error))) => self.segment_failed(&error),
                 Some(Done::Indexed(result)) => self.finish_indexing(result),
                 Some(Done::Published(result)) => self.finish_publish(result),

@@ -203,6 +203,7 @@ impl Group {
                     "what the image lacks was moved from the journal to a side file"
                 );
                 self.layers.release(slot, side.through());
+                disk.side_failures.succeeded();
                 disk.sides.push(Rc::new(side));
                 disk.care = Care::None;
                 if let Some(refusal) = self.refusal(slot) {
@@ -211,12 +212,15 @@ impl Group {
                 self.measure_maps();
             }
             Err(error) => {
-                tracing::warn!(
-                    group = %self.name,
-                    disk = %disk.record.name,
-                    %error,
-                    "no side file for a latched disk: the journal keeps what its image lacks; it is tried again"
-                );
+                if let Some(times) = disk.side_failures.failed(self.runtime.now(), error.kind()) {
+                    tracing::warn!(
+                        group = %self.name,
+                        disk = %disk.record.name,
+                        %error,
+                        times,
+                        "no side file for a latched disk: the journal keeps what its image lacks; it is tried again"
+                    );
+                }
                 let due = Care::Waiting(MonotonicNanos(self.runtime.now().0 + nanos(RETRY_DELAY)));
                 let care = std::mem::replace(&mut disk.care, due);
                 let needs_it = disk.image.is_none() || disk.accepts_loss;

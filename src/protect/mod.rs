@@ -26,6 +26,7 @@ pub mod publisher;
 pub mod reads;
 mod recycling;
 pub mod renewal;
+mod repetition;
 mod resizing;
 pub mod resume;
 pub mod retention;

@@ -22,6 +22,7 @@ use crate::journal::segments::Source;
 use crate::journal::sift::{Sifted, sift};
 use crate::protect::group::{Done, Mailbox};
 use crate::protect::interval::ClosedInterval;
+use crate::protect::repetition::Repetition;
 use crate::protect::retry::RETRY_DELAY;
 use crate::protect::shrinking::SpaceLimits;
 use crate::runtime::Runtime;
@@ -70,15 +71,22 @@ async fn publish(
     interval: &ClosedInterval,
     mailbox: &Mailbox,
 ) -> Result<Published> {
-    let mut built = None;
+    let (mut built, mut failures) = (None, Repetition::default());
     loop {
         match attempt(runtime, vault, space, interval, &mut built).await {
             Err(error) if matches!(error.kind(), ErrorKind::NoSpace | ErrorKind::Io) => {
-                tracing::warn!(%error, "the vault did not take a recovery point; it is tried again");
+                if let Some(times) = failures.failed(runtime.now(), error.kind()) {
+                    tracing::warn!(%error, times, "the vault did not take a recovery point; it is tried again");
+                }
                 mailbox.borrow_mut().push_back(Done::PublishDelayed(error.kind()));
                 runtime.sleep(RETRY_DELAY).await;
             }
-            result => return result,
+            result => {
+                if result.is_ok() && failures.succeeded() {
+                    tracing::info!("the vault has taken the recovery point");
+                }
+                return result;
+            }
         }
     }
 }

@@ -6,7 +6,7 @@
 use std::rc::Rc;
 
 use crate::error::Error;
-use crate::journal::segments::create;
+use crate::journal::segments::{Segment, create};
 use crate::planted::Bug;
 use crate::protect::group::{Done, Group};
 use crate::units::Lsn;
@@ -32,8 +32,18 @@ impl Group {
         });
     }
 
+    pub(super) fn segment_created(&mut self, segment: Segment) {
+        self.segment_retry.succeeded();
+        if self.segment_failures.succeeded() {
+            tracing::info!(group = %self.name, "the journal grows again");
+        }
+        self.segments.created(segment);
+    }
+
     pub(super) fn segment_failed(&mut self, error: &Error) {
-        tracing::warn!(group = %self.name, %error, "no new journal segment: writes wait for space");
+        if let Some(times) = self.segment_failures.failed(self.runtime.now(), error.kind()) {
+            tracing::warn!(group = %self.name, %error, times, "no new journal segment: writes wait for space");
+        }
         self.segments.creation_failed();
         self.segment_retry.failed(self.runtime.now(), error.kind());
     }

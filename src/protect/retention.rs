@@ -174,6 +174,9 @@ impl Retention {
             callback(self.delete(point).await);
         }
         let result = self.pass().await;
+        if result.is_err() {
+            self.look_at_space().await;
+        }
         let has_more = self.mind_summaries().await;
         self.shared.busy.set(false);
         // Whoever waits for the task to be idle hears of it.
@@ -216,6 +219,7 @@ impl Retention {
         let vault = Rc::clone(&self.vault);
         let _turn = vault.retention_turn().await;
         self.watch_clock();
+        let mut no_space = None;
         loop {
             let advance = vault.finish_advance().await?;
             self.shared.status.borrow_mut().waits_for_view = advance == Advance::Waits;
@@ -230,6 +234,11 @@ impl Retention {
             match vault.take_step(step, Some(&ladder)).await {
                 // Since then somebody pinned one of the points, or set another policy: the next pass plans anew.
                 Err(error) if matches!(error.kind(), ErrorKind::Invalid | ErrorKind::NotFound) => break,
+                // A merge needs space before it gives some back; letting the oldest go does not.
+                Err(error) if error.kind() == ErrorKind::NoSpace => {
+                    no_space = Some(error);
+                    break;
+                }
                 taken => taken?,
             }
             self.report(true);
@@ -238,7 +247,7 @@ impl Retention {
         if self.shared.quiet.get() {
             vault.delete_unneeded_bases().await?;
         }
-        Ok(())
+        no_space.map_or(Ok(()), Err)
     }
 
     fn is_paused(&self) -> bool {
@@ -246,6 +255,9 @@ impl Retention {
     }
 
     async fn mind_space(&mut self, vault: &Vault) -> Result<()> {
+        if self.is_paused() {
+            self.look_at_space().await;
+        }
         if self.runtime.now() < self.space_due || self.shared.stopping.get() || self.is_paused() {
             return Ok(());
         }
@@ -256,6 +268,17 @@ impl Retention {
         }
         self.space_due = MonotonicNanos(self.runtime.now().0 + nanos(wait?));
         Ok(())
+    }
+
+    /// Has `status` say how much room there is, though nothing is done about it: while the group is paused, and where a pass
+    /// came to no end.
+    async fn look_at_space(&mut self) {
+        if self.runtime.now() < self.space_due || self.shared.stopping.get() {
+            return;
+        }
+        // What cannot be looked at now is looked at again then.
+        let _ = self.shrinking.measure(&self.runtime, &self.vault, &self.shared).await;
+        self.space_due = MonotonicNanos(self.runtime.now().0 + nanos(self.shrinking.look_period()));
     }
 
     /// Notes how a pass went; when the next one is due.

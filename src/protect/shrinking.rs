@@ -142,11 +142,11 @@ impl Shrinking {
             if space.shortage() == 0 {
                 self.announced = None;
                 shared.status.borrow_mut().shrink = Shrink::Rests;
-                return Ok(self.limits.grace / LOOKS_A_GRACE);
+                return Ok(self.look_period());
             }
             let Some((step, forecast)) = vault.shrink_step(space.shortage()) else {
                 self.stick(runtime, shared);
-                return Ok(self.limits.grace / LOOKS_A_GRACE);
+                return Ok(self.look_period());
             };
             let now = runtime.now();
             let announced = *self.announced.get_or_insert_with(|| {
@@ -157,18 +157,18 @@ impl Shrinking {
             let begins = MonotonicNanos(announced.0 + nanos(self.limits.grace));
             if now < begins && !self.planted.is(Bug::ShrinkUnannounced) {
                 shared.status.borrow_mut().shrink = Shrink::Announced;
-                return Ok(Duration::from_nanos(begins.0 - now.0).min(self.limits.grace / LOOKS_A_GRACE));
+                return Ok(Duration::from_nanos(begins.0 - now.0).min(self.look_period()));
             }
             shared.status.borrow_mut().shrink = Shrink::Shrinks;
             vault.take_step(step, None).await?;
             shared.tell(runtime, GroupEvent::HistoryShrinks { forecast });
             if vault.finish_advance().await? == Advance::Waits {
-                return Ok(self.limits.grace / LOOKS_A_GRACE);
+                return Ok(self.look_period());
             }
             vault.sweep().await?;
             runtime.yield_now().await;
             if shared.stopping.get() {
-                return Ok(self.limits.grace / LOOKS_A_GRACE);
+                return Ok(self.look_period());
             }
         }
     }
@@ -180,7 +180,18 @@ impl Shrinking {
         }
     }
 
-    async fn measure(&mut self, runtime: &Runtime, vault: &Vault, shared: &Shared) -> Result<SpaceStatus> {
+    /// How often space is looked at.
+    pub(super) fn look_period(&self) -> Duration {
+        self.limits.grace / LOOKS_A_GRACE
+    }
+
+    /// Looks at space, and tells if it has become low.
+    pub(super) async fn measure(
+        &mut self,
+        runtime: &Runtime,
+        vault: &Vault,
+        shared: &Shared,
+    ) -> Result<SpaceStatus> {
         let root: &Path = vault.layout().root();
         let found = runtime.space(root).await?;
         let space = SpaceStatus::new(self.limits, vault.history_bytes(), found);

@@ -48,8 +48,8 @@ impl EventQueue {
         let TimedEvent { time, event } = told;
         self.push(Event {
             time: *time,
-            group: Some(id),
-            name: None,
+            group: None,
+            group_id: Some(id),
             severity: severity(event.gravity()),
             code: event.code().to_owned(),
             message: event.text(),
@@ -73,7 +73,7 @@ impl EventQueue {
 
     /// One that is gone leaves no events behind.
     pub(super) fn forget(&self, id: GroupId) {
-        self.waiting.lock().events.retain(|event| event.group != Some(id));
+        self.waiting.lock().events.retain(|event| event.group_id != Some(id));
     }
 
     /// No more news: the keeper ends.
@@ -95,8 +95,8 @@ impl EventQueue {
         let mut waiting = self.waiting.lock();
         let (mut taken, mut left) = (Vec::new(), VecDeque::new());
         for mut event in waiting.events.drain(..) {
-            event.name = event.name.or_else(|| event.group.and_then(&name_of));
-            match event.name {
+            event.group = event.group.or_else(|| event.group_id.and_then(&name_of));
+            match event.group {
                 Some(_) => taken.push(event),
                 None => left.push_back(event),
             }
@@ -191,7 +191,7 @@ mod tests {
     fn taken(queue: &EventQueue, known: &[GroupId]) -> Vec<(Option<GroupId>, i64)> {
         let name_of = |id| known.contains(&id).then(|| "erp".parse().unwrap());
         let events = queue.take(name_of).into_iter();
-        events.map(|event| (event.group, event.time.0)).collect()
+        events.map(|event| (event.group_id, event.time.0)).collect()
     }
 
     #[test]

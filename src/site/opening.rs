@@ -403,7 +403,11 @@ impl Inner {
             && self.wants_space(id)
         {
             if let Err(error) = self.reopen(&name, &entry).await {
-                tracing::warn!(group = %id, %error, "tried again for space");
+                // That it lacks space was logged when that was found, and is in `status`.
+                match self.wants_space(id) {
+                    true => tracing::debug!(group = %id, %error, "tried again for space"),
+                    false => tracing::warn!(group = %id, %error, "tried again for space"),
+                }
             }
             // That it still lacks space was told when it first did.
             if !self.wants_space(id) {

@@ -11,7 +11,9 @@ use afterimage::format::manifest::{self, Snapshot};
 use afterimage::format::record::{Change, MergeRecord, PinKind, PinRecord};
 use afterimage::format::summary::{self, Footer};
 use afterimage::seal::GroupKeys;
-use afterimage::units::{DiskSlot, PinId, SectorCount, SectorRange, SummaryId, WallNanos, WriterId};
+use afterimage::units::{
+    DiskSlot, PinId, SECTOR_BYTES, SectorCount, SectorRange, SummaryId, WallNanos, WriterId,
+};
 
 use crate::support::{Group, block_on};
 use crate::{summary_fuzz, vault_fuzz};
@@ -111,6 +113,90 @@ fn delta_seeds(group: &Group) -> Seeds {
     blobs.collect()
 }
 
+/// A delta of a shape of its own, out of a vault whose bytes are the same each time.
+fn delta_of(sizes: &[u64], is_sealed: bool, write: impl FnOnce(&mut Group)) -> Vec<u8> {
+    let mut group = Group::steady(sizes, is_sealed);
+    write(&mut group);
+    let point = group.publish();
+    let delta = group.vault.manifest().state().point(point).and_then(|point| point.delta);
+    fs::read(group.vault.layout().blob(delta.expect("something was written").blob))
+        .expect("the blob is there")
+}
+
+/// Bytes that no compression makes shorter.
+fn noise(sectors: u64) -> Vec<u8> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    (0..sectors * SECTOR_BYTES / 8).flat_map(|_| next()).collect()
+}
+
+/// Deltas of the shapes that there are. Those whose tables are compressed or sealed end where a fuzzer cannot follow, but
+/// for header and footer.
+fn delta_shapes() -> Vec<(&'static str, Vec<u8>, Follows)> {
+    let scattered =
+        |group: &mut Group| (0..700).for_each(|n| group.write(0, SectorRange::new(3 * n, 3 * n + 1), 1));
+    let every_kind = |group: &mut Group| {
+        group.write(0, SectorRange::new(0, 40), 3);
+        group.zero(0, SectorRange::new(40, 80), false);
+        group.zero(1, SectorRange::new(0, 8), true);
+        group.write_bytes(1, SectorRange::new(8, 16), &noise(8));
+    };
+    vec![
+        (
+            "one-sector",
+            delta_of(&[64], false, |group| group.write(0, SectorRange::new(5, 6), 1)),
+            Follows::All,
+        ),
+        (
+            "zeros-only",
+            delta_of(&[4096, 64], false, |group| {
+                group.zero(0, SectorRange::new(0, 1000), false);
+                group.zero(0, SectorRange::new(2000, 4096), true);
+                group.zero(1, SectorRange::new(0, 64), false);
+            }),
+            Follows::All,
+        ),
+        (
+            "written-zeros",
+            delta_of(&[64], false, |group| group.write_bytes(0, SectorRange::new(0, 64), &vec![0; 64 * 512])),
+            Follows::All,
+        ),
+        (
+            "noise",
+            delta_of(&[64], false, |group| group.write_bytes(0, SectorRange::new(0, 16), &noise(16))),
+            Follows::All,
+        ),
+        (
+            "many-chunks",
+            delta_of(&[4096], false, |group| group.write(0, SectorRange::new(100, 2100), 1)),
+            Follows::All,
+        ),
+        (
+            "five-disks",
+            delta_of(&[64, 8, 16, 1, 4096], false, |group| {
+                (0..5)
+                    .for_each(|disk| group.write(disk, SectorRange::new(0, 1), u8::try_from(disk).unwrap()));
+            }),
+            Follows::All,
+        ),
+        ("compressed-tables", delta_of(&[4096], false, scattered), Follows::ToTables),
+        ("sealed", delta_of(&[4096, 64], true, every_kind), Follows::ToTables),
+        ("sealed-compressed-tables", delta_of(&[4096], true, scattered), Follows::ToTables),
+    ]
+}
+
+/// How far a fuzz target goes with an input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Follows {
+    All,
+    ToTables,
+}
+
 /// A summary of two disks, of more than one page, and with every kind of extent.
 fn summary_seeds() -> Seeds {
     let mut group = Group::plain(&[4096, 64]);
@@ -134,6 +220,55 @@ fn summary_seeds() -> Seeds {
         page[summary::BODY_BYTES..].fill(0);
     }
     vec![("two-deltas".to_owned(), bytes)]
+}
+
+/// The summaries of a vault that these points were made in, the lowest level first.
+fn summaries_of(is_sealed: bool, points: &[&dyn Fn(&mut Group)]) -> Vec<Vec<u8>> {
+    let mut group = Group::steady(&[64 << 10, 64], is_sealed);
+    for write in points {
+        write(&mut group);
+        group.publish();
+    }
+    group.summarize();
+    let entries = fs::read_dir(group.vault.layout().index()).expect("there");
+    let read = |entry: std::io::Result<fs::DirEntry>| fs::read(entry.expect("read").path()).expect("there");
+    let mut found: Vec<(u8, Vec<u8>)> = entries
+        .map(read)
+        .map(|bytes| (Footer::decode(&bytes, bytes.len() as u64).expect("as written").cover.level, bytes))
+        .collect();
+    found.sort();
+    found.into_iter().map(|(_, bytes)| bytes).collect()
+}
+
+/// Summaries of the shapes that there are.
+fn summary_shapes() -> Vec<(&'static str, Vec<u8>, Follows)> {
+    let sector = |group: &mut Group| group.write(0, SectorRange::new(9, 10), 1);
+    let zeros = |group: &mut Group| group.zero(0, SectorRange::new(0, 64 << 10), false);
+    let scattered =
+        |group: &mut Group| (0..700).for_each(|n| group.write(0, SectorRange::new(90 * n, 90 * n + 1), 1));
+    // Seventy chunks and more: a second page of them.
+    let long = |group: &mut Group| group.write(0, SectorRange::new(0, 70 * 256), 2);
+    let both = |group: &mut Group| {
+        group.zero(1, SectorRange::new(0, 8), true);
+        group.write(1, SectorRange::new(60, 64), 3);
+    };
+    let only = |is_sealed, points: &[&dyn Fn(&mut Group)]| {
+        let mut found = summaries_of(is_sealed, points);
+        assert_eq!(found.len(), 1, "two points make one summary");
+        found.remove(0)
+    };
+    let levels = summaries_of(false, &[&sector, &both, &zeros, &sector, &scattered, &both, &sector, &both]);
+    let highest = levels.last().expect("eight points make several");
+    let level = Footer::decode(highest, highest.len() as u64).expect("as written").cover.level;
+    assert!(level >= 2, "level {level}");
+    vec![
+        ("one-extent", only(false, &[&sector, &sector]), Follows::All),
+        ("zeros-only", only(false, &[&zeros, &zeros]), Follows::All),
+        ("many-extent-pages", only(false, &[&scattered, &both]), Follows::All),
+        ("many-chunk-pages", only(false, &[&long, &sector]), Follows::All),
+        ("third-level", highest.clone(), Follows::All),
+        ("sealed", only(true, &[&scattered, &both]), Follows::ToTables),
+    ]
 }
 
 fn check_in(target: &str, seeds: &Seeds) {
@@ -166,6 +301,22 @@ fn delta_seeds_are_valid_and_checked_in() {
     check_in("delta", &seeds);
     for (name, input) in &seeds {
         assert!(vault_fuzz::delta(input), "{name}");
+    }
+}
+
+#[test]
+fn deltas_of_every_shape_are_valid_and_checked_in() {
+    for (name, input, follows) in delta_shapes() {
+        assert_eq!(vault_fuzz::delta(&input), follows == Follows::All, "{name}");
+        check_in("delta", &vec![(name.to_owned(), input)]);
+    }
+}
+
+#[test]
+fn summaries_of_every_shape_are_valid_and_checked_in() {
+    for (name, input, follows) in summary_shapes() {
+        assert_eq!(summary_fuzz::summary(&input), follows == Follows::All, "{name}");
+        check_in("summary", &vec![(name.to_owned(), input)]);
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use afterimage::delta::{DiskExtents, Source, SourceContent};
-use afterimage::env::OsEnvironment;
+use afterimage::env::{Environment, OsEnvironment};
 use afterimage::error::{Error, Result};
 use afterimage::extent::{ExtentMap, FrozenMap, Location};
 use afterimage::format::delta::{CHUNK_BYTES, Header};
@@ -22,8 +22,8 @@ use afterimage::storage::{
     Backend, BackendOptions, Buffer, Completion, Op, Preference, Slice, Storage, Token, open_best,
 };
 use afterimage::units::{
-    BlobId, DiskId, DiskSlot, GroupId, GroupNanos, Lsn, PointId, SECTOR_BYTES, SectorCount, SectorRange,
-    TimelineId, WallNanos, to_usize,
+    BlobId, DiskId, DiskSlot, GroupId, GroupNanos, Lsn, MonotonicNanos, PointId, SECTOR_BYTES, SectorCount,
+    SectorRange, TimelineId, WallNanos, to_usize,
 };
 use afterimage::vault::Vault;
 use proptest::prelude::*;
@@ -50,6 +50,25 @@ fn blocking() -> Box<dyn Storage> {
 
 pub fn runtime() -> Rc<Runtime> {
     Runtime::new(blocking(), Rc::new(OsEnvironment::new()))
+}
+
+/// A clock that stands, and numbers in their order for random ones: what is made is the same each time.
+#[derive(Default)]
+struct SteadyEnvironment(Cell<u128>);
+
+impl Environment for SteadyEnvironment {
+    fn monotonic(&self) -> MonotonicNanos {
+        MonotonicNanos(0)
+    }
+
+    fn wall(&self) -> WallNanos {
+        WallNanos(0)
+    }
+
+    fn random_u128(&self) -> u128 {
+        self.0.set(self.0.get() + 1);
+        0x5ead_0000 + self.0.get()
+    }
 }
 
 /// Runs a future that borrows: the runtime's own `block_on` wants one that does not.
@@ -291,9 +310,20 @@ impl Group {
         Group::in_new_directory(sizes, None)
     }
 
+    /// As [`Group::new`] or [`Group::plain`], of which each makes the same bytes.
+    pub fn steady(sizes: &[u64], is_sealed: bool) -> Group {
+        let runtime = Runtime::new(blocking(), Rc::new(SteadyEnvironment::default()));
+        let keys = site_keys();
+        Group::in_directory_of_its_own(&runtime, sizes, is_sealed.then_some(&keys))
+    }
+
     fn in_new_directory(sizes: &[u64], seal_with: Option<&SiteKeys>) -> Group {
+        Group::in_directory_of_its_own(&runtime(), sizes, seal_with)
+    }
+
+    fn in_directory_of_its_own(runtime: &Rc<Runtime>, sizes: &[u64], seal_with: Option<&SiteKeys>) -> Group {
         let directory = directory();
-        let mut group = Group::create(&runtime(), &directory.path().join("vault"), sizes, seal_with);
+        let mut group = Group::create(runtime, &directory.path().join("vault"), sizes, seal_with);
         group._directory = Some(directory);
         group
     }

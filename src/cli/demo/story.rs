@@ -22,14 +22,14 @@ use crate::units::{Lsn, MonotonicNanos, SECTOR_BYTES};
 
 const GROUP: &str = "shop";
 const DISKS: [&str; 2] = ["database", "log"];
-const DISK_BYTES: u64 = 64 << 20;
+const DISK_BYTES: u64 = 32 << 20;
 const INTERVAL_MS: u64 = 500;
 const CONNECTIONS: usize = 2;
 const DEPTH: usize = 8;
 /// Before the kill, and again after it.
 const LOAD_FOR: Duration = Duration::from_secs(5);
 const GLANCE: Duration = Duration::from_millis(100);
-const JOURNAL: JournalSize = JournalSize { total: ByteSize(1 << 30), segment: ByteSize(32 << 20) };
+const JOURNAL: JournalSize = JournalSize { total: ByteSize(512 << 20), segment: ByteSize(32 << 20) };
 /// What the directory may grow to, roughly: journal, images, a delta for each point.
 const SPACE_BYTES: u64 = 6 << 30;
 const LATEST: &str = "end-of-demo";

@@ -136,7 +136,9 @@ impl Task {
             let is_member = state.disks().any(|disk| disk.id == target.id);
             if !is_member {
                 let name = &target.name;
-                let text = format!("disk {name}: it left the group after the newest recovery point, which holds it still");
+                let text = format!(
+                    "disk {name}: it left the group after the newest recovery point, which holds it still"
+                );
                 self.report.notes.push(text);
             }
             is_member
