@@ -579,6 +579,10 @@ mod tests {
         grammar.build();
         each_command(&grammar, "", &mut |path, command| {
             let help = command.clone().render_long_help().to_string();
+            // Clap's own, which takes names of commands only.
+            if path.contains(" help") {
+                return;
+            }
             let asks_nobody = ["serve", "demo", "journal"].iter().any(|name| path.contains(name));
             let is_for_people = ["serve", "demo"].iter().any(|name| path.ends_with(name));
             assert_eq!(help.contains("--socket"), !asks_nobody, "{path}: {help}");

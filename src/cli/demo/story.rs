@@ -27,11 +27,12 @@ const INTERVAL_MS: u64 = 500;
 const CONNECTIONS: usize = 2;
 const DEPTH: usize = 8;
 /// Before the kill, and again after it.
-const LOAD_FOR: Duration = Duration::from_secs(5);
+const LOAD_FOR: Duration = Duration::from_secs(4);
 const GLANCE: Duration = Duration::from_millis(100);
-const JOURNAL: JournalSize = JournalSize { total: ByteSize(512 << 20), segment: ByteSize(32 << 20) };
-/// What the directory may grow to, roughly: journal, images, a delta for each point.
-const SPACE_BYTES: u64 = 6 << 30;
+const JOURNAL: JournalSize = JournalSize { total: ByteSize(384 << 20), segment: ByteSize(32 << 20) };
+/// What the directory may grow to: the journal, images and bases of both disks, and a delta for each of some twenty points,
+/// none longer than both disks. Where writes are so fast that the journal ends intervals early, there are more and shorter ones.
+const SPACE_BYTES: u64 = 2 << 30;
 const LATEST: &str = "end-of-demo";
 
 /// What is said of the demo's group at a moment, and between which stamps it was said: so a point's LSN tells which
