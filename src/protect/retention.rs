@@ -219,7 +219,6 @@ impl Retention {
         let vault = Rc::clone(&self.vault);
         let _turn = vault.retention_turn().await;
         self.watch_clock();
-        let mut no_space = None;
         loop {
             let advance = vault.finish_advance().await?;
             self.shared.status.borrow_mut().waits_for_view = advance == Advance::Waits;
@@ -234,11 +233,6 @@ impl Retention {
             match vault.take_step(step, Some(&ladder)).await {
                 // Since then somebody pinned one of the points, or set another policy: the next pass plans anew.
                 Err(error) if matches!(error.kind(), ErrorKind::Invalid | ErrorKind::NotFound) => break,
-                // A merge needs space before it gives some back; letting the oldest go does not.
-                Err(error) if error.kind() == ErrorKind::NoSpace => {
-                    no_space = Some(error);
-                    break;
-                }
                 taken => taken?,
             }
             self.report(true);
@@ -247,7 +241,7 @@ impl Retention {
         if self.shared.quiet.get() {
             vault.delete_unneeded_bases().await?;
         }
-        no_space.map_or(Ok(()), Err)
+        Ok(())
     }
 
     fn is_paused(&self) -> bool {
