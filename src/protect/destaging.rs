@@ -9,7 +9,8 @@ use crate::image::Image;
 use crate::image::destage::{Batch, DiskResult, DiskWork, destage};
 use crate::planted::Bug;
 use crate::protect::disk::Disk;
-use crate::protect::group::{Done, Group, nanos};
+use crate::protect::group::{Group, nanos};
+use crate::protect::mailbox::Done;
 use crate::units::{DiskSlot, Lsn, MonotonicNanos};
 
 /// An idle group destages what it has after this long.

@@ -1,11 +1,10 @@
-//! A protection group at work: takes requests, keeps the journal, and moves what was recorded on to images and
-//! recovery points.
+//! A protection group at work: keeps the journal, and moves what was recorded on to images and recovery points.
 //!
-//! One owner thread calls [`Group::submit`] and [`Group::handle`] as things happen, [`Group::advance`] after each
-//! round, and takes the replies. Nothing here waits: what waits is a task, which owns its inputs and leaves its
-//! result in the group's mailbox.
+//! One owner thread calls [`Group::submit`] ([`requests`](super::requests)) and [`Group::handle`] as things happen, [`Group::advance`]
+//! after each round, and takes the replies. Nothing here waits: what waits is a task, which owns its inputs and leaves its
+//! result in the group's [`mailbox`](super::mailbox).
 //!
-//! Invariants: a reply to a write leaves only after its records are in the open layer; a segment is recycled only
+//! Invariants: records enter the open layer in the order of their LSNs; a segment is recycled only
 //! below `destaged`, `vaulted` and the first record that is held for a latched disk, and when nobody reads it.
 
 use std::cell::RefCell;
@@ -13,103 +12,45 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::channel::mpsc;
 use slab::Slab;
 
-use crate::block::{Export, Refusal, Reply, Request, Response, Ticket};
+use crate::block::{Reply, Ticket};
 use crate::error::{ErrorKind, Result};
-use crate::format::frame::RECORD_PAYLOAD_BYTES_MAX;
-
 use crate::format::marker::Marker;
-use crate::format::record::{DiskRecord, PointRecord};
-use crate::image::Image;
-use crate::image::attach::Reattached;
-use crate::image::destage::DiskResult;
+use crate::format::record::PointRecord;
 use crate::image::pace::Pace;
-use crate::image::side::SideFile;
 use crate::journal::cache::FrameCache;
 use crate::journal::reader::Reader;
-use crate::journal::segments::{Segment, Segments};
-use crate::journal::writer::{Entry, Identity, Visible, VisibleEvent, Writer};
+use crate::journal::segments::Segments;
+use crate::journal::writer::{Identity, Visible, VisibleEvent, Writer};
 use crate::planted::Bug;
-use crate::protect::allocation;
 use crate::protect::disk::Disk;
 use crate::protect::events::TimedEvent;
-use crate::protect::indexing::{Indexing, StoredRun};
+use crate::protect::indexing::Indexing;
 use crate::protect::interval::{ClosedInterval, OpenInterval, Schedule};
 use crate::protect::latching::Resume;
 use crate::protect::lateness::Lateness;
 use crate::protect::layers::{Layer, Layers};
-use crate::protect::membership::Joined;
+use crate::protect::mailbox::Mailbox;
 use crate::protect::open::GroupPlan;
-use crate::protect::place::{Place, places};
-use crate::protect::publisher::{Job, Published};
+use crate::protect::publisher::Job;
 use crate::protect::reads::{OPERATION_READ, Reads};
-use crate::protect::renewal::renewed_slot;
 use crate::protect::repetition::Repetition;
-use crate::protect::resizing::{Resize, Resized, ZEROED};
+use crate::protect::requests::{Barrier, WriteInFlight};
+use crate::protect::resizing::{Resize, ZEROED};
 use crate::protect::retention;
 use crate::protect::retry::Retry;
 use crate::protect::status::{Condition, RateMeter};
 use crate::protect::tasks::Tasks;
-use crate::protect::verify::Question;
 use crate::runtime::{Event, Runtime};
 use crate::units::{
-    DiskId, DiskSlot, GroupId, GroupNanos, Lsn, MonotonicNanos, PointId, SECTOR_BYTES, SectorRange,
-    WallNanos, to_usize,
+    DiskId, DiskSlot, GroupId, GroupNanos, Lsn, MonotonicNanos, PointId, SectorRange, WallNanos,
 };
 use crate::vault::Vault;
 
 /// Called once with a result.
 pub type Callback<T> = Box<dyn FnOnce(Result<T>)>;
-
-/// What a task left behind.
-pub(super) enum Done {
-    /// A request's answer.
-    Reply(Ticket, Reply),
-    /// A destage batch ended.
-    Destaged { through: Lsn, disks: Vec<DiskResult> },
-    /// A side file of a latched disk was written, or not.
-    SideFile(DiskSlot, DiskId, Result<SideFile>),
-    /// The image of a latched disk has taken what it lacked, or not.
-    Mended(DiskSlot, Result<Image>),
-    /// The image of a disk has taken all but what is lost, whose loss is accepted, or not.
-    Taken(DiskSlot, Result<Image>),
-    /// Sectors were read that are to be written anew, or not.
-    Renewed(DiskSlot, SectorRange, Result<Bytes>),
-    /// The files of a detached disk were attached, or not.
-    Reattached(DiskSlot, Result<Reattached>),
-    /// A segment was created, or not.
-    Segment(Result<Segment>),
-    /// An index run was written, or not.
-    Indexed(Result<StoredRun>),
-    /// The publisher finished a job on an interval.
-    Published(Result<Published>),
-    /// The vault did not take an interval; the publisher tries again.
-    PublishDelayed(ErrorKind),
-    /// A disk joined, or not.
-    Joined(Result<Joined>, Callback<DiskRecord>),
-    /// A disk left, or not.
-    Left(DiskId, DiskSlot, Result<()>, Callback<()>),
-    /// A base is as long as its disk is about to be, or not.
-    Lengthened(Result<()>),
-    /// The image of a disk was prepared for another size, or not; then whether it was set back.
-    ResizePrepared(Image, Result<()>, Result<()>),
-    /// A resize was decided, or not.
-    Resized(Resized),
-    /// The policy was changed, or not; with the interval between points, if that was to change.
-    Policy(Option<Duration>, Result<()>, Callback<()>),
-    /// The group was paused, or goes on, or not.
-    Paused(bool, Result<()>, Callback<()>),
-    /// Retention took a step, or came to rest.
-    Retained { changed: bool },
-    /// A verification asks something.
-    Asked(Question),
-}
-
-/// The group's mailbox.
-pub(super) type Mailbox = Rc<RefCell<VecDeque<Done>>>;
 
 /// What a group is made of besides its journal.
 #[derive(Clone)]
@@ -118,23 +59,6 @@ pub(super) struct GroupSettings {
     pub plan: GroupPlan,
     /// Its vault.
     pub vault: Rc<Vault>,
-}
-
-struct WriteInFlight {
-    ticket: Ticket,
-    slot: DiskSlot,
-    range: SectorRange,
-    payload_bytes: u64,
-    durable: bool,
-    since: MonotonicNanos,
-}
-
-/// A request that is answered once everything up to an LSN is durable.
-struct Barrier {
-    lsn: Lsn,
-    ticket: Ticket,
-    /// The write that asked for it, by its payload's length; none for a flush.
-    write_bytes: Option<u64>,
 }
 
 /// Counters of a group; a request counts when it is answered, and only if it succeeded.
@@ -223,9 +147,9 @@ pub struct Group {
     pub(super) sealed: bool,
     /// Markers on their way into the journal.
     pub(super) markers_pending: usize,
-    writes: Slab<WriteInFlight>,
-    barriers: Vec<Barrier>,
-    reads: Reads,
+    pub(super) writes: Slab<WriteInFlight>,
+    pub(super) barriers: Vec<Barrier>,
+    pub(super) reads: Reads,
     pub(super) replies: Vec<(Ticket, Reply)>,
     delayed: Vec<(DiskSlot, SectorRange, crate::journal::segments::Source)>,
 }
@@ -370,134 +294,6 @@ impl Group {
         self.owner
     }
 
-    /// Takes a request; the reply comes out of [`Group::take_replies`].
-    pub fn submit(&mut self, ticket: Ticket, export: Export, request: Request) {
-        if let Err(refusal) = self.accept(ticket, export, request) {
-            self.replies.push((ticket, Err(refusal)));
-        }
-    }
-
-    fn accept(
-        &mut self,
-        ticket: Ticket,
-        export: Export,
-        request: Request,
-    ) -> std::result::Result<(), Refusal> {
-        let Export::Disk(_, id) = export else { return Err(Refusal::Shutdown) };
-        if self.stopping || !self.serving {
-            return Err(Refusal::Shutdown);
-        }
-        let slot = *self.slots.get(&id).ok_or(Refusal::Shutdown)?;
-        let disk = self.disks.get(&slot).ok_or(Refusal::Shutdown)?;
-        disk.check(&request)?;
-        let changes = !matches!(request, Request::Read { .. } | Request::Allocation { .. });
-        if changes && self.writer.failure().is_some() {
-            return Err(Refusal::Io);
-        }
-        match request {
-            Request::Read { range } => self.read(ticket, slot, range),
-            Request::Write { range, payload, durable } => self.write(ticket, slot, range, &payload, durable),
-            Request::Zero { range, durable, keep_allocated } => {
-                let entry = Entry::Zero { disk: slot, range, allocated: keep_allocated };
-                let cookie = self.begin_write(ticket, slot, range, 0, durable);
-                self.writer.enqueue(entry, Some(cookie));
-            }
-            Request::Flush => {
-                self.barrier(Barrier { lsn: self.writer.visible(), ticket, write_bytes: None });
-            }
-            Request::Allocation { range } => self.allocation(ticket, slot, range),
-        }
-        Ok(())
-    }
-
-    fn read(&mut self, ticket: Ticket, slot: DiskSlot, range: SectorRange) {
-        let parts = self.places(slot, range);
-        let image = &self.disks[&slot].attached().file;
-        let answer = self.reads.start(ticket, &parts, image, &self.segments, &self.cache.borrow());
-        if let Some(reply) = answer {
-            self.answer_read(ticket, reply);
-        }
-    }
-
-    fn answer_read(&mut self, ticket: Ticket, reply: Reply) {
-        self.counters.reads += u64::from(reply.is_ok());
-        self.replies.push((ticket, reply));
-    }
-
-    pub(super) fn places(&self, slot: DiskSlot, range: SectorRange) -> Vec<(SectorRange, Place)> {
-        places(self.layers.resolve(slot, range), &self.disks[&slot].sides)
-    }
-
-    /// Notes a write, or zeroes, that is about to be queued; returns its cookie.
-    fn begin_write(
-        &mut self,
-        ticket: Ticket,
-        slot: DiskSlot,
-        range: SectorRange,
-        payload_bytes: u64,
-        durable: bool,
-    ) -> u64 {
-        if self.is_renewing
-            && let Some(renewal) = self.disks.get_mut(&slot).and_then(|disk| disk.renewal.as_mut())
-        {
-            renewal.disturb(range);
-        }
-        let since = self.runtime.now();
-        self.writes.insert(WriteInFlight { ticket, slot, range, payload_bytes, durable, since }) as u64
-    }
-
-    /// Whether a write to `range` of a disk is not visible yet.
-    pub(super) fn has_writes_under_way(&self, slot: DiskSlot, range: SectorRange) -> bool {
-        let meets = |write: &WriteInFlight| write.slot == slot && write.range.intersection(range).is_some();
-        self.writes.iter().any(|(_, write)| meets(write))
-    }
-
-    fn write(&mut self, ticket: Ticket, slot: DiskSlot, range: SectorRange, payload: &Bytes, durable: bool) {
-        let cookie = self.begin_write(ticket, slot, range, payload.len() as u64, durable);
-        let mut start = range.start;
-        for offset in (0..payload.len()).step_by(RECORD_PAYLOAD_BYTES_MAX) {
-            let piece = payload.slice(offset..payload.len().min(offset + RECORD_PAYLOAD_BYTES_MAX));
-            let end = start + piece.len() as u64 / SECTOR_BYTES;
-            let entry = Entry::Write { disk: slot, range: SectorRange::new(start, end), payload: piece };
-            self.writer.enqueue(entry, (end == range.end).then_some(cookie));
-            start = end;
-        }
-    }
-
-    /// Answers a barrier now if all that it waits for is durable, else once it is.
-    fn barrier(&mut self, barrier: Barrier) {
-        if barrier.lsn <= self.writer.durable() {
-            self.pass(&barrier);
-        } else {
-            self.writer.want_durable(barrier.lsn);
-            self.barriers.push(barrier);
-        }
-    }
-
-    fn pass(&mut self, barrier: &Barrier) {
-        match barrier.write_bytes {
-            Some(bytes) => self.answer_write(barrier.ticket, bytes),
-            None => self.replies.push((barrier.ticket, Ok(Response::Done))),
-        }
-    }
-
-    fn answer_write(&mut self, ticket: Ticket, payload_bytes: u64) {
-        self.counters.writes += 1;
-        self.counters.written_bytes += payload_bytes;
-        self.replies.push((ticket, Ok(Response::Done)));
-    }
-
-    fn allocation(&mut self, ticket: Ticket, slot: DiskSlot, range: SectorRange) {
-        let parts = self.places(slot, range);
-        let image = self.disks[&slot].attached().file.clone();
-        let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
-        self.tasks.spawn(async move {
-            let reply = allocation::describe(&runtime, &image, &parts).await;
-            let reply = reply.map(Response::Allocation).map_err(|_| Refusal::Io);
-            mailbox.borrow_mut().push_back(Done::Reply(ticket, reply));
-        });
-    }
-
     /// Takes a completion whose tag names this group.
     pub fn handle(&mut self, event: Event) {
         let operation = event.tag.operation;
@@ -622,19 +418,6 @@ impl Group {
         }
     }
 
-    fn acknowledge(&mut self, cookie: u64, lsn: Lsn) {
-        if let Some(slot) = renewed_slot(cookie) {
-            return self.piece_is_visible(slot, lsn);
-        }
-        let write = self.writes.remove(to_usize(cookie));
-        self.last_activity = self.runtime.now();
-        if write.durable {
-            self.barrier(Barrier { lsn, ticket: write.ticket, write_bytes: Some(write.payload_bytes) });
-        } else {
-            self.answer_write(write.ticket, write.payload_bytes);
-        }
-    }
-
     /// Ends the open layer at record `last`, the end of a frame, with a marker or without one.
     pub(super) fn freeze(&mut self, last: Lsn, marker: Option<&Marker>) {
         let layer = self.layers.freeze(last);
@@ -650,84 +433,9 @@ impl Group {
         Reader::new(Rc::clone(&self.runtime), Rc::clone(&self.cache), &self.segments, planted)
     }
 
-    fn answer_barriers(&mut self) {
-        let durable = self.writer.durable();
-        if self.barriers.iter().all(|barrier| barrier.lsn > durable) {
-            return;
-        }
-        let barriers = std::mem::take(&mut self.barriers).into_iter();
-        let (passed, waiting): (Vec<_>, Vec<_>) = barriers.partition(|barrier| barrier.lsn <= durable);
-        self.barriers = waiting;
-        for barrier in &passed {
-            self.pass(barrier);
-        }
-    }
-
-    /// The journal failed: every change fails from now on, and what waited fails with it.
-    fn fail_writes(&mut self, kind: ErrorKind) {
-        self.writer.abandon_queue();
-        let refusal = if kind == ErrorKind::NoSpace { Refusal::NoSpace } else { Refusal::Io };
-        for write in self.writes.drain() {
-            self.replies.push((write.ticket, Err(refusal)));
-        }
-        for barrier in self.barriers.drain(..) {
-            self.replies.push((barrier.ticket, Err(refusal)));
-        }
-        self.abandon_resize();
-        self.fail_waiting_points();
-        self.refuse_resumes(
-            ErrorKind::Latched,
-            "the journal failed: the group has to be closed and opened again",
-        );
-    }
-
-    fn apply_done(&mut self) {
-        loop {
-            let done = self.mailbox.borrow_mut().pop_front();
-            match done {
-                None => return,
-                Some(Done::Reply(ticket, reply)) => self.replies.push((ticket, reply)),
-                Some(Done::Destaged { through, disks }) => self.finish_destage(through, disks),
-                Some(Done::SideFile(slot, id, result)) => self.finish_side_file(slot, id, result),
-                Some(Done::Mended(slot, result)) => self.finish_mend(slot, result),
-                Some(Done::Taken(slot, result)) => self.finish_taking(slot, result),
-                Some(Done::Renewed(slot, piece, result)) => self.finish_piece(slot, piece, result),
-                Some(Done::Reattached(slot, result)) => self.finish_reattach(slot, result),
-                Some(Done::Segment(Ok(segment))) => self.segment_created(segment),
-                Some(Done::Segment(Err(error))) => self.segment_failed(&error),
-                Some(Done::Indexed(result)) => self.finish_indexing(result),
-                Some(Done::Published(result)) => self.finish_publish(result),
-                Some(Done::PublishDelayed(kind)) => self.publish_retry.failed(self.runtime.now(), kind),
-                Some(Done::Joined(result, callback)) => self.finish_join(result, callback),
-                Some(Done::Left(id, slot, result, callback)) => self.finish_leave(id, slot, result, callback),
-                Some(Done::Lengthened(result)) => self.finish_lengthening(result),
-                Some(Done::ResizePrepared(image, result, settled)) => {
-                    self.finish_preparing(image, result, settled)
-                }
-                Some(Done::Resized(resized)) => self.finish_resize(resized),
-                Some(Done::Policy(interval, result, callback)) => {
-                    self.finish_policy(interval, result, callback)
-                }
-                Some(Done::Paused(paused, result, callback)) => self.finish_pause(paused, result, callback),
-                Some(Done::Retained { changed }) => self.finish_retained(changed),
-                Some(Done::Asked(question)) => self.answer_question(question),
-            }
-        }
-    }
-
     /// Whether the opening frame is durable, and requests are taken.
     pub fn is_serving(&self) -> bool {
         self.serving
-    }
-
-    /// When the oldest write was issued that is not answered yet.
-    pub(super) fn oldest_write(&self) -> Option<MonotonicNanos> {
-        self.writes.iter().map(|(_, write)| write.since).min()
-    }
-
-    /// Whether somebody still waits for an answer.
-    pub(super) fn owes_replies(&self) -> bool {
-        !(self.writes.is_empty() && self.reads.is_empty() && self.barriers.is_empty())
     }
 
     /// Why the journal failed, if it did, so that it never takes writes again.

@@ -20,8 +20,9 @@ use crate::journal::runs::{self, CoveredFrame, LoadedRun, extents_of};
 use crate::journal::segments::{SegmentIndex, Segments};
 use crate::journal::writer::Identity;
 use crate::planted::Bug;
-use crate::protect::group::{Done, Group};
+use crate::protect::group::Group;
 use crate::protect::layers::Layer;
+use crate::protect::mailbox::Done;
 use crate::units::{Lsn, SegmentSequence};
 
 /// A run's file, and the last record that it is about.

@@ -30,7 +30,8 @@ use crate::journal::sift::Lost;
 use crate::journal::writer::Identity;
 use crate::protect::disk::{Care, Disk};
 use crate::protect::events::GroupEvent;
-use crate::protect::group::{Callback, Done, Group, nanos};
+use crate::protect::group::{Callback, Group, nanos};
+use crate::protect::mailbox::Done;
 use crate::protect::retry::RETRY_DELAY;
 use crate::units::{DiskId, DiskSlot, MonotonicNanos};
 

@@ -8,7 +8,8 @@ use std::rc::Rc;
 use crate::error::Error;
 use crate::journal::segments::{Segment, create};
 use crate::planted::Bug;
-use crate::protect::group::{Done, Group};
+use crate::protect::group::Group;
+use crate::protect::mailbox::Done;
 use crate::units::Lsn;
 
 impl Group {

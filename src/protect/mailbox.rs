@@ -1,0 +1,110 @@
+//! What tasks leave behind for their group, and who takes it up.
+//!
+//! A task owns its inputs and never touches the group: it leaves its result here, and the owner hands it, in the order in which results
+//! came, to the part of the group that began the task.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::block::{Reply, Ticket};
+use crate::error::{ErrorKind, Result};
+use crate::format::record::DiskRecord;
+use crate::image::Image;
+use crate::image::attach::Reattached;
+use crate::image::destage::DiskResult;
+use crate::image::side::SideFile;
+use crate::journal::segments::Segment;
+use crate::protect::group::{Callback, Group};
+use crate::protect::indexing::StoredRun;
+use crate::protect::membership::Joined;
+use crate::protect::publisher::Published;
+use crate::protect::resizing::Resized;
+use crate::protect::verify::Question;
+use crate::units::{DiskId, DiskSlot, Lsn, SectorRange};
+
+/// What a task left behind.
+pub(super) enum Done {
+    /// A request's answer.
+    Reply(Ticket, Reply),
+    /// A destage batch ended.
+    Destaged { through: Lsn, disks: Vec<DiskResult> },
+    /// A side file of a latched disk was written, or not.
+    SideFile(DiskSlot, DiskId, Result<SideFile>),
+    /// The image of a latched disk has taken what it lacked, or not.
+    Mended(DiskSlot, Result<Image>),
+    /// The image of a disk has taken all but what is lost, whose loss is accepted, or not.
+    Taken(DiskSlot, Result<Image>),
+    /// Sectors were read that are to be written anew, or not.
+    Renewed(DiskSlot, SectorRange, Result<Bytes>),
+    /// The files of a detached disk were attached, or not.
+    Reattached(DiskSlot, Result<Reattached>),
+    /// A segment was created, or not.
+    Segment(Result<Segment>),
+    /// An index run was written, or not.
+    Indexed(Result<StoredRun>),
+    /// The publisher finished a job on an interval.
+    Published(Result<Published>),
+    /// The vault did not take an interval; the publisher tries again.
+    PublishDelayed(ErrorKind),
+    /// A disk joined, or not.
+    Joined(Result<Joined>, Callback<DiskRecord>),
+    /// A disk left, or not.
+    Left(DiskId, DiskSlot, Result<()>, Callback<()>),
+    /// A base is as long as its disk is about to be, or not.
+    Lengthened(Result<()>),
+    /// The image of a disk was prepared for another size, or not; then whether it was set back.
+    ResizePrepared(Image, Result<()>, Result<()>),
+    /// A resize was decided, or not.
+    Resized(Resized),
+    /// The policy was changed, or not; with the interval between points, if that was to change.
+    Policy(Option<Duration>, Result<()>, Callback<()>),
+    /// The group was paused, or goes on, or not.
+    Paused(bool, Result<()>, Callback<()>),
+    /// Retention took a step, or came to rest.
+    Retained { changed: bool },
+    /// A verification asks something.
+    Asked(Question),
+}
+
+/// The group's mailbox.
+pub(super) type Mailbox = Rc<RefCell<VecDeque<Done>>>;
+
+impl Group {
+    pub(super) fn apply_done(&mut self) {
+        loop {
+            let done = self.mailbox.borrow_mut().pop_front();
+            match done {
+                None => return,
+                Some(Done::Reply(ticket, reply)) => self.replies.push((ticket, reply)),
+                Some(Done::Destaged { through, disks }) => self.finish_destage(through, disks),
+                Some(Done::SideFile(slot, id, result)) => self.finish_side_file(slot, id, result),
+                Some(Done::Mended(slot, result)) => self.finish_mend(slot, result),
+                Some(Done::Taken(slot, result)) => self.finish_taking(slot, result),
+                Some(Done::Renewed(slot, piece, result)) => self.finish_piece(slot, piece, result),
+                Some(Done::Reattached(slot, result)) => self.finish_reattach(slot, result),
+                Some(Done::Segment(Ok(segment))) => self.segment_created(segment),
+                Some(Done::Segment(Err(error))) => self.segment_failed(&error),
+                Some(Done::Indexed(result)) => self.finish_indexing(result),
+                Some(Done::Published(result)) => self.finish_publish(result),
+                Some(Done::PublishDelayed(kind)) => self.publish_retry.failed(self.runtime.now(), kind),
+                Some(Done::Joined(result, callback)) => self.finish_join(result, callback),
+                Some(Done::Left(id, slot, result, callback)) => self.finish_leave(id, slot, result, callback),
+                Some(Done::Lengthened(result)) => self.finish_lengthening(result),
+                Some(Done::ResizePrepared(image, result, settled)) => {
+                    self.finish_preparing(image, result, settled)
+                }
+                Some(Done::Resized(resized)) => self.finish_resize(resized),
+                Some(Done::Policy(interval, result, callback)) => {
+                    self.finish_policy(interval, result, callback)
+                }
+                Some(Done::Paused(paused, result, callback)) => self.finish_pause(paused, result, callback),
+                Some(Done::Retained { changed }) => self.finish_retained(changed),
+                Some(Done::Asked(question)) => self.answer_question(question),
+            }
+        }
+    }
+}
