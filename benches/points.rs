@@ -24,7 +24,7 @@ use afterimage::format::ladder::Ladder;
 use afterimage::format::manifest::{self, Snapshot, WriterSeal};
 use afterimage::format::marker::Consistency;
 use afterimage::format::record::{
-    Change, DiskRecord, GroupRecord, Membership, PinKind, PinRecord, PointDisk, PointRecord,
+    Change, DiskRecord, GroupRecord, Membership, PinKind, PinRecord, PointDisk, PointRecord, TestUse,
 };
 use afterimage::runtime::Runtime;
 use afterimage::seal::{Purpose, SiteKey, SiteKeys};
@@ -300,8 +300,8 @@ fn open_point(
     let (wrote, sector) = samples[to_usize(drawn.next() % older as u64)];
     forget_cache(vault.layout().root());
     let (memory, read, began) = (anonymous_bytes(), read_bytes(), now());
-    let pin =
-        PinRecord { id: PinId(drawn.next().into()), point, created: WallNanos(0), kind: PinKind::Restore };
+    let kind = PinKind::Test { test: vault.manifest().state().next_test(), purpose: TestUse::Restore };
+    let pin = PinRecord { id: PinId(drawn.next().into()), point, created: WallNanos(0), kind };
     block_on(runtime, vault.manifest().append(Change::PinAdded(pin))).expect("pinned");
     let pinned = began.elapsed().as_secs_f64();
     let view = block_on(runtime, View::open(vault, point)).expect("sound");

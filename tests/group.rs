@@ -10,7 +10,7 @@ use afterimage::error::{ErrorKind, Result};
 use afterimage::failover::{TestFailover, TestFailovers};
 use afterimage::format::frame::RecordKind;
 use afterimage::format::ladder::Ladder;
-use afterimage::format::record::{DiskRecord, GroupRecord, PointRecord};
+use afterimage::format::record::{DiskRecord, GroupRecord, PinKind, PointRecord, TestUse};
 use afterimage::journal::scan::{Checks, scan_segment};
 use afterimage::journal::segments::SegmentIndex;
 use afterimage::planted::Planted;
@@ -275,7 +275,7 @@ fn a_test_failover_shows_its_point_while_the_disk_goes_on() {
     let opening = TestFailovers::open(Rc::clone(&runtime), vault, plan(&root).tests());
     let mut tests = runtime.block_on(opening).expect("test failovers");
     for (point, expected) in [(first, [1, 1, 0, 0]), (second, [1, 2, 2, 0])] {
-        let failover = start_test(&mut harness, &mut tests, point.id, false);
+        let failover = start_test(&mut harness, &mut tests, point.id, TestUse::Rehearsal);
         let request = Request::Read { range: SectorRange::new(0, 32) };
         let reply = ask_test(&mut harness, &mut tests, disk, failover.test, request);
         let Ok(Response::Data(pieces)) = reply else { panic!("{reply:?}") };
@@ -290,11 +290,11 @@ fn start_test(
     harness: &mut Harness,
     tests: &mut TestFailovers,
     point: PointId,
-    read_only: bool,
+    purpose: TestUse,
 ) -> TestFailover {
     let slot = Rc::new(RefCell::new(None));
     let filled = Rc::clone(&slot);
-    tests.start(point, read_only, Box::new(move |result| drop(filled.replace(Some(result)))));
+    tests.start(point, purpose, Box::new(move |result| drop(filled.replace(Some(result)))));
     while slot.borrow().is_none() {
         harness.step();
         tests.advance();
@@ -334,12 +334,12 @@ fn a_read_only_test_failover_has_no_files_and_stays_read_only() {
         runtime.block_on(opening).expect("test failovers")
     };
     let mut tests = open();
-    let test = start_test(&mut harness, &mut tests, point.id, true).test;
+    let test = start_test(&mut harness, &mut tests, point.id, TestUse::ReadOnly).test;
     drop(tests);
     // As a restart finds it.
     let mut tests = open();
     let listing = tests.list().next().expect("it is there").listing();
-    assert_eq!((listing.test, listing.read_only, listing.disks.len()), (test, true, 1));
+    assert_eq!((listing.test, listing.purpose, listing.disks.len()), (test, TestUse::ReadOnly, 1));
     let range = SectorRange::new(0, 16);
     let mut ask = |request| ask_test(&mut harness, &mut tests, disk, test, request);
     let write = Request::Write { range, payload: vec![3; 16 * 512].into(), durable: false };
@@ -352,6 +352,36 @@ fn a_read_only_test_failover_has_no_files_and_stays_read_only() {
     let Ok(Response::Allocation(runs)) = ask(Request::Allocation { range }) else { panic!("it is known") };
     assert_eq!(runs.iter().map(|run| run.bytes).sum::<u64>(), range.bytes());
     assert_eq!(std::fs::read_dir(plan(&root).tests()).expect("the directory").count(), 0, "no file is made");
+}
+
+/// A restore by another program does not outlive the gateway that it reads from, so neither does what it reads.
+#[test]
+fn what_a_restore_reads_through_ends_with_the_process() {
+    let (_guard, root) = scratch();
+    let mut harness = Harness::create(&root);
+    let disk = harness.add_disk("root", 4096);
+    harness.write(disk, 0, 1, 16);
+    let first = harness.point("first");
+    harness.write(disk, 0, 2, 16);
+    harness.point("second");
+    let (runtime, vault) = (Rc::clone(&harness.runtime), Rc::clone(harness.group.vault()));
+    let open = || {
+        let opening = TestFailovers::open(Rc::clone(&runtime), Rc::clone(&vault), plan(&root).tests());
+        runtime.block_on(opening).expect("test failovers")
+    };
+    let mut tests = open();
+    let rehearsal = start_test(&mut harness, &mut tests, first.id, TestUse::Rehearsal).test;
+    let restore = start_test(&mut harness, &mut tests, first.id, TestUse::Restore).test;
+    let write =
+        Request::Write { range: SectorRange::new(0, 1), payload: vec![3; 512].into(), durable: false };
+    assert_eq!(ask_test(&mut harness, &mut tests, disk, restore, write).unwrap_err(), Refusal::ReadOnly);
+    drop(tests);
+    // As a restart finds it.
+    let tests = open();
+    let left: Vec<_> = tests.list().map(|test| (test.test, test.purpose)).collect();
+    assert_eq!(left, [(rehearsal, TestUse::Rehearsal)]);
+    let pins: Vec<_> = vault.manifest().state().pins().iter().map(|pin| pin.kind).collect();
+    assert_eq!(pins, [PinKind::Test { test: rehearsal, purpose: TestUse::Rehearsal }]);
 }
 
 #[test]

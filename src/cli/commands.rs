@@ -221,7 +221,7 @@ impl Session {
                     tools::mount(test, &disk, partition, &directory, interrupts).await
                 };
                 // Writable: before it can be read, a file system that was in use at the point replays its own journal.
-                let request = TestRequest { point: point.point, read_only: false };
+                let request = TestRequest { point: point.point, read_only: false, for_restore: false };
                 let mounted = self.with_test(&disk.group, &request, Keep::OnSuccess, mounting).await;
                 let (_, mounted) = mounted?;
                 self.output.show(&mounted, render::mounted)
@@ -267,8 +267,10 @@ impl Session {
         match command {
             FailoverCommand::Test { group, point, read_only } => {
                 let route = format!("/v1/groups/{group}/tests");
-                let test: Test =
-                    self.client.post(&route, &TestRequest { point: point.point, read_only }).await?;
+                let test: Test = self
+                    .client
+                    .post(&route, &TestRequest { point: point.point, read_only, for_restore: false })
+                    .await?;
                 self.output.show(&test, render::test_started)
             }
             FailoverCommand::List { group } => {
@@ -355,7 +357,7 @@ impl Session {
                 }
             }
         };
-        let request = TestRequest { point, read_only: true };
+        let request = TestRequest { point, read_only: true, for_restore: true };
         let (test, files) = self.with_test(group, &request, Keep::Never, writing).await?;
         let mut bytes = 0;
         for file in &files {

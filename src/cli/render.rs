@@ -229,12 +229,20 @@ pub fn tests(tests: &[Test]) -> String {
             test.number.0.to_string(),
             test.point.id.to_string(),
             rfc3339(test.point.time),
-            if test.read_only { "read-only".to_owned() } else { size(test.overlay_bytes) },
+            written(test),
             test.connections.to_string(),
             exports.join(" "),
         ]
     });
     table(["GROUP", "TEST", "POINT", "TIME", "WRITTEN", "CLIENTS", "EXPORTS"], rows)
+}
+
+fn written(test: &Test) -> String {
+    match (test.for_restore, test.read_only) {
+        (true, _) => "restore".into(),
+        (false, true) => "read-only".into(),
+        (false, false) => size(test.overlay_bytes),
+    }
 }
 
 pub fn test_started(test: &Test) -> String {

@@ -160,6 +160,9 @@ pub struct Test {
     /// Whether writes are refused.
     #[serde(default)]
     pub read_only: bool,
+    /// Whether it is there for a restore, and ends with the gateway.
+    #[serde(default)]
+    pub for_restore: bool,
     /// Its disks.
     pub exports: Vec<TestExport>,
     /// Bytes written to it so far, which cleanup throws away.
@@ -279,6 +282,9 @@ pub struct TestRequest {
     /// Whether writes are to be refused; nothing is stored for it then.
     #[serde(default)]
     pub read_only: bool,
+    /// Whether it is for a restore, which a gateway's end cuts off: it takes no writes either, and ends with the gateway.
+    #[serde(default)]
+    pub for_restore: bool,
 }
 
 /// `POST /v1/groups/{group}/restore`; answered with a [`Job`].

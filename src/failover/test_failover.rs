@@ -1,8 +1,10 @@
 //! Test failover: a group's disks as of a recovery point, served beside ongoing protection.
 //!
 //! Each disk is a view of the point, with a throwaway overlay unless the test failover is read-only: then it has no file at
-//! all. A pin in the manifest keeps what the view reads, and says which test failovers exist and which are read-only: it
+//! all. A pin in the manifest keeps what the view reads, and says which test failovers exist and what for: it
 //! comes before the overlays and goes after them, so that after a crash every overlay either belongs to a pin or is removed.
+//!
+//! One that a restore reads ends with the process: qemu-img gives up with its connection, so nobody would ever end it.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -12,7 +14,7 @@ use std::rc::Rc;
 use super::backing::Backing;
 use crate::block::{Export, Refusal, Reply, Request, TestId, Ticket};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::record::{Change, PinKind, PinRecord, PointRecord};
+use crate::format::record::{Change, PinKind, PinRecord, PointRecord, TestUse};
 use crate::protect::group::Callback;
 use crate::runtime::Runtime;
 use crate::units::{DiskId, PinId, PointId, SectorCount, WallNanos};
@@ -42,8 +44,8 @@ pub struct TestFailover {
     pub disks: Vec<TestDisk>,
     /// When it was started.
     pub started: WallNanos,
-    /// Whether it takes no writes.
-    pub read_only: bool,
+    /// What for.
+    pub purpose: TestUse,
     pin: PinId,
 }
 
@@ -56,8 +58,8 @@ pub struct TestListing {
     pub point: PointRecord,
     /// When it was started.
     pub started: WallNanos,
-    /// Whether it takes no writes.
-    pub read_only: bool,
+    /// What for.
+    pub purpose: TestUse,
     /// Its disks.
     pub disks: Vec<TestListedDisk>,
     /// Bytes written to it so far.
@@ -84,7 +86,7 @@ impl TestFailover {
             test: self.test,
             point: self.point.clone(),
             started: self.started,
-            read_only: self.read_only,
+            purpose: self.purpose,
             disks: self.disks.iter().map(listed).collect(),
             overlay_bytes: self.disks.iter().map(|disk| disk.backing.written_bytes()).sum(),
         }
@@ -144,13 +146,20 @@ impl TestFailovers {
         };
         let pins: Vec<_> = opened.vault.manifest().state().pins().to_vec();
         for pin in pins {
-            let PinKind::Test { test, read_only } = pin.kind else { continue };
+            let PinKind::Test { test, purpose } = pin.kind else { continue };
+            if purpose == TestUse::Restore {
+                match opened.vault.manifest().append(Change::PinRemoved(pin.id)).await {
+                    Ok(_) => continue,
+                    // It stays until somebody, or the next opening, ends it.
+                    Err(error) => unreadable(error)?,
+                }
+            }
             let overlays = opened.overlays_of(test);
             match prepare(&opened.runtime, &opened.vault, &overlays, pin).await {
                 Ok(failover) => opened.insert(failover),
                 Err(error) => {
                     unreadable(error)?;
-                    let without_disks = opened.without_disks(pin, test, read_only)?;
+                    let without_disks = opened.without_disks(pin, test, purpose)?;
                     opened.insert(without_disks);
                 }
             }
@@ -159,12 +168,12 @@ impl TestFailovers {
         Ok(opened)
     }
 
-    fn without_disks(&self, pin: PinRecord, test: TestId, read_only: bool) -> Result<TestFailover> {
+    fn without_disks(&self, pin: PinRecord, test: TestId, purpose: TestUse) -> Result<TestFailover> {
         let state = self.vault.manifest().state();
         let point = state.points().iter().find(|point| point.id == pin.point).cloned();
         let missing = || Error::corrupt(format!("test failover {} pins a point that is not there", test.0));
         let point = point.ok_or_else(missing)?;
-        Ok(TestFailover { test, point, disks: Vec::new(), started: pin.created, read_only, pin: pin.id })
+        Ok(TestFailover { test, point, disks: Vec::new(), started: pin.created, purpose, pin: pin.id })
     }
 
     fn overlays_of(&self, test: TestId) -> PathBuf {
@@ -194,11 +203,11 @@ impl TestFailovers {
     }
 
     /// Starts a test failover of a point; `callback` gets it when its disks can be served.
-    pub fn start(&mut self, point: PointId, read_only: bool, callback: Callback<TestFailover>) {
+    pub fn start(&mut self, point: PointId, purpose: TestUse, callback: Callback<TestFailover>) {
         let (runtime, vault) = (Rc::clone(&self.runtime), Rc::clone(&self.vault));
         let (directory, mailbox) = (self.directory.clone(), Rc::clone(&self.mailbox));
         self.runtime.spawn(async move {
-            let result = start(&runtime, &vault, &directory, point, read_only).await;
+            let result = start(&runtime, &vault, &directory, point, purpose).await;
             mailbox.borrow_mut().push_back(Done::Started(result, callback));
         });
     }
@@ -266,12 +275,12 @@ async fn start(
     vault: &Rc<Vault>,
     directory: &Path,
     point: PointId,
-    read_only: bool,
+    purpose: TestUse,
 ) -> Result<TestFailover> {
     let id = PinId(runtime.random_u128());
     let created = runtime.wall();
     let decide = |state: &crate::vault::State| {
-        let kind = PinKind::Test { test: state.next_test(), read_only };
+        let kind = PinKind::Test { test: state.next_test(), purpose };
         Ok(Change::PinAdded(PinRecord { id, point, created, kind }))
     };
     vault.manifest().append_with(decide).await?;
@@ -288,23 +297,23 @@ async fn start(
     result
 }
 
-/// Opens the view of a pinned test failover, and its overlays unless it is read-only; those that are missing are created.
+/// Opens the view of a pinned test failover, and its overlays unless it takes no writes; those that are missing are created.
 async fn prepare(
     runtime: &Rc<Runtime>,
     vault: &Rc<Vault>,
     overlays: &Path,
     pin: PinRecord,
 ) -> Result<TestFailover> {
-    let PinKind::Test { test, read_only } = pin.kind else {
+    let PinKind::Test { test, purpose } = pin.kind else {
         unreachable!("a test failover's pin is of its kind")
     };
     let view = View::open(vault, pin.point).await?;
-    if !read_only {
+    if !purpose.is_read_only() {
         runtime.create_directory(overlays).await?;
     }
     let mut disks = Vec::new();
     for disk in view.disks() {
-        let backing = if read_only {
+        let backing = if purpose.is_read_only() {
             Backing::View(Rc::clone(&view), disk.id())
         } else {
             let path = overlays.join(format!("{}.overlay", disk.id()));
@@ -313,11 +322,11 @@ async fn prepare(
         let (name, sectors) = (disk.name().to_owned(), disk.sectors());
         disks.push(TestDisk { id: disk.id(), name, sectors, backing });
     }
-    if !read_only {
+    if !purpose.is_read_only() {
         runtime.sync_directory(overlays).await?;
     }
     let point = view.point().clone();
-    Ok(TestFailover { test, point, disks, started: pin.created, read_only, pin: pin.id })
+    Ok(TestFailover { test, point, disks, started: pin.created, purpose, pin: pin.id })
 }
 
 async fn remove_overlays(runtime: &Rc<Runtime>, directory: &Path) -> Result<()> {

@@ -97,6 +97,24 @@ pub struct PointRecord {
     pub disks: Arc<[PointDisk]>,
 }
 
+/// What a test failover is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TestUse {
+    /// Clients read and write it: it has overlays.
+    Rehearsal,
+    /// Clients read it.
+    ReadOnly,
+    /// A restore reads it through another program, which does not outlive its connection: it ends with the gateway.
+    Restore,
+}
+
+impl TestUse {
+    /// Whether writes are refused, so that it needs no overlays.
+    pub fn is_read_only(self) -> bool {
+        self != TestUse::Rehearsal
+    }
+}
+
 /// Why a pin exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PinKind {
@@ -104,11 +122,9 @@ pub enum PinKind {
     Test {
         /// Its number within the group.
         test: TestId,
-        /// Whether it takes no writes, and so has no overlays.
-        read_only: bool,
+        /// What for.
+        purpose: TestUse,
     },
-    /// A restore reads the point.
-    Restore,
     /// Somebody wants it kept.
     Hold,
 }
@@ -473,9 +489,9 @@ impl PinRecord {
         to.u128(self.id.0);
         to.u128(self.point.0);
         let (kind, number) = match self.kind {
-            PinKind::Test { test, read_only: false } => (1, test.0),
-            PinKind::Test { test, read_only: true } => (4, test.0),
-            PinKind::Restore => (2, 0),
+            PinKind::Test { test, purpose: TestUse::Rehearsal } => (1, test.0),
+            PinKind::Test { test, purpose: TestUse::Restore } => (2, test.0),
+            PinKind::Test { test, purpose: TestUse::ReadOnly } => (4, test.0),
             PinKind::Hold => (3, 0),
         };
         to.u8(kind);
@@ -486,10 +502,14 @@ impl PinRecord {
     pub(super) fn decode(from: &mut Decoder<'_>) -> Result<PinRecord> {
         let (id, point) = (PinId(from.u128("pin id")?), PointId(from.u128("point id")?));
         let kind = match (from.u8("pin kind")?, from.u64("pin number")?) {
-            (kind @ (1 | 4), number) if number > 0 => {
-                PinKind::Test { test: TestId(number), read_only: kind == 4 }
+            (kind @ (1 | 2 | 4), number) if number > 0 => {
+                let purpose = match kind {
+                    1 => TestUse::Rehearsal,
+                    2 => TestUse::Restore,
+                    _ => TestUse::ReadOnly,
+                };
+                PinKind::Test { test: TestId(number), purpose }
             }
-            (2, 0) => PinKind::Restore,
             (3, 0) => PinKind::Hold,
             (kind, number) => return Err(from.corrupt(format!("pin kind {kind}, number {number}"))),
         };

@@ -57,7 +57,7 @@ impl Site {
             (Pending::TestWrite { test, disk, range, stamp }, Ok(Response::Done)) => {
                 let test = self.clients.tests.get_mut(&test).expect("a busy test failover is not cleaned up");
                 test.busy -= 1;
-                if test.read_only {
+                if test.purpose.is_read_only() {
                     return Err(format!("a read-only test failover took a write of {range}"));
                 }
                 if let Some(stamps) = test.contents.get_mut(&disk) {
@@ -77,7 +77,7 @@ impl Site {
             Pending::TestRead { test, .. } | Pending::TestWrite { test, .. } => {
                 let test = self.clients.tests.get_mut(&test).expect("a busy test failover is not cleaned up");
                 test.busy -= 1;
-                if test.read_only && is_write && refusal == Refusal::ReadOnly {
+                if test.purpose.is_read_only() && is_write && refusal == Refusal::ReadOnly {
                     return Ok(());
                 }
                 test.in_doubt = true;
@@ -163,9 +163,9 @@ impl Site {
                 self.clients.departed.push(id);
                 None
             }
-            News::TestStarted(point, read_only, Ok(failover)) => {
+            News::TestStarted(point, purpose, Ok(failover)) => {
                 self.forget_starting(point);
-                if failover.read_only != read_only {
+                if failover.purpose != purpose {
                     return Err(format!("{:?} is not as it was asked for", failover.test));
                 }
                 self.adopt_test(&failover)?;

@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::failover::TestFailover;
 use crate::format::frame::RECORD_PAYLOAD_BYTES_MAX;
 use crate::format::ladder::Ladder;
-use crate::format::record::{DiskRecord, PointRecord};
+use crate::format::record::{DiskRecord, PointRecord, TestUse};
 use crate::protect::latching::ResumeReport;
 use crate::protect::membership::Content;
 use crate::protect::verify::GroupReport;
@@ -35,7 +35,7 @@ pub(super) enum News {
     Left(DiskId, Result<()>),
     Resized(DiskId, Result<DiskRecord>),
     Interval(Result<()>),
-    TestStarted(PointId, bool, Result<TestFailover>),
+    TestStarted(PointId, TestUse, Result<TestFailover>),
     TestCleaned(TestId, Result<()>),
     Resumed(Result<ResumeReport>),
     Retain(Ladder, Result<()>),
@@ -78,8 +78,8 @@ pub(super) struct Member {
 pub(super) struct Test {
     pub(super) point: PointId,
     pub(super) disks: BTreeMap<usize, (DiskId, u64)>,
-    /// Whether it takes no writes.
-    pub(super) read_only: bool,
+    /// What for.
+    pub(super) purpose: TestUse,
     /// What its disks hold, as far as that was read or written.
     pub(super) contents: Contents,
     /// Whether its contents were compared with its point.
@@ -239,12 +239,19 @@ impl Site {
         let starts = self.clients.tests.len() < TESTS_MAX && !self.points.is_empty();
         if starts && self.random.chance(2, 3) {
             let point = self.points.id(self.random.index(self.points.len()));
-            let read_only = self.random.chance(1, 4);
-            self.tracer.note(|| format!("test failover of point {point}, read-only: {read_only}"));
+            let purposes = [
+                TestUse::Rehearsal,
+                TestUse::Rehearsal,
+                TestUse::Rehearsal,
+                TestUse::ReadOnly,
+                TestUse::Restore,
+            ];
+            let purpose = purposes[self.random.index(purposes.len())];
+            self.tracer.note(|| format!("test failover of point {point}: {purpose:?}"));
             self.clients.starting.push(point);
-            let callback = self.callback(move |result| News::TestStarted(point, read_only, result));
+            let callback = self.callback(move |result| News::TestStarted(point, purpose, result));
             let Some(tests) = self.process.tests() else { return };
-            tests.start(point, read_only, callback);
+            tests.start(point, purpose, callback);
             return;
         }
         let idle: Vec<TestId> = self
@@ -405,7 +412,7 @@ impl Site {
     ) {
         let known = self.clients.tests.get_mut(&test).expect("known");
         known.busy += 1;
-        known.written |= stamp.is_some() && !known.read_only;
+        known.written |= stamp.is_some() && !known.purpose.is_read_only();
         let (request, pending) = match stamp {
             None => (Request::Read { range }, Pending::TestRead { test, disk: number, range }),
             Some(stamp) => {
@@ -456,7 +463,7 @@ impl Site {
         let test = Test {
             point: failover.point.id,
             disks,
-            read_only: failover.read_only,
+            purpose: failover.purpose,
             contents: Contents::new(),
             compared: false,
             written: false,

@@ -13,7 +13,7 @@ use crate::control::retain::Retain;
 use crate::error::{Error, Result};
 use crate::failover::TestListing;
 use crate::format::marker::Consistency;
-use crate::format::record::{DiskRecord, GroupRecord, PointRecord};
+use crate::format::record::{DiskRecord, GroupRecord, PointRecord, TestUse};
 use crate::listen::ListenAddress;
 use crate::protect::retention::RetentionStatus;
 use crate::protect::status::{Condition, GroupSnapshot};
@@ -165,7 +165,8 @@ pub fn test(group: &Name, failover: &TestListing, connections: u64, address: &Li
         group: group.clone(),
         point: point(&failover.point),
         started: failover.started,
-        read_only: failover.read_only,
+        read_only: failover.purpose.is_read_only(),
+        for_restore: failover.purpose == TestUse::Restore,
         exports: failover.disks.iter().map(export).collect::<Result<Vec<_>>>()?,
         overlay_bytes: failover.overlay_bytes,
         connections,

@@ -25,7 +25,7 @@ use crate::data_directory::DataDirectory;
 use crate::env::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failover::TestListing;
-use crate::format::record::DiskRecord;
+use crate::format::record::{DiskRecord, TestUse};
 use crate::listen::ListenAddress;
 use crate::planted::Planted;
 use crate::protect::group::Callback;
@@ -317,11 +317,15 @@ impl Inner {
     pub(super) fn serve_test(&self, group: &Name, id: GroupId, test: &TestListing) -> Result<()> {
         for disk in &test.disks {
             let path = DiskPath { group: group.clone(), disk: convert::name(&disk.name)? };
-            let kind = if test.read_only { "a read-only test failover" } else { "a test failover" };
+            let kind = match test.purpose {
+                TestUse::Rehearsal => "a test failover",
+                TestUse::ReadOnly => "a read-only test failover",
+                TestUse::Restore => "for a restore",
+            };
             let info = ExportInfo {
                 export: Export::Test(id, disk.id, test.test),
                 size: disk.sectors.bytes(),
-                read_only: test.read_only,
+                read_only: test.purpose.is_read_only(),
                 description: format!("disk {path} as of {}, {kind}", test.point.wall),
             };
             self.threads.exports().add(&path.test_export(test.test), info)?;

@@ -20,7 +20,7 @@ use crate::control::name::{DiskPath, Label, Name};
 use crate::control::selector::{PointSelector, refuse_ambiguous, resolve};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failover::{TestFailover, TestListing};
-use crate::format::record::DiskRecord;
+use crate::format::record::{DiskRecord, TestUse};
 use crate::protect::membership::Content;
 use crate::runtime::Runtime;
 use crate::throttle::ByteRate;
@@ -310,14 +310,19 @@ impl Inner {
     async fn test_start(&self, group: Name, request: TestRequest) -> Result<Test> {
         let _turn = self.turn_of(&group).await?;
         let (group, id) = self.find_vault(&group)?;
-        let (point, read_only) = (self.select(id, &request.point).await?, request.read_only);
+        let point = self.select(id, &request.point).await?;
+        let purpose = match (request.for_restore, request.read_only) {
+            (true, _) => TestUse::Restore,
+            (false, true) => TestUse::ReadOnly,
+            (false, false) => TestUse::Rehearsal,
+        };
         let listing: TestListing = self
             .ask(id, move |member: &mut Member, answer: Answering<TestListing>| match member.tests() {
                 Ok(tests) => {
                     let callback = answer.callback();
                     let listed =
                         move |result: Result<TestFailover>| callback(result.map(|test| test.listing()));
-                    tests.start(point, read_only, Box::new(listed));
+                    tests.start(point, purpose, Box::new(listed));
                 }
                 Err(error) => answer.send(Err(error)),
             })

@@ -38,9 +38,7 @@ pub enum Refusal {
     Creation,
     #[error("the group was removed")]
     Removed,
-    #[error(
-        "the group still has pins: clean up its test failovers, wait for its restores, release its held points"
-    )]
+    #[error("the group still has pins: clean up its test failovers, release its held points")]
     Pinned,
     #[error("a disk named {0:?} exists already")]
     NameTaken(String),
@@ -415,7 +413,7 @@ impl State {
             if going.iter().any(|point| point.id == pin.point) {
                 return Err(match pin.kind {
                     PinKind::Hold => Refusal::PointHeld(pin.point),
-                    PinKind::Test { .. } | PinKind::Restore => Refusal::PointInUse(pin.point),
+                    PinKind::Test { .. } => Refusal::PointInUse(pin.point),
                 });
             }
         }
@@ -478,7 +476,7 @@ impl State {
         match pin.kind {
             PinKind::Test { test, .. } if test <= self.contents.newest_test => Err(Refusal::TestTaken(test)),
             PinKind::Hold if self.hold_of(pin.point).is_some() => Err(Refusal::HeldAlready(pin.point)),
-            PinKind::Test { .. } | PinKind::Restore | PinKind::Hold => Ok(()),
+            PinKind::Test { .. } | PinKind::Hold => Ok(()),
         }
     }
 

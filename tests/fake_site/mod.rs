@@ -280,7 +280,8 @@ impl Backend for FakeSite {
                 overlay_bytes: if point.label.is_some() { 512 } else { 0 },
                 point,
                 started: NOON,
-                read_only: request.read_only,
+                read_only: request.read_only || request.for_restore,
+                for_restore: request.for_restore,
                 connections: 0,
             };
             fake.tests.insert(number.0, test.clone());

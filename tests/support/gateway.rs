@@ -143,19 +143,25 @@ impl Gateway {
     /// SIGTERM; it must end in good order.
     #[track_caller]
     pub fn terminate(&mut self) {
-        let status = self.end(Signal::TERM);
+        let status = self.end(Signal::TERM, || ());
         assert!(status.success(), "SIGTERM ends it in good order: {status}");
     }
 
     /// kill -9.
     pub fn kill(&mut self) {
-        self.end(Signal::KILL);
+        self.end(Signal::KILL, || ());
     }
 
-    fn end(&mut self, signal: Signal) -> ExitStatus {
+    /// kill -9 while the kernel keeps it at something, which `let_go` ends.
+    pub fn kill_at_work(&mut self, let_go: impl FnOnce()) {
+        self.end(Signal::KILL, let_go);
+    }
+
+    fn end(&mut self, signal: Signal, let_go: impl FnOnce()) -> ExitStatus {
         let process = self.process.as_mut().expect("the gateway is running");
         let id = Pid::from_child(&process.child);
         kill_process(id, signal).expect("it is our child");
+        let_go();
         let status = wait(&mut process.child);
         self.process = None;
         status

@@ -8,7 +8,7 @@ use afterimage::block::TestId;
 use afterimage::format::ladder::Ladder;
 use afterimage::format::manifest::StepNumber;
 use afterimage::format::manifest::{self, Snapshot};
-use afterimage::format::record::{Change, MergeRecord, PinKind, PinRecord};
+use afterimage::format::record::{Change, MergeRecord, PinKind, PinRecord, TestUse};
 use afterimage::format::summary::{self, Footer};
 use afterimage::seal::GroupKeys;
 use afterimage::units::{
@@ -33,14 +33,19 @@ fn group() -> Group {
         Change::PinAdded(PinRecord {
             id: PinId(1),
             point,
-            kind: PinKind::Test { test: TestId(1), read_only: false },
+            kind: PinKind::Test { test: TestId(1), purpose: TestUse::Rehearsal },
             created: WallNanos(7),
         }),
-        Change::PinAdded(PinRecord { id: PinId(2), point, kind: PinKind::Restore, created: WallNanos(8) }),
+        Change::PinAdded(PinRecord {
+            id: PinId(2),
+            point,
+            kind: PinKind::Test { test: TestId(2), purpose: TestUse::Restore },
+            created: WallNanos(8),
+        }),
         Change::PinAdded(PinRecord {
             id: PinId(4),
             point,
-            kind: PinKind::Test { test: TestId(2), read_only: true },
+            kind: PinKind::Test { test: TestId(3), purpose: TestUse::ReadOnly },
             created: WallNanos(8),
         }),
         Change::PinRemoved(PinId(4)),

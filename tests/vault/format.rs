@@ -14,7 +14,7 @@ use afterimage::format::manifest::{self, Contents, DiskState, Snapshot, Step, St
 use afterimage::format::marker::Consistency;
 use afterimage::format::record::{
     Change, DiskRecord, ForkRecord, GroupRecord, Membership, MergeRecord, PinKind, PinRecord, PointDisk,
-    PointRecord,
+    PointRecord, TestUse,
 };
 use afterimage::seal::GroupKeys;
 use afterimage::units::{
@@ -221,19 +221,19 @@ fn changes() -> Vec<Change> {
         Change::PinAdded(PinRecord {
             id: PinId(1),
             point: PointId(2),
-            kind: PinKind::Test { test: TestId(3), read_only: false },
+            kind: PinKind::Test { test: TestId(3), purpose: TestUse::Rehearsal },
             created: WallNanos(4),
         }),
         Change::PinAdded(PinRecord {
             id: PinId(1),
             point: PointId(2),
-            kind: PinKind::Test { test: TestId(3), read_only: true },
+            kind: PinKind::Test { test: TestId(3), purpose: TestUse::ReadOnly },
             created: WallNanos(4),
         }),
         Change::PinAdded(PinRecord {
             id: PinId(1),
             point: PointId(2),
-            kind: PinKind::Restore,
+            kind: PinKind::Test { test: TestId(3), purpose: TestUse::Restore },
             created: WallNanos(4),
         }),
         Change::PinAdded(PinRecord {
@@ -359,9 +359,10 @@ prop_compose! {
             id: PinId(id),
             point: PointId(point),
             kind: match test {
-                0 => PinKind::Restore,
-                1 => PinKind::Hold,
-                test => PinKind::Test { test: TestId(test), read_only: test == 3 },
+                0 => PinKind::Hold,
+                1 => PinKind::Test { test: TestId(test), purpose: TestUse::Restore },
+                2 => PinKind::Test { test: TestId(test), purpose: TestUse::ReadOnly },
+                test => PinKind::Test { test: TestId(test), purpose: TestUse::Rehearsal },
             },
             created: WallNanos(created),
         });

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use afterimage::block::TestId;
 use afterimage::error::{ErrorKind, Result};
 use afterimage::format::manifest::StepNumber;
-use afterimage::format::record::{Change, PinKind, PinRecord};
+use afterimage::format::record::{Change, PinKind, PinRecord, TestUse};
 use afterimage::runtime::Runtime;
 use afterimage::units::{DiskSlot, GroupNanos, Lsn, PinId, PointId, SectorRange, WallNanos};
 use afterimage::vault::{Layout, Manifest, Refusal, SNAPSHOT_STEPS, State, Vault, destroy, verify};
@@ -200,7 +200,7 @@ fn what_does_not_fit_is_refused_with_its_reason() {
     let point = group.publish();
     let pin =
         |id, point, kind| Change::PinAdded(PinRecord { id: PinId(id), point, kind, created: WallNanos(4) });
-    let first = pin(1, point, PinKind::Test { test: TestId(1), read_only: false });
+    let first = pin(1, point, PinKind::Test { test: TestId(1), purpose: TestUse::Rehearsal });
     block_on(&group.runtime, group.vault.manifest().append(first)).expect("the point exists");
     let (disks, missing) = (group.disks.clone(), PointId(404));
     let later = |number| point_record(number, &disks);
@@ -230,10 +230,16 @@ fn what_does_not_fit_is_refused_with_its_reason() {
             Change::PointPublished(point_record(3, &[disk_record(5, "x", 8)])),
             Refusal::UnknownSlot(DiskSlot(5)),
         ),
-        (pin(2, missing, PinKind::Restore), Refusal::UnknownPoint(missing)),
-        (pin(1, point, PinKind::Restore), Refusal::PinTaken(PinId(1))),
-        (pin(2, point, PinKind::Test { test: TestId(1), read_only: false }), Refusal::TestTaken(TestId(1))),
-        (pin(2, point, PinKind::Test { test: TestId(1), read_only: true }), Refusal::TestTaken(TestId(1))),
+        (pin(2, missing, PinKind::Hold), Refusal::UnknownPoint(missing)),
+        (pin(1, point, PinKind::Hold), Refusal::PinTaken(PinId(1))),
+        (
+            pin(2, point, PinKind::Test { test: TestId(1), purpose: TestUse::Rehearsal }),
+            Refusal::TestTaken(TestId(1)),
+        ),
+        (
+            pin(2, point, PinKind::Test { test: TestId(1), purpose: TestUse::ReadOnly }),
+            Refusal::TestTaken(TestId(1)),
+        ),
         (Change::PinRemoved(PinId(9)), Refusal::UnknownPin(PinId(9))),
         (Change::GroupRemoved, Refusal::Pinned),
     ];

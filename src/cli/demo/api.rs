@@ -67,7 +67,12 @@ impl Api {
 
     /// `failover test`
     pub async fn start_test(&self, point: PointId) -> Result<Test, Failure> {
-        self.client.post(&self.path("/tests"), &TestRequest { point: by_id(point)?, read_only: false }).await
+        self.client
+            .post(
+                &self.path("/tests"),
+                &TestRequest { point: by_id(point)?, read_only: false, for_restore: false },
+            )
+            .await
     }
 
     /// `failover cleanup`
