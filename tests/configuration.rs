@@ -153,7 +153,7 @@ fn what_the_text_can_not_say_is_refused() {
         ("[storage]\nbackend = \"aio\"\n", &["storage.backend = \"aio\"", "\"io_uring\""]),
         ("[journal]\nsize = \"4GB\"\n", &["journal.size = \"4GB\": not a size", "\"4GiB\""]),
         ("[journal]\nsize = -5\n", &["journal.size = -5: not a size"]),
-        ("[memory]\nmaps = \"1M\"\n", &["memory.maps = \"1M\": too little: write at least \"16MiB\""]),
+        ("[memory]\nmaps = \"1K\"\n", &["memory.maps = \"1K\": too little: write at least \"1MiB\""]),
         ("[nbd]\nbuffers = \"1M\"\n", &["nbd.buffers = \"1M\": too little: write at least \"32MiB\""]),
         ("[vault]\nhistory_max = 1\n", &["vault.history_max = 1: too little: write at least \"16MiB\""]),
         ("[vault]\nfree_min = \"5%\"\n", &["vault.free_min = \"5%\": not a size"]),

@@ -76,7 +76,7 @@ pub struct GroupPlan {
 }
 
 /// Below this, maps are frozen and destaged so often that little is coalesced.
-pub const MAP_BYTES_MIN: usize = 16 << 20;
+pub const MAP_BYTES_MIN: usize = 1 << 20;
 /// Less is read from the journal as fast as from an index run.
 pub const INDEX_BYTES_MIN: u64 = 64 << 20;
 

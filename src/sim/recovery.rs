@@ -9,7 +9,7 @@ use super::sector::stamps;
 use super::site::{Outcome, Site};
 use crate::block::{Export, Reply, Request, Response, TestId, Ticket};
 use crate::failover::TestFailover;
-use crate::format::record::{DiskRecord, TestUse};
+use crate::format::record::DiskRecord;
 use crate::units::{DiskId, SectorRange};
 
 use super::answers::joined;
@@ -79,9 +79,7 @@ impl Site {
             tests.list().map(|test| (test.test, test.clone())).collect();
         for (id, test) in &mut self.clients.tests {
             match listed.get(id) {
-                None if !test.leaving && test.purpose != TestUse::Restore => {
-                    return Err(format!("{id:?} is gone"));
-                }
+                None if !test.leaving => return Err(format!("{id:?} is gone")),
                 Some(found) if found.purpose != test.purpose => {
                     return Err(format!("{id:?} is for {:?}", found.purpose));
                 }

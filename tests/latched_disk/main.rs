@@ -10,3 +10,4 @@ mod opening;
 mod pieces;
 mod rot;
 mod running;
+mod verify;

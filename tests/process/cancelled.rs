@@ -111,6 +111,18 @@ fn a_second_ctrl_c_leaves_at_once() {
 }
 
 #[test]
+fn a_verification_ends_with_its_client() {
+    let gateway = protected();
+    for line in ["verify erp --rate 64K", "vault verify erp --rate 1K"] {
+        let mut verification = AtWork::start(&gateway, line);
+        verification.cancel(Signal::INT);
+        verification.end();
+        assert_eq!(newest(&gateway.api_get("/v1/jobs")), "cancelled");
+    }
+    assert!(gateway.says("verify erp").contains("0 faults"), "it can be done again");
+}
+
+#[test]
 fn an_import_ends_with_its_client() {
     let small = SmallFileSystem::new();
     let gateway = Gateway::with(&small.setup());

@@ -1,8 +1,11 @@
-//! Limits of space, on a file system that is really small, and pauses: what people are told, and when.
+//! Limits, really reached: of space, on a file system that is really small, and of memory, by clients that ask for more than is
+//! allowed; and pauses. What a guest sees, and what people are told, and when.
 
+use std::cell::Cell;
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 
-use afterimage::capture::nbd::client::{Client, Command, Wishes};
+use afterimage::capture::nbd::client::{Answer, Client, Command, Wishes, encode_request};
 use serde_json::Value;
 
 use crate::content::content;
@@ -86,4 +89,93 @@ fn a_pause_outlives_a_restart_and_ends_with_a_resume() {
     gateway.until("points", |status| group(status)["history"]["points"].as_u64() > Some(points as u64));
     let codes = events(&gateway);
     assert!(codes.contains(&"paused".to_owned()) && codes.contains(&"resumed".to_owned()), "{codes:?}");
+}
+
+/// Each write is an extent of its own, and makes an entry of a payload table.
+#[test]
+fn maps_that_are_full_delay_writes_and_lose_none() {
+    const LIMIT_BYTES: u64 = 1 << 20;
+    const WRITES: u64 = 24_000;
+    const STRIDE_BYTES: u64 = 1024;
+    const DEPTH: u64 = 200;
+    let gateway = Gateway::with(&Setup { more: "[memory]\nmaps = \"1MiB\"\n", ..Setup::default() });
+    gateway.protect([("db", "32M")]);
+    gateway.says("policy set erp --interval 24h");
+    let mut client = connect(&gateway);
+    let mut queued = 0;
+    while queued < WRITES || client.in_flight() > 0 {
+        while queued < WRITES && (client.in_flight() as u64) < DEPTH {
+            let data = queued.to_le_bytes().repeat(64);
+            let write = Command::Write { offset: queued * STRIDE_BYTES, data: &data, durable: false };
+            client.queue(queued, &write).expect("a cookie of its own");
+            queued += 1;
+        }
+        client.receive().expect("the connection holds").result.expect("delayed, never refused");
+    }
+    let told = gateway.json("events --group erp --limit 1000");
+    let full = |event: &&Value| {
+        event["message"].as_str().is_some_and(|text| text.contains("maps are at their limit"))
+    };
+    let event = told.as_array().unwrap().iter().find(full).unwrap_or_else(|| panic!("{told:#}"));
+    assert_eq!(event["severity"], "warning");
+    let passed = |status: &Value| {
+        let limits = &group(status)["limits"];
+        assert_eq!(limits["maps_limit_bytes"], LIMIT_BYTES);
+        group(status)["state"]["condition"] == "protected"
+            && limits["maps_bytes"].as_u64() <= Some(LIMIT_BYTES)
+    };
+    gateway.until("room in the maps again", passed);
+    for number in (0..WRITES).step_by(97) {
+        let read = Command::Read { offset: number * STRIDE_BYTES, length: 512, unfragmented: true };
+        let Answer::Data(found) = client.call(&read).unwrap().expect("given") else { panic!("no read") };
+        assert_eq!(found[..], number.to_le_bytes().repeat(64)[..]);
+    }
+}
+
+/// The disk takes nothing for as long as its file system is frozen: what comes in stays in buffers.
+#[test]
+fn a_client_that_fills_its_buffers_is_left_unread_until_they_empty() {
+    const LIMIT_BYTES: u64 = 32 << 20;
+    const REQUESTS: u64 = 64;
+    /// What lies unread in the socket, on both sides.
+    const SOCKET_BYTES: u64 = 4 << 20;
+    let small = SmallFileSystem::new();
+    small.make_space();
+    let gateway = Gateway::with(&Setup { buffers: "32MiB", ..small.setup() });
+    gateway.protect([("db", "64M")]);
+    let socket = gateway.connect();
+    let mut rest = socket.try_clone().unwrap();
+    let _client = Client::connect(socket, Wishes::all("erp/db".to_owned())).expect("it is served");
+    let data = vec![7; usize::try_from(BLOCK_BYTES).unwrap()];
+    let mut requests = Vec::new();
+    for number in 0..REQUESTS {
+        // The same 8 MiB over and over: the file system is small.
+        let offset = number % 8 * BLOCK_BYTES;
+        encode_request(number, &Command::Write { offset, data: &data, durable: false }, &mut requests);
+    }
+    let frozen = small.freeze();
+    rest.set_nonblocking(true).unwrap();
+    let sent = Cell::new(0);
+    // Each question is a round trip to the thread that reads the socket: when it has not read more between two, it does not.
+    let full = gateway.until("buffers at their limit", |status| {
+        let before = sent.get();
+        match (&rest).write(&requests[before..]) {
+            Ok(bytes) => sent.set(before + bytes),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock, "the connection holds"),
+        }
+        sent.get() == before && status["buffers_bytes"].as_u64() >= Some(LIMIT_BYTES - BLOCK_BYTES)
+    });
+    let sent = sent.get();
+    assert_eq!(full["buffers_limit_bytes"], LIMIT_BYTES);
+    assert!(full["buffers_bytes"].as_u64() <= Some(LIMIT_BYTES + BLOCK_BYTES), "{full:#}");
+    assert!(sent as u64 <= LIMIT_BYTES + BLOCK_BYTES + SOCKET_BYTES, "{sent} bytes were taken");
+    drop(frozen);
+    rest.set_nonblocking(false).unwrap();
+    rest.write_all(&requests[sent..]).expect("it is read again");
+    for _ in 0..REQUESTS {
+        let mut header = [0; 16];
+        rest.read_exact(&mut header).expect("each is answered");
+        assert_eq!(header[4..8], [0; 4], "without an error");
+    }
+    gateway.until("empty buffers", |status| status["buffers_bytes"] == 0);
 }

@@ -80,3 +80,21 @@ fn it_goes_on_in_the_background_and_over_restarts() {
     assert_eq!(after["faults"], 1);
     assert!(after["finished"].as_str() >= before["finished"].as_str(), "{before} {after}");
 }
+
+#[test]
+fn it_rests_in_the_background_while_the_group_is_paused() {
+    let (gateway, _) = protected("[verify]\nevery = \"2s\"\nrate = \"64KiB\"\n");
+    let running = |status: &Value| status["groups"][0]["verify"]["running"].clone();
+    gateway.until("a verification under way", |status| running(status)["bytes_done"].as_u64() > Some(0));
+    gateway.says("group pause erp");
+    let held = gateway.until("a rest", |status| running(status)["held"] == true);
+    // What a watch of a second is long enough for, in questions: at this rate it would go on several times.
+    for _ in 0..100 {
+        assert_eq!(running(&gateway.json("status"))["bytes_done"], running(&held)["bytes_done"]);
+    }
+    gateway.says("group resume erp");
+    gateway.until("progress", |status| {
+        let now = running(status);
+        now["held"] == false && now["bytes_done"].as_u64() > running(&held)["bytes_done"].as_u64()
+    });
+}

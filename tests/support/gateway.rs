@@ -32,6 +32,8 @@ pub struct Setup {
     pub data: Option<PathBuf>,
     /// `[nbd] connections_max`.
     pub connections_max: u32,
+    /// `[nbd] buffers`.
+    pub buffers: &'static str,
     /// Whether it listens on a TCP port of its choice besides its unix socket.
     pub tcp: bool,
     /// `[journal] size` and `segment_size`.
@@ -46,6 +48,7 @@ impl Default for Setup {
             backend: "auto",
             data: None,
             connections_max: 64,
+            buffers: "64MiB",
             tcp: false,
             journal: ("256MiB", "8MiB"),
             more: "",
@@ -92,11 +95,12 @@ impl Gateway {
         let tcp = if setup.tcp { ", \"127.0.0.1:0\"" } else { "" };
         format!(
             "[site]\nname = \"test\"\ndata_dir = {:?}\ndata_threads = 2\n\
-             [nbd]\nlisten = [\"unix:{socket}\"{tcp}]\nconnections_max = {}\n\
+             [nbd]\nlisten = [\"unix:{socket}\"{tcp}]\nconnections_max = {}\nbuffers = {:?}\n\
              [api]\nsocket = {:?}\n[storage]\nbackend = {:?}\n\
              [journal]\nsize = {:?}\nsegment_size = {:?}\n{}",
             self.data,
             setup.connections_max,
+            setup.buffers,
             self.api(),
             setup.backend,
             setup.journal.0,
