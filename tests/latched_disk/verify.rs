@@ -1,6 +1,6 @@
 //! A verification that meets what cannot be read: it says what, and goes on.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::rc::Rc;
 
 use afterimage::protect::verify::{GroupReport, Verification, What};
@@ -46,7 +46,7 @@ fn verify(machine: &mut Machine) -> GroupReport {
     machine.called(|group, done| group.verify(verification, done)).expect("it comes to its end")
 }
 
-fn assert_names(report: &GroupReport, disk: DiskId, path: &PathBuf) {
+fn assert_names(report: &GroupReport, disk: DiskId, path: &Path) {
     assert!(!report.is_sound());
     for finding in &report.findings {
         assert_eq!(finding.disk, disk, "{finding}");
