@@ -266,3 +266,6 @@ fn opening_of(frame: &Frame, whole: &[u8]) -> Result<Option<Opening>, FrameFault
         _ => Ok(None),
     }
 }
+
+#[cfg(test)]
+mod tests;

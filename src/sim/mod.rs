@@ -29,6 +29,8 @@ mod clients;
 mod copies;
 mod finale;
 mod history;
+#[cfg(test)]
+mod judge;
 mod loss;
 mod plan;
 mod play;
