@@ -216,3 +216,73 @@ fn add_zeros(extents: &mut Vec<DeltaExtent>, range: SectorRange, allocated: bool
         start = end;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(start: u64, end: u64) -> SectorRange {
+        SectorRange::new(start, end)
+    }
+
+    fn data(range: SectorRange, chunk: u32, sector: u32) -> DeltaExtent {
+        DeltaExtent { range, content: Content::Data { chunk, sector } }
+    }
+
+    fn pieces(plan: &ChunkPlan) -> Vec<(Origin, u32, u32)> {
+        let ChunkPlan::Rebuilt(pieces) = plan else { panic!("{plan:?} is a copy") };
+        pieces.iter().map(|piece| (piece.from, piece.sector, piece.sectors)).collect()
+    }
+
+    #[test]
+    fn pieces_fill_one_chunk_after_the_other() {
+        let mut planner = Planner::new(&[], &[]);
+        let mut extents = Vec::new();
+        planner.gather(&mut extents, range(1000, 1200), (0, 7), 5);
+        planner.gather(&mut extents, range(2000, 2300), (1, 8), 20);
+        // This one begins where a chunk is full.
+        planner.gather(&mut extents, range(3000, 3012), (2, 9), 0);
+        planner.gather(&mut extents, range(4000, 4001), (0, 7), 210);
+        let placed = [
+            data(range(1000, 1200), 0, 0),
+            data(range(2000, 2056), 0, 200),
+            data(range(2056, 2300), 1, 0),
+            data(range(3000, 3012), 1, 244),
+            data(range(4000, 4001), 2, 0),
+        ];
+        assert_eq!(CHUNK_SECTORS, 256);
+        assert_eq!(extents, placed);
+        let chunks: Vec<_> = planner.chunks.iter().map(pieces).collect();
+        let expected = [
+            vec![((0, 7), 5, 200), ((1, 8), 20, 56)],
+            vec![((1, 8), 76, 244), ((2, 9), 0, 12)],
+            vec![((0, 7), 210, 1)],
+        ];
+        assert_eq!(chunks, expected);
+    }
+
+    #[test]
+    fn a_copied_chunk_is_copied_once_and_ends_nothing_that_is_put_together() {
+        let mut planner = Planner::new(&[], &[]);
+        let mut extents = Vec::new();
+        planner.gather(&mut extents, range(0, 10), (0, 0), 0);
+        assert_eq!([planner.copy((1, 1)), planner.copy((1, 2)), planner.copy((1, 1))], [1, 2, 1]);
+        planner.gather(&mut extents, range(20, 30), (0, 0), 20);
+        assert_eq!(extents[1], data(range(20, 30), 0, 10));
+        assert_eq!(planner.chunks.len(), 3);
+        assert!(matches!(planner.chunks[2], ChunkPlan::Copied((1, 2))));
+    }
+
+    #[test]
+    fn zeros_are_split_where_an_entry_cannot_say_them() {
+        let mut extents = Vec::new();
+        let zeros =
+            |start, end| DeltaExtent { range: range(start, end), content: Content::Zero { allocated: true } };
+        add_zeros(&mut extents, range(10, 10 + EXTENT_SECTORS_MAX), true);
+        assert_eq!(extents, [zeros(10, 10 + EXTENT_SECTORS_MAX)]);
+        extents.clear();
+        add_zeros(&mut extents, range(10, 11 + EXTENT_SECTORS_MAX), true);
+        let cut = 10 + EXTENT_SECTORS_MAX;
+        assert_eq!(extents, [zeros(10, cut), zeros(cut, cut + 1)]);
+    }
+}

@@ -244,11 +244,8 @@ impl<'a> Survey<'a> {
 
     /// Reads the segments that nobody passes over, and that are not known to be needless.
     async fn read_wanted(&mut self, tail: SegmentSequence, jumps: &[Jump]) -> Result<()> {
-        let is_wanted = |index: &usize| {
-            let used = self.uses[&self.files[*index].index];
-            let is_passed = used > tail && jumps.iter().any(|jump| jump.passes_over(used));
-            !self.is_whole[*index] && !is_passed && !is_needless(used, tail)
-        };
+        let used = |index: usize| self.uses[&self.files[index].index];
+        let is_wanted = |&index: &usize| is_wanted(self.is_whole[index], used(index), tail, jumps);
         let wanted: Vec<usize> = (0..self.files.len()).filter(is_wanted).collect();
         // A large buffer's fresh pages cost as much as its content: each serves again once it is scanned.
         let scanned = RefCell::new(Vec::new());
@@ -269,16 +266,27 @@ impl<'a> Survey<'a> {
     }
 }
 
+/// Whether a segment that is `used` so has to be read, if that was not done. The first one always has: the chain begins in it.
+fn is_wanted(is_whole: bool, used: SegmentSequence, tail: SegmentSequence, jumps: &[Jump]) -> bool {
+    let is_passed = used > tail && jumps.iter().any(|jump| jump.passes_over(used));
+    !is_whole && !is_passed && !is_needless(used, tail)
+}
+
 /// The header at a segment's start, whatever follows it.
 async fn read_head(runtime: &Rc<Runtime>, segment: &Segment) -> Result<Buffer> {
     let page = PAGE_BYTES.min(to_usize(segment.bytes));
     let head = runtime.read(&segment.file, 0, page).await?;
     refuse_newer_version(&head, segment)?;
-    let bytes = UntrustedHeader::read(&head).map_or(page, |header| header.header_bytes());
-    if bytes <= page || bytes as u64 > segment.bytes {
-        return Ok(head);
+    match rest_of_head(&head, segment.bytes) {
+        Some(bytes) => runtime.read(&segment.file, 0, bytes).await,
+        None => Ok(head),
     }
-    runtime.read(&segment.file, 0, bytes).await
+}
+
+/// How long the header is that begins with `page`, if the page is not all of it and the segment takes it.
+fn rest_of_head(page: &[u8], segment_bytes: u64) -> Option<usize> {
+    let bytes = UntrustedHeader::read(page).ok()?.header_bytes();
+    (bytes > page.len() && bytes as u64 <= segment_bytes).then_some(bytes)
 }
 
 /// Reads all of a segment, into a buffer of one that was scanned if there is one of its length.
@@ -367,5 +375,52 @@ fn position_after(last: Option<&Scanned>, (begin, newest): (Lsn, Lsn), segments:
         chain: last.map_or(0, |last| last.sum),
         accepted: last.map_or(begin, |last| last.frame.last_lsn()),
         newest,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::runs::NOTHING;
+    use crate::journal::scan::tests::{frame, put};
+
+    #[test]
+    fn of_a_head_that_is_longer_than_its_page_all_is_read() {
+        let page = |records| {
+            let mut bytes = vec![0; 4 * PAGE_BYTES];
+            put(&mut bytes, &frame(1, 0, 0, records));
+            bytes.truncate(PAGE_BYTES);
+            bytes
+        };
+        assert_eq!(rest_of_head(&page(300), 1 << 20), Some(3 * PAGE_BYTES));
+        assert_eq!(rest_of_head(&page(300), 3 * PAGE_BYTES as u64), Some(3 * PAGE_BYTES));
+        assert_eq!(rest_of_head(&page(300), 3 * PAGE_BYTES as u64 - 512), None, "cut off");
+        assert_eq!(rest_of_head(&page(1), 1 << 20), None);
+        assert_eq!(rest_of_head(&[0; PAGE_BYTES], 1 << 20), None);
+    }
+
+    /// Disks whose files cannot be had go by it: they need nothing of the journal up to there.
+    #[test]
+    fn what_is_accepted_begins_behind_the_record_before_it() {
+        let scanned = Scanned { frame: frame(7, 0, 0, 3), sum: 0, opening: None };
+        assert_eq!(Recovered::Frame(SegmentIndex(0), Box::new(scanned)).after(), Lsn(69));
+    }
+
+    #[test]
+    fn what_is_needless_or_passed_over_is_not_read() {
+        let link = |segment| FrameLink { segment: SegmentSequence(segment), ..NOTHING };
+        let jump = |begin, end| Jump { begin: link(begin), end: link(end), runs: vec![] };
+        let wanted = |tail, jumps: &[Jump]| {
+            let wanted = |used: &u64| is_wanted(false, SegmentSequence(*used), SegmentSequence(tail), jumps);
+            (0..10).filter(wanted).collect::<Vec<_>>()
+        };
+        // Whether what was never used holds anything, only reading it tells.
+        assert_eq!(wanted(4, &[]), [0, 4, 5, 6, 7, 8, 9]);
+        assert_eq!(wanted(4, &[jump(5, 8)]), [0, 4, 5, 8, 9]);
+        assert_eq!(wanted(4, &[jump(4, 6), jump(6, 9)]), [0, 4, 6, 9]);
+        assert_eq!(wanted(4, &[jump(2, 7)]), [0, 4, 7, 8, 9]);
+        assert_eq!(wanted(0, &[]), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        let again = |used: u64| is_wanted(true, SegmentSequence(used), SegmentSequence(4), &[]);
+        assert!(!(0..10).any(again), "nothing is read twice");
     }
 }

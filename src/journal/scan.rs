@@ -268,4 +268,4 @@ fn opening_of(frame: &Frame, whole: &[u8]) -> Result<Option<Opening>, FrameFault
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -14,6 +14,7 @@ use crate::error::{ErrorKind, Result};
 use crate::image::image_path;
 use crate::protect::group::Group;
 use crate::units::{DiskId, PointId, SECTOR_BYTES};
+use crate::vault::Layout;
 use crate::view::View;
 
 /// Points that are compared at the end, at most.
@@ -67,6 +68,7 @@ impl Site {
         if self.history.find(all, all, &found).is_none() {
             return Err(format!("at rest: {}", self.history.explain(all, all, &found)));
         }
+        self.check_bases()?;
         self.ask_point();
         self.drive("a point", |site| site.clients.asked == 0)?;
         // The newest point goes only once there is a newer one.
@@ -138,6 +140,19 @@ impl Site {
             Ok((number, stamps(number, 0, &bytes)?))
         };
         staying.map(|member| image(member.number, member.id)).collect()
+    }
+
+    /// A base is as long as its disk, at least: a growth makes the base longer first.
+    fn check_bases(&self) -> Outcome {
+        let layout = Layout::new(&self.group_plan().vault);
+        for member in self.clients.members.iter().filter(|member| !member.leaving) {
+            let wanted = self.history.sectors(member.number) * SECTOR_BYTES;
+            let found = self.disk.file_length(&layout.base(member.id));
+            if found.is_none_or(|found| found < wanted) {
+                return Err(format!("the base of disk {} has {found:?} bytes, not {wanted}", member.number));
+            }
+        }
+        Ok(())
     }
 
     /// The journal keeps to its limit.

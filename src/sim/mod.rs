@@ -13,6 +13,7 @@
 //! | a point holds a prefix: all that was acknowledged before it was asked for, nothing issued after it was granted; it never changes | `points` |
 //! | a point goes only by a ladder or by request, and not while it is held or a test failover shows it; an open view reads the same for ever; space comes back | `points`, `retention` |
 //! | a disk has the size that it was given, a point the one that it was made with, and what a disk gains is zeros, whatever older points hold there | `resizes`, `points` |
+//! | a base is as long as its disk, at least | `finale` |
 //! | after a clean stop the images alone hold everything | `finale` |
 //! | the journal stays within its limit; when faults end, everything comes to its end | `finale` |
 //! | a latched disk loses nothing, also if its files could not be had at opening, holds up nobody, and takes writes again once its image was mended and resumed | `repair`, `finale` |

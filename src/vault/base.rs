@@ -174,3 +174,6 @@ pub async fn copy_data(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

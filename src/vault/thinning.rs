@@ -167,3 +167,41 @@ impl Vault {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::delta::DeltaRef;
+    use crate::format::marker::Consistency;
+    use crate::units::{GroupNanos, WallNanos};
+
+    /// Points with deltas whose tables have these lengths, or without.
+    fn points(tables: impl IntoIterator<Item = Option<u64>>) -> Vec<PointRecord> {
+        let delta = |tables_bytes| DeltaRef { blob: BlobId(1), total_bytes: 0, tables_bytes, checksum: 0 };
+        let point = |tables: Option<u64>| PointRecord {
+            id: PointId(1),
+            marker: Lsn(1),
+            wall: WallNanos(0),
+            group_time: GroupNanos(0),
+            consistency: Consistency::Crash,
+            label: String::new(),
+            delta: tables.map(delta),
+            disks: [].into(),
+        };
+        tables.into_iter().map(point).collect()
+    }
+
+    #[test]
+    fn a_batch_has_so_many_deltas_and_bytes_of_tables_at_most_but_two_points() {
+        let small = || std::iter::repeat_n(Some(1), 200);
+        assert_eq!(batch(&points(small())), DELTAS_MAX);
+        // Points without a delta cost nothing.
+        let every_other = small().flat_map(|tables| [None, tables]);
+        assert_eq!(batch(&points(every_other)), 2 * DELTAS_MAX + 1);
+        let third = TABLES_BYTES_MAX / 3;
+        assert_eq!(batch(&points([Some(third), None, Some(third), Some(third), Some(third)])), 4);
+        assert_eq!(batch(&points([Some(TABLES_BYTES_MAX - 2), Some(1), Some(1), Some(1)])), 3);
+        assert_eq!(batch(&points([Some(TABLES_BYTES_MAX + 1), Some(1), Some(1)])), 2);
+        assert_eq!(batch(&points([Some(1)])), 1);
+    }
+}

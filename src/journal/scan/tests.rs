@@ -5,11 +5,11 @@ use crate::format::frame::{Payload, Record};
 use crate::units::{DiskSlot, SectorRange, WallNanos};
 
 const SEGMENT: SegmentSequence = SegmentSequence(8);
-const OURS: Owner = Owner { group: GroupId(1), timeline: TimelineId(2) };
+pub(crate) const OURS: Owner = Owner { group: GroupId(1), timeline: TimelineId(2) };
 const THEIRS: Owner = Owner { group: GroupId(9), timeline: TimelineId(2) };
 
 /// A frame of zero records, which take no payload, that stands in `page`.
-fn frame(number: u64, chain: u64, page: u32, records: u64) -> Frame {
+pub(crate) fn frame(number: u64, chain: u64, page: u32, records: u64) -> Frame {
     let kind =
         RecordKind::Zero { disk: DiskSlot(0), range: SectorRange { start: 0, end: 8 }, allocated: false };
     Frame {
@@ -30,7 +30,7 @@ fn frame(number: u64, chain: u64, page: u32, records: u64) -> Frame {
 }
 
 /// Writes a frame's header where it says that it stands; returns its sum.
-fn put(bytes: &mut [u8], frame: &Frame) -> u64 {
+pub(crate) fn put(bytes: &mut [u8], frame: &Frame) -> u64 {
     let start = usize::try_from(frame.segment_offset()).expect("small");
     frame.encode_header(&mut bytes[start..start + frame.header_bytes()])
 }
