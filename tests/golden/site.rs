@@ -1,0 +1,215 @@
+//! Whole data directories, as a kill -9 left them: what a gateway of that time wrote is opened, served, verified and carried on by
+//! this one.
+//!
+//! An archive holds `data/`, the data directory; `away/`, an image that was missing when the gateway died, so that its disk
+//! was latched and has side files; and `expected`, a line for each content: what it is, its length and sum.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::content::{files, sparse_file};
+use crate::files::{first, may_write};
+use crate::gateway::{Gateway, Setup};
+use crate::tool;
+
+const SEALED: &str = "site-sealed.tar.gz";
+const PLAIN: &str = "site-plain.tar.gz";
+/// The disk that is latched when the gateway dies.
+const LATCHED: &str = "late";
+
+fn setup(more: &'static str) -> Setup {
+    Setup { journal: ("4MiB", "1MiB"), more, ..Setup::default() }
+}
+
+fn qemu_io(gateway: &Gateway, disk: &str, commands: &[&str]) {
+    let mut arguments = vec!["-d".to_owned(), "unmap".to_owned(), "-f".to_owned(), "raw".to_owned()];
+    arguments.extend(commands.iter().flat_map(|&command| ["-c".to_owned(), command.to_owned()]));
+    arguments.push(gateway.uri(disk));
+    tool::says("qemu-io", arguments);
+}
+
+fn sum(path: &Path) -> String {
+    let bytes = fs::read(path).expect("readable");
+    let mut line = format!("{} ", bytes.len());
+    for byte in Sha256::digest(&bytes) {
+        write!(line, "{byte:02x}").expect("to memory");
+    }
+    line
+}
+
+/// What every point, every living disk and every test failover holds.
+fn contents(gateway: &Gateway) -> BTreeSet<String> {
+    let mut lines = BTreeSet::new();
+    for point in list(gateway, "point list erp") {
+        let id = point["id"].as_str().expect("text");
+        let directory = gateway.path(format!("restored-{id}"));
+        gateway.says(&format!("restore erp --point {id} --to {}", directory.display()));
+        for image in files(&directory, "raw") {
+            let disk = image.file_stem().expect("a name").to_string_lossy().into_owned();
+            lines.insert(format!("point {} {disk} {}", point["label"].as_str().expect("text"), sum(&image)));
+        }
+        fs::remove_dir_all(directory).expect("removable");
+    }
+    let tests = list(gateway, "failover list");
+    let tests = tests.iter().flat_map(|test| test["exports"].as_array().expect("a list"));
+    for served in list(gateway, "disk list").iter().chain(tests) {
+        let export = served["export"].as_str().expect("text");
+        let copy = gateway.path("copy");
+        tool::says("nbdcopy", [&gateway.uri(export), text(&copy)]);
+        lines.insert(format!("export {export} {}", sum(&copy)));
+        fs::remove_file(copy).expect("removable");
+    }
+    lines
+}
+
+fn list(gateway: &Gateway, command: &str) -> Vec<Value> {
+    gateway.json(command).as_array().expect("a list").clone()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("UTF-8")
+}
+
+/// A site with something of everything that can lie on a disk.
+fn tell(gateway: &mut Gateway) -> BTreeSet<String> {
+    let original = gateway.path("original");
+    sparse_file(&original, 1, 8 << 20, 4);
+    gateway.says("group create erp");
+    gateway.says("policy set erp --interval 24h");
+    gateway.says(&format!("disk create erp/db --import {}", original.display()));
+    gateway.says("disk create erp/log --size 1M");
+    gateway.says("disk create erp/gone --size 64K");
+    qemu_io(gateway, "erp/gone", &["write -P 7 0 64k"]);
+    for round in 0..20_u8 {
+        let at = u64::from(round) * 64;
+        let write = format!("write -P {round} {at}k 24k");
+        let small = format!("write -P {round} {} 512", u64::from(round) * 1536);
+        qemu_io(gateway, "erp/db", &[&write, "write -z 2M 64k", "discard 4M 1M"]);
+        qemu_io(gateway, "erp/log", &[&small]);
+        gateway.says(&format!("point create erp --label p{round:02}"));
+        if round == 3 {
+            gateway.says("disk remove erp/gone --yes");
+            gateway.says("disk resize erp/log --size 2M");
+        }
+    }
+    gateway.says("point hold erp p05");
+    gateway.says("point delete erp p07 --yes");
+    gateway.says("point delete erp p00 --yes");
+    gateway.says("failover test erp --point p10");
+    qemu_io(gateway, "erp/db@test-1", &["write -P 99 100k 4k"]);
+    gateway.says("failover test erp --point p11 --read-only");
+    let vault = gateway.data().join("vault");
+    gateway.until("a summary", |_| !files(&vault, "summary").is_empty());
+    gateway.until("deltas of points that are gone to go", |status| {
+        files(&vault, "delta").len() < 20 && status["groups"][0]["state"]["retention"].is_null()
+    });
+    gateway.says(&format!("disk create erp/{LATCHED} --size 1M"));
+    qemu_io(gateway, "erp/late", &["write -P 3 0 512k"]);
+    gateway.says("point create erp --label whole");
+    qemu_io(gateway, "erp/late", &["write -P 4 256k 512k"]);
+    contents(gateway)
+}
+
+/// The image of the disk that is to be latched.
+fn image(gateway: &Gateway) -> PathBuf {
+    let disks = list(gateway, "disk list erp");
+    let disk = disks.iter().find(|disk| disk["name"] == LATCHED).expect("listed");
+    let name = format!("{}.raw", disk["id"].as_str().expect("text"));
+    let is_image = |path: &PathBuf| path.ends_with(Path::new("images").join(&name));
+    files(gateway.data(), "raw").into_iter().find(is_image).expect("an image")
+}
+
+/// Starts a gateway without that image, and has it need more journal than there is: what the disk lacks goes to a side file.
+fn latch(gateway: &mut Gateway, image: &Path, away: &Path) {
+    gateway.kill();
+    fs::rename(image, away).expect("moved");
+    gateway.restart();
+    for round in 0..5 {
+        let write = format!("write -P {round} {}M 1M", 3 + round % 2);
+        qemu_io(gateway, "erp/db", &[&write]);
+        gateway.says(&format!("point create erp --label filled{round}"));
+    }
+    let images = image.parent().expect("a directory");
+    gateway.until("a side file", |_| !files(images, "side-1").is_empty());
+    qemu_io(gateway, "erp/db", &["write -P 77 7M 64k"]);
+    gateway.kill();
+}
+
+/// Makes an archive, unless there is one.
+fn make(name: &str, more: &'static str) {
+    let archive = first(name);
+    if archive.exists() {
+        return;
+    }
+    let mut gateway = Gateway::with(&setup(more));
+    let site = gateway.path("site");
+    fs::create_dir_all(site.join("away")).expect("a directory");
+    let before = tell(&mut gateway);
+    let image = image(&gateway);
+    let away = site.join("away").join(image.file_name().expect("a name"));
+    latch(&mut gateway, &image, &away);
+    tool::says("cp", ["-a", "--sparse=auto", text(gateway.data()), text(&site.join("data"))]);
+    // What it holds is known once its disk is mended.
+    fs::copy(&away, &image).expect("put back");
+    gateway.restart();
+    let after = contents(&gateway);
+    let written = "export erp/db ";
+    assert!(before.iter().filter(|line| !line.starts_with(written)).all(|line| after.contains(line)));
+    fs::write(site.join("expected"), after.iter().map(|line| format!("{line}\n")).collect::<String>())
+        .expect("written");
+    let options = ["--create", "--sparse", "--gzip", "--file", text(&archive), "--directory", text(&site)];
+    tool::says("tar", options.into_iter().chain(["data", "away", "expected"]));
+}
+
+/// Takes an archive as an administrator would take that machine: starts, looks, mends, verifies, goes on.
+fn carry_on(name: &str, more: &'static str) {
+    if may_write() {
+        make(name, more);
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    tool::says(
+        "tar",
+        ["--extract", "--gzip", "--file", text(&first(name)), "--directory", text(directory.path())],
+    );
+    let data = directory.path().join("data");
+    let mut gateway = Gateway::with(&Setup { data: Some(data), ..setup(more) });
+    let status = gateway.group_status();
+    assert_eq!(status["state"]["reason"]["code"], "image_failed", "{status:#}");
+    let image = fs::read_dir(directory.path().join("away")).expect("a directory").next().expect("an image");
+    let image = image.expect("readable").path();
+    let images = files(gateway.data(), "checkpoint");
+    fs::rename(&image, images[0].with_file_name(image.file_name().expect("a name"))).expect("put back");
+    gateway.says("group resume erp");
+    let text = fs::read_to_string(directory.path().join("expected")).expect("there");
+    let expected: BTreeSet<String> = text.lines().map(str::to_owned).collect();
+    let found = contents(&gateway);
+    let differing: Vec<_> = found.symmetric_difference(&expected).collect();
+    assert!(differing.is_empty(), "{differing:#?}");
+    gateway.says("vault verify erp");
+    gateway.says("verify erp");
+    qemu_io(&gateway, "erp/db", &["write -P 200 1M 128k"]);
+    gateway.says("point create erp --label today");
+    gateway.terminate();
+    gateway.restart();
+    let points = |lines: BTreeSet<String>| -> BTreeSet<String> {
+        lines.into_iter().filter(|line| line.starts_with("point ") && !line.contains(" today ")).collect()
+    };
+    assert_eq!(points(contents(&gateway)), points(expected));
+    gateway.says("vault verify erp");
+    gateway.says("verify erp");
+}
+
+#[test]
+fn a_sealed_site_of_set_1_is_carried_on() {
+    carry_on(SEALED, "");
+}
+
+#[test]
+fn a_site_of_set_1_without_seals_is_carried_on() {
+    carry_on(PLAIN, "[keys]\nseal_groups = false\n");
+}
