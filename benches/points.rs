@@ -1,6 +1,7 @@
 //! How long a point of a long history takes to open: 86,400 points over 10 million extents, from the command to the first byte.
 //!
-//! `cargo bench --no-default-features --bench points [-- POINTS [EXTENTS [DIRECTORY]]] [--plain]`; the goals of part 2 are 1 s and 400 MB.
+//! `cargo bench --no-default-features --bench points [-- POINTS [EXTENTS [DIRECTORY]]] [--plain] [--keep]`; the goals of part 2 are 1 s and 400 MB.
+//! `--keep` leaves the vault and its site key there, for a gateway: docs/performance.md has how that is measured.
 //!
 //! The history is real: a vault that is sealed (unless `--plain`), a delta for each point by the gateway's own builder, each with its extents
 //! all over the disk, and the summaries that the retention task would have built. Two things are not as a gateway would have them:
@@ -9,6 +10,7 @@
 
 use std::cell::Cell;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -375,6 +377,19 @@ fn now() -> Instant {
     Instant::now()
 }
 
+/// Leaves what was made, as the tree of a gateway's vaults and the key that opens them.
+fn keep(scratch: tempfile::TempDir) {
+    let root = scratch.keep();
+    let vaults = root.join("data/vault");
+    fs::create_dir_all(&vaults).expect("a directory");
+    fs::rename(root.join("vault"), vaults.join(GroupId(1).to_string())).expect("the same file system");
+    let keys = site_keys();
+    let key = root.join("site.key");
+    fs::write(&key, keys.current().expect("it has one").to_text().as_bytes()).expect("written");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("ours");
+    println!("kept: {}", root.display());
+}
+
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
     let is_plain = std::env::args().any(|word| word == "--plain");
@@ -385,6 +400,10 @@ fn main() {
     let scratch = tempfile::tempdir_in(root).expect("a directory");
     let directory = scratch.path().join("vault");
     let samples = make(&directory, points, extents, !is_plain);
+    if std::env::args().any(|word| word == "--keep") {
+        summarize(&directory, extents);
+        return keep(scratch);
+    }
     summarize(&directory, extents);
     let runtime = runtime();
     let (vault, seconds) = {

@@ -18,7 +18,7 @@ use crate::listen::ListenAddress;
 use crate::protect::retention::RetentionStatus;
 use crate::protect::status::{Condition, GroupSnapshot};
 use crate::site::member::{Description, Member};
-use crate::units::{DiskId, GroupId, SectorCount, WallNanos};
+use crate::units::{DiskId, GroupId, PointId, SectorCount, WallNanos};
 
 /// A stored name; what the manifest holds was checked when it was given.
 pub fn name(text: &str) -> Result<Name> {
@@ -144,12 +144,17 @@ pub fn point(record: &PointRecord) -> Point {
 /// A group's points, and which of them are held.
 pub(super) fn points(member: &Member) -> Vec<Point> {
     let held = member.held();
-    let model = |record: &PointRecord| Point {
-        held: held.contains(&record.id),
-        lacks: member.vault().lacking_disks(record),
-        ..point(record)
-    };
-    member.points().iter().map(model).collect()
+    member.points().iter().map(|record| listed(member, record, held.contains(&record.id))).collect()
+}
+
+/// One of a group's points, as their list has it.
+pub(super) fn listed_point(member: &Member, id: PointId) -> Option<Point> {
+    let record = member.vault().manifest().state().point(id)?.clone();
+    Some(listed(member, &record, member.held().contains(&id)))
+}
+
+fn listed(member: &Member, record: &PointRecord, held: bool) -> Point {
+    Point { held, lacks: member.vault().lacking_disks(record), ..point(record) }
 }
 
 /// A test failover.

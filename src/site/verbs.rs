@@ -10,6 +10,7 @@ use super::member::Member;
 use super::retention_verbs::PointVerb;
 use crate::block::{Export, TestId};
 use crate::control::backend::{Answer, Backend};
+use crate::control::catalogue::TestRecord;
 use crate::control::jobs::Progress;
 use crate::control::model::{
     Disk, Event, EventQuery, Group, GroupStatus, GroupVerified, KeyImport, KeyRotation, KeyText, Keys, Point,
@@ -328,7 +329,9 @@ impl Inner {
             })
             .await?;
         self.serve_test(&group, id, &listing)?;
-        self.remember(id).await;
+        // Alone: a long history is not written anew for it.
+        let known = TestRecord { number: listing.test, point: listing.point.id, started: listing.started };
+        cached(self.catalogue.as_ref().map(|catalogue| catalogue.put_test(id, known))).await;
         let mut test = convert::test(&group, &listing, 0, self.address())?;
         test.point = self.described(id, test.point).await?;
         Ok(test)
@@ -336,8 +339,8 @@ impl Inner {
 
     /// A point as the list of its group has it.
     async fn described(&self, id: GroupId, point: Point) -> Result<Point> {
-        let listed = self.points_of(id).await?.into_iter().find(|listed| listed.id == point.id);
-        Ok(listed.unwrap_or(point))
+        let wanted = point.id;
+        Ok(self.read(id, move |member| convert::listed_point(member, wanted)).await?.unwrap_or(point))
     }
 
     async fn listings(&self, id: GroupId) -> Result<Vec<TestListing>> {
@@ -413,9 +416,9 @@ impl Inner {
                 });
             })
             .await?;
-        let points = self.points_of(id).await?;
         let missing = || Error::new(ErrorKind::NotFound, "the point is gone");
-        let point = points.into_iter().find(|point| point.id == selected).ok_or_else(missing)?;
+        let point = self.read(id, move |member| convert::listed_point(member, selected)).await?;
+        let point = point.ok_or_else(missing)?;
         Ok(Restored { point, files, bytes })
     }
 
