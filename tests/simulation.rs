@@ -125,6 +125,8 @@ fn a_clean_sweep_meets_everything_and_breaks_no_rule() {
         ("summaries read", report.summaries),
         ("settings of the clock", report.clock_steps),
         ("days", report.days),
+        ("pauses", report.pauses),
+        ("rotations", report.rotations),
     ] {
         assert!(count > CLEAN_SEEDS / 10, "only {count} {what} in {CLEAN_SEEDS} seeds");
     }

@@ -38,7 +38,7 @@ impl Group {
     }
 
     /// Whether writes wait for what only a point gives back.
-    fn is_short(&self) -> bool {
+    pub fn is_short(&self) -> bool {
         self.is_journal_full() || self.are_maps_full() || self.is_resize_short()
     }
 

@@ -141,6 +141,7 @@ impl Site {
                 return self.take_retention_news(news);
             }
             News::Verified(result) => return self.take_verified(result),
+            News::Paused(..) | News::Rewrapped(..) => return self.take_administration_news(news),
             News::Point(label, result) => {
                 self.clients.asked -= 1;
                 match result {

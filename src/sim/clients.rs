@@ -44,6 +44,8 @@ pub(super) enum News {
     Deleted(PointId, Result<()>),
     Viewed(PointId, std::result::Result<Readings, Unread>),
     Verified(Result<GroupReport>),
+    Paused(bool, Result<()>),
+    Rewrapped(Result<()>),
 }
 
 /// A request without its answer.
@@ -166,6 +168,8 @@ impl Site {
             self.change_retention();
         } else if self.random.chance(1, self.plan.verify_every) {
             self.verify();
+        } else if self.random.chance(1, self.plan.administration_every) {
+            self.administrate();
         } else if self.random.chance(1, 48) {
             self.ask_point();
         } else if self.clients.pending.len() < self.plan.depth {

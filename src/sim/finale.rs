@@ -33,6 +33,7 @@ impl Site {
             self.die(false);
         }
         self.settle()?;
+        self.settle_administration()?;
         self.check_bounds()?;
         self.check_points(POINTS_MAX)?;
         self.damage()?;
@@ -90,6 +91,7 @@ impl Site {
             && (clients.resuming, clients.verifying) == (0, 0)
             && self.resizes_rest()
             && (self.retention.asked, self.retention.views) == (0, 0)
+            && self.administration.is_idle()
     }
 
     /// A clean stop: afterwards the images alone hold everything, durably.

@@ -15,6 +15,7 @@
 //! | a disk has the size that it was given, a point the one that it was made with, and what a disk gains is zeros, whatever older points hold there | `resizes`, `points` |
 //! | a base is as long as its disk, at least | `finale` |
 //! | after a clean stop the images alone hold everything | `finale` |
+//! | a paused group makes no timed points, also after a death; a rotation of keys comes to its end, and leaves all readable under the new key alone | `administration` |
 //! | the journal stays within its limit; when faults end, everything comes to its end | `finale` |
 //! | a latched disk loses nothing, also if its files could not be had at opening, holds up nobody, and takes writes again once its image was mended and resumed | `repair`, `finale` |
 //! | no (key, nonce) pair seals twice, also where a copy of the data directory is restored and both go on | `site`, `copies`, `seal::Witness` |
@@ -25,6 +26,7 @@
 //!
 //! It proves itself by [planted bugs](crate::planted), which `tests/simulation.rs` has it find.
 
+mod administration;
 mod answers;
 mod clients;
 mod copies;
@@ -126,6 +128,10 @@ pub struct Report {
     pub rots_in_summaries: u64,
     /// and summaries that were refused for one.
     pub summaries_refused: u64,
+    /// Pauses of points and retention.
+    pub pauses: u64,
+    /// Rotations of the site key.
+    pub rotations: u64,
     /// Days that passed.
     pub days: u64,
     /// Times that somebody set the clock.
@@ -172,6 +178,8 @@ impl Report {
         self.summaries += other.summaries;
         self.rots_in_summaries += other.rots_in_summaries;
         self.summaries_refused += other.summaries_refused;
+        self.pauses += other.pauses;
+        self.rotations += other.rotations;
         self.days += other.days;
         self.clock_steps += other.clock_steps;
         self.verifications += other.verifications;

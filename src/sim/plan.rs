@@ -61,6 +61,8 @@ pub struct Plan {
     pub durables: u64,
     /// One change, or slow reader, of what is kept in so many steps, about.
     pub retention_every: u64,
+    /// One pause, or rotation of keys, in so many steps, about.
+    pub administration_every: u64,
     /// How many times as long as usual everything takes that waits for a clock: 1, or [`MONTHS`].
     pub pace: u32,
     /// One verification of the group in so many steps, about.
@@ -105,6 +107,7 @@ impl Plan {
             ladder: random.index(LADDERS.len()),
             retention_every: *random.choose(&[20, 60, 400]),
             fan_out: *random.choose(&[2, 2, 3, 4]),
+            administration_every: *random.choose(&[100, 400, 2000]),
             pace: *random.choose(&[1, 1, 1, 1, 1, 1, 1, MONTHS]),
             verify_every: *random.choose(&[50, 200, 1000]),
             verify_bytes: *random.choose(&[4 << 10, 32 << 10, 1 << 20]),

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::administration::check_pause;
 use super::answers::joined;
 use super::clients::News;
 use super::history::Contents;
@@ -350,7 +351,10 @@ impl Site {
     /// Compares the group's points with what may have gone since.
     pub(super) fn observe_points(&mut self) -> Outcome {
         self.note_time();
+        // A stop makes the last interval a point, also of a group that is paused.
+        let paused_since = self.administration.paused_since().filter(|_| !self.clients.is_stopping);
         let Some(group) = self.process.group() else { return Ok(()) };
+        check_pause(group.points(), paused_since)?;
         let now = self.retention.newest;
         let tests = self.clients.tests.values().filter(|test| !test.leaving).map(|test| test.point);
         let held = self.retention.holds.iter().filter(|(_, sure)| **sure).map(|(&point, _)| point);

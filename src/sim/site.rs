@@ -14,6 +14,7 @@ use crate::seal::{SiteKey, SiteKeys, Witness};
 use crate::storage::sim::{FaultKind, Matcher, OpKind, Random, Severity, SimDisk, SimEnvironment};
 use crate::units::DiskId;
 
+use super::administration::Administration;
 use super::clients::{Clients, News};
 use super::history::History;
 use super::loss::GivenUp;
@@ -48,9 +49,9 @@ pub(super) enum Death {
 pub(super) struct Site {
     pub(super) plan: Plan,
     /// What unwraps the group's keys.
-    site_keys: SiteKeys,
+    pub(super) site_keys: SiteKeys,
     /// Sees every (key, nonce) pair, of all processes and all copies of the data directory.
-    witness: Witness,
+    pub(super) witness: Witness,
     pub(super) planted: Planted,
     pub(super) random: Random,
     pub(super) disk: SimDisk,
@@ -60,6 +61,7 @@ pub(super) struct Site {
     pub(super) points: Points,
     pub(super) clients: Clients,
     pub(super) retention: Retention,
+    pub(super) administration: Administration,
     /// The numbers of all disks that ever were.
     pub(super) numbers: Vec<(usize, DiskId)>,
     /// Results of what was asked with a callback.
@@ -121,6 +123,7 @@ impl Site {
             history: History::default(),
             points: Points::default(),
             clients: Clients::default(),
+            administration: Administration::default(),
             numbers: Vec::new(),
             news: Rc::default(),
             tracer,
@@ -223,6 +226,9 @@ impl Site {
         self.hear_events();
         let condition = self.process.group().map(|group| group.condition());
         self.report.map_waits += u64::from(condition == Some(Condition::MapsFull));
+        if self.process.group().is_some_and(|group| group.is_short()) {
+            self.administration.excuse_points();
+        }
         self.note_time();
         if self.is_verified {
             self.observe_points()?;
@@ -349,6 +355,7 @@ impl Site {
         std::mem::replace(&mut self.process, next).bury();
         self.clients.forget_pending();
         self.retention.forget_pending();
+        self.administration.forget_pending();
         self.news.borrow_mut().clear();
         self.is_verified = false;
         self.is_faulted =
