@@ -1,5 +1,5 @@
 //! The seed inputs of the fuzz target `journal_model`, checked in under `fuzz/corpus/journal_model`: each is a story of what
-//! may befall a journal, and breaks no rule. That the target finds what it looks for, planted bugs show: each of them breaks a
+//! may befall a journal, and breaks no rule; nor does what the fuzzer found once (`found_…`). That the target finds what it looks for, planted bugs show: each of them breaks a
 //! rule in a seed or in one of a bounded number of mutants of the seeds. After a change of the stories:
 //! `AFTERIMAGE_WRITE_CORPUS=1 cargo test --features sim --test journal_model`.
 
@@ -412,6 +412,21 @@ fn first_failure(
         scope.spawn(work);
     });
     outcome.into_inner().expect("no thread panics with it")
+}
+
+/// What the fuzzer found is kept as it was, beside the stories.
+#[test]
+fn what_was_found_once_breaks_no_rule_any_more() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/journal_model");
+    let names = fs::read_dir(corpus).expect("a corpus").map(|entry| entry.expect("an entry").path());
+    let is_found = |path: &std::path::PathBuf| path.to_string_lossy().contains("/found_");
+    let found: Vec<_> = names.filter(is_found).collect();
+    assert!(!found.is_empty());
+    for path in found {
+        let bytes = fs::read(&path).expect("read");
+        model_fuzz::play(&bytes, Planted::NONE)
+            .unwrap_or_else(|failure| panic!("{}: {failure}", path.display()));
+    }
 }
 
 fn seeds() -> Vec<Vec<u8>> {
