@@ -19,6 +19,8 @@ pub enum Bug {
     NoChainCheck,
     /// A scan follows frames of any incarnation.
     NoIncarnationCheck,
+    /// A scan follows an opening that a newer one took the place of.
+    ReplacedOpeningFollowed,
     /// What was accepted at opening is served without having been synced and stated.
     AcceptanceNotRecorded,
     /// An opening believes what the page cache shows, also after a failed sync.
@@ -77,13 +79,14 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 33] = [
+    pub const ALL: [Bug; 34] = [
         Bug::AcknowledgeBeforeWritten,
         Bug::VisibleAfterAcknowledged,
         Bug::SyncCoversInFlight,
         Bug::SegmentSwitchBeforeSync,
         Bug::NoChainCheck,
         Bug::NoIncarnationCheck,
+        Bug::ReplacedOpeningFollowed,
         Bug::AcceptanceNotRecorded,
         Bug::PageCacheTrusted,
         Bug::GuestPagesBelieved,

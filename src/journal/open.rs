@@ -8,7 +8,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use futures::stream::{self, StreamExt};
@@ -18,7 +18,7 @@ use crate::format::frame::{FrameFault, UntrustedHeader};
 use crate::format::marker::Opening;
 use crate::format::run::FrameLink;
 use crate::journal::keys::JournalKeys;
-use crate::journal::recover::{Accepted, Decision, Known, claims, recover};
+use crate::journal::recover::{Accepted, Decision, Known, claims, recover, silent_segments};
 use crate::journal::runs::{self, Jump, LoadedRun, Needs, link_of};
 use crate::journal::scan::{Checks, Scanned, SegmentScan, is_needless, scan_segment};
 use crate::journal::segments::{Segment, SegmentIndex, Segments, create, open_all};
@@ -32,9 +32,9 @@ use crate::units::{FrameNumber, Lsn, PAGE_BYTES, SegmentSequence, to_usize};
 const SEGMENTS_READ_AHEAD: usize = 3;
 /// First pages that are read at a time.
 const HEADS_READ_AHEAD: usize = 32;
-/// What an opening frame takes, a page of header and a page of payload, and the empty frame that may have to follow
-/// before any segment is free.
-const OPENING_BYTES: u64 = 3 * PAGE_BYTES as u64;
+/// What an opening must have room for: its own frame, a page of header and one of payload; the marker that may have to end
+/// an interval, as much; and an empty frame, before any segment is free.
+const OPENING_BYTES: u64 = 5 * PAGE_BYTES as u64;
 
 /// Where a journal is, and how large it may become.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,23 +94,24 @@ pub async fn open(
         chain: !planted.is(Bug::NoChainCheck),
         incarnation: !planted.is(Bug::NoIncarnationCheck),
         owner: !planted.is(Bug::GuestPagesBelieved),
+        newest: !planted.is(Bug::ReplacedOpeningFollowed),
     };
     let (files, run_names) = open_all(&runtime, &plan.directory).await?;
     settle(&runtime, &files, planted).await?;
     let runs = runs::load(&runtime, &plan.directory, &run_names).await;
     let mut survey = Survey::of_heads(&runtime, &files, known, checks).await?;
-    let (decision, jumps) = survey.complete(&runs, needs).await?;
-    let scans = survey.scans;
-    let chain = match decision {
-        Decision::Fresh => Vec::new(),
-        Decision::Accept(chain) => chain,
-        Decision::Refuse(refusal) => return Err(refusal.error().at_path(&plan.directory)),
-    };
+    let (mut chain, jumps) = survey.chain(&plan.directory, &runs, needs).await?;
+    let Survey { scans, .. } = survey;
     remove_unused(&runtime, plan, &run_names, &runs, &jumps).await?;
-    let mut segments = Segments::new(plan.directory.clone(), plan.segment_bytes, plan.journal_bytes);
-    let last = chain.last().map(|last| scans[last.scan].frames[last.frames - 1].clone());
+    let newest = claims(&scans, known.owner, checks);
+    let reached = chain.last().map_or(known.begin, |last| last_frame(&scans, last).frame.last_lsn());
+    let taken: Vec<SegmentIndex> = chain.iter().map(|part| scans[part.scan].index).collect();
+    let has_room = chain.last().is_some_and(|last| has_room(&scans, last));
+    if !has_room {
+        chain.truncate(chain.len() - silent_segments(&scans, &chain));
+    }
+    let last = chain.last().map(|last| last_frame(&scans, last).clone());
     let opening = opening_after(last.as_ref(), &runtime);
-    let newest = claims(&scans, known.owner, checks).last_lsn.max(known.begin);
     let number = last.as_ref().map_or(FrameNumber(1), |last| last.frame.number.next());
     let uses = scans.iter().map(|scan| scan.claims(known.owner, checks).segment).collect::<Vec<_>>();
     let mut accepted = accept(&scans, &chain, &jumps, runs);
@@ -118,27 +119,58 @@ pub async fn open(
     // These are synced by now; what frames past the end of the chain state may be gone after a power cut.
     let tail = frames.map(|scanned| scanned.frame.tail).max().unwrap_or_default();
     let begin = chain.first().map_or(SegmentSequence(0), |part| scans[part.scan].frames[0].frame.segment);
+    let mut segments = Segments::new(plan.directory.clone(), plan.segment_bytes, plan.journal_bytes);
     let rest = adopt_live(files, begin, &mut accepted, &mut segments, keys)?;
     for (file, &seen) in rest.into_iter().zip(&uses) {
         if let Some(file) = file {
             segments.adopt_needless(file, seen, tail, number);
         }
     }
-    let room = segments
-        .live()
-        .last()
-        .map_or(0, |newest| newest.bytes - last.as_ref().map_or(0, Scanned::end_offset));
-    if room < OPENING_BYTES && !segments.has_free() {
-        let (index, path, bytes) = segments.begin_creation_beyond_limit();
-        segments.created(create(Rc::clone(&runtime), index, path, bytes).await?);
+    let mut position = Position {
+        segment: None,
+        offset: 0,
+        next_frame: number,
+        chain: last.as_ref().map_or(0, |last| last.sum),
+        accepted: reached,
+        newest: newest.last_lsn.max(known.begin),
+    };
+    if has_room {
+        position.segment = segments.live().last().cloned();
+        position.offset = last.as_ref().map_or(0, Scanned::end_offset);
+    } else {
+        position.segment = Some(take_seat(&runtime, &mut segments, newest.tail, &taken).await?);
     }
-    if segments.live().next().is_none() {
-        segments.take(false);
-    }
-    let position = position_after(last.as_ref(), (known.begin, newest), &segments);
     let scanned_bytes = scans.iter().map(|scan| scan.bytes).sum();
     let last = last.map(|last| link_of(&last.frame, last.sum));
     Ok(OpenedJournal { segments, position, opening, accepted, last, scanned_bytes })
+}
+
+fn last_frame<'a>(scans: &'a [SegmentScan], part: &Accepted) -> &'a Scanned {
+    &scans[part.scan].frames[part.frames - 1]
+}
+
+/// Whether an opening fits behind the last accepted frame, with what may have to follow it.
+fn has_room(scans: &[SegmentScan], last: &Accepted) -> bool {
+    scans[last.scan].bytes - last_frame(scans, last).end_offset() >= OPENING_BYTES
+}
+
+/// The segment of an opening that has no room behind the last accepted frame: a free one, or one that nobody will look for,
+/// or a new one, whatever the limit. Only where the latter was used as well, and more than an opening stands in it, it takes
+/// another one.
+async fn take_seat(
+    runtime: &Rc<Runtime>,
+    segments: &mut Segments,
+    tail: SegmentSequence,
+    accepted: &[SegmentIndex],
+) -> Result<Rc<Segment>> {
+    if !segments.has_free() {
+        segments.free_dead(tail, accepted);
+    }
+    if !segments.has_free() {
+        let (index, path, bytes) = segments.begin_creation_beyond_limit();
+        segments.created(create(Rc::clone(runtime), index, path, bytes).await?);
+    }
+    Ok(segments.take(false).expect("one is free now"))
 }
 
 /// What is accepted, piece by piece.
@@ -216,6 +248,32 @@ impl<'a> Survey<'a> {
         let used = |scan: &SegmentScan| (scan.index, scan.claims(known.owner, checks).segment);
         let (uses, is_whole) = (scans.iter().map(used).collect(), vec![false; files.len()]);
         Ok(Survey { runtime, files, known, checks, uses, scans, is_whole })
+    }
+
+    /// The chain that is accepted, and the jumps in it. Where it leaves no room, its end is read frame by frame.
+    async fn chain(
+        &mut self,
+        directory: &Path,
+        runs: &[LoadedRun],
+        needs: &Needs,
+    ) -> Result<(Vec<Accepted>, Vec<Jump>)> {
+        let mut runs = runs;
+        loop {
+            let (decision, jumps) = self.complete(runs, needs).await?;
+            let chain = match decision {
+                Decision::Fresh => Vec::new(),
+                Decision::Accept(chain) => chain,
+                Decision::Refuse(refusal) => return Err(refusal.error().at_path(directory)),
+            };
+            let hides_silence = |last: &Accepted| {
+                let is_landing = last.jump.is_some() && self.scans[last.scan].is_silent();
+                is_landing && !has_room(&self.scans, last)
+            };
+            if !chain.last().is_some_and(hides_silence) {
+                return Ok((chain, jumps));
+            }
+            runs = &[];
+        }
     }
 
     /// Reads what has to be read, and decides. Where a run turns out to lead nowhere, all are forgotten: the segments
@@ -363,19 +421,6 @@ fn adopt_live(
         segments.adopt_live(files[place].take().expect("a file has one use"), sequence);
     }
     Ok(files)
-}
-
-/// Goes on behind the last accepted frame. LSNs start above everything that any frame ever named, accepted or
-/// dead, so that none is given twice. A new journal begins where its timeline does.
-fn position_after(last: Option<&Scanned>, (begin, newest): (Lsn, Lsn), segments: &Segments) -> Position {
-    Position {
-        segment: segments.live().last().cloned(),
-        offset: last.map_or(0, Scanned::end_offset),
-        next_frame: last.map_or(FrameNumber(1), |last| last.frame.number.next()),
-        chain: last.map_or(0, |last| last.sum),
-        accepted: last.map_or(begin, |last| last.frame.last_lsn()),
-        newest,
-    }
 }
 
 #[cfg(test)]

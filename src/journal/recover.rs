@@ -25,7 +25,8 @@
 //! tail.
 //!
 //! **Accept.** The chain from T is taken, whole; what lies past its end was never acknowledged as durable, and a torn
-//! tail is no fault.
+//! tail is no fault. Where two openings in segments of their own follow the same frame, the newer one took the place of the
+//! other, which had died before it said anything.
 
 use crate::error::{Error, ErrorKind};
 use crate::format::run::FrameLink;
@@ -204,15 +205,30 @@ fn follow(scans: &[SegmentScan], first: usize, checks: Checks, jumps: &[Jump]) -
             continue;
         }
         let last = &scans[last.scan].frames[last.frames - 1];
-        let next = scans.iter().position(|scan| {
-            scan.frames.first().is_some_and(|next| {
-                next.frame.segment > last.frame.segment && checks.follows(last.link(), next)
-            })
-        });
-        let Some(next) = next else { break };
+        let Some(next) = next_segment(scans, last, checks) else { break };
         chain.push(Accepted { scan: next, from: 0, frames: scans[next].frames.len(), jump: None });
     }
     chain
+}
+
+/// The segment that begins with the frame behind `last`. There may be several, where openings died before they had said
+/// anything else: each newer one takes the place of those before it.
+fn next_segment(scans: &[SegmentScan], last: &Scanned, checks: Checks) -> Option<usize> {
+    let begins = |scan: &SegmentScan| {
+        let next = scan.frames.first()?;
+        let follows = next.frame.segment > last.frame.segment && checks.follows(last.link(), next);
+        follows.then_some(next.frame.segment)
+    };
+    let next = scans.iter().enumerate().filter_map(|(place, scan)| Some((begins(scan)?, place)));
+    let chosen = if checks.newest { next.max() } else { next.min() };
+    chosen.map(|(_, place)| place)
+}
+
+/// How many of the last segments of a chain hold nothing but openings and statements: nobody was ever served what came of
+/// them, and an opening that has no room may take their place. Not the first segment: a scan begins there.
+pub fn silent_segments(scans: &[SegmentScan], chain: &[Accepted]) -> usize {
+    let is_silent = |part: &&Accepted| part.jump.is_none() && scans[part.scan].is_silent();
+    chain.iter().skip(1).rev().take_while(is_silent).count()
 }
 
 /// The first jump that begins at a frame of `part`: how many of its frames come before, and where the jump leads.

@@ -12,7 +12,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::format::frame::{Frame, FrameFault, RecordKind, UntrustedHeader};
+use crate::format::frame::{Frame, FrameFault, Record, RecordKind, UntrustedHeader};
 use crate::format::marker::Opening;
 use crate::journal::segments::SegmentIndex;
 use crate::units::{FrameNumber, GroupId, IncarnationId, Lsn, PAGE_BYTES, SegmentSequence, TimelineId};
@@ -125,6 +125,12 @@ impl SegmentScan {
         self.claims.keys().copied()
     }
 
+    /// Whether its frames are openings and statements only.
+    pub fn is_silent(&self) -> bool {
+        let says_something = |record: &Record| record.kind != RecordKind::Opening;
+        !self.frames.iter().any(|scanned| scanned.frame.records.iter().any(says_something))
+    }
+
     fn claim(&mut self, frame: &Frame) {
         self.claims.entry(frame.owner()).or_default().merge(Claims::from(frame));
     }
@@ -159,11 +165,13 @@ pub struct Checks {
     pub incarnation: bool,
     /// Hear only headers of the journal's own group and timeline.
     pub owner: bool,
+    /// Of two openings behind one frame, follow the newer.
+    pub newest: bool,
 }
 
 impl Checks {
     /// All of them.
-    pub const ALL: Checks = Checks { chain: true, incarnation: true, owner: true };
+    pub const ALL: Checks = Checks { chain: true, incarnation: true, owner: true, newest: true };
 
     /// Whether `next` follows `last`.
     pub fn follows(self, last: Link, next: &Scanned) -> bool {

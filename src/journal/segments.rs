@@ -12,7 +12,7 @@
 //! a *durable* frame says that the journal begins after it: a scan that finds an older statement would look for it.
 //!
 //! The last [`RESERVED`] segments are not given to data: a full journal can still end an interval and close. An opening
-//! may go beyond the limit by a segment.
+//! may go beyond the limit by a segment; data may not use what that adds.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -215,10 +215,21 @@ impl Segments {
         opening: FrameNumber,
     ) {
         self.saw(segment.index, seen);
+        segment.sequence.set(seen);
         if seen < tail || seen == SegmentSequence(0) {
             self.free.push_back(Rc::new(segment));
         } else {
             self.retired.push_back((Rc::new(segment), opening));
+        }
+    }
+
+    /// Frees one of the segments that wait for the opening, if no scan would ever look for it: its use came after
+    /// `tail`, the highest that any header states, and is none of `accepted`.
+    pub fn free_dead(&mut self, tail: SegmentSequence, accepted: &[SegmentIndex]) {
+        let is_dead =
+            |segment: &Segment| segment.sequence() > tail && !accepted.contains(&segment.index);
+        if let Some(dead) = self.retired.iter().position(|(segment, _)| is_dead(segment)) {
+            self.free.extend(self.retired.remove(dead).map(|(segment, _)| segment));
         }
     }
 
@@ -229,7 +240,7 @@ impl Segments {
 
     /// Takes a free segment into use as the newest. Data may not take the reserve. `None`: there is none now.
     pub fn take(&mut self, for_data: bool) -> Option<Rc<Segment>> {
-        if for_data && self.free.len() <= RESERVED {
+        if for_data && self.free.len() <= self.reserve() {
             return None;
         }
         let segment = self.free.pop_front()?;
@@ -250,10 +261,15 @@ impl Segments {
         self.live.len() + self.retired.len() + self.free.len()
     }
 
+    /// Segments that data may not take: what openings took beyond the limit is for the next ones.
+    fn reserve(&self) -> usize {
+        RESERVED + self.count().saturating_sub(self.count_max)
+    }
+
     /// Whether data may go on in the newest segment: not where it was taken from the reserve. What could still be
     /// created is no reserve, since the disk may be full by then.
     pub fn is_reserve_whole(&self) -> bool {
-        self.free.len() >= RESERVED
+        self.free.len() >= self.reserve()
     }
 
     /// Retires the oldest segments whose records are all at or below `needless`, and that nobody pins; `durable` is the

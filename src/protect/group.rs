@@ -89,7 +89,7 @@ pub struct Group {
     pub(super) resumes: Vec<Resume>,
     /// The resize that is under way.
     pub(super) resize: Option<Resize>,
-    /// Points that somebody asked for meanwhile.
+    /// Points that somebody asked for, and that have to wait.
     pub(super) points_delayed: Vec<(String, Callback<PointRecord>)>,
     pub(super) writer: Writer,
     /// The last record that the journal held when the group was opened.
@@ -335,6 +335,7 @@ impl Group {
         self.start_destage();
         self.supply_segments();
         self.recycle();
+        self.make_delayed_points();
         self.mind_retention();
         self.writer.advance(&mut self.segments);
     }

@@ -76,12 +76,30 @@ impl Group {
         if self.stopping {
             return callback(Err(Error::new(ErrorKind::Shutdown, "the group is stopping")));
         }
-        if self.is_resizing() {
+        if self.delays_points() {
             return self.points_delayed.push((label, callback));
         }
         let point = self.mark(label);
         self.waiting_points.insert(point, callback);
         self.writer.advance(&mut self.segments);
+    }
+
+    /// Whether a point that is asked for has to wait: for a resize, or until a full journal has its reserve again. The one marker
+    /// that the reserve is for ends the interval; further ones would come one behind the other.
+    fn delays_points(&self) -> bool {
+        let ends_interval = self.interval.is_dirty() && self.markers_pending == 0;
+        let is_needless = !ends_interval && self.segments.is_at_limit() && !self.segments.is_reserve_whole();
+        self.is_resizing() || is_needless
+    }
+
+    /// Makes the points that waited, or says that they cannot be made.
+    pub(super) fn make_delayed_points(&mut self) {
+        let is_over = self.stopping || self.latched_error().is_some();
+        if !self.points_delayed.is_empty() && (is_over || !self.delays_points()) {
+            for (label, callback) in std::mem::take(&mut self.points_delayed) {
+                self.create_point(label, callback);
+            }
+        }
     }
 
     /// Hands intervals on whose marker is durable: the vault never knows more than the journal keeps.

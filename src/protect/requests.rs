@@ -205,6 +205,7 @@ impl Group {
             self.replies.push((barrier.ticket, Err(refusal)));
         }
         self.abandon_resize();
+        self.make_delayed_points();
         self.fail_waiting_points();
         self.refuse_resumes(
             ErrorKind::Latched,

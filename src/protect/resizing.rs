@@ -275,9 +275,7 @@ impl Group {
         if let Some(resize) = self.resize.take() {
             (resize.callback)(result);
         }
-        for (label, callback) in std::mem::take(&mut self.points_delayed) {
-            self.create_point(label, callback);
-        }
+        self.make_delayed_points();
     }
 
     /// The journal failed: a growth whose zeros it lacks does not come to pass.

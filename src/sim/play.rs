@@ -279,9 +279,7 @@ impl Site {
             self.die(false);
         }
         self.settle()?;
-        // A script may have one process after the other die before it has freed anything.
-        let Report { kills, power_cuts, reopenings, .. } = self.report;
-        self.check_bounds(1 + kills + power_cuts + reopenings)?;
+        self.check_bounds()?;
         self.check_points(POINTS_MAX)
     }
 }
