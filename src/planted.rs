@@ -65,6 +65,12 @@ pub enum Bug {
     LeaseIgnored,
     /// What a disk gains is not zeroed in the journal: points show what older ones hold there.
     GrownTailShowsOld,
+    /// Timed points are made although the group is paused.
+    PauseForgotten,
+    /// A new journal incarnation is sealed under the oldest of the group's keys.
+    RetiredKeySeals,
+    /// A rotation that adds a key to a group loses those before it.
+    OldKeysForgotten,
     /// Keys are derived without the random id of what they seal.
     KeysWithoutIds,
     /// A summary is used although a merge, or an advance of the base, ended it.
@@ -79,7 +85,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 34] = [
+    pub const ALL: [Bug; 37] = [
         Bug::AcknowledgeBeforeWritten,
         Bug::VisibleAfterAcknowledged,
         Bug::SyncCoversInFlight,
@@ -109,6 +115,9 @@ impl Bug {
         Bug::BlobsDeletedBeforeStep,
         Bug::LeaseIgnored,
         Bug::GrownTailShowsOld,
+        Bug::PauseForgotten,
+        Bug::RetiredKeySeals,
+        Bug::OldKeysForgotten,
         Bug::KeysWithoutIds,
         Bug::SummaryStale,
         Bug::SummaryOldestWins,

@@ -226,8 +226,7 @@ impl Segments {
     /// Frees one of the segments that wait for the opening, if no scan would ever look for it: its use came after
     /// `tail`, the highest that any header states, and is none of `accepted`.
     pub fn free_dead(&mut self, tail: SegmentSequence, accepted: &[SegmentIndex]) {
-        let is_dead =
-            |segment: &Segment| segment.sequence() > tail && !accepted.contains(&segment.index);
+        let is_dead = |segment: &Segment| segment.sequence() > tail && !accepted.contains(&segment.index);
         if let Some(dead) = self.retired.iter().position(|(segment, _)| is_dead(segment)) {
             self.free.extend(self.retired.remove(dead).map(|(segment, _)| segment));
         }

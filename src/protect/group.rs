@@ -91,6 +91,8 @@ pub struct Group {
     pub(super) resize: Option<Resize>,
     /// Points that somebody asked for, and that have to wait.
     pub(super) points_delayed: Vec<(String, Callback<PointRecord>)>,
+    /// Points under way whose time it was not: journal or maps were full.
+    pub(super) forced_points: BTreeSet<PointId>,
     pub(super) writer: Writer,
     /// The last record that the journal held when the group was opened.
     pub(super) accepted: Lsn,
@@ -201,6 +203,7 @@ impl Group {
             resumes: Vec::new(),
             resize: None,
             points_delayed: Vec::new(),
+            forced_points: BTreeSet::new(),
             writer: parts.writer,
             accepted: parts.accepted,
             segments: parts.segments,

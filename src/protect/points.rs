@@ -30,15 +30,24 @@ impl Group {
     /// Ends an interval when it is time and the group is not paused, when the journal has no room for more data, or when nothing more comes.
     pub(super) fn make_due_marker(&mut self) {
         let is_last = self.stopping && self.writer.is_idle();
-        let is_time = !self.is_paused && self.runtime.now() >= self.schedule.due();
-        let is_due = is_time || self.is_short() || is_last;
-        if is_due && self.wants_marker() {
-            self.mark(String::new());
+        let heeds_pause = !self.settings.plan.planted.is(Bug::PauseForgotten);
+        let is_time = !(self.is_paused && heeds_pause) && self.runtime.now() >= self.schedule.due();
+        let is_short = self.is_short();
+        if (is_time || is_short || is_last) && self.wants_marker() {
+            let point = self.mark(String::new());
+            if is_short && !is_time {
+                self.forced_points.insert(point);
+            }
         }
     }
 
+    /// The points under way that nobody asked for, and whose time it was not: journal or maps were full.
+    pub fn forced_points(&self) -> &BTreeSet<PointId> {
+        &self.forced_points
+    }
+
     /// Whether writes wait for what only a point gives back.
-    pub fn is_short(&self) -> bool {
+    fn is_short(&self) -> bool {
         self.is_journal_full() || self.are_maps_full() || self.is_resize_short()
     }
 
@@ -126,6 +135,7 @@ impl Group {
                 self.publish_retry.succeeded();
                 self.vaulted = published.point.marker;
                 self.counters.vault_bytes += published.stored_bytes;
+                self.forced_points.remove(&published.point.id);
                 let callback = self.waiting_points.remove(&published.point.id);
                 let point = published.point.clone();
                 // Retention may have been told of it first.

@@ -121,7 +121,12 @@ impl GroupKeys {
     pub fn with_next(&self, random: [u128; 2]) -> GroupKeys {
         let Ring { generations, habits } = &**self.0.as_ref().expect("only a sealed group gets new keys");
         let newest = generations.keys().next_back().map_or(0, |newest| newest.0);
-        let mut generations = generations.clone();
+        let mut generations = if habits.planted.is(Bug::OldKeysForgotten) {
+            let lost = generations.keys().map(|&generation| (generation, SecretKey::drawn(random)));
+            lost.collect()
+        } else {
+            generations.clone()
+        };
         generations.insert(Generation(newest + 1), SecretKey::drawn(random));
         GroupKeys(Some(Arc::new(Ring { generations, habits: habits.clone() })))
     }
@@ -139,7 +144,10 @@ impl GroupKeys {
     /// What seals a thing with a newly drawn id; nothing where the group is not sealed.
     pub fn sealing(&self, purpose: Purpose, id: u128) -> Option<Sealing> {
         let ring = self.0.as_ref()?;
-        let (&generation, key) = ring.generations.last_key_value().expect("a ring has a key");
+        let is_late = ring.habits.planted.is(Bug::RetiredKeySeals) && purpose == Purpose::Journal;
+        let chosen =
+            if is_late { ring.generations.first_key_value() } else { ring.generations.last_key_value() };
+        let (&generation, key) = chosen.expect("a ring has a key");
         Some(Sealing { generation, sealer: ring.sealer(key, purpose, id) })
     }
 

@@ -1,15 +1,19 @@
 //! What administrators do beside the guests: they pause the group, and rotate keys. A pause keeps timed points from being
 //! made, and lasts over deaths; a rotation that a death cut off is taken up, and what was sealed before opens under the new
-//! key alone.
+//! key alone. Each opening seals under the newest of the group's keys.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use super::clients::News;
+use super::rot::is_segment;
 use super::site::{Outcome, Site};
 use crate::error::Error;
 use crate::format::record::PointRecord;
-use crate::seal::{SiteKey, SiteKeys};
-use crate::units::GroupNanos;
+use crate::journal::scan::{Checks, scan_segment};
+use crate::journal::segments::SegmentIndex;
+use crate::seal::{Generation, SiteKey, SiteKeys};
+use crate::units::{GroupNanos, PointId};
 use crate::vault;
 
 /// What the administrators know.
@@ -19,12 +23,20 @@ pub(super) struct Administration {
     is_paused: Option<bool>,
     /// and since when.
     paused_since: Option<GroupNanos>,
+    /// Points that were made meanwhile because journal or maps were full.
+    forced: BTreeSet<PointId>,
     /// Pauses and resumes without an answer.
     asked: usize,
     /// The group's keys are on their way under a new site key.
     is_rotating: bool,
     /// This process works at that.
     is_rewrapping: bool,
+    /// The next generation of the group's keys is being made,
+    is_adding: bool,
+    /// and so many were, besides the first, for sure:
+    added: u32,
+    /// the process was started when that was so.
+    added_before: u32,
 }
 
 impl Administration {
@@ -35,16 +47,22 @@ impl Administration {
         }
         // A stop on its way made a point, and group time may go back to that of the newest, if somebody set the clock.
         (self.asked, self.is_rewrapping, self.paused_since) = (0, false, None);
+        (self.is_adding, self.added_before) = (false, self.added);
     }
 
-    /// Writes wait for what only a point gives back: a paused group makes one as well.
-    pub(super) fn excuse_points(&mut self) {
-        self.paused_since = None;
+    /// Writes wait for what only a point gives back: a paused group makes these as well.
+    pub(super) fn excuse(&mut self, points: &BTreeSet<PointId>) {
+        self.forced.extend(points);
     }
 
-    /// Since when the group is paused, if that is for sure.
-    pub(super) fn paused_since(&self) -> Option<GroupNanos> {
-        self.paused_since
+    /// No timed point is of a time at which the group was paused for sure.
+    pub(super) fn check_pause(&self, points: &[PointRecord]) -> Outcome {
+        let Some(since) = self.paused_since else { return Ok(()) };
+        let mut made = points.iter().rev().take_while(|point| point.group_time > since);
+        match made.find(|point| point.label.is_empty() && !self.forced.contains(&point.id)) {
+            Some(point) => Err(format!("point {} was made while the group was paused", point.id)),
+            None => Ok(()),
+        }
     }
 
     /// Whether nothing is under way.
@@ -69,6 +87,7 @@ impl Site {
             .note(|| if pauses { "pause".to_owned() } else { "resume points and retention".to_owned() });
         self.administration.asked += 1;
         (self.administration.is_paused, self.administration.paused_since) = (None, None);
+        self.administration.forced.clear();
         let callback = self.callback(move |result| News::Paused(pauses, result));
         let Some(group) = self.process.group() else { return };
         group.set_paused(pauses, callback);
@@ -88,6 +107,7 @@ impl Site {
         }
         let adds_generation = begins && self.random.chance(1, 2);
         (self.administration.is_rotating, self.administration.is_rewrapping) = (true, true);
+        self.administration.is_adding = adds_generation;
         let (mailbox, site_keys) = (Rc::clone(&self.news), self.site_keys.clone());
         let runtime = Rc::clone(self.process.runtime());
         let Some(group) = self.process.group() else { return };
@@ -119,6 +139,7 @@ impl Site {
                 if result.is_ok() {
                     self.tracer.note(|| "the keys are wrapped anew".to_owned());
                     self.administration.is_rotating = false;
+                    self.administration.added += u32::from(self.administration.is_adding);
                     let current = self.site_keys.current().cloned();
                     self.use_site_keys(current.into_iter().collect());
                     self.report.rotations += 1;
@@ -133,10 +154,12 @@ impl Site {
         }
     }
 
-    /// After an opening: what was paused is paused, and the other way round.
-    pub(super) fn verify_pause(&mut self) -> Outcome {
+    /// After an opening: what was paused is paused, and the other way round; and it seals under the newest key.
+    pub(super) fn verify_administration(&mut self) -> Outcome {
         let Some(group) = self.process.group() else { return Ok(()) };
-        let found = group.vault().manifest().state().is_paused();
+        let (found, since) = (group.vault().manifest().state().is_paused(), group.group_time());
+        let newest = group.vault().keys().newest();
+        self.check_generation(newest)?;
         let administration = &mut self.administration;
         match administration.is_paused {
             Some(expected) if expected != found => {
@@ -144,8 +167,38 @@ impl Site {
             }
             _ => {}
         }
-        administration.is_paused = Some(found);
+        if administration.asked == 0 {
+            administration.is_paused = Some(found);
+            // Whatever a dead process made is of an earlier time.
+            let since = administration.paused_since.unwrap_or(since);
+            administration.paused_since = found.then_some(since);
+        }
         Ok(())
+    }
+
+    /// The newest incarnation of the journal seals under the newest of the group's keys, and none is missing.
+    fn check_generation(&self, newest: Option<Generation>) -> Outcome {
+        let Some(newest) = newest else { return Ok(()) };
+        if newest.0 <= self.administration.added_before {
+            return Err(format!(
+                "the group's newest key is {newest}, and {} were added",
+                self.administration.added_before
+            ));
+        }
+        let journal = self.group_plan().journal();
+        let segments =
+            self.disk.files().into_iter().filter(|path| path.starts_with(&journal) && is_segment(path));
+        let frames = segments
+            .filter_map(|path| self.disk.read_file(&path))
+            .flat_map(|bytes| scan_segment(SegmentIndex(0), &bytes, Checks::ALL).frames);
+        let last = frames.filter(|found| found.opening.is_some()).max_by_key(|found| found.frame.first_lsn);
+        let sealed = last.and_then(|last| last.frame.seal).map(|seal| seal.generation);
+        match sealed {
+            Some(generation) if generation != newest => {
+                Err(format!("the journal is sealed under key {generation}, and the newest is {newest}"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The end: nothing stays paused, and what was begun comes to its end.
@@ -159,16 +212,6 @@ impl Site {
             return Err("a rotation of keys never comes to its end".to_owned());
         }
         Ok(())
-    }
-}
-
-/// No timed point is of a time at which the group was paused.
-pub(super) fn check_pause(points: &[PointRecord], paused_since: Option<GroupNanos>) -> Outcome {
-    let Some(since) = paused_since else { return Ok(()) };
-    let mut made = points.iter().rev().take_while(|point| point.group_time > since);
-    match made.find(|point| point.label.is_empty()) {
-        Some(point) => Err(format!("point {} was made while the group was paused", point.id)),
-        None => Ok(()),
     }
 }
 

@@ -38,7 +38,7 @@ impl Site {
         self.points.compare(group.points())?;
         self.observe_points()?;
         self.verify_holds()?;
-        self.verify_pause()?;
+        self.verify_administration()?;
         self.reconcile_tests()?;
         self.is_verified = true;
         Ok(())

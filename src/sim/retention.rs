@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::administration::check_pause;
 use super::answers::joined;
 use super::clients::News;
 use super::history::Contents;
@@ -352,9 +351,11 @@ impl Site {
     pub(super) fn observe_points(&mut self) -> Outcome {
         self.note_time();
         // A stop makes the last interval a point, also of a group that is paused.
-        let paused_since = self.administration.paused_since().filter(|_| !self.clients.is_stopping);
+        let is_stopping = self.clients.is_stopping;
         let Some(group) = self.process.group() else { return Ok(()) };
-        check_pause(group.points(), paused_since)?;
+        if !is_stopping {
+            self.administration.check_pause(group.points())?;
+        }
         let now = self.retention.newest;
         let tests = self.clients.tests.values().filter(|test| !test.leaving).map(|test| test.point);
         let held = self.retention.holds.iter().filter(|(_, sure)| **sure).map(|(&point, _)| point);

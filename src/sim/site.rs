@@ -226,8 +226,8 @@ impl Site {
         self.hear_events();
         let condition = self.process.group().map(|group| group.condition());
         self.report.map_waits += u64::from(condition == Some(Condition::MapsFull));
-        if self.process.group().is_some_and(|group| group.is_short()) {
-            self.administration.excuse_points();
+        if let Some(group) = self.process.group() {
+            self.administration.excuse(group.forced_points());
         }
         self.note_time();
         if self.is_verified {
