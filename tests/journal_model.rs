@@ -26,12 +26,13 @@ const HALF: u8 = 2;
 const ALL: u8 = 6;
 
 /// Bugs that a journal's fuzzer must find; the others need more than a short script can do.
-const FOUND: [Bug; 12] = [
+const FOUND: [Bug; 13] = [
     Bug::AcknowledgeBeforeWritten,
     Bug::VisibleAfterAcknowledged,
     Bug::SyncCoversInFlight,
     Bug::SegmentSwitchBeforeSync,
     Bug::NoChainCheck,
+    Bug::ReplacedOpeningFollowed,
     Bug::AcceptanceNotRecorded,
     Bug::PageCacheTrusted,
     Bug::DestageAheadOfDurable,
@@ -188,11 +189,19 @@ fn deaths() -> Vec<(&'static str, Script)> {
 fn journals() -> Vec<(&'static str, Script)> {
     let fill: Vec<Act> =
         (0..40).flat_map(|index| [write(index % 2, index * 3, 32), work(2)]).chain([AWAIT]).collect();
+    // Each lives as long as it takes to open, and no longer.
+    let openings: Vec<Act> = (0..40)
+        .flat_map(|dice| [Act::PowerCut { severity: HALF, dice: 3 + dice }, work(96)])
+        .collect();
     let fill_again = [fill.as_slice(), &[Act::Deadline, AWAIT]].concat();
     vec![
         (
             "turned_over",
             script(small(), &[&fill_again, &[KILL, AWAIT], &batch(0), &[power_cut(HALF), AWAIT]]),
+        ),
+        (
+            "openings_of_a_full_journal",
+            script(small(), &[&fill[..20], &openings, &[AWAIT, write(0, 0, 9), AWAIT]]),
         ),
         (
             "turned_over_under_points",
