@@ -21,6 +21,8 @@ pub enum Bug {
     NoIncarnationCheck,
     /// A scan follows an opening that a newer one took the place of.
     ReplacedOpeningFollowed,
+    /// A torn frame is taken for one that rotted, whether or not it was durable.
+    TornTailTakenForRot,
     /// What was accepted at opening is served without having been synced and stated.
     AcceptanceNotRecorded,
     /// An opening believes what the page cache shows, also after a failed sync.
@@ -35,6 +37,8 @@ pub enum Bug {
     EarlyRecycling,
     /// A delta is built from the interval's maps before the last of them is frozen.
     DeltaFromOpenMap,
+    /// Group time is the wall clock's at each opening, also where that was set back.
+    GroupTimeFromClock,
     /// Points are published before their records are durable in the journal.
     PublishAheadOfDurable,
     /// A create whose reply was lost is taken for a loss to another writer.
@@ -85,7 +89,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 37] = [
+    pub const ALL: [Bug; 39] = [
         Bug::AcknowledgeBeforeWritten,
         Bug::VisibleAfterAcknowledged,
         Bug::SyncCoversInFlight,
@@ -93,6 +97,7 @@ impl Bug {
         Bug::NoChainCheck,
         Bug::NoIncarnationCheck,
         Bug::ReplacedOpeningFollowed,
+        Bug::TornTailTakenForRot,
         Bug::AcceptanceNotRecorded,
         Bug::PageCacheTrusted,
         Bug::GuestPagesBelieved,
@@ -100,6 +105,7 @@ impl Bug {
         Bug::CheckpointBeforeImageSync,
         Bug::EarlyRecycling,
         Bug::DeltaFromOpenMap,
+        Bug::GroupTimeFromClock,
         Bug::PublishAheadOfDurable,
         Bug::LostCreateReply,
         Bug::BlobNotSynced,

@@ -26,7 +26,7 @@ const HALF: u8 = 2;
 const ALL: u8 = 6;
 
 /// Bugs that a journal's fuzzer must find; the others need more than a short script can do.
-const FOUND: [Bug; 13] = [
+const FOUND: [Bug; 14] = [
     Bug::AcknowledgeBeforeWritten,
     Bug::VisibleAfterAcknowledged,
     Bug::SyncCoversInFlight,
@@ -38,6 +38,7 @@ const FOUND: [Bug; 13] = [
     Bug::DestageAheadOfDurable,
     Bug::CheckpointBeforeImageSync,
     Bug::EarlyRecycling,
+    Bug::GroupTimeFromClock,
     Bug::DeltaFromOpenMap,
     Bug::PublishAheadOfDurable,
 ];
@@ -190,9 +191,8 @@ fn journals() -> Vec<(&'static str, Script)> {
     let fill: Vec<Act> =
         (0..40).flat_map(|index| [write(index % 2, index * 3, 32), work(2)]).chain([AWAIT]).collect();
     // Each lives as long as it takes to open, and no longer.
-    let openings: Vec<Act> = (0..40)
-        .flat_map(|dice| [Act::PowerCut { severity: HALF, dice: 3 + dice }, work(96)])
-        .collect();
+    let openings: Vec<Act> =
+        (0..40).flat_map(|dice| [Act::PowerCut { severity: HALF, dice: 3 + dice }, work(96)]).collect();
     let fill_again = [fill.as_slice(), &[Act::Deadline, AWAIT]].concat();
     vec![
         (
@@ -263,6 +263,20 @@ fn points_and_faults() -> Vec<(&'static str, Script)> {
                     &[AWAIT, Act::Point, write(0, 0, 3), work(12), KILL, AWAIT],
                     &[Act::TestFailover { dice: 0 }, AWAIT, Act::AskTest { dice: 0 }, AWAIT],
                     &[Act::Point, write(1, 1, 1), work(20), power_cut(HALF), AWAIT],
+                ],
+            ),
+        ),
+        (
+            "clock_set_back",
+            script(
+                small(),
+                &[
+                    &batch(0),
+                    &[Act::Point, AWAIT, Act::SetClock { step: -5000 }, KILL, AWAIT],
+                    &batch(1),
+                    &[Act::Point, AWAIT, Act::SetClock { step: -5000 }, power_cut(HALF), AWAIT],
+                    &batch(0),
+                    &[Act::Point, AWAIT],
                 ],
             ),
         ),

@@ -1,7 +1,26 @@
 //! The seeded simulator of one site: seeds that must stay clean, and proof that it finds what is planted.
 //!
-//! A seed that once showed a bug stays in [`REGRESSIONS`], with its story. `cargo run --release --no-default-features
-//! --features sim --bin sim -- SEED` replays one with a trace.
+//! `cargo run --release --no-default-features --features sim --bin sim -- SEED` replays one with a trace.
+//!
+//! A seed says what happens only for as long as the code does the same operations in the same order, so seeds are no regression
+//! tests: what they once found is told again by scripts of the fuzz target (`tests/journal_model.rs`), where it can be, and a
+//! planted bug undoes the mend. What seeds found so far, and what would find it now:
+//!
+//! | seeds, once | what it was | now |
+//! |---|---|---|
+//! | 0, 3, 8 | the wall clock stepped back over a restart: a point was refused, and its content lost to all later ones | story `clock_set_back`, bug `GroupTimeFromClock` |
+//! | 33 | a segment was overwritten before a durable frame said that it was no longer needed | the sweep; a bug that undoes it was tried, and not found in two minutes |
+//! | 437 | a sync had failed, and the next opening took what the page cache showed for durable | bug `PageCacheTrusted`, story `journal_fails` |
+//! | 16 | an opening created a segment although there were free ones | the bound on segments, story `openings_of_a_full_journal` |
+//! | 1679 | a segment whose name a dead process had not synced was adopted, and lost with the power | the sweep; a bug that undoes it was tried, and not found in 100 seeds |
+//! | 2 | a stop with writes in flight never came to its end | story `stopped`; no bug undoes it |
+//! | 19, 38 | data had eaten the reserve: an opening found no room in a full journal | the sweep; no bug undoes it |
+//! | 2140 | markers took the last page, and the statement that frees segments found no room | the sweep; no bug undoes it |
+//! | 29, 189 | a disk left while a marker that lists it was under way: the point lacked its last interval | the sweep; no bug undoes it |
+//! | 514 | a failed manifest sync left a disk's joining in doubt, and its files were removed | the sweep; no bug undoes it |
+//! | 4023, 4995 | a disk was destaged again below its checkpoint, and torn by a power cut | the sweep; no bug undoes it |
+//! | 2580 | a mend left the checkpoint behind an image that had been synced, and began anew for ever | the sweep; no bug undoes it |
+//! | 5439 | of two latched disks, what the one was last to hold was recycled | the sweep; no bug undoes it |
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,49 +32,6 @@ use afterimage::sim::{Failure, Options, Report, run};
 const SEEDS_MAX: u64 = 2000;
 /// Seeds of the clean sweep: a taste where nothing is optimised.
 const CLEAN_SEEDS: u64 = if cfg!(debug_assertions) { 40 } else { 600 };
-
-/// Seeds that found a real bug once, and what it was.
-const REGRESSIONS: [(u64, &str); 18] = [
-    (
-        0,
-        "the wall clock stepped back over a restart: a point was refused, and its content lost to all later ones",
-    ),
-    (2, "a stop with writes in flight never came to its end"),
-    (3, "as seed 0"),
-    (8, "as seed 0"),
-    (19, "data had eaten the reserve: an opening found no room in a full journal"),
-    (
-        29,
-        "a marker that preceded a disk's removal was published after a restart without the disk's last interval",
-    ),
-    (33, "a segment was overwritten before a durable frame said that it was no longer needed"),
-    (38, "as seed 19"),
-    (
-        189,
-        "a disk left while a marker that lists it was under way: the point lacked the disk's last interval",
-    ),
-    (514, "a failed manifest sync left a disk's joining in doubt, and its files were removed"),
-    (1679, "a segment whose name a dead process had not synced was adopted, and lost with the power"),
-    (2140, "markers took the last page, and the statement that frees segments found no room"),
-    (
-        4023,
-        "a disk was destaged again below its checkpoint because another one's image was full, and torn by a power cut",
-    ),
-    (
-        4995,
-        "the same when the sync of its checkpoint had failed, which leaves open whether the checkpoint is there",
-    ),
-    (437, "a sync had failed, and the next opening took what the page cache showed for durable"),
-    (
-        2580,
-        "an image had been synced and its checkpoint not written: the mend left the checkpoint behind, and began anew for ever",
-    ),
-    (16, "an opening created a segment although there were free ones"),
-    (
-        5439,
-        "of two latched disks, what the one was last to hold was recycled, for only the other's was asked for",
-    ),
-];
 
 /// Runs seeds on two threads until one fails.
 fn first_failure(seeds: std::ops::Range<u64>, planted: Planted) -> (Report, Option<Failure>) {
@@ -83,15 +59,6 @@ fn first_failure(seeds: std::ops::Range<u64>, planted: Planted) -> (Report, Opti
         scope.spawn(work);
     });
     outcome.into_inner().expect("no thread panics with it")
-}
-
-#[test]
-fn seeds_that_found_bugs_stay_clean() {
-    for (seed, story) in REGRESSIONS {
-        if let Err(failure) = run(seed, &Options::default()) {
-            panic!("{failure}\nonce it was: {story}");
-        }
-    }
 }
 
 #[test]

@@ -326,18 +326,19 @@ impl Frame {
 
     /// Checks every payload's sum; `payload` is the payload area.
     pub fn verify_payloads(&self, payload: &[u8]) -> Result<(), FrameFault> {
+        self.damaged_payloads(payload).next().map_or(Ok(()), |index| Err(FrameFault::PayloadSum(index)))
+    }
+
+    /// The records whose payload does not match its sum.
+    pub fn damaged_payloads<'a>(&'a self, payload: &'a [u8]) -> impl Iterator<Item = usize> + 'a {
         let header = self.header_bytes();
-        for (index, record) in self.records.iter().enumerate() {
-            if record.payload.sectors == 0 {
-                continue;
-            }
+        let is_damaged = move |record: &Record| {
             let range = self.payload_range(record.payload);
             let bytes = payload.get(range.start - header..range.end - header);
-            if bytes.map(xxh3_64) != Some(record.payload.sum) {
-                return Err(FrameFault::PayloadSum(index));
-            }
-        }
-        Ok(())
+            record.payload.sectors > 0 && bytes.map(xxh3_64) != Some(record.payload.sum)
+        };
+        let records = self.records.iter().enumerate();
+        records.filter(move |(_, record)| is_damaged(record)).map(|(index, _)| index)
     }
 }
 

@@ -18,7 +18,7 @@ use crate::format::frame::{FrameFault, UntrustedHeader};
 use crate::format::marker::Opening;
 use crate::format::run::FrameLink;
 use crate::journal::keys::JournalKeys;
-use crate::journal::recover::{Accepted, Decision, Known, claims, recover, silent_segments};
+use crate::journal::recover::{Accepted, Decision, Known, admit_rotten, claims, recover, silent_segments};
 use crate::journal::runs::{self, Jump, LoadedRun, Needs, link_of};
 use crate::journal::scan::{Checks, Scanned, SegmentScan, is_needless, scan_segment};
 use crate::journal::segments::{Segment, SegmentIndex, Segments, create, open_all};
@@ -95,6 +95,7 @@ pub async fn open(
         incarnation: !planted.is(Bug::NoIncarnationCheck),
         owner: !planted.is(Bug::GuestPagesBelieved),
         newest: !planted.is(Bug::ReplacedOpeningFollowed),
+        floor: !planted.is(Bug::TornTailTakenForRot),
     };
     let (files, run_names) = open_all(&runtime, &plan.directory).await?;
     settle(&runtime, &files, planted).await?;
@@ -115,6 +116,7 @@ pub async fn open(
     let number = last.as_ref().map_or(FrameNumber(1), |last| last.frame.number.next());
     let uses = scans.iter().map(|scan| scan.claims(known.owner, checks).segment).collect::<Vec<_>>();
     let mut accepted = accept(&scans, &chain, &jumps, runs);
+    tell_rotten(&accepted, &files);
     let frames = chain.iter().flat_map(|part| &scans[part.scan].frames[..part.frames]);
     // These are synced by now; what frames past the end of the chain state may be gone after a power cut.
     let tail = frames.map(|scanned| scanned.frame.tail).max().unwrap_or_default();
@@ -143,6 +145,21 @@ pub async fn open(
     let scanned_bytes = scans.iter().map(|scan| scan.bytes).sum();
     let last = last.map(|last| link_of(&last.frame, last.sum));
     Ok(OpenedJournal { segments, position, opening, accepted, last, scanned_bytes })
+}
+
+/// Names the records that rotted: whoever needs one of them finds that out, too.
+fn tell_rotten(accepted: &[Recovered], files: &[Segment]) {
+    for piece in accepted {
+        let Recovered::Frame(index, scanned) = piece else { continue };
+        let frame = &scanned.frame;
+        for &record in &scanned.damaged {
+            let payload = frame.records[record].payload;
+            let offset = frame.segment_offset() + frame.payload_range(payload).start as u64;
+            let path = files.iter().find(|file| file.index == *index).map(|file| file.path.display());
+            let lsn = frame.first_lsn.advance(record as u64);
+            tracing::error!(path = path.map(tracing::field::display), offset, %lsn, "a record in the journal is not what was written");
+        }
+    }
 }
 
 fn last_frame<'a>(scans: &'a [SegmentScan], part: &Accepted) -> &'a Scanned {
@@ -287,7 +304,12 @@ impl<'a> Survey<'a> {
             if self.tail() > tail {
                 continue;
             }
-            let decision = recover(&self.scans, self.known, self.checks, &jumps);
+            let mut decision = recover(&self.scans, self.known, self.checks, &jumps);
+            let is_refused = matches!(decision, Decision::Refuse(_)) || !self.checks.floor;
+            // What rotted is looked for only where the group would be refused without it.
+            if is_refused && jumps.is_empty() && admit_rotten(&mut self.scans, self.known, self.checks) {
+                decision = recover(&self.scans, self.known, self.checks, &jumps);
+            }
             let taken = match &decision {
                 Decision::Accept(chain) => chain.iter().filter(|part| part.jump.is_some()).count(),
                 Decision::Fresh | Decision::Refuse(_) => 0,

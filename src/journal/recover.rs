@@ -25,7 +25,7 @@
 //! tail.
 //!
 //! **Accept.** The chain from T is taken, whole; what lies past its end was never acknowledged as durable, and a torn
-//! tail is no fault. Where two openings in segments of their own follow the same frame, the newer one took the place of the
+//! tail is no fault. Payloads of writes in it may have rotted, if their frames were durable: [`admit_rotten`]. Where two openings in segments of their own follow the same frame, the newer one took the place of the
 //! other, which had died before it said anything.
 
 use crate::error::{Error, ErrorKind};
@@ -182,6 +182,33 @@ pub fn unbroken(scans: &[SegmentScan], owner: Owner, checks: Checks) -> Vec<Acce
         scan.frames.first().filter(|first| is_needed(first)).map(|first| (first.frame.segment, position))
     });
     beginnings.min().map(|(_, first)| follow(scans, first, checks, &[])).unwrap_or_default()
+}
+
+/// Takes frames that rotted up again, where the chain does not reach the floor without them; says whether there were any.
+///
+/// A frame whose records were durable was whole once: if its header is, and what follows says that it followed *it*, then
+/// only the payloads of some writes rotted, and whoever reads those is told. Above the floor a frame may never have been whole,
+/// and is the torn tail that it looks like; so is one behind whose predecessor another segment goes on: there an opening
+/// decided so.
+pub fn admit_rotten(scans: &mut [SegmentScan], known: Known, checks: Checks) -> bool {
+    let floor = known.floor.max(claims(scans, known.owner, checks).durable_through);
+    let counts: Vec<usize> = scans.iter().map(|scan| rotten_frames(scans, scan, floor, checks)).collect();
+    for (scan, &count) in scans.iter_mut().zip(&counts) {
+        scan.frames.extend(scan.beyond.drain(..count));
+    }
+    counts.iter().any(|&count| count > 0)
+}
+
+/// How many frames beyond the sound ones of a segment were durable.
+fn rotten_frames(scans: &[SegmentScan], scan: &SegmentScan, floor: Lsn, checks: Checks) -> usize {
+    let before = scan.frames.last().into_iter().chain(&scan.beyond).map(Some);
+    let before = scan.frames.is_empty().then_some(None).into_iter().chain(before);
+    let is_rotten = |(before, next): &(Option<&Scanned>, &Scanned)| {
+        let was_durable = next.frame.last_lsn() <= floor || !checks.floor;
+        let was_left = before.is_some_and(|before| next_segment(scans, before, checks).is_some());
+        next.damaged.is_empty() || was_durable && !was_left
+    };
+    before.zip(&scan.beyond).take_while(is_rotten).count()
 }
 
 fn first_segment_is(scan: &SegmentScan, claims: Claims) -> bool {

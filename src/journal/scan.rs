@@ -12,7 +12,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::format::frame::{Frame, FrameFault, Record, RecordKind, UntrustedHeader};
+use crate::format::frame::{Frame, FrameFault, RecordKind, UntrustedHeader};
 use crate::format::marker::Opening;
 use crate::journal::segments::SegmentIndex;
 use crate::units::{FrameNumber, GroupId, IncarnationId, Lsn, PAGE_BYTES, SegmentSequence, TimelineId};
@@ -26,6 +26,8 @@ pub struct Scanned {
     pub sum: u64,
     /// What it says of its predecessor, if it begins an incarnation.
     pub opening: Option<Opening>,
+    /// Its writes whose payload is not what was written: none, unless it stands [beyond](SegmentScan::beyond) the sound ones.
+    pub damaged: Vec<usize>,
 }
 
 /// Whose journal, in which history.
@@ -54,6 +56,11 @@ impl Frame {
     /// Whose frame it says it is.
     pub fn owner(&self) -> Owner {
         Owner { group: self.group, timeline: self.timeline }
+    }
+
+    /// Whether it is an opening or a statement only.
+    pub fn is_silent(&self) -> bool {
+        self.records.iter().all(|record| record.kind == RecordKind::Opening)
     }
 }
 
@@ -108,6 +115,9 @@ pub struct SegmentScan {
     pub frames: Vec<Scanned>,
     /// Why there are no more.
     pub end: End,
+    /// Frames that go on behind these, by their headers, of which some lack a write's payload. It rotted, or never was
+    /// whole: that is not for the scan to say.
+    pub beyond: Vec<Scanned>,
     claims: BTreeMap<Owner, Claims>,
 }
 
@@ -127,12 +137,25 @@ impl SegmentScan {
 
     /// Whether its frames are openings and statements only.
     pub fn is_silent(&self) -> bool {
-        let says_something = |record: &Record| record.kind != RecordKind::Opening;
-        !self.frames.iter().any(|scanned| scanned.frame.records.iter().any(says_something))
+        self.frames.iter().all(|scanned| scanned.frame.is_silent())
     }
 
     fn claim(&mut self, frame: &Frame) {
         self.claims.entry(frame.owner()).or_default().merge(Claims::from(frame));
+    }
+
+    /// Follows the headers where payloads of writes are not what was written.
+    fn look_beyond(&mut self, bytes: &[u8], mut offset: usize, checks: Checks) {
+        if !matches!(self.end, End::Fault { fault: FrameFault::PayloadSum(_), .. }) {
+            return;
+        }
+        while offset < bytes.len() {
+            let last = self.beyond.last().or(self.frames.last());
+            let next = read_damaged(bytes, offset).filter(|next| continues(last, next, offset, checks));
+            let Some(next) = next else { break };
+            offset += next.frame.total_bytes();
+            self.beyond.push(next);
+        }
     }
 
     /// Adds what every valid header from `offset` on claims. Payloads may be torn; headers are enough.
@@ -167,11 +190,13 @@ pub struct Checks {
     pub owner: bool,
     /// Of two openings behind one frame, follow the newer.
     pub newest: bool,
+    /// Take only frames for rotten that were durable.
+    pub floor: bool,
 }
 
 impl Checks {
     /// All of them.
-    pub const ALL: Checks = Checks { chain: true, incarnation: true, owner: true, newest: true };
+    pub const ALL: Checks = Checks { chain: true, incarnation: true, owner: true, newest: true, floor: true };
 
     /// Whether `next` follows `last`.
     pub fn follows(self, last: Link, next: &Scanned) -> bool {
@@ -222,6 +247,7 @@ pub fn scan_segment(index: SegmentIndex, bytes: &[u8], checks: Checks) -> Segmen
         bytes: bytes.len() as u64,
         frames: Vec::new(),
         end: End::Full,
+        beyond: Vec::new(),
         claims: BTreeMap::new(),
     };
     let mut offset = 0;
@@ -229,7 +255,7 @@ pub fn scan_segment(index: SegmentIndex, bytes: &[u8], checks: Checks) -> Segmen
         match read_frame(bytes, offset) {
             Ok(scanned) => {
                 scan.claim(&scanned.frame);
-                if !continues(&scan.frames, &scanned, offset, checks) {
+                if !continues(scan.frames.last(), &scanned, offset, checks) {
                     scan.end = End::Unlinked { offset: offset as u64 };
                     break;
                 }
@@ -243,14 +269,14 @@ pub fn scan_segment(index: SegmentIndex, bytes: &[u8], checks: Checks) -> Segmen
         }
     }
     scan.collect_claims(bytes, offset);
+    scan.look_beyond(bytes, offset, checks);
     scan
 }
 
-fn continues(frames: &[Scanned], next: &Scanned, offset: usize, checks: Checks) -> bool {
+fn continues(last: Option<&Scanned>, next: &Scanned, offset: usize, checks: Checks) -> bool {
     let placed = next.frame.segment_offset() == offset as u64;
-    let linked = frames
-        .last()
-        .is_none_or(|last| last.frame.segment == next.frame.segment && checks.follows(last.link(), next));
+    let linked =
+        last.is_none_or(|last| last.frame.segment == next.frame.segment && checks.follows(last.link(), next));
     placed && linked
 }
 
@@ -262,7 +288,21 @@ pub fn read_frame(bytes: &[u8], offset: usize) -> Result<Scanned, FrameFault> {
     let (frame, sum) = header.parse(whole)?;
     frame.verify_payloads(&whole[frame.header_bytes()..])?;
     let opening = opening_of(&frame, whole)?;
-    Ok(Scanned { frame, sum, opening })
+    Ok(Scanned { frame, sum, opening, damaged: Vec::new() })
+}
+
+/// The same, where only payloads of writes may be something else.
+fn read_damaged(bytes: &[u8], offset: usize) -> Option<Scanned> {
+    let bytes = &bytes[offset..];
+    let header = UntrustedHeader::read(&bytes[..bytes.len().min(PAGE_BYTES)]).ok()?;
+    let whole = bytes.get(..header.total_bytes())?;
+    let (frame, sum) = header.parse(whole).ok()?;
+    let damaged: Vec<usize> = frame.damaged_payloads(&whole[frame.header_bytes()..]).collect();
+    if !damaged.iter().all(|&index| matches!(frame.records[index].kind, RecordKind::Write { .. })) {
+        return None;
+    }
+    let opening = opening_of(&frame, whole).ok()?;
+    Some(Scanned { frame, sum, opening, damaged })
 }
 
 fn opening_of(frame: &Frame, whole: &[u8]) -> Result<Option<Opening>, FrameFault> {

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! A segment retires when its records are no longer needed, nobody pins it, and the segment after it begins with a
-//! durable frame: the oldest live segment is where a scan begins, so its beginning must be there. It is free only once
+//! durable frame: the oldest live segment is where a scan begins, so its beginning must be there; and something more than an
+//! opening must be durable in those after it, for openings that die make way for others. It is free only once
 //! a *durable* frame says that the journal begins after it: a scan that finds an older statement would look for it.
 //!
 //! The last [`RESERVED`] segments are not given to data: a full journal can still end an interval and close. An opening
@@ -83,6 +84,8 @@ pub struct Segment {
     pub bytes: u64,
     sequence: Cell<SegmentSequence>,
     first_frame: Cell<Option<FrameNumber>>,
+    /// The first that holds more than an opening.
+    first_said: Cell<Option<FrameNumber>>,
     last_lsn: Cell<Lsn>,
     payloads: RefCell<Payloads>,
 }
@@ -97,6 +100,7 @@ impl Segment {
             bytes,
             sequence: Cell::default(),
             first_frame: Cell::default(),
+            first_said: Cell::default(),
             last_lsn: Cell::default(),
             payloads: RefCell::default(),
         }
@@ -115,6 +119,9 @@ impl Segment {
     /// Notes that a frame, sealed under `key`, was put into it, behind all others.
     pub fn takes_frame(&self, frame: &Frame, key: Option<&Rc<FrameKey>>) {
         self.first_frame.set(self.first_frame.get().or(Some(frame.number)));
+        if !frame.is_silent() {
+            self.first_said.set(self.first_said.get().or(Some(frame.number)));
+        }
         self.last_lsn.set(self.last_lsn.get().max(frame.last_lsn()));
         self.payloads.borrow_mut().add(frame, key);
     }
@@ -128,6 +135,9 @@ impl Segment {
         key: Option<&Rc<FrameKey>>,
     ) {
         self.first_frame.set(self.first_frame.get().or(Some(frame)));
+        if !listed.payloads.is_empty() {
+            self.first_said.set(self.first_said.get().or(Some(frame)));
+        }
         self.last_lsn.set(self.last_lsn.get().max(last));
         self.payloads.borrow_mut().extend(listed, key);
     }
@@ -149,6 +159,10 @@ impl Segment {
 
     fn begins_durably(&self, durable: FrameNumber) -> bool {
         self.first_frame.get().is_some_and(|first| first <= durable)
+    }
+
+    fn speaks_durably(&self, durable: FrameNumber) -> bool {
+        self.first_said.get().is_some_and(|first| first <= durable)
     }
 }
 
@@ -245,6 +259,7 @@ impl Segments {
         let segment = self.free.pop_front()?;
         segment.sequence.set(self.next_sequence);
         segment.first_frame.set(None);
+        segment.first_said.set(None);
         segment.last_lsn.set(Lsn::ZERO);
         self.next_sequence.0 += 1;
         self.live.push_back(Rc::clone(&segment));
@@ -275,8 +290,13 @@ impl Segments {
     /// newest durable frame, `next` the first one that will say so. Returns which.
     pub fn recycle(&mut self, needless: Lsn, durable: FrameNumber, next: FrameNumber) -> Vec<SegmentIndex> {
         let mut recycled = Vec::new();
-        while let [oldest, second, ..] = &*self.live.make_contiguous() {
-            let is_needless = oldest.last_lsn() <= needless && second.begins_durably(durable);
+        while let [oldest, rest @ ..] = &*self.live.make_contiguous() {
+            let Some(second) = rest.first() else { break };
+            // The journal must not begin with a segment whose place an opening may take: a statement of that which a power
+            // cut tore could become whole later, by what another one leaves of the next statement at the same place.
+            let can_begin =
+                second.begins_durably(durable) && rest.iter().any(|segment| segment.speaks_durably(durable));
+            let is_needless = oldest.last_lsn() <= needless && can_begin;
             if !is_needless || Rc::strong_count(oldest) > 1 {
                 break;
             }

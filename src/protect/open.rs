@@ -292,7 +292,7 @@ async fn assemble(
         let published = state.points().last().map(|point| (point.group_time, point.wall));
         let waiting = intervals_waiting.back().map(|interval: &ClosedInterval| &interval.marker);
         let last = waiting.map(|marker| (marker.group_time, marker.wall)).or(published);
-        let time = group_time_now(last, &runtime);
+        let time = group_time_now(last, &runtime, planted);
         (record.name.clone(), record.interval_ms, state.points().to_vec(), time)
     };
     let (retention, retention_jobs) = start_retention(&tasks, &runtime, &vault, &mailbox, group_time, &plan);
@@ -326,9 +326,11 @@ async fn assemble(
 
 /// Group time goes on where the newest marker left it, published or not, by as much as the wall clock moved since, if it
 /// moved forward.
-fn group_time_now(last: Option<(GroupNanos, WallNanos)>, runtime: &Runtime) -> GroupClock {
+fn group_time_now(last: Option<(GroupNanos, WallNanos)>, runtime: &Runtime, planted: Planted) -> GroupClock {
     let (opened, wall_now) = (runtime.now(), runtime.wall());
-    let (group_time, wall) = last.unwrap_or((GroupNanos(0), wall_now));
+    let clock = (GroupNanos(u64::try_from(wall_now.0).unwrap_or(0)), wall_now);
+    let (group_time, wall) =
+        if planted.is(Bug::GroupTimeFromClock) { clock } else { last.unwrap_or((GroupNanos(0), wall_now)) };
     let passed = u64::try_from(wall_now.0.saturating_sub(wall.0)).unwrap_or(0);
     GroupClock {
         at_opening: GroupNanos(group_time.0 + passed),
