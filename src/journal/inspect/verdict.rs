@@ -6,6 +6,9 @@
 //! | begin anew, or accept | a newer or broken frame | torn tail: never acknowledged as durable, no fault |
 //! | refuse | – | damaged; the faults say where the chain breaks |
 //!
+//! Where only payloads of writes rotted, opening does not refuse ([`admit_rotten`](crate::journal::recover::admit_rotten)): what
+//! reads them is told. Here the journal is damaged all the same.
+//!
 //! Whatever else makes opening refuse (a stranger's file, a version that this build does not read, a length that is
 //! not whole pages, a marker that is none) is a fault too. A single segment is damaged only where it contradicts
 //! itself, since what must be in it is known from the others; of one that is zeros all through nothing can be said but that.
