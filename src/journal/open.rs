@@ -469,7 +469,7 @@ mod tests {
     /// Disks whose files cannot be had go by it: they need nothing of the journal up to there.
     #[test]
     fn what_is_accepted_begins_behind_the_record_before_it() {
-        let scanned = Scanned { frame: frame(7, 0, 0, 3), sum: 0, opening: None };
+        let scanned = Scanned { frame: frame(7, 0, 0, 3), sum: 0, opening: None, damaged: Vec::new() };
         assert_eq!(Recovered::Frame(SegmentIndex(0), Box::new(scanned)).after(), Lsn(69));
     }
 

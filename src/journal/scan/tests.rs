@@ -201,7 +201,7 @@ fn a_segment_is_needless_only_between_never_used_and_the_tail() {
 fn opened(number: u64, opening: Opening) -> Scanned {
     let mut frame = frame(number, 0, 1, 1);
     frame.incarnation = IncarnationId(4);
-    Scanned { frame, sum: 0, opening: Some(opening) }
+    Scanned { frame, sum: 0, opening: Some(opening), damaged: Vec::new() }
 }
 
 #[test]
@@ -210,7 +210,7 @@ fn a_frame_follows_by_number_chain_and_incarnation() {
     let follows = |number, chain, incarnation| {
         let mut frame = frame(number, chain, 1, 1);
         frame.incarnation = IncarnationId(incarnation);
-        Checks::ALL.follows(last, &Scanned { frame, sum: 0, opening: None })
+        Checks::ALL.follows(last, &Scanned { frame, sum: 0, opening: None, damaged: Vec::new() })
     };
     assert!(follows(7, 60, 3));
     assert!(!follows(8, 60, 3) && !follows(6, 60, 3));
