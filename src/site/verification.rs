@@ -265,18 +265,20 @@ impl Inner {
         let faults = sum.faults.len() as u64 + sum.more_faults;
         let first_fault = sum.faults.first().cloned();
         let last = VerifyLast { started, finished, read_bytes: sum.read_bytes, faults, first_fault };
-        standing(&mut |standing| standing.last = Some(Some(last.clone())));
-        let path = self.record_path(id);
-        let written = tokio::task::spawn_blocking(move || write_record(&path, last)).await;
+        let (path, record) = (self.record_path(id), last.clone());
+        let written = tokio::task::spawn_blocking(move || write_record(&path, record)).await;
         if let Ok(Err(error)) = written {
             tracing::warn!(group = %name, %error, "that it was verified is forgotten at the next start");
         }
         if faults > 0 {
-            return self.tell_faults(id, name, &sum.faults, sum.more_faults);
+            self.tell_faults(id, name, &sum.faults, sum.more_faults);
+        } else {
+            let text = format!("verified: {} read, no faults", ByteSize(sum.read_bytes).approximate());
+            tracing::info!(group = %name, "{text}");
+            self.tell_now(id, name, (Severity::Info, "verify_done"), text);
         }
-        let text = format!("verified: {} read, no faults", ByteSize(sum.read_bytes).approximate());
-        tracing::info!(group = %name, "{text}");
-        self.tell_now(id, name, (Severity::Info, "verify_done"), text);
+        // Last: whoever sees it finds its event, too.
+        standing(&mut |standing| standing.last = Some(Some(last.clone())));
     }
 
     /// The vault, then the disks if the group is open.
