@@ -105,6 +105,28 @@ fn a_damaged_journal_is_exit_status_one_with_file_and_offset() {
     assert_eq!(report["segment_files"][1]["role"], "free");
 }
 
+/// A file of sysfs whose reads fail stands for a bad sector, for which a disk would be needed.
+#[test]
+fn what_cannot_be_read_or_opened_is_exit_status_one_with_file_and_offset() {
+    use std::os::unix::fs::symlink;
+    let root = tempfile::tempdir().expect("a directory");
+    made(root.path());
+    let records = json(&["verify"], root.path(), 0)["sound_last"].clone();
+    let unreadable = Path::new("/sys/class/net/lo/speed");
+    let refused = fs::read(unreadable).expect_err("the loopback device has no speed");
+    symlink(unreadable, root.path().join("segment-00000077")).expect("a link");
+    symlink("nowhere", root.path().join("segment-00000078")).expect("a link");
+    let told = text(&journal(&["verify"], root.path()));
+    let bad = format!("segment-00000077 at byte 0: 4096 bytes cannot be read: {refused}");
+    assert!(told.contains(&bad) && told.contains("segment-00000078: it cannot be opened"), "{told}");
+    let report = json(&["verify"], root.path(), 1);
+    assert_eq!((&report["verdict"], &report["sound_last"]), (&"damaged".into(), &records));
+    let inspected = text(&journal(&["inspect", "--records"], root.path()));
+    for fragment in [&*bad, "before the upgrade", "opening       cannot be told"] {
+        assert!(inspected.contains(fragment), "`{fragment}` in: {inspected}");
+    }
+}
+
 #[test]
 fn a_file_that_is_no_journal_is_exit_status_two_and_a_never_used_segment_is_told() {
     let root = tempfile::tempdir().expect("a directory");

@@ -412,6 +412,77 @@ fn a_directory_with_a_segments_name_is_named_and_the_rest_looked_at() {
 }
 
 #[test]
+fn a_segment_that_cannot_be_opened_is_named_and_the_rest_looked_at() {
+    use std::os::unix::fs::symlink;
+    let (root, directory) = journal(sealed);
+    let dangling = |copy: &Path| symlink("nowhere", segment(copy, 77)).expect("a link");
+    let (found, _copy) = damaged(&directory, dangling);
+    let [fault] = faults(&found) else { panic!("{:?}", found.verdict) };
+    assert!(fault.path.ends_with("segment-00000077"), "{fault}");
+    assert!(fault.what.starts_with("it cannot be opened") && fault.what.contains("os error 2"), "{fault}");
+    assert_eq!(found.unbroken_records(), survey(&directory).unbroken_records());
+    // Where none can be, nothing is known of the journal: that is no verdict.
+    let lost = root.path().join("lost");
+    fs::create_dir(&lost).expect("a directory");
+    dangling(&lost);
+    let error = Survey::of(&lost).expect_err("nothing can be read");
+    assert_eq!(error.path(), Some(&*segment(&lost, 77)));
+}
+
+/// What is found where a disk gives every byte of `bad` but those in `pages` of it.
+fn survey_of_a_failing_disk(path: &Path, bad: &Path, pages: std::ops::Range<u64>) -> Survey {
+    let bad = fs::metadata(bad).expect("metadata").ino();
+    let read_at = |file: &fs::File, bytes: &mut [u8], offset: u64| {
+        let asked = offset / 4096..(offset + bytes.len() as u64).div_ceil(4096);
+        let fails = asked.start < pages.end && pages.start < asked.end;
+        match fails && file.metadata()?.ino() == bad {
+            true => Err(std::io::Error::from_raw_os_error(5)),
+            false => file.read_at(bytes, offset),
+        }
+    };
+    Survey::of_by(path, &read_at).expect("what can be read is looked at")
+}
+
+#[test]
+fn what_a_disk_does_not_give_is_named_and_the_rest_looked_at() {
+    let (_root, directory) = journal(long);
+    let sound = survey(&directory);
+    let chain = sound.chain();
+    let second = &sound.segments[chain[1].scan];
+    let frame = &second.scan.frames[1].frame;
+    let page = frame.segment_offset() / 4096;
+    let last_of = |survey: &Survey| survey.unbroken_records().expect("sound frames").1;
+    for (path, before) in
+        [(&directory, Lsn(frame.first_lsn.0 - 1)), (&second.path, Lsn(frame.first_lsn.0 - 1))]
+    {
+        // The header of a frame: nothing else is said of its place.
+        let found = survey_of_a_failing_disk(path, &second.path, page..page + 1);
+        let [fault] = faults(&found) else { panic!("{:?}", found.verdict) };
+        assert_eq!((&fault.path, fault.offset), (&second.path, Some(page * 4096)));
+        let said = "4096 bytes cannot be read: Input/output error (os error 5)";
+        assert_eq!(fault.what, said);
+        assert_eq!(last_of(&found), before);
+    }
+    // Its payload, in the middle: what was lost is said as well.
+    let found = survey_of_a_failing_disk(&directory, &second.path, page + 3..page + 5);
+    assert!(
+        faults(&found).iter().any(|fault| fault.offset == Some((page + 3) * 4096)),
+        "{:?}",
+        found.verdict
+    );
+    assert_eq!(found.segments.len(), sound.segments.len());
+    // All of a segment, also of one that was never used: nobody says that it is zeros.
+    for bad in &sound.segments {
+        for path in [&directory, &bad.path] {
+            let found = survey_of_a_failing_disk(path, &bad.path, 0..SEGMENT_BYTES / 4096);
+            let [fault] = faults(&found) else { panic!("{:?}", found.verdict) };
+            assert_eq!((&fault.path, fault.offset), (&bad.path, Some(0)));
+            assert!(fault.what.starts_with(&format!("{SEGMENT_BYTES} bytes cannot be read")), "{fault}");
+        }
+    }
+}
+
+#[test]
 fn an_empty_directory_is_no_journal_unless_it_stands_beside_images() {
     use afterimage::error::ErrorKind;
     use afterimage::format::checkpoint::{Checkpoint, FILE_BYTES};

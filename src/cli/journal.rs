@@ -378,6 +378,7 @@ fn size(bytes: u64) -> String {
 
 fn decision(survey: &Survey) -> String {
     match &survey.decision {
+        _ if survey.is_partial() => "cannot be told: a part of the journal cannot be read".into(),
         None => "one segment: what opening does depends on the others".into(),
         Some(Decision::Fresh) => "begins a new journal".into(),
         Some(Decision::Accept(chain)) => {

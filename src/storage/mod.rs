@@ -22,7 +22,7 @@
 pub mod blocking;
 mod buffer;
 mod choose;
-pub mod map;
+pub mod read_only;
 mod receive;
 #[cfg(feature = "sim")]
 pub mod sim;

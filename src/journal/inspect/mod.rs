@@ -10,6 +10,9 @@
 //! other while frames land, so that they may contradict each other. A contradiction is looked at again before it
 //! is called damage.
 //!
+//! What the disk does not give, a file that cannot be opened or bytes that cannot be read, is a fault like others: the rest
+//! is looked at all the same, with zeros in the place of those bytes.
+//!
 //! Invariant: nothing is created, changed or repaired.
 
 mod index_runs;
@@ -17,6 +20,7 @@ mod verdict;
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -29,7 +33,7 @@ use crate::journal::scan::{
     Checks, Claims, Owner, Scanned, SegmentScan, is_needless, read_frame, scan_segment,
 };
 use crate::journal::segments::{SegmentIndex, parse_file_name};
-use crate::storage::map::ReadOnlyFile;
+use crate::storage::read_only::{Contents, ReadAt, ReadOnlyFile, Unreadable};
 use crate::units::{
     FrameNumber, GroupId, IncarnationId, Lsn, PAGE_BYTES, SegmentSequence, TimelineId, WallNanos, to_usize,
 };
@@ -88,6 +92,8 @@ pub struct SegmentSurvey {
     first_fault: Option<FrameFault>,
     /// Whether it is zeros all through, as a segment is that was never used.
     is_zeros: bool,
+    /// What the disk does not give of it: taken for zeros.
+    pub unreadable: Vec<Unreadable>,
     /// Valid headers behind the end: of earlier uses, of dead incarnations, or behind a torn frame.
     pub left_overs: Vec<LeftOver>,
     /// The markers among its frames.
@@ -95,14 +101,17 @@ pub struct SegmentSurvey {
 }
 
 impl SegmentSurvey {
-    fn of(index: SegmentIndex, path: PathBuf, bytes: &[u8]) -> SegmentSurvey {
+    fn of(index: SegmentIndex, path: PathBuf, contents: Contents) -> SegmentSurvey {
+        let bytes: &[u8] = &contents;
         let scan = scan_segment(index, bytes, Checks::ALL);
         let head = scan_segment(index, &bytes[..bytes.len().min(PAGE_BYTES)], Checks::ALL);
         let first_fault = if bytes.is_empty() { None } else { read_frame(bytes, 0).err() };
-        let is_zeros = !bytes.is_empty() && bytes.chunks(PAGE_BYTES).all(|page| page == &ZEROS[..page.len()]);
+        let is_blank = || bytes.chunks(PAGE_BYTES).all(|page| page == &ZEROS[..page.len()]);
+        let is_zeros = !bytes.is_empty() && contents.unreadable.is_empty() && is_blank();
         let left_overs = left_overs(bytes, used_bytes(&scan));
         let markers = scan.frames.iter().flat_map(|scanned| markers_of(scanned, bytes)).collect();
-        SegmentSurvey { path, scan, head, first_fault, is_zeros, left_overs, markers }
+        let unreadable = contents.unreadable;
+        SegmentSurvey { path, scan, head, first_fault, is_zeros, unreadable, left_overs, markers }
     }
 
     /// The use of the file that its frames belong to; `None` if it has none.
@@ -121,6 +130,11 @@ impl SegmentSurvey {
         let begins_otherwise =
             matches!(self.first_fault, None | Some(FrameFault::Blank | FrameFault::NoMagic));
         !(is_cut || begins_otherwise) || self.scan.owners().next().is_some()
+    }
+
+    /// Whether the disk does not give the byte at an offset.
+    pub fn is_unreadable_at(&self, offset: u64) -> bool {
+        self.unreadable.iter().any(|unreadable| unreadable.range.contains(&offset))
     }
 
     /// Bytes from the start that its frames take.
@@ -213,6 +227,8 @@ pub struct Survey {
     pub owner: Option<Owner>,
     /// Its segment files, by index.
     pub segments: Vec<SegmentSurvey>,
+    /// Segments that could not be opened, and why.
+    pub unopened: Vec<Fault>,
     /// Files that do not belong there: opening refuses them.
     pub strangers: Vec<PathBuf>,
     /// Segments whose creation a crash cut short: opening removes them.
@@ -237,25 +253,29 @@ pub struct Survey {
 impl Survey {
     /// Looks at a journal's directory, or at one segment file.
     pub fn of(path: &Path) -> Result<Survey> {
-        let mut survey = Survey::attempt(path)?;
+        Survey::of_by(path, &|file, bytes, offset| file.read_at(bytes, offset))
+    }
+
+    /// As [`Survey::of`], with segments read by `read_at`: for whoever has a disk that fails.
+    pub fn of_by(path: &Path, read_at: ReadAt<'_>) -> Result<Survey> {
+        let mut survey = Survey::attempt(path, read_at)?;
         for _ in 1..SNAPSHOT_ATTEMPTS {
             if !survey.in_use || !matches!(survey.verdict, Verdict::Damaged(_)) {
                 break;
             }
-            survey = Survey::attempt(path)?;
+            survey = Survey::attempt(path, read_at)?;
         }
         Ok(survey)
     }
 
-    fn attempt(path: &Path) -> Result<Survey> {
+    fn attempt(path: &Path, read_at: ReadAt<'_>) -> Result<Survey> {
         let mut listing = Listing::of(path)?;
         // All are locked before the first is read, so that they belong together.
-        let files = listing.segments.iter().map(|(_, path)| ReadOnlyFile::open(path));
-        let files = files.collect::<Result<Vec<_>>>()?;
-        let in_use = files.iter().any(ReadOnlyFile::is_in_use);
+        let files = listing.open()?;
+        let in_use = files.iter().any(|(_, file)| file.is_in_use());
         let mut segments = Vec::with_capacity(files.len());
-        for ((index, path), file) in listing.segments.drain(..).zip(&files) {
-            segments.push(SegmentSurvey::of(index, path, &file.contents()?));
+        for (index, file) in &files {
+            segments.push(SegmentSurvey::of(*index, file.path().to_owned(), file.contents_by(read_at)?));
         }
         drop(files);
         listing.refuse_frameless(path, &segments)?;
@@ -283,6 +303,7 @@ impl Survey {
             in_use,
             owner: found,
             segments,
+            unopened: listing.unopened,
             strangers: listing.strangers,
             unfinished: listing.unfinished,
             runs: Vec::new(),
@@ -297,6 +318,11 @@ impl Survey {
         survey.verdict = verdict::judge(&survey, claims);
         survey.runs = index_runs::survey(&survey, listing.runs);
         survey
+    }
+
+    /// Whether the disk kept something back that may be needed.
+    pub fn is_partial(&self) -> bool {
+        !self.unopened.is_empty() || self.segments.iter().any(|segment| !segment.unreadable.is_empty())
     }
 
     /// The accepted chain, oldest segment first; of a single segment, its frames.
@@ -404,6 +430,7 @@ fn incarnations<'a>(frames: impl Iterator<Item = &'a Scanned>) -> Vec<Incarnatio
 /// What a path names.
 struct Listing {
     segments: Vec<(SegmentIndex, PathBuf)>,
+    unopened: Vec<Fault>,
     strangers: Vec<PathBuf>,
     unfinished: Vec<PathBuf>,
     runs: Vec<PathBuf>,
@@ -426,6 +453,7 @@ impl Listing {
         })?;
         let mut listing = Listing {
             segments: Vec::new(),
+            unopened: Vec::new(),
             strangers: Vec::new(),
             unfinished: Vec::new(),
             runs: Vec::new(),
@@ -453,6 +481,25 @@ impl Listing {
         Ok(listing)
     }
 
+    /// Opens the segments, and notes those that cannot be. An error if that is all of them: nothing can be said then.
+    fn open(&mut self) -> Result<Vec<(SegmentIndex, ReadOnlyFile)>> {
+        let (mut files, mut first_error) = (Vec::with_capacity(self.segments.len()), None);
+        for (index, path) in self.segments.drain(..) {
+            match ReadOnlyFile::open(&path) {
+                Ok(file) => files.push((index, file)),
+                Err(error) => {
+                    let what = format!("it cannot be opened: {}", error.without_place());
+                    self.unopened.push(Fault { path, offset: None, what });
+                    first_error.get_or_insert(error);
+                }
+            }
+        }
+        match first_error {
+            Some(error) if files.is_empty() => Err(error),
+            _ => Ok(files),
+        }
+    }
+
     /// A directory that holds nothing of a journal, and stands beside no images, is none: nothing can be said of it.
     fn refuse_foreign(&self, path: &Path) -> Result<()> {
         let is_empty = self.segments.is_empty() && self.unfinished.is_empty() && self.runs.is_empty();
@@ -471,7 +518,8 @@ impl Listing {
     /// may never have been used, or have lost what it held.
     fn refuse_frameless(&self, path: &Path, segments: &[SegmentSurvey]) -> Result<()> {
         let is_known = self.whole || self.is_named_segment;
-        if is_known || segments.iter().any(SegmentSurvey::bears_frames) {
+        let may_bear = |segment: &SegmentSurvey| segment.bears_frames() || !segment.unreadable.is_empty();
+        if is_known || segments.iter().any(may_bear) {
             return Ok(());
         }
         let text = format!("no journal: no frame stands in the file: {NAME_A_JOURNAL}");

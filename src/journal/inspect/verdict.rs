@@ -9,7 +9,8 @@
 //! Where only payloads of writes rotted, opening does not refuse ([`admit_rotten`](crate::journal::recover::admit_rotten)): what
 //! reads them is told. Here the journal is damaged all the same.
 //!
-//! Whatever else makes opening refuse (a stranger's file, a version that this build does not read, a length that is
+//! Whatever else makes opening refuse (a segment that cannot be opened, bytes that cannot be read, a stranger's file, a
+//! version that this build does not read, a length that is
 //! not whole pages, a marker that is none) is a fault too. A single segment is damaged only where it contradicts
 //! itself, since what must be in it is known from the others; of one that is zeros all through nothing can be said but that.
 
@@ -97,7 +98,12 @@ fn foreign_matter(survey: &Survey) -> Vec<Fault> {
         let what = "not a segment: opening refuses a journal with it".into();
         faults.push(Fault { path: path.clone(), offset: None, what });
     }
+    faults.extend(survey.unopened.iter().cloned());
     for segment in &survey.segments {
+        faults.extend(segment.unreadable.iter().map(|unreadable| {
+            let bytes = unreadable.range.end - unreadable.range.start;
+            at(segment, unreadable.range.start, format!("{bytes} bytes cannot be read: {}", unreadable.error))
+        }));
         let length = segment.scan.bytes;
         if length == 0 || !length.is_multiple_of(PAGE_BYTES as u64) {
             let what = format!("{length} bytes long, not whole pages: the file was cut or is not a segment");
@@ -125,7 +131,8 @@ fn explain(survey: &Survey, refusal: Refusal, claims: Claims) -> Vec<Fault> {
         Refusal::Foreign { segment } => strangers_frames(survey, segment),
         Refusal::BelowFloor { end, floor } => breaks(survey, end, floor),
     };
-    if faults.is_empty() {
+    // What looks missing may stand in what cannot be read, which was named.
+    if faults.is_empty() && !survey.is_partial() {
         let what = match refusal {
             Refusal::TailMissing => format!(
                 "no file holds segment use {}, from which on records are needed: it is missing",
@@ -162,7 +169,7 @@ fn broken_heads(survey: &Survey) -> Vec<Fault> {
 
 fn broken_head(segment: &SegmentSurvey) -> Option<Fault> {
     let fault = segment.first_fault?;
-    (!segment.is_never_used()).then(|| at(segment, 0, describe(fault)))
+    (!segment.is_never_used() && !segment.is_unreadable_at(0)).then(|| at(segment, 0, describe(fault)))
 }
 
 /// The places where the chain to the floor is interrupted.
@@ -179,7 +186,9 @@ fn breaks(survey: &Survey, end: Lsn, floor: Lsn) -> Vec<Fault> {
             _ => None,
         };
         if let Some((offset, fault)) = interrupted {
-            faults.push(at(segment, offset, describe(fault)));
+            if !segment.is_unreadable_at(offset) {
+                faults.push(at(segment, offset, describe(fault)));
+            }
             let lost = later.iter().filter(|left| left.last_lsn <= floor && left.offset != offset);
             faults.extend(lost.filter_map(|left| Some(at(segment, left.offset, describe(left.fault?)))));
         }
