@@ -7,7 +7,7 @@
 //!  │   serve     completions ▶ tasks ▶ volumes ▶ device, again while that brings completions
 //!  │   reply     to sessions here, or to their thread
 //!  │   send      one writev per session with output
-//!  └── expire    deadlines of handshakes, drains and dying sessions
+//!  └── expire    deadlines of handshakes, drains and dying sessions; what the log left out of clients
 //! ```
 //!
 //! Whoever shares the thread is called directly; only what crosses threads becomes a message. A turn handles all that
@@ -16,6 +16,7 @@
 //! Invariant: nothing in a turn waits for a client. A session that sends half a request, or takes no replies, holds
 //! its own memory up to its limits and nothing else.
 
+mod client_lines;
 mod listening;
 mod sessions;
 
@@ -31,6 +32,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use tokio::sync::oneshot;
 
+use self::client_lines::ClientLines;
 use self::listening::Listening;
 use super::data_threads::Shared;
 use super::host::Host;
@@ -62,6 +64,7 @@ pub(super) struct DataThread<V> {
     intake: Intake<Message<V>>,
     host: Host<V>,
     listening: Listening,
+    lines: ClientLines,
     sessions: HashMap<u64, Session>,
     /// Sessions on other threads that use volumes here, and their threads.
     remote: HashMap<u64, usize>,
@@ -123,6 +126,7 @@ impl<V: Volume + 'static> DataThread<V> {
             intake,
             host: Host::new(runtime, index),
             listening: Listening::default(),
+            lines: ClientLines::default(),
             sessions: HashMap::new(),
             remote: HashMap::new(),
             turns: Vec::new(),
@@ -151,7 +155,9 @@ impl<V: Volume + 'static> DataThread<V> {
             self.reply();
             self.send();
             self.expire();
+            self.tell_left_out();
         }
+        self.lines.finish();
         Ok(())
     }
 
@@ -162,6 +168,13 @@ impl<V: Volume + 'static> DataThread<V> {
     fn after(&self, duration: Duration) -> MonotonicNanos {
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         MonotonicNanos(self.now().0.saturating_add(nanos))
+    }
+
+    /// The clock is asked only if there is something to tell.
+    fn tell_left_out(&mut self) {
+        if self.lines.next_deadline().is_some() {
+            self.lines.tell_left_out(self.host.runtime().now());
+        }
     }
 
     fn wait(&mut self) -> Result<()> {
@@ -202,7 +215,8 @@ impl<V: Volume + 'static> DataThread<V> {
         }
         let sessions = self.deadlines.peek().map(|Reverse((deadline, _))| *deadline);
         let drains = self.drains.iter().map(|drain| drain.deadline).min();
-        let deadlines = [self.host.next_deadline(), sessions, drains, self.listening.retry_at()];
+        let lines = self.lines.next_deadline();
+        let deadlines = [self.host.next_deadline(), sessions, drains, self.listening.retry_at(), lines];
         let next = deadlines.into_iter().flatten().min()?;
         Some(Duration::from_nanos(next.0.saturating_sub(self.now().0)))
     }

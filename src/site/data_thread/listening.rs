@@ -97,7 +97,7 @@ impl<V: Volume + 'static> DataThread<V> {
                     Ok(Some(socket)) => self.admit(socket),
                     Ok(None) => {}
                     Err(error) => {
-                        tracing::warn!(%error, "cannot accept a client now");
+                        self.lines.not_accepted(self.host.runtime().now(), &error);
                         self.listening.retry_at = Some(self.after(ACCEPT_REST));
                         return;
                     }
@@ -110,7 +110,7 @@ impl<V: Volume + 'static> DataThread<V> {
     fn admit(&mut self, socket: Socket) {
         let Some(id) = self.shared.admit() else {
             let max = self.shared.limits.connections_max;
-            tracing::warn!(connections_max = max, "a client is turned away: too many connections");
+            self.lines.turned_away(self.host.runtime().now(), max);
             return;
         };
         let connection = Connection::new(id, self.shared.limits.connection);

@@ -169,7 +169,7 @@ impl<V: Volume + 'static> DataThread<V> {
     fn end(&mut self, id: u64) {
         let Some(session) = self.take_out(id) else { return };
         match session.connection.close_reason() {
-            Some(reason) if !reason.is_orderly() => tracing::info!(session = id, %reason, "a session ended"),
+            Some(reason) if !reason.is_orderly() => self.lines.ended(self.host.runtime().now(), id, reason),
             _ => tracing::debug!(session = id, "a session ended"),
         }
         self.forget(session);
@@ -240,7 +240,7 @@ impl<V: Volume + 'static> DataThread<V> {
             let Some(Reverse((_, id))) = self.deadlines.pop() else { break };
             let session = self.sessions.get(&id);
             if session.is_some_and(|session| session.deadline.is_some_and(|deadline| deadline <= now)) {
-                tracing::info!(session = id, "a client is cut off: its deadline has passed");
+                self.lines.cut_off(now, id);
                 self.end(id);
             }
         }
