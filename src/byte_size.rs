@@ -28,6 +28,27 @@ impl ByteSize {
         }
     }
 
+    /// What a person wrote, or what is wrong with it.
+    pub fn parse(text: &str) -> Result<ByteSize, SizeFault> {
+        let digits_end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+        let (number, suffix) = text.split_at(digits_end);
+        let unit = unit_bytes(suffix).ok_or(SizeFault::NotASize)?;
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+        if whole.is_empty() || (number.contains('.') && fraction.is_empty()) {
+            return Err(SizeFault::NotASize);
+        }
+        let fraction = fraction_bytes(fraction, unit).ok_or(SizeFault::NotASize)?;
+        // Digits only: what cannot be parsed is too large.
+        let whole = whole.parse::<u64>().ok().and_then(|whole| whole.checked_mul(unit));
+        whole.and_then(|whole| whole.checked_add(fraction)).map(ByteSize).ok_or(SizeFault::TooLarge)
+    }
+
+    /// The size to the byte, for people: like [`ByteSize`]'s own text, which parses back, but never without a unit.
+    pub fn exact(self) -> impl fmt::Display {
+        let text = self.to_string();
+        if text.ends_with('B') { text } else { text + " bytes" }
+    }
+
     /// The size to three digits with the largest fitting suffix, for people: `1.5 GiB`.
     pub fn approximate(self) -> impl fmt::Display {
         Approximate(self.0)
@@ -66,22 +87,23 @@ impl FromStr for ByteSize {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<ByteSize, Error> {
-        parse(text).ok_or_else(|| {
-            Error::invalid(format!("`{text}` is not a size in bytes: write for example 20G, 512MiB or 65536"))
+        ByteSize::parse(text).map_err(|fault| {
+            let problem = match fault {
+                SizeFault::NotASize => "is not a size in bytes",
+                SizeFault::TooLarge => "is too large, a size is less than 16384P",
+            };
+            Error::invalid(format!("`{text}` {problem}: write for example 20G, 512MiB or 65536"))
         })
     }
 }
 
-fn parse(text: &str) -> Option<ByteSize> {
-    let digits_end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, suffix) = text.split_at(digits_end);
-    let unit = unit_bytes(suffix)?;
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if whole.is_empty() || (number.contains('.') && fraction.is_empty()) {
-        return None;
-    }
-    let bytes = whole.parse::<u64>().ok()?.checked_mul(unit)?;
-    bytes.checked_add(fraction_bytes(fraction, unit)?).map(ByteSize)
+/// Why a text is no [`ByteSize`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SizeFault {
+    /// Not a whole number of bytes in the form that sizes have.
+    NotASize,
+    /// It would be 2^64 bytes or more.
+    TooLarge,
 }
 
 /// `0.FRACTION × unit`, unless that is not a whole number of bytes.
@@ -144,6 +166,26 @@ mod tests {
             let error = text.parse::<ByteSize>().expect_err(text).to_string();
             assert!(error.contains(&format!("`{text}`")) && error.contains("20G"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_size_beyond_64_bits_is_too_large_and_not_misspelt() {
+        for text in ["99999999T", "20000000000000000000", "99999999999GiB", "16384P", "18446744073709551616"]
+        {
+            assert_eq!(ByteSize::parse(text), Err(SizeFault::TooLarge), "{text}");
+        }
+        for text in ["99999999999X", "99999999999.P", "99999999999999999999.1"] {
+            assert_eq!(ByteSize::parse(text), Err(SizeFault::NotASize), "{text}");
+        }
+        ByteSize::parse("16383.5P").expect("less than 2^64");
+        let error = "99999999T".parse::<ByteSize>().unwrap_err().to_string();
+        assert!(error.contains("`99999999T` is too large, a size is less than 16384P: write"), "{error}");
+    }
+
+    #[test]
+    fn an_exact_size_has_a_unit() {
+        let exact = |bytes| ByteSize(bytes).exact().to_string();
+        assert_eq!([exact(3584), exact(4096), exact(0)], ["3584 bytes", "4KiB", "0 bytes"]);
     }
 
     #[test]

@@ -14,6 +14,9 @@ use rustix::io::Errno;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::GroupId;
 
+const LOCK: &str = "lock";
+const KEYS: &str = "keys";
+const CATALOGUE: &str = "catalogue.sqlite";
 const GROUPS: &str = "groups";
 const VAULT: &str = "vault";
 /// Made and removed at once, to see whether a directory takes files.
@@ -53,7 +56,7 @@ impl DataDirectory {
 
     /// The catalogue, a cache that may be deleted.
     pub fn catalogue(&self) -> PathBuf {
-        self.path.join("catalogue.sqlite")
+        self.path.join(CATALOGUE)
     }
 
     /// Where the groups' journals, images and overlays are.
@@ -74,7 +77,26 @@ impl DataDirectory {
 
 /// Where a data directory's keys are unless the configuration names another place; made when it is needed.
 pub fn keys(data_dir: &Path) -> PathBuf {
-    data_dir.join("keys")
+    data_dir.join(KEYS)
+}
+
+/// The name in the data directory, a file's or a directory's, that the gateway uses itself and that `path` is or is in.
+/// Compares text: both paths must have the same form ([`normalised`]).
+pub fn own_name(data_dir: &Path, path: &Path) -> Option<String> {
+    let inside = path.strip_prefix(data_dir).ok()?;
+    let name = inside.components().next()?.as_os_str().to_str()?;
+    // SQLite keeps files of its own beside the catalogue.
+    let is_own = [LOCK, KEYS, GROUPS, VAULT, PROBE].contains(&name) || name.starts_with(CATALOGUE);
+    is_own.then(|| name.to_owned())
+}
+
+/// A path by which no other spelling passes for another file: what exists of its directory without links, `.` and `..`.
+/// The name itself is not followed.
+pub fn normalised(path: &Path) -> PathBuf {
+    let mut above = path.ancestors().skip(1);
+    let found = above
+        .find_map(|directory| Some((directory.canonicalize().ok()?, path.strip_prefix(directory).ok()?)));
+    found.map_or_else(|| path.to_owned(), |(directory, rest)| directory.join(rest))
 }
 
 /// What keeps a directory from becoming ours.
@@ -159,7 +181,7 @@ pub fn writable_directory(path: &Path) -> Option<Obstacle> {
 }
 
 fn lock_path(directory: &Path) -> PathBuf {
-    directory.join("lock")
+    directory.join(LOCK)
 }
 
 fn try_lock(file: &File, operation: FlockOperation) -> io::Result<bool> {
@@ -202,6 +224,24 @@ mod tests {
         let dangling = directory.path().join(VAULT);
         std::os::unix::fs::symlink("nowhere", &dangling).unwrap();
         assert_eq!(obstacle(directory.path()), Some((dangling, Obstacle::NotADirectory)));
+    }
+
+    #[test]
+    fn own_names_are_known_by_any_path() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().canonicalize().unwrap();
+        let data_dir = root.join("data");
+        std::fs::create_dir_all(data_dir.join(VAULT)).unwrap();
+        let own = |name: &str| own_name(&data_dir, &normalised(&root.join(name)));
+        for name in ["lock", "keys", "catalogue.sqlite", "catalogue.sqlite-wal"] {
+            assert_eq!(own(&format!("data/{name}")).as_deref(), Some(name));
+            assert_eq!(own(&format!("data/vault/../{name}")).as_deref(), Some(name));
+        }
+        assert_eq!(own("data/vault/nbd.sock").as_deref(), Some(VAULT));
+        assert_eq!(own("data/vault/../groups/nbd.sock").as_deref(), Some(GROUPS), "not made yet");
+        for name in ["data/nbd.sock", "lock", "data/../lock"] {
+            assert_eq!(own(name), None, "{name}");
+        }
     }
 
     #[test]

@@ -38,10 +38,11 @@ impl AddressFault {
 }
 
 impl ListenAddress {
-    /// `unix:PATH` or `HOST:PORT`. A relative path is taken from the working directory; a host name is resolved.
-    pub fn parse(text: &str) -> Result<ListenAddress, AddressFault> {
+    /// `unix:PATH` or `HOST:PORT`. A relative path is taken from the working directory; a host name stands for all of
+    /// its addresses, at least one.
+    pub fn parse(text: &str) -> Result<Vec<ListenAddress>, AddressFault> {
         if let Some(path) = text.strip_prefix("unix:") {
-            return socket_path(Path::new(path)).map(ListenAddress::Unix);
+            return Ok(vec![ListenAddress::Unix(socket_path(Path::new(path))?)]);
         }
         if !text.contains(':') {
             return Err(AddressFault::new(
@@ -49,10 +50,11 @@ impl ListenAddress {
                 "write \"unix:/PATH\" or \"127.0.0.1:10809\"",
             ));
         }
-        let resolved = text.to_socket_addrs().map(|mut addresses| addresses.next());
-        match resolved {
-            Ok(Some(address)) => Ok(ListenAddress::Tcp(address)),
-            Ok(None) => Err(AddressFault::new("the host has no address", "write an address of this host")),
+        match text.to_socket_addrs().map(distinct) {
+            Ok(addresses) if addresses.is_empty() => {
+                Err(AddressFault::new("the host has no address", "write an address of this host"))
+            }
+            Ok(addresses) => Ok(addresses.into_iter().map(ListenAddress::Tcp).collect()),
             Err(error) => Err(AddressFault::new(
                 format!("not a TCP address ({error})"),
                 "write HOST:PORT, for example \"127.0.0.1:10809\" or \"[::1]:10809\"",
@@ -88,8 +90,26 @@ impl fmt::Display for ListenAddress {
     }
 }
 
+/// Each address once, in the order of the resolver, which may say one twice (several lines of `/etc/hosts`).
+fn distinct(addresses: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
+    let mut once = Vec::new();
+    for address in addresses {
+        if !once.contains(&address) {
+            once.push(address);
+        }
+    }
+    once
+}
+
 /// The absolute form of a socket's path, if the kernel can bind it.
 pub fn socket_path(path: &Path) -> Result<PathBuf, AddressFault> {
+    let is_directory = path.as_os_str().as_encoded_bytes().ends_with(b"/");
+    if path.file_name().is_none() || is_directory {
+        let problem =
+            if path.as_os_str().is_empty() { "no path" } else { "a directory, not a socket's name" };
+        let mend = "name a file in a directory, for example /run/afterimage/nbd.sock";
+        return Err(AddressFault::new(problem, mend));
+    }
     let path = std::path::absolute(path)
         .map_err(|error| AddressFault::new(format!("not a path ({error})"), "write \"unix:/PATH\""))?;
     let bytes = path.as_os_str().len();
@@ -178,15 +198,34 @@ mod tests {
     fn addresses_are_unix_paths_or_tcp() {
         assert_eq!(
             ListenAddress::parse("unix:/run/a.sock").unwrap(),
-            ListenAddress::Unix("/run/a.sock".into())
+            [ListenAddress::Unix("/run/a.sock".into())]
         );
         assert_eq!(
             ListenAddress::parse("[::1]:10809").unwrap(),
-            ListenAddress::Tcp("[::1]:10809".parse().unwrap())
+            [ListenAddress::Tcp("[::1]:10809".parse().unwrap())]
         );
-        for text in ["10809", "/run/a.sock", "127.0.0.1:", "127.0.0.1:99999", "unix:"] {
+        for text in [
+            "10809",
+            "/run/a.sock",
+            "127.0.0.1:",
+            "127.0.0.1:99999",
+            "unix:",
+            "unix:/",
+            "unix:/run/",
+            "unix:/run/..",
+        ] {
             assert!(ListenAddress::parse(text).is_err(), "{text}");
         }
+    }
+
+    /// Only the first was listened on.
+    #[test]
+    fn a_host_stands_for_all_of_its_addresses_each_once() {
+        let [four, six]: [SocketAddr; 2] = ["127.0.0.1:1", "[::1]:1"].map(|text| text.parse().unwrap());
+        assert_eq!(distinct([six, four, six, four].into_iter()), [six, four]);
+        let mut resolved = "localhost:1".to_socket_addrs().unwrap();
+        let listened = ListenAddress::parse("localhost:1").unwrap();
+        assert!(resolved.all(|address| listened.contains(&ListenAddress::Tcp(address))));
     }
 
     #[test]
@@ -202,7 +241,7 @@ mod tests {
     fn an_export_has_a_uri_that_nbd_clients_take() {
         let address = ListenAddress::Unix("/run/a b.sock".into());
         assert_eq!(address.nbd_uri("erp/db@test-1"), "nbd+unix:///erp/db@test-1?socket=/run/a%20b.sock");
-        let address = ListenAddress::parse("127.0.0.1:10809").unwrap();
+        let address = ListenAddress::parse("127.0.0.1:10809").unwrap().remove(0);
         assert_eq!(address.nbd_uri("erp/db"), "nbd://127.0.0.1:10809/erp/db");
     }
 

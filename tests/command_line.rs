@@ -76,6 +76,7 @@ fn every_listing_is_text_or_json() {
     assert_eq!(json(&gateway, "status")["storage"]["backend"], "blocking");
     assert_eq!(json(&gateway, "vault verify")["blobs"], 3);
     says(&gateway, "vault verify", "of bases read, which have none: 0 faults");
+    says(&gateway, "verify erp", "512 B that are not in the vault yet left out: 0 faults");
     let event = &json(&gateway, "events --group erp")[0];
     assert_eq!((&event["group"], &event["group_id"]), (&"erp".into(), &format!("{:032x}", 1).into()));
 }
@@ -181,6 +182,9 @@ fn failures_are_one_line_and_have_statuses() {
     fails(&gateway, "group show none", 1, "no group none");
     fails(&gateway, "group create a/b", 2, "letters");
     fails(&gateway, "disk create erp/x", 2, "--size");
+    fails(&gateway, "disk create erp/x --size -5", 2, "`-5` is not a size in bytes: write for example 20G");
+    fails(&gateway, "disk create erp/x --size 20000000000000000000", 2, "is too large");
+    fails(&gateway, "policy set erp --interval -1s", 2, "`-1s` is not a duration");
     fails(&gateway, "policy set erp", 2, "--interval <INTERVAL>|--retain <LADDER>");
     fails(&gateway, "vault verify broken", 1, "the vault has 1 fault");
     fails(&gateway, "--socket /none/api.sock group list", 1, "no gateway answers on /none/api.sock");
@@ -247,6 +251,7 @@ fn an_imported_fraction_of_a_sector_is_said() {
     let gateway = with_a_point("before");
     for (length, says) in [
         (4096, ""),
+        (3406, "note: the file has 3406 bytes: the disk's last sector is padded with 178 zeros\n"),
         (4097, "note: the file has 4097 bytes: the disk's last sector is padded with 511 zeros\n"),
     ] {
         let file = gateway.directory.path().join(format!("{length}.raw"));
@@ -254,6 +259,13 @@ fn an_imported_fraction_of_a_sector_is_said() {
         let output = run(&gateway, &format!("disk create erp/d{length} --import {}", file.display()));
         assert!(output.status.success());
         assert_eq!(String::from_utf8(output.stderr).unwrap(), says);
+        let created = String::from_utf8(output.stdout).unwrap();
+        let size = if length == 4096 {
+            "4KiB".to_owned()
+        } else {
+            format!("{} bytes", length.next_multiple_of(512))
+        };
+        assert!(created.contains(&format!("erp/d{length} created: {size} at ")), "{created}");
     }
 }
 

@@ -69,6 +69,19 @@ fn serve(file: &Path) -> Command {
     command
 }
 
+/// Root may read and write anywhere: then somebody else runs the program, from where they can reach it.
+fn serve_as_nobody(place: &Place, file: &Path) -> Command {
+    const NOBODY: u32 = 65534;
+    if fs::metadata("/proc/self").map(|own| std::os::unix::fs::MetadataExt::uid(&own)).unwrap() != 0 {
+        return serve(file);
+    }
+    let program = place.directory.path().join("afterimage");
+    without_forks(|| fs::copy(env!("CARGO_BIN_EXE_afterimage"), &program)).unwrap();
+    let mut command = Command::new(program);
+    command.arg("serve").arg("--config").arg(file).uid(NOBODY).gid(NOBODY);
+    command
+}
+
 /// Held while a process is forked: until its exec, a child holds every descriptor of every test of this program, and
 /// with them locks, and files being written, that a test believes closed.
 static FORKS: Mutex<()> = Mutex::new(());
@@ -126,13 +139,37 @@ fn what_the_text_can_not_say_is_refused() {
             &["line 2: [site] nme = \"a\": unknown field `nme`", "remove or rename it"],
         ),
         ("[sitee]\n", &["line 1: [sitee]: unknown field `sitee`", "expected one of `site`"]),
-        ("[site]\nname = 1\n", &["line 2: [site] name = 1: invalid type: integer `1`, expected a string"]),
+        (
+            "[site]\nname = 1\n",
+            &["line 2: [site] name = 1: invalid type: integer `1`, expected a string: write it in quotes"],
+        ),
+        ("site = 5\n", &["line 1: site = 5: not a table: write its name as [NAME]"]),
+        (
+            "[site]\nname = \"a\"\ndata_dir = \"\"\n",
+            &["site.data_dir = \"\": no path: write a path, for example \"/var/lib/afterimage\""],
+        ),
     ];
     for (toml, fragments) in cases {
         refused(&place, toml, fragments);
     }
     let after_site: &[(&str, &[&str])] = &[
         ("data_threads = 0\n", &["site.data_threads = 0: out of range: write a number from 1 to 64"]),
+        (
+            "data_threads = \"2\"\n",
+            &["site.data_threads = \"2\": not a whole number: write a number from 1 to 64, without quotes"],
+        ),
+        ("[nbd]\nconnections_max = 1.5\n", &["nbd.connections_max = 1.5: not a whole number"]),
+        ("[nbd]\nlisten = \"unix:/x\"\n", &["expected a sequence: write a list, as in [\"unix:/PATH\"]"]),
+        ("[nbd]\nlisten = [\"unix:\"]\n", &["nbd.listen = \"unix:\": no path: name a file"]),
+        (
+            "[api]\nsocket = \"\"\n",
+            &["api.socket = \"\": no path: write a path, for example \"/run/afterimage/api.sock\""],
+        ),
+        ("[keys]\nsite_key = \"\"\n", &["keys.site_key = \"\": no path: write a path"]),
+        (
+            "[journal]\nsize = \"99999999999GiB\"\n",
+            &["journal.size = \"99999999999GiB\": too large: write less"],
+        ),
         ("[nbd]\nlisten = []\n", &["nbd.listen = []", "name an address"]),
         ("[nbd]\nlisten = [\"/x\"]\n", &["nbd.listen = \"/x\"", "write \"unix:/PATH\""]),
         ("[nbd]\nlisten = [\"127.0.0.1:port\"]\n", &["nbd.listen = \"127.0.0.1:port\"", "write HOST:PORT"]),
@@ -185,6 +222,83 @@ fn a_socket_path_that_the_kernel_can_not_bind_is_refused() {
     fs::create_dir(&deep).unwrap();
     let toml = format!("[site]\nname = \"a\"\ndata_dir = \"{}\"\n", deep.display());
     refused(&place, &toml, &["at most 107 bytes", "choose a shorter path"]);
+}
+
+/// A review found them refused with exit status 1 and in several lines, after groups were opened.
+#[test]
+fn one_socket_by_two_paths_is_told() {
+    let place = Place::new();
+    std::os::unix::fs::symlink(place.data(), place.directory.path().join("link")).unwrap();
+    let cases: &[(&str, &[&str])] = &[
+        (
+            "[nbd]\nlisten = [\"unix:DATA/a\", \"unix:DATA/../data/a\"]\n",
+            &["nbd.listen = \"unix:DATA/../data/a\": named twice: remove one"],
+        ),
+        (
+            "[nbd]\nlisten = [\"unix:DATA/a\", \"unix:ROOT/link/a\"]\n",
+            &["nbd.listen = \"unix:ROOT/link/a\": named twice"],
+        ),
+        (
+            "[api]\nsocket = \"ROOT/link/nbd.sock\"\n",
+            &["api.socket = \"ROOT/link/nbd.sock\": nbd.listen has the same socket: give each its own path"],
+        ),
+        (
+            "[api]\nsocket = \"ROOT/link/../site.key\"\n[keys]\nsite_key = \"ROOT/site.key\"\n",
+            &["api.socket = \"ROOT/link/../site.key\": keys.site_key has the same path"],
+        ),
+    ];
+    for (toml, fragments) in cases {
+        refused(&place, &format!("{SITE}{toml}"), fragments);
+    }
+}
+
+/// A review found the gateway's own files in the way of its sockets, or sockets in the way of its files.
+#[test]
+fn a_socket_with_a_name_that_the_gateway_uses_is_told() {
+    let place = Place::new();
+    for name in ["lock", "keys", "groups", "groups/a", "vault/a", "catalogue.sqlite", "catalogue.sqlite-wal"]
+    {
+        let own = name.split('/').next().unwrap();
+        let problem = format!("the gateway itself uses {own} in its data directory: choose another name");
+        let toml = format!("{SITE}[nbd]\nlisten = [\"unix:DATA/../data/{name}\"]\n");
+        refused(&place, &toml, &["nbd.listen = \"unix:DATA/../data/", &problem]);
+        let toml = format!("{SITE}[api]\nsocket = \"DATA/{name}\"\n");
+        refused(&place, &toml, &[&format!("api.socket = \"DATA/{name}\""), &problem]);
+    }
+    let toml = format!("{SITE}[api]\nsocket = \"DATA/lock.sock\"\n");
+    Configuration::load(&place.configure(&toml)).unwrap().check().expect("a name of nobody's");
+}
+
+#[test]
+fn a_relative_path_is_told_as_it_is_written() {
+    let place = Place::new();
+    let root = place.directory.path().canonicalize().unwrap();
+    for (toml, shown) in [
+        (
+            "[site]\nname = \"a\"\ndata_dir = \"rel\"\n",
+            "site.data_dir = \"rel\" (HERE/rel): directory HERE/rel",
+        ),
+        (
+            "[site]\nname = \"a\"\ndata_dir = \"data\"\n[nbd]\nlisten = [\"unix:rel/a\"]\n",
+            "nbd.listen = \"unix:rel/a\" (HERE/rel/a): directory HERE/rel",
+        ),
+    ] {
+        let file = place.configure(toml);
+        let text = refusal(&run(serve(&file).current_dir(&root)));
+        let shown = shown.replace("HERE", &root.to_string_lossy());
+        assert!(text.contains(&shown), "`{shown}` in: {text}");
+    }
+}
+
+#[test]
+fn a_file_that_may_not_be_read_is_told() {
+    let place = Place::new();
+    let file = place.configure(SITE);
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o000)).unwrap();
+    let text = refusal(&run(&mut serve_as_nobody(&place, &file)));
+    assert!(text.contains("cannot read") && text.contains("give this user permission to read it"), "{text}");
+    let text = refusal(&run(&mut serve(place.directory.path())));
+    assert!(text.contains("cannot read") && text.contains("name a file in it"), "{text}");
 }
 
 #[test]
@@ -254,19 +368,10 @@ fn the_directory_of_a_site_key_is_not_created() {
 
 #[test]
 fn an_unwritable_directory_is_told() {
-    const NOBODY: u32 = 65534;
     let place = Place::new();
     let file = place.configure(SITE);
     fs::set_permissions(place.data(), fs::Permissions::from_mode(0o555)).unwrap();
-    let mut command = serve(&file);
-    if fs::metadata("/proc/self").map(|own| std::os::unix::fs::MetadataExt::uid(&own)).unwrap() == 0 {
-        // Root may write anywhere; somebody else runs the program, from where they can reach it.
-        let program = place.directory.path().join("afterimage");
-        without_forks(|| fs::copy(env!("CARGO_BIN_EXE_afterimage"), &program)).unwrap();
-        command = Command::new(program);
-        command.arg("serve").arg("--config").arg(&file).uid(NOBODY).gid(NOBODY);
-    }
-    let text = refusal(&run(&mut command));
+    let text = refusal(&run(&mut serve_as_nobody(&place, &file)));
     assert!(text.contains("site.data_dir = ") && text.contains("is not writable"), "{text}");
     assert!(text.contains("give this user write permission"), "{text}");
     assert_eq!(fs::read_dir(place.data()).unwrap().count(), 0);
@@ -397,6 +502,7 @@ fn the_documented_example_is_true() {
     assert_eq!(plain.nbd.listen, [ListenAddress::Unix(place.data().join("nbd.sock"))]);
     assert_eq!(plain.api.socket, place.data().join("api.sock"));
     plain.file.clone_from(&example.file);
+    plain.written.clone_from(&example.written);
     plain.site = example.site.clone();
     plain.nbd.listen.clone_from(&example.nbd.listen);
     plain.api = example.api.clone();

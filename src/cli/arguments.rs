@@ -190,7 +190,7 @@ pub enum ClientCommand {
         /// The group
         group: Name,
         /// Bytes to read in a second at most; without it, as many as there are
-        #[arg(long, value_name = "SIZE", value_parser = rate)]
+        #[arg(long, value_name = "SIZE", value_parser = rate, allow_hyphen_values = true)]
         rate: Option<ByteRate>,
     },
     /// How the gateway and its groups stand
@@ -321,7 +321,7 @@ pub enum DiskCommand {
         #[arg(value_name = "GROUP/DISK")]
         disk: DiskPath,
         /// Its new size: bytes with K, M, G, T or P (powers of 1024), a multiple of 512
-        #[arg(long, value_parser = disk_size)]
+        #[arg(long, value_parser = disk_size, allow_hyphen_values = true)]
         size: SectorCount,
         /// Let it become smaller, and lose what lies behind its new end; its clients must be disconnected
         #[arg(long)]
@@ -343,7 +343,7 @@ pub enum DiskCommand {
 #[group(required = true, multiple = false)]
 pub struct SourceArgument {
     /// Its size: bytes with K, M, G, T or P (powers of 1024), a multiple of 512
-    #[arg(long, value_parser = disk_size)]
+    #[arg(long, value_parser = disk_size, allow_hyphen_values = true)]
     pub size: Option<SectorCount>,
     /// A raw file to copy; holes stay holes, and a last fraction of a sector is padded with zeros
     #[arg(long, value_name = "FILE")]
@@ -371,7 +371,7 @@ pub enum PolicyCommand {
 #[group(required = true, multiple = true)]
 pub struct PolicyArguments {
     /// Time between points: from 100ms to 24h
-    #[arg(long, value_parser = interval)]
+    #[arg(long, value_parser = interval, allow_hyphen_values = true)]
     pub interval: Option<Policy>,
     /// Which points are kept: AGE:SPACING,… (units s, m, h, d, w), each rung up to its age; or all, for ever
     #[arg(long, value_name = "LADDER")]
@@ -494,7 +494,7 @@ pub enum VaultCommand {
         /// Only this group's
         group: Option<Name>,
         /// Bytes to read in a second at most; without it, as many as there are
-        #[arg(long, value_name = "SIZE", value_parser = rate)]
+        #[arg(long, value_name = "SIZE", value_parser = rate, allow_hyphen_values = true)]
         rate: Option<ByteRate>,
     },
     /// Make a group of a vault whose gateway is gone: images from the newest point, a new journal, all points kept
@@ -652,6 +652,11 @@ mod tests {
             ("disk create erp/db --size 20GB", "20G"),
             ("disk create erp/db --size 100", "`100` is no positive multiple of 512"),
             ("disk create erp/db --size 9000P", "`9000P` is longer than any file"),
+            ("disk create erp/db --size 99999999T", "`99999999T` is too large"),
+            ("disk create erp/db --size -5", "`-5` is not a size in bytes: write for example 20G"),
+            ("disk resize erp/db --size -5G", "`-5G` is not a size in bytes: write for example 20G"),
+            ("verify erp --rate -1M", "`-1M` is not a size in bytes"),
+            ("policy set erp --interval -1s", "`-1s` is not a duration"),
             ("disk resize erp/db --size 0K", "`0K` is no positive multiple of 512"),
             ("policy set erp --interval 25h", "`25h` is out of range: write a duration from 100ms to 24h"),
             ("disk create erp --size 20G", "GROUP/DISK"),

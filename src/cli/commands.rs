@@ -158,7 +158,7 @@ impl Session {
                 let request = ResizeRequest { size_bytes: size.bytes(), lose_tail: yes_lose_tail };
                 let disk: Disk = self.client.post(&route, &request).await?;
                 self.output.show(&disk, |disk| {
-                    let size = ByteSize(disk.size_bytes);
+                    let size = ByteSize(disk.size_bytes).exact();
                     format!("disk {} has {size}: clients see that when they connect anew\n", disk.export)
                 })
             }

@@ -150,7 +150,7 @@ pub fn disks(disks: &[Disk]) -> String {
 }
 
 pub fn disk_created(disk: &Disk) -> String {
-    format!("disk {} created: {} at {}\n", disk.export, ByteSize(disk.size_bytes), disk.uri)
+    format!("disk {} created: {} at {}\n", disk.export, ByteSize(disk.size_bytes).exact(), disk.uri)
 }
 
 pub fn resumed(resumed: &Resumed) -> String {
@@ -322,7 +322,7 @@ pub fn verified(report: &VerifyReport) -> String {
 pub fn group_verified(report: &GroupVerified) -> String {
     let faults = report.faults.len() as u64 + report.more_faults;
     let mut text = format!(
-        "group {}: {} compared with its vault, {} read, {} written meanwhile left out: {}\n",
+        "group {}: {} compared with its vault, {} read, {} that are not in the vault yet left out: {}\n",
         report.group,
         size(report.compared_bytes),
         size(report.read_bytes),

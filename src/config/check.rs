@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use super::error::{Fault, quoted};
+use super::error::{Fault, quoted, quoted_path};
 use super::{Configuration, StorageChoice};
 use crate::data_directory::{self, Obstacle};
 use crate::key_file;
@@ -15,15 +15,72 @@ use crate::storage::{BackendOptions, Preference, open_best};
 pub(super) fn check(configuration: &Configuration) -> Result<(), Fault> {
     let data_dir = &configuration.site.data_dir;
     if let Some((place, obstacle)) = data_directory::obstacle(data_dir) {
-        return Err(data_directory_fault(data_dir, &place, obstacle));
+        return Err(data_directory_fault(configuration, &place, obstacle));
     }
-    for address in &configuration.nbd.listen {
-        check_address("nbd.listen", &address.to_string(), address)?;
+    let sockets = sockets(configuration);
+    check_places(configuration, &sockets)?;
+    for socket in &sockets {
+        check_address(socket)?;
     }
-    let api = &configuration.api.socket;
-    check_address("api.socket", &api.to_string_lossy(), &ListenAddress::Unix(api.clone()))?;
-    check_site_key(&configuration.keys.site_key, data_dir)?;
+    check_site_key(configuration)?;
     check_backend(configuration)
+}
+
+/// An address with the key and the value that it comes from.
+struct Socket {
+    key: &'static str,
+    shown: String,
+    address: ListenAddress,
+}
+
+fn sockets(configuration: &Configuration) -> Vec<Socket> {
+    let listen = configuration.nbd.listen.iter().zip(&configuration.written.listen);
+    let nbd = listen.map(|(address, written)| ("nbd.listen", written, address.clone()));
+    let api = ListenAddress::Unix(configuration.api.socket.clone());
+    let all = nbd.chain([("api.socket", &configuration.written.api_socket, api)]);
+    let sockets = all.map(|(key, written, address)| {
+        let shown = match &address {
+            ListenAddress::Unix(path) => quoted_path(written, path),
+            ListenAddress::Tcp(_) => quoted(written),
+        };
+        Socket { key, shown, address }
+    });
+    sockets.collect()
+}
+
+/// That no two sockets are the same, by whatever paths, and none is a file of the gateway's own: what is made first would
+/// be in the way of the other, when groups are open already.
+fn check_places(configuration: &Configuration, sockets: &[Socket]) -> Result<(), Fault> {
+    const SITE_KEY: &str = "keys.site_key";
+    let data_dir = &configuration.site.data_dir;
+    let data_dir = data_dir.canonicalize().unwrap_or_else(|_| data_dir.clone());
+    let site_key = &configuration.keys.site_key;
+    let key_files =
+        [site_key.clone(), key_file::next(site_key)].map(|path| data_directory::normalised(&path));
+    let mut taken = Vec::from(key_files.map(|path| (SITE_KEY, ListenAddress::Unix(path))));
+    for Socket { key, shown, address } in sockets {
+        let mut address = address.clone();
+        if let ListenAddress::Unix(path) = &mut address {
+            *path = data_directory::normalised(path);
+            if let Some(name) = data_directory::own_name(&data_dir, path) {
+                let problem = format!("the gateway itself uses {name} in its data directory");
+                return Err(Fault::of(key, shown, problem, "choose another name"));
+            }
+        }
+        if let Some((other, _)) = taken.iter().find(|(_, other)| *other == address) {
+            return Err(match *other {
+                other if other == *key => Fault::of(key, shown, "named twice", "remove one of them"),
+                SITE_KEY => {
+                    Fault::of(key, shown, "keys.site_key has the same path", "give each its own path")
+                }
+                other => {
+                    Fault::of(key, shown, format!("{other} has the same socket"), "give each its own path")
+                }
+            });
+        }
+        taken.push((key, address));
+    }
+    Ok(())
 }
 
 /// Where io_uring must be, every data thread opens a ring: whether it works is found out by using it.
@@ -43,22 +100,24 @@ fn check_backend(configuration: &Configuration) -> Result<(), Fault> {
 }
 
 /// The fault of what is in the way in the data directory, or of one of those in it.
-fn data_directory_fault(data_dir: &Path, place: &Path, obstacle: Obstacle) -> Fault {
+fn data_directory_fault(configuration: &Configuration, place: &Path, obstacle: Obstacle) -> Fault {
     const KEY: &str = "site.data_dir";
-    let value = data_dir.to_string_lossy();
+    let data_dir = &configuration.site.data_dir;
+    let value = quoted_path(&configuration.written.data_dir, data_dir);
     let fault = directory_fault(KEY, &value, place, obstacle);
     if place == data_dir || obstacle != Obstacle::NotADirectory {
         return fault;
     }
     let mend = format!("move {} away, or name another data directory", place.display());
-    Fault::of(KEY, quoted(&value), fault.problem, mend)
+    Fault::of(KEY, value, fault.problem, mend)
 }
 
 /// The site key's file may be missing: then one is made, or sealed groups wait for it. Its directory may not: what is
 /// missing may be a volume that is not mounted, where a key must not be made instead.
-fn check_site_key(path: &Path, data_dir: &Path) -> Result<(), Fault> {
+fn check_site_key(configuration: &Configuration) -> Result<(), Fault> {
     const KEY: &str = "keys.site_key";
-    let value = path.to_string_lossy();
+    let (path, data_dir) = (&configuration.keys.site_key, &configuration.site.data_dir);
+    let value = quoted_path(&configuration.written.site_key, path);
     let directory = path.parent().unwrap_or(Path::new("/"));
     let is_own = directory == data_directory::keys(data_dir);
     let obstacle = data_directory::writable_directory(directory);
@@ -67,19 +126,20 @@ fn check_site_key(path: &Path, data_dir: &Path) -> Result<(), Fault> {
         return Err(directory_fault(KEY, &value, directory, obstacle));
     }
     // One that waits to take its place is read as well.
-    for file in [path.to_owned(), key_file::next(path)] {
+    for file in [path.clone(), key_file::next(path)] {
         let found = key_file::look(&file).map_err(|unusable| {
-            let which = if file == path { String::new() } else { format!("{}: ", file.display()) };
-            Fault::of(KEY, quoted(&value), which + &unusable.problem, unusable.mend)
+            let which = if file == *path { String::new() } else { format!("{}: ", file.display()) };
+            Fault::of(KEY, &value, which + &unusable.problem, unusable.mend)
         })?;
-        if let Some(obstacle) = obstacle.filter(|_| found.is_none() && file == path) {
+        if let Some(obstacle) = obstacle.filter(|_| found.is_none() && file == *path) {
             return Err(directory_fault(KEY, &value, directory, obstacle));
         }
     }
     Ok(())
 }
 
-fn check_address(key: &str, value: &str, address: &ListenAddress) -> Result<(), Fault> {
+fn check_address(socket: &Socket) -> Result<(), Fault> {
+    let Socket { key, shown: value, address } = socket;
     if let ListenAddress::Unix(path) = address {
         let directory = path.parent().unwrap_or(Path::new("/"));
         if let Some(obstacle) = data_directory::writable_directory(directory) {
@@ -113,5 +173,5 @@ fn directory_fault(key: &str, value: &str, directory: &Path, obstacle: Obstacle)
             "stop that one, or name another directory".to_owned(),
         ),
     };
-    Fault::of(key, quoted(value), problem, mend)
+    Fault::of(key, value, problem, mend)
 }

@@ -1,7 +1,7 @@
 //! What is wrong with a configuration: one line that names key, value and mend.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::listen::AddressFault;
 
@@ -50,12 +50,12 @@ impl Fault {
     }
 
     /// A fault of a key with an address.
-    pub fn of_address(key: &str, value: &str, fault: AddressFault) -> Fault {
-        Fault::of(key, quoted(value), fault.problem, fault.mend)
+    pub fn of_address(key: &str, value: impl fmt::Display, fault: AddressFault) -> Fault {
+        Fault::of(key, value, fault.problem, fault.mend)
     }
 
     /// The error, now that the file is known.
-    pub fn at(self, file: &std::path::Path) -> ConfigurationError {
+    pub fn at(self, file: &Path) -> ConfigurationError {
         ConfigurationError {
             file: file.to_owned(),
             place: self.place,
@@ -68,6 +68,14 @@ impl Fault {
 /// A string as TOML writes it.
 pub(super) fn quoted(text: &str) -> String {
     toml::Value::from(text).to_string()
+}
+
+/// A path as the file has it, and where that is if it is relative.
+pub(super) fn quoted_path(written: &str, path: &Path) -> String {
+    if Path::new(written.strip_prefix("unix:").unwrap_or(written)).is_absolute() {
+        return quoted(written);
+    }
+    format!("{} ({})", quoted(written), path.display())
 }
 
 /// Text without line breaks, whatever it came from.

@@ -15,9 +15,9 @@ use serde::de::{Deserializer, Visitor};
 use super::error::{Fault, quoted};
 use super::{
     Api, Configuration, Journal, Keys, Log, LogFormat, LogLevel, Memory, Nbd, Site, Storage, StorageChoice,
-    Vault, Verify,
+    Vault, Verify, Written,
 };
-use crate::byte_size::ByteSize;
+use crate::byte_size::{ByteSize, SizeFault};
 use crate::data_directory;
 use crate::listen::{self, ListenAddress};
 use crate::protect::open::MAP_BYTES_MIN;
@@ -77,7 +77,7 @@ struct RawFile {
 struct RawSite {
     name: Option<String>,
     data_dir: Option<String>,
-    data_threads: Option<i64>,
+    data_threads: Option<toml::Value>,
 }
 
 #[derive(Default, Deserialize)]
@@ -86,7 +86,7 @@ struct RawNbd {
     listen: Option<Vec<String>>,
     #[serde(default)]
     allow_insecure: bool,
-    connections_max: Option<i64>,
+    connections_max: Option<toml::Value>,
     buffers: Option<RawSize>,
 }
 
@@ -174,20 +174,13 @@ impl<'de> Deserialize<'de> for RawSize {
 
 pub(super) fn parse(file: &Path, text: &str) -> Result<Configuration, Fault> {
     let raw: RawFile = toml::from_str(text).map_err(|error| toml_fault(text, &error))?;
-    let site = site(raw.site)?;
-    let api = api(raw.api, &site.data_dir)?;
-    let nbd = nbd(raw.nbd, &site.data_dir)?;
-    if nbd.listen.contains(&ListenAddress::Unix(api.socket.clone())) {
-        return Err(Fault::of(
-            "api.socket",
-            quoted(&api.socket.to_string_lossy()),
-            "nbd.listen has the same socket",
-            "give each its own path",
-        ));
-    }
-    let keys = keys(raw.keys, &site.data_dir)?;
+    let (site, data_dir) = site(raw.site)?;
+    let (api, api_socket) = api(raw.api, &site.data_dir)?;
+    let (nbd, listen) = nbd(raw.nbd, &site.data_dir)?;
+    let (keys, site_key) = keys(raw.keys, &site.data_dir)?;
     Ok(Configuration {
         file: file.to_owned(),
+        written: Written { data_dir, listen, api_socket, site_key },
         keys,
         site,
         nbd,
@@ -209,13 +202,36 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Configuration, Fault> {
 
 /// What the TOML parser or serde refused, with the line that it stands on instead of a drawing of it.
 fn toml_fault(text: &str, error: &toml::de::Error) -> Fault {
-    let unknown = error.message().starts_with("unknown field");
-    let mend = if unknown { "remove or rename it" } else { "correct this line" };
+    const MENDS: [(&str, &str); 4] = [
+        ("expected a string", "write it in quotes, as in key = \"value\""),
+        ("expected a boolean", "write true or false, without quotes"),
+        ("expected a sequence", "write a list, as in [\"unix:/PATH\"]"),
+        ("expected a size", "write a whole number of bytes, or a size in quotes, for example \"4GiB\""),
+    ];
+    let message = error.message();
+    // Serde names the type of ours that a table becomes.
+    let is_table = message.contains("expected struct");
+    let mend = if message.starts_with("unknown field") {
+        "remove or rename it"
+    } else if is_table {
+        "write its name as [NAME] on a line of its own, and its keys below"
+    } else {
+        MENDS.iter().find(|(said, _)| message.contains(said)).map_or("correct this line", |(_, mend)| mend)
+    };
     Fault {
         place: error.span().map(|span| place_in(text, &span)).unwrap_or_default(),
-        problem: error.message().to_owned(),
+        problem: if is_table { "not a table".to_owned() } else { message.to_owned() },
         mend: mend.to_owned(),
     }
+}
+
+/// The absolute form of `path`, which a key has as `text`.
+fn absolute(key: &str, text: &str, path: &str, example: &str) -> Result<PathBuf, Fault> {
+    let mend = || format!("write a path, for example \"{example}\"");
+    if path.is_empty() {
+        return Err(Fault::of(key, quoted(text), "no path", mend()));
+    }
+    std::path::absolute(path).map_err(|error| Fault::of(key, quoted(text), error.to_string(), mend()))
 }
 
 /// `line N: [table] the line itself`.
@@ -231,7 +247,8 @@ fn place_in(text: &str, span: &Range<usize>) -> String {
     }
 }
 
-fn site(raw: Option<RawSite>) -> Result<Site, Fault> {
+/// The table, and the data directory as it is written.
+fn site(raw: Option<RawSite>) -> Result<(Site, String), Fault> {
     let missing = |key: &str, example: &str| Fault {
         place: key.to_owned(),
         problem: "missing".to_owned(),
@@ -241,19 +258,18 @@ fn site(raw: Option<RawSite>) -> Result<Site, Fault> {
     let name = raw.name.ok_or_else(|| missing("site.name", "name = \"site-a\""))?;
     let data_dir =
         raw.data_dir.ok_or_else(|| missing("site.data_dir", "data_dir = \"/var/lib/afterimage\""))?;
-    let absolute = std::path::absolute(&data_dir).map_err(|error| {
-        Fault::of("site.data_dir", quoted(&data_dir), error.to_string(), "name a directory")
-    })?;
-    Ok(Site {
+    let absolute = absolute("site.data_dir", &data_dir, &data_dir, "/var/lib/afterimage")?;
+    let site = Site {
         name: name.parse().map_err(|error: crate::control::name::NameError| {
             Fault::of("site.name", quoted(&name), error.problem(), error.mend())
         })?,
         data_dir: absolute,
         data_threads: match raw.data_threads {
-            Some(count) => count_between("site.data_threads", count, DATA_THREADS_MAX)?,
+            Some(count) => count_between("site.data_threads", &count, DATA_THREADS_MAX)?,
             None => default_data_threads(),
         },
-    })
+    };
+    Ok((site, data_dir))
 }
 
 /// Half of the cores: the other half is for the guests, or the control plane and the kernel's I/O workers.
@@ -262,50 +278,60 @@ fn default_data_threads() -> NonZeroUsize {
     NonZeroUsize::new((cores / 2).clamp(1, DATA_THREADS_MAX)).expect("clamped to at least one")
 }
 
-fn nbd(raw: RawNbd, data_dir: &Path) -> Result<Nbd, Fault> {
+/// The table, and the text of each of its addresses.
+fn nbd(raw: RawNbd, data_dir: &Path) -> Result<(Nbd, Vec<String>), Fault> {
     const KEY: &str = "nbd.listen";
     let texts = raw.listen.unwrap_or_else(|| vec![format!("unix:{}", data_dir.join("nbd.sock").display())]);
     if texts.is_empty() {
         return Err(Fault::of(KEY, "[]", "nobody could connect", "name an address, or leave the key out"));
     }
-    let mut listen = Vec::with_capacity(texts.len());
+    let (mut listen, mut written) = (Vec::new(), Vec::new());
     for text in &texts {
-        let address = ListenAddress::parse(text).map_err(|fault| Fault::of_address(KEY, text, fault))?;
-        if !address.is_local() && !raw.allow_insecure {
-            return Err(Fault::of(
-                KEY,
-                quoted(text),
-                "not a loopback address, and NBD is neither encrypted nor authenticated",
-                "listen on a unix socket or 127.0.0.1, or set allow_insecure = true beside it",
-            ));
+        let addresses =
+            ListenAddress::parse(text).map_err(|fault| Fault::of_address(KEY, quoted(text), fault))?;
+        for address in addresses {
+            if !address.is_local() && !raw.allow_insecure {
+                return Err(not_local(KEY, text, &address));
+            }
+            listen.push(address);
+            written.push(text.clone());
         }
-        if listen.contains(&address) {
-            return Err(Fault::of(KEY, quoted(text), "named twice", "remove one of them"));
-        }
-        listen.push(address);
     }
     let connections_max = match raw.connections_max {
-        Some(count) => count_between("nbd.connections_max", count, 1 << 20)?,
+        Some(count) => count_between("nbd.connections_max", &count, 1 << 20)?,
         None => NonZeroUsize::new(CONNECTIONS_MAX).expect("not zero"),
     };
     let buffers = size_of_at_least("nbd.buffers", raw.buffers, BUFFERS, BUFFERS_MIN)?;
-    Ok(Nbd { listen, connections_max, buffers })
+    Ok((Nbd { listen, connections_max, buffers }, written))
 }
 
-fn api(raw: RawApi, data_dir: &Path) -> Result<Api, Fault> {
+fn not_local(key: &str, text: &str, address: &ListenAddress) -> Fault {
+    let shown = address.to_string();
+    let which = if shown == text { String::new() } else { format!("it stands for {shown}, ") };
+    Fault::of(
+        key,
+        quoted(text),
+        format!("{which}not a loopback address, and NBD is neither encrypted nor authenticated"),
+        "listen on a unix socket or 127.0.0.1, or set allow_insecure = true beside it",
+    )
+}
+
+/// The table, and the socket as it is written.
+fn api(raw: RawApi, data_dir: &Path) -> Result<(Api, String), Fault> {
+    const KEY: &str = "api.socket";
     let text = raw.socket.unwrap_or_else(|| data_dir.join("api.sock").to_string_lossy().into_owned());
-    let path = PathBuf::from(text.strip_prefix("unix:").unwrap_or(&text));
-    let socket = listen::socket_path(&path).map_err(|fault| Fault::of_address("api.socket", &text, fault))?;
-    Ok(Api { socket })
+    let path = text.strip_prefix("unix:").unwrap_or(&text);
+    let path = absolute(KEY, &text, path, "/run/afterimage/api.sock")?;
+    let socket = listen::socket_path(&path).map_err(|fault| Fault::of_address(KEY, quoted(&text), fault))?;
+    Ok((Api { socket }, text))
 }
 
-fn keys(raw: RawKeys, data_dir: &Path) -> Result<Keys, Fault> {
-    let site_key = match raw.site_key {
-        None => data_directory::keys(data_dir).join("site.key"),
-        Some(text) => std::path::absolute(&text)
-            .map_err(|error| Fault::of("keys.site_key", quoted(&text), error.to_string(), "name a file"))?,
-    };
-    Ok(Keys { site_key, seals_groups: raw.seal_groups.unwrap_or(true) })
+/// The table, and the site key's path as it is written.
+fn keys(raw: RawKeys, data_dir: &Path) -> Result<(Keys, String), Fault> {
+    let default = || data_directory::keys(data_dir).join("site.key").to_string_lossy().into_owned();
+    let text = raw.site_key.unwrap_or_else(default);
+    let site_key = absolute("keys.site_key", &text, &text, "/etc/afterimage/site.key")?;
+    Ok((Keys { site_key, seals_groups: raw.seal_groups.unwrap_or(true) }, text))
 }
 
 fn verify(raw: RawVerify) -> Result<Verify, Fault> {
@@ -396,20 +422,24 @@ fn optional_size(key: &str, raw: Option<RawSize>, least: ByteSize) -> Result<Opt
 
 fn size(key: &str, raw: Option<RawSize>, default: ByteSize) -> Result<(ByteSize, String), Fault> {
     let Some(raw) = raw else { return Ok((default, quoted(&default.to_string()))) };
-    match raw.text.parse() {
-        Ok(size) => Ok((size, raw.shown)),
-        Err(_) => Err(Fault::of(
-            key,
-            raw.shown,
-            "not a size",
-            "write bytes with K, M, G, T or P (powers of 1024), for example \"4GiB\"",
-        )),
-    }
+    ByteSize::parse(&raw.text).map(|size| (size, raw.shown.clone())).map_err(|fault| {
+        let (problem, mend) = match fault {
+            SizeFault::NotASize => {
+                ("not a size", "write bytes with K, M, G, T or P (powers of 1024), for example \"4GiB\"")
+            }
+            SizeFault::TooLarge => ("too large", "write less than \"16384PiB\", for example \"4GiB\""),
+        };
+        Fault::of(key, raw.shown, problem, mend)
+    })
 }
 
-fn count_between(key: &str, count: i64, max: usize) -> Result<NonZeroUsize, Fault> {
+fn count_between(key: &str, value: &toml::Value, max: usize) -> Result<NonZeroUsize, Fault> {
+    let Some(count) = value.as_integer() else {
+        let mend = format!("write a number from 1 to {max}, without quotes");
+        return Err(Fault::of(key, value, "not a whole number", mend));
+    };
     let parsed = usize::try_from(count).ok().and_then(NonZeroUsize::new).filter(|count| count.get() <= max);
-    parsed.ok_or_else(|| Fault::of(key, count, "out of range", format!("write a number from 1 to {max}")))
+    parsed.ok_or_else(|| Fault::of(key, value, "out of range", format!("write a number from 1 to {max}")))
 }
 
 /// The value that a word names; the first of `choices` where the key is left out.

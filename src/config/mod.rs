@@ -8,6 +8,7 @@ mod check;
 mod error;
 mod file;
 
+use std::io::ErrorKind;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -26,6 +27,8 @@ use crate::throttle::ByteRate;
 pub struct Configuration {
     /// The file that it came from, for messages.
     pub file: PathBuf,
+    /// What that file says where paths and addresses below are made of it, for messages.
+    pub written: Written,
     /// `[site]`
     pub site: Site,
     /// `[nbd]`
@@ -46,6 +49,19 @@ pub struct Configuration {
     pub keys: Keys,
     /// `[verify]`
     pub verify: Verify,
+}
+
+/// Paths and addresses as the file has them, or as their defaults would be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// `site.data_dir`
+    pub data_dir: String,
+    /// `nbd.listen`: the text of each address in [`Nbd::listen`]; a host's addresses have the same.
+    pub listen: Vec<String>,
+    /// `api.socket`
+    pub api_socket: String,
+    /// `keys.site_key`
+    pub site_key: String,
 }
 
 /// `[site]`: what this process is called and where it keeps its state.
@@ -181,8 +197,15 @@ impl Configuration {
             file: file.to_owned(),
             place: String::new(),
             problem: format!("cannot read the configuration ({error})"),
-            mend: "name an existing file with --config; docs/afterimage.example.toml is a documented one"
-                .into(),
+            mend: match error.kind() {
+                ErrorKind::PermissionDenied => {
+                    "give this user permission to read it, and to search the directories above it"
+                }
+                ErrorKind::IsADirectory => "name a file in it with --config",
+                ErrorKind::InvalidData => "write it as UTF-8 text",
+                _ => "name an existing file with --config; docs/afterimage.example.toml is a documented one",
+            }
+            .into(),
         })?;
         Configuration::parse(file, &text)
     }
@@ -202,7 +225,7 @@ impl Configuration {
         let path = &self.site.data_dir;
         DataDirectory::acquire(path).map_err(|error| ConfigurationError {
             file: self.file.clone(),
-            place: format!("site.data_dir = {}", error::quoted(&path.to_string_lossy())),
+            place: format!("site.data_dir = {}", error::quoted_path(&self.written.data_dir, path)),
             problem: error.to_string(),
             mend: "stop whatever uses it, or name another directory".into(),
         })
