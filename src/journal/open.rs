@@ -171,9 +171,8 @@ fn has_room(scans: &[SegmentScan], last: &Accepted) -> bool {
     scans[last.scan].bytes - last_frame(scans, last).end_offset() >= OPENING_BYTES
 }
 
-/// The segment of an opening that has no room behind the last accepted frame: a free one, or one that nobody will look for,
-/// or a new one, whatever the limit. Only where the latter was used as well, and more than an opening stands in it, it takes
-/// another one.
+/// The segment of an opening that has no room behind the last accepted frame: a free one; else one that an opening took
+/// which came to nothing, and that no scan will look for; else a new one, whatever the limit.
 async fn take_seat(
     runtime: &Rc<Runtime>,
     segments: &mut Segments,

@@ -25,8 +25,9 @@
 //! tail.
 //!
 //! **Accept.** The chain from T is taken, whole; what lies past its end was never acknowledged as durable, and a torn
-//! tail is no fault. Payloads of writes in it may have rotted, if their frames were durable: [`admit_rotten`]. Where two openings in segments of their own follow the same frame, the newer one took the place of the
-//! other, which had died before it said anything.
+//! tail is no fault. Payloads of writes in it may have rotted, if their frames were durable: [`admit_rotten`]. Where two
+//! openings in segments of their own follow the same frame, the newer one took the place of the other, which had died
+//! before it said anything.
 
 use crate::error::{Error, ErrorKind};
 use crate::format::run::FrameLink;

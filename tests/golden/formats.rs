@@ -1,7 +1,8 @@
 //! Every format's files: accepted, written back byte for byte, and meaning what they meant.
 //!
 //! What follows from values is written here, value by value, and must come out as the file's bytes. What a whole
-//! journal or vault makes (frames, deltas, summaries) was taken from one, and is read.
+//! journal or vault makes (frames, deltas, summaries) was taken from one, and is read. Nothing of it is shared with the tests of
+//! the fuzzers' corpora: those change with the encoders, this does not.
 
 use std::sync::Arc;
 
