@@ -22,43 +22,18 @@
 //! | 2580 | a mend left the checkpoint behind an image that had been synced, and began anew for ever | the sweep; no bug undoes it |
 //! | 5439 | of two latched disks, what the one was last to hold was recycled | the sweep; no bug undoes it |
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-
 use afterimage::planted::{Bug, Planted};
-use afterimage::sim::{Failure, Options, Report, run};
+use afterimage::sim::{Failure, Options, Report, run, sweep};
 
 /// Seeds that each planted bug must be found within.
 const SEEDS_MAX: u64 = 2000;
 /// Seeds of the clean sweep: a taste where nothing is optimised.
 const CLEAN_SEEDS: u64 = if cfg!(debug_assertions) { 40 } else { 600 };
 
-/// Runs seeds on two threads until one fails.
+/// Runs seeds until one fails.
 fn first_failure(seeds: std::ops::Range<u64>, planted: Planted) -> (Report, Option<Failure>) {
-    let (next, stop) = (AtomicU64::new(seeds.start), AtomicBool::new(false));
-    let outcome: Mutex<(Report, Option<Failure>)> = Mutex::default();
-    let work = || {
-        while !stop.load(Ordering::Relaxed) {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= seeds.end {
-                return;
-            }
-            let result = run(seed, &Options { planted, sink: None });
-            let mut outcome = outcome.lock().expect("no thread panics with it");
-            match result {
-                Ok(report) => outcome.0.add(&report),
-                Err(failure) => {
-                    stop.store(true, Ordering::Relaxed);
-                    outcome.1.get_or_insert(failure);
-                }
-            }
-        }
-    };
-    std::thread::scope(|scope| {
-        scope.spawn(work);
-        scope.spawn(work);
-    });
-    outcome.into_inner().expect("no thread panics with it")
+    let swept = sweep(seeds, planted, || false);
+    (swept.report, swept.failures.into_iter().next())
 }
 
 #[test]

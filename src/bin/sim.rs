@@ -2,14 +2,12 @@
 //! `sim --script FILE`: plays a script, such as the fuzzer keeps of what failed.
 
 use std::process::ExitCode;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use std::{cell::RefCell, ops::Range, rc::Rc};
 
 use afterimage::planted::{Bug, Planted};
 use afterimage::sim::script::Script;
-use afterimage::sim::{Failure, Options, Report, play, run};
+use afterimage::sim::{Failure, Options, Report, play, run, sweep};
 
 const USAGE: &str = "sim SEED [--bug NAME] [--quiet]\n\
                      sim --script FILE [--bug NAME] [--quiet]\n\
@@ -39,7 +37,7 @@ fn main() -> ExitCode {
     if arguments.seeds.end - arguments.seeds.start == 1 {
         return replay(planted, arguments.trace, |options| run(arguments.seeds.start, options));
     }
-    sweep(&arguments, planted)
+    sweep_seeds(&arguments, planted)
 }
 
 fn parse(words: impl Iterator<Item = String>) -> Result<Arguments, String> {
@@ -107,45 +105,18 @@ fn replay(planted: Planted, trace: bool, run: impl FnOnce(&Options) -> Result<Re
     }
 }
 
-/// Runs many seeds on two threads until one fails or the time is up.
-fn sweep(arguments: &Arguments, planted: Planted) -> ExitCode {
+/// Runs many seeds until one fails or the time is up.
+fn sweep_seeds(arguments: &Arguments, planted: Planted) -> ExitCode {
     let start = started();
-    let (next, stop) = (AtomicU64::new(arguments.seeds.start), AtomicBool::new(false));
-    let total: Mutex<(u64, Report)> = Mutex::default();
-    let failures: Mutex<Vec<Failure>> = Mutex::default();
-    let work = || {
-        while !stop.load(Ordering::Relaxed) {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            let is_over = arguments.limit.is_some_and(|limit| start.elapsed() > limit);
-            if seed >= arguments.seeds.end || is_over {
-                return;
-            }
-            match run(seed, &Options { planted, sink: None }) {
-                Ok(report) => {
-                    let mut total = total.lock().expect("no thread panics with it");
-                    total.0 += 1;
-                    total.1.add(&report);
-                }
-                Err(failure) => {
-                    stop.store(true, Ordering::Relaxed);
-                    failures.lock().expect("no thread panics with it").push(failure);
-                }
-            }
-        }
-    };
-    std::thread::scope(|scope| {
-        scope.spawn(work);
-        scope.spawn(work);
-    });
-    let (seeds, report) = total.into_inner().expect("no thread panics with it");
-    println!("{seeds} seeds clean in {:.1} s: {report:#?}", start.elapsed().as_secs_f64());
-    let failures = failures.into_inner().expect("no thread panics with it");
-    for failure in &failures {
+    let is_over = || arguments.limit.is_some_and(|limit| start.elapsed() > limit);
+    let swept = sweep(arguments.seeds.clone(), planted, is_over);
+    println!("{} seeds clean in {:.1} s: {:#?}", swept.clean, start.elapsed().as_secs_f64(), swept.report);
+    for failure in &swept.failures {
         let bug = arguments.bug.map_or_else(String::new, |bug| format!(" --bug {bug:?}"));
         let seed = failure.seed.expect("a sweep runs seeds");
         println!("{failure}\nreplay: sim {seed}{bug}");
     }
-    if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if swept.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 #[allow(clippy::disallowed_methods)]

@@ -1,35 +1,21 @@
-//! The judge of mutants: a bounded sweep, in the binary of the unit tests, so that each mutant is compiled once. Ignored
-//! otherwise; `tests/run mutants` asks for it, and `tests/simulation.rs` sweeps what was not mutated.
+//! The judge of mutants: a bounded sweep in the binary of the unit tests, so that each mutant is compiled once.
+//! `tests/run mutants` says how many seeds a mutant has to survive; without it a few show that the judge works, and
+//! `tests/simulation.rs` sweeps what was not mutated.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use super::sweep;
+use crate::planted::Planted;
 
-use super::{Options, run};
-
-/// Seeds that a mutant has to survive; most do not survive the first.
-const SEEDS: u64 = 150;
+const SEEDS_UNLESS_SAID: u64 = 2;
 
 #[test]
-#[ignore = "half a minute of seeds: the judge of `tests/run mutants`"]
 fn no_seed_shows_a_broken_rule() {
-    let (next, stop) = (AtomicU64::new(0), AtomicBool::new(false));
-    let failures = Mutex::new(Vec::new());
-    let work = || {
-        while !stop.load(Ordering::Relaxed) {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= SEEDS {
-                return;
-            }
-            if let Err(failure) = run(seed, &Options::default()) {
-                stop.store(true, Ordering::Relaxed);
-                failures.lock().expect("no thread panics with it").push(failure.to_string());
-            }
-        }
+    let seeds = match std::env::var("AFTERIMAGE_JUDGE_SEEDS") {
+        Ok(text) => text.parse().expect("AFTERIMAGE_JUDGE_SEEDS is a number"),
+        Err(_) => SEEDS_UNLESS_SAID,
     };
-    std::thread::scope(|scope| {
-        scope.spawn(work);
-        scope.spawn(work);
-    });
-    let failures = failures.into_inner().expect("no thread panics with it");
-    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    let swept = sweep(0..seeds, Planted::NONE, || false);
+    if let Some(failure) = swept.failures.first() {
+        panic!("{failure}");
+    }
+    assert_eq!(swept.clean, seeds);
 }

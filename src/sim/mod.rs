@@ -47,6 +47,7 @@ mod rot;
 pub mod script;
 mod sector;
 mod site;
+mod sweep;
 mod trace;
 mod verify;
 
@@ -60,6 +61,7 @@ use script::Script;
 use site::Site;
 
 pub use plan::Plan;
+pub use sweep::{Swept, sweep};
 pub use trace::Sink;
 
 /// What a run is to do besides what its seed says.

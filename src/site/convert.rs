@@ -315,23 +315,24 @@ fn state(snapshot: &GroupSnapshot) -> GroupState {
 
 /// A group, as the catalogue keeps it.
 pub(super) fn catalogue_group(id: GroupId, name: Name, member: &Member) -> Result<catalogue::GroupRecord> {
-    let disk = |record: &DiskRecord| {
-        let name = self::name(&record.name)?;
-        Ok(catalogue::DiskRecord { id: record.id, name, size: record.sectors })
-    };
-    let test = |failover: &TestListing| catalogue::TestRecord {
-        number: failover.test,
-        point: failover.point.id,
-        started: failover.started,
-    };
     let Description { record, disks } = member.description();
     Ok(catalogue::GroupRecord {
         id,
         name,
         created: record.created,
         policy: policy(&record),
-        disks: disks.iter().map(disk).collect::<Result<Vec<_>>>()?,
+        disks: disks.iter().map(catalogue_disk).collect::<Result<Vec<_>>>()?,
         points: member.points().iter().map(point).collect(),
-        tests: member.test_listings().iter().map(test).collect(),
+        tests: member.test_listings().iter().map(catalogue_test).collect(),
     })
+}
+
+/// A disk, as the catalogue keeps it.
+pub(super) fn catalogue_disk(record: &DiskRecord) -> Result<catalogue::DiskRecord> {
+    Ok(catalogue::DiskRecord { id: record.id, name: name(&record.name)?, size: record.sectors })
+}
+
+/// A test failover, as the catalogue keeps it.
+pub(super) fn catalogue_test(failover: &TestListing) -> catalogue::TestRecord {
+    catalogue::TestRecord { number: failover.test, point: failover.point.id, started: failover.started }
 }

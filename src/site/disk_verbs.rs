@@ -41,7 +41,7 @@ impl Inner {
             self.tell_now(id, &path.group, (Severity::Info, "disk_resized"), text);
             self.record_events().await;
         }
-        self.remember(id).await;
+        self.remember_disk(id, &record).await?;
         convert::disk(&path.group, &record, self.address())
     }
 

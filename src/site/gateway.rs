@@ -348,6 +348,13 @@ impl Inner {
         convert::group(entry.id, name, &description, snapshot.as_ref(), failure, self.address())
     }
 
+    /// Has the catalogue say what a disk of a group is; nothing else of the group, whose history may be long.
+    pub(super) async fn remember_disk(&self, id: GroupId, record: &DiskRecord) -> Result<()> {
+        let disk = convert::catalogue_disk(record)?;
+        cached(self.catalogue.as_ref().map(|catalogue| catalogue.put_disk(id, &disk))).await;
+        Ok(())
+    }
+
     pub(super) async fn remember(&self, id: GroupId) {
         if let Some(record) = self.record(id).await {
             cached(self.catalogue.as_ref().map(|catalogue| catalogue.put_group(&record))).await;

@@ -10,7 +10,6 @@ use super::member::Member;
 use super::retention_verbs::PointVerb;
 use crate::block::{Export, TestId};
 use crate::control::backend::{Answer, Backend};
-use crate::control::catalogue::TestRecord;
 use crate::control::jobs::Progress;
 use crate::control::model::{
     Disk, Event, EventQuery, Group, GroupStatus, GroupVerified, KeyImport, KeyRotation, KeyText, Keys, Point,
@@ -224,7 +223,7 @@ impl Inner {
         if entry.failure.is_none() && !self.threads.exports().has(&export) {
             self.serve_disk(&group, id, &record)?;
         }
-        self.remember(id).await;
+        self.remember_disk(id, &record).await?;
         convert::disk(&group, &record, self.address())
     }
 
@@ -330,7 +329,7 @@ impl Inner {
             .await?;
         self.serve_test(&group, id, &listing)?;
         // Alone: a long history is not written anew for it.
-        let known = TestRecord { number: listing.test, point: listing.point.id, started: listing.started };
+        let known = convert::catalogue_test(&listing);
         cached(self.catalogue.as_ref().map(|catalogue| catalogue.put_test(id, known))).await;
         let mut test = convert::test(&group, &listing, 0, self.address())?;
         test.point = self.described(id, test.point).await?;

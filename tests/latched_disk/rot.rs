@@ -107,8 +107,8 @@ fn view(machine: &mut Machine, point: &PointRecord, disk: DiskId) -> Result<Runs
     })
 }
 
-/// A disk of which a write to [`LOST`] rotted, with a side file that notes it. Before it the sectors held 1, in the image.
-fn lossy(seed: u64) -> (Machine, DiskId, DiskId) {
+/// A disk whose image holds 1 in [`LOST`] and around it, and whose journal newer writes to both.
+fn written(seed: u64) -> (Machine, DiskId, DiskId) {
     let (mut machine, rotten, sound) = Machine::new(seed);
     set_interval(&mut machine, Duration::from_secs(3600));
     assert!(machine.write(rotten, 0, 1, 100).is_ok());
@@ -117,6 +117,12 @@ fn lossy(seed: u64) -> (Machine, DiskId, DiskId) {
     });
     assert!(machine.write(rotten, LOST.start, 2, LOST.sectors()).is_ok());
     assert!(machine.write(rotten, 90, 3, 20).is_ok());
+    (machine, rotten, sound)
+}
+
+/// A disk of which a write to [`LOST`] rotted, with a side file that notes it. Before it the sectors held 1, in the image.
+fn lossy(seed: u64) -> (Machine, DiskId, DiskId) {
+    let (mut machine, rotten, sound) = written(seed);
     evict(&mut machine, sound);
     rot(&mut machine, rotten, LOST);
     machine.drive("a side file", |machine| !machine.member(rotten).sides.is_empty());
@@ -211,14 +217,7 @@ fn a_restart_that_meets_the_record_goes_on_with_it_noted() {
 #[test]
 fn a_restart_that_is_the_first_to_meet_the_record_latches_its_disk_alone() {
     for seed in 0..6 {
-        let (mut machine, rotten, sound) = Machine::new(seed % 3);
-        set_interval(&mut machine, Duration::from_secs(3600));
-        assert!(machine.write(rotten, 0, 1, 100).is_ok());
-        machine.drive("destaging", |machine| {
-            machine.disk.durable_file(&image(rotten)).is_some_and(|bytes| bytes[..512] == [1; 512])
-        });
-        assert!(machine.write(rotten, LOST.start, 2, LOST.sectors()).is_ok());
-        assert!(machine.write(rotten, 90, 3, 20).is_ok());
+        let (mut machine, rotten, sound) = written(seed % 3);
         assert!(machine.ask(rotten, Request::Flush).is_ok());
         // Further frames say that all this is durable.
         evict(&mut machine, sound);
