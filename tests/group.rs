@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use afterimage::block::{Export, Refusal, Reply, Request, Response, TestId, Ticket};
-use afterimage::env::OsEnvironment;
+use afterimage::env::{Environment, OsEnvironment};
 use afterimage::error::{ErrorKind, Result};
 use afterimage::failover::{TestFailover, TestFailovers};
 use afterimage::format::frame::RecordKind;
@@ -29,6 +29,8 @@ use pieces::flatten;
 
 #[path = "support/pieces.rs"]
 mod pieces;
+#[path = "group/suspension.rs"]
+mod suspension;
 #[path = "group/verify.rs"]
 mod verify;
 
@@ -56,8 +58,12 @@ fn plan(root: &Path) -> GroupPlan {
 }
 
 fn runtime() -> Rc<Runtime> {
+    runtime_in(Rc::new(OsEnvironment::new()))
+}
+
+fn runtime_in(environment: Rc<dyn Environment>) -> Rc<Runtime> {
     let storage = Blocking::new(4).expect("threads");
-    Runtime::new(Box::new(storage), Rc::new(OsEnvironment::new()))
+    Runtime::new(Box::new(storage), environment)
 }
 
 /// A process that ends takes its tasks with it, and the locks that they hold.
@@ -86,7 +92,11 @@ impl Harness {
     }
 
     fn open(root: &Path) -> Result<Harness> {
-        let runtime = runtime();
+        Harness::open_in(root, Rc::new(OsEnvironment::new()))
+    }
+
+    fn open_in(root: &Path, environment: Rc<dyn Environment>) -> Result<Harness> {
+        let runtime = runtime_in(environment);
         let group = runtime.block_on(open::open(Rc::clone(&runtime), plan(root)))?;
         Ok(Harness { runtime, group, next: 0 }.serving())
     }

@@ -8,6 +8,7 @@
 
 pub mod adopt;
 pub mod allocation;
+mod clock;
 mod destaging;
 pub mod disk;
 pub mod events;

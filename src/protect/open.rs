@@ -30,6 +30,7 @@ use crate::journal::writer::{Entry, Identity, Writer};
 use crate::journal::{self};
 use crate::planted::{Bug, Planted};
 use crate::protect::adopt;
+use crate::protect::clock::{GroupClock, Moment};
 use crate::protect::disk::Disk;
 use crate::protect::group::{Group, GroupSettings, Parts};
 use crate::protect::indexing::Indexing;
@@ -38,12 +39,12 @@ use crate::protect::layers::{Layer, Layers};
 use crate::protect::mailbox::Mailbox;
 use crate::protect::map_limit::layer_extents_max;
 use crate::protect::publisher;
-use crate::protect::retention::{self, GroupClock, Retention};
+use crate::protect::retention::{self, Retention};
 use crate::protect::shrinking::SpaceLimits;
 use crate::protect::tasks::Tasks;
 use crate::runtime::Runtime;
 use crate::seal::{GroupKeys, SiteKeys};
-use crate::units::{DiskSlot, GroupId, GroupNanos, IncarnationId, Lsn, TimelineId, WallNanos};
+use crate::units::{DiskSlot, GroupId, IncarnationId, Lsn, TimelineId};
 use crate::vault::Vault;
 
 /// Where a group's files are, and its limits.
@@ -289,14 +290,15 @@ async fn assemble(
     let (name, interval_ms, points, group_time) = {
         let state = vault.manifest().state();
         let record = state.record();
-        let published = state.points().last().map(|point| (point.group_time, point.wall));
+        let published =
+            state.points().last().map(|point| Moment { group: point.group_time, wall: point.wall });
         let waiting = intervals_waiting.back().map(|interval: &ClosedInterval| &interval.marker);
-        let last = waiting.map(|marker| (marker.group_time, marker.wall)).or(published);
-        let time = group_time_now(last, &runtime, planted);
+        let waiting = waiting.map(|marker| Moment { group: marker.group_time, wall: marker.wall });
+        let time = GroupClock::take_up(waiting.or(published), &runtime, planted);
         (record.name.clone(), record.interval_ms, state.points().to_vec(), time)
     };
     let (retention, retention_jobs) = start_retention(&tasks, &runtime, &vault, &mailbox, group_time, &plan);
-    let group_time = group_time.at_opening;
+    let group_time = group_time.at_opening();
     Ok(Group::from_parts(Parts {
         runtime,
         tasks,
@@ -322,21 +324,6 @@ async fn assemble(
         group_time,
         mailbox,
     }))
-}
-
-/// Group time goes on where the newest marker left it, published or not, by as much as the wall clock moved since, if it
-/// moved forward.
-fn group_time_now(last: Option<(GroupNanos, WallNanos)>, runtime: &Runtime, planted: Planted) -> GroupClock {
-    let (opened, wall_now) = (runtime.now(), runtime.wall());
-    let clock = (GroupNanos(u64::try_from(wall_now.0).unwrap_or(0)), wall_now);
-    let (group_time, wall) =
-        if planted.is(Bug::GroupTimeFromClock) { clock } else { last.unwrap_or((GroupNanos(0), wall_now)) };
-    let passed = u64::try_from(wall_now.0.saturating_sub(wall.0)).unwrap_or(0);
-    GroupClock {
-        at_opening: GroupNanos(group_time.0 + passed),
-        opened,
-        assumed: Duration::from_nanos(passed),
-    }
 }
 
 /// Starts the group's retention; gives what it shares with the group, and the way to ask it.

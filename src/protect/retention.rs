@@ -14,6 +14,7 @@ use futures::{FutureExt, StreamExt};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::ladder::Ladder;
 use crate::planted::Planted;
+use crate::protect::clock::{self, GroupClock, Moment, STEP_MIN};
 use crate::protect::events::{GroupEvent, TimedEvent};
 use crate::protect::group::{Callback, Group, nanos};
 use crate::protect::mailbox::{Done, Mailbox};
@@ -31,10 +32,6 @@ const PASS_MIN: Duration = Duration::from_millis(10);
 const PASS_MAX: Duration = Duration::from_secs(60);
 /// Summaries of deltas that are built in one pass: then whoever waits gets a turn.
 const SUMMARIES_PER_PASS: usize = 64;
-/// Wall and monotonic clock may part by so much between two passes: more is a step.
-const STEP_MIN: Duration = Duration::from_secs(1);
-/// Longest suspension after a step.
-const SUSPENSION_MAX: Duration = Duration::from_secs(3600);
 
 /// What the task is asked.
 pub(super) enum Job {
@@ -80,23 +77,6 @@ impl Shared {
     }
 }
 
-/// A group's own time, as far as the task needs it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct GroupClock {
-    /// Group time at opening,
-    pub(super) at_opening: GroupNanos,
-    /// when the monotonic clock showed this.
-    pub(super) opened: MonotonicNanos,
-    /// How much of it was taken from the wall clock: nobody ran to see it pass.
-    pub(super) assumed: Duration,
-}
-
-impl GroupClock {
-    fn now(&self, runtime: &Runtime) -> GroupNanos {
-        GroupNanos(self.at_opening.0 + (runtime.now().0 - self.opened.0))
-    }
-}
-
 /// The task.
 pub(super) struct Retention {
     runtime: Rc<Runtime>,
@@ -106,7 +86,8 @@ pub(super) struct Retention {
     clock: GroupClock,
     /// Wall minus monotonic clock, as seen last.
     offset: i128,
-    suspended_until: MonotonicNanos,
+    /// When a step of the clock was noticed last.
+    step: Option<GroupNanos>,
     shrinking: Shrinking,
     /// When space is to be looked at again,
     space_due: MonotonicNanos,
@@ -124,7 +105,7 @@ impl Retention {
         limits: SpaceLimits,
         planted: Planted,
     ) -> Retention {
-        let (offset, suspended_until) = (offset(&runtime), MonotonicNanos(0));
+        let offset = offset(&runtime);
         let (shrinking, space_due) = (Shrinking::new(limits, planted), MonotonicNanos(0));
         let mut task = Retention {
             runtime,
@@ -133,16 +114,29 @@ impl Retention {
             mailbox,
             clock,
             offset,
-            suspended_until,
+            step: None,
             shrinking,
             space_due,
             summaries_due: MonotonicNanos(0),
         };
-        let ladder = task.ladder();
-        if ladder.rungs().first().is_some_and(|rung| clock.assumed > Duration::from_millis(rung.until_ms)) {
-            task.suspend(&ladder);
+        if let Some(first_rung) = task.first_rung() {
+            let step = {
+                let manifest = task.vault.manifest();
+                let state = manifest.state();
+                let points = state.points().iter().rev();
+                let moments = points.map(|point| Moment { group: point.group_time, wall: point.wall });
+                clock.step_before_opening(moments, first_rung)
+            };
+            if let Some(step) = step {
+                task.suspend(step);
+            }
         }
         task
+    }
+
+    /// The age that the ladder's first rung ends at.
+    fn first_rung(&self) -> Option<Duration> {
+        self.ladder().rungs().first().map(|rung| Duration::from_millis(rung.until_ms))
     }
 
     fn ladder(&self) -> Ladder {
@@ -298,23 +292,21 @@ impl Retention {
     fn watch_clock(&mut self) {
         let offset = offset(&self.runtime);
         if offset.abs_diff(self.offset) > STEP_MIN.as_nanos() {
-            self.suspend(&self.ladder());
+            self.suspend(self.clock.now(&self.runtime));
         }
         self.offset = offset;
     }
 
-    fn suspend(&mut self, ladder: &Ladder) {
-        let Some(rung) = ladder.rungs().first() else { return };
-        let suspension = Duration::from_millis(rung.until_ms).min(SUSPENSION_MAX);
-        tracing::warn!(
-            ?suspension,
-            "the clock may have been set: no recovery point goes by its age meanwhile"
-        );
-        self.suspended_until = MonotonicNanos(self.runtime.now().0 + nanos(suspension));
+    fn suspend(&mut self, step: GroupNanos) {
+        tracing::warn!("the clock may have been set: for an hour at most, no recovery point goes by its age");
+        self.step = Some(step);
     }
 
+    /// A ladder whose first rung is shorter shortens the suspension, too.
     fn is_suspended(&self) -> bool {
-        let suspended = self.runtime.now() < self.suspended_until;
+        let until =
+            self.step.zip(self.first_rung()).map(|(step, rung)| step.0 + nanos(clock::suspension(rung)));
+        let suspended = until.is_some_and(|until| self.clock.now(&self.runtime).0 < until);
         self.shared.status.borrow_mut().suspended = suspended;
         suspended
     }
