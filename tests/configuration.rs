@@ -192,6 +192,14 @@ fn what_the_text_can_not_say_is_refused() {
         ("[journal]\nsize = -5\n", &["journal.size = -5: not a size"]),
         ("[memory]\nmaps = \"1K\"\n", &["memory.maps = \"1K\": too little: write at least \"1MiB\""]),
         ("[nbd]\nbuffers = \"1M\"\n", &["nbd.buffers = \"1M\": too little: write at least \"32MiB\""]),
+        (
+            "[nbd]\nbuffers = \"64M\"\nbuffers_total = \"63M\"\n",
+            &[
+                "nbd.buffers_total = \"63M\": less than nbd.buffers = \"64MiB\"",
+                "write at least \"64MiB\", or make nbd.buffers smaller",
+            ],
+        ),
+        ("[nbd]\nbuffers_total = -5\n", &["nbd.buffers_total = -5: not a size"]),
         ("[vault]\nhistory_max = 1\n", &["vault.history_max = 1: too little: write at least \"16MiB\""]),
         ("[vault]\nfree_min = \"5%\"\n", &["vault.free_min = \"5%\": not a size"]),
         ("[journal]\nsize = 1.5\n", &["[journal] size = 1.5", "expected a size such as"]),
@@ -517,7 +525,7 @@ fn the_documented_example_is_true() {
 fn the_values_arrive_typed() {
     let place = Place::new();
     let file = place.configure(&format!(
-        "{SITE}data_threads = 3\n[nbd]\nlisten = [\"0.0.0.0:10809\"]\nallow_insecure = true\nconnections_max = 7\n\
+        "{SITE}data_threads = 3\n[nbd]\nlisten = [\"0.0.0.0:10809\"]\nallow_insecure = true\nconnections_max = 7\nbuffers = \"2G\"\n\
          [log]\nformat = \"json\"\nlevel = \"debug\"\n[storage]\nbackend = \"io_uring\"\n\
          [journal]\nsize = 67108864\nsegment_size = \"4M\"\n\
          [memory]\nmaps = \"20M\"\nframes = 0\n[vault]\nhistory_max = \"1G\"\nfree_min = 0\n"
@@ -526,6 +534,9 @@ fn the_values_arrive_typed() {
     assert_eq!(configuration.site.data_threads.get(), 3);
     assert_eq!(configuration.nbd.listen, [ListenAddress::Tcp("0.0.0.0:10809".parse().unwrap())]);
     assert_eq!(configuration.nbd.connections_max.get(), 7);
+    // What all may hold is never less than what one may.
+    let (buffers, total) = (configuration.nbd.buffers, configuration.nbd.buffers_total);
+    assert_eq!((buffers, total), (ByteSize(2 << 30), ByteSize(2 << 30)));
     assert_eq!((configuration.log.format, configuration.log.level), (LogFormat::Json, LogLevel::Debug));
     assert_eq!(configuration.storage.backend, StorageChoice::Uring);
     assert_eq!(configuration.journal.size, ByteSize(64 << 20));

@@ -302,6 +302,7 @@ fn a_hostile_client_holds_no_more_than_the_limits() {
         assert!(server.connection.requests_in_flight() <= limits.requests_max);
         assert!(server.connection.payload_bytes_in_flight() <= limits.payload_bytes_max);
         assert!(server.connection.output_bytes() < limits.output_bytes_max + limits.payload_bytes_max);
+        assert!(server.connection.held_bytes() <= limits.payload_bytes_max + limits.requests_max * 64);
         if server.connection.wants_input() {
             server.receive(unsent.next().expect("blocked long before the stream ends"));
         } else if server.answer(0) {

@@ -37,6 +37,8 @@ const FRAMES: ByteSize = ByteSize(64 << 20);
 const BUFFERS: ByteSize = ByteSize(64 << 20);
 /// The largest request must fit.
 const BUFFERS_MIN: ByteSize = ByteSize(32 << 20);
+/// Sixteen clients that fill their buffers.
+const BUFFERS_TOTAL: ByteSize = ByteSize(1 << 30);
 /// Below this, a single point may be all the history that there is.
 const HISTORY_MIN: ByteSize = ByteSize(16 << 20);
 /// What administrators of ZFS and md are used to, within a factor.
@@ -88,6 +90,7 @@ struct RawNbd {
     allow_insecure: bool,
     connections_max: Option<toml::Value>,
     buffers: Option<RawSize>,
+    buffers_total: Option<RawSize>,
 }
 
 #[derive(Default, Deserialize)]
@@ -302,7 +305,24 @@ fn nbd(raw: RawNbd, data_dir: &Path) -> Result<(Nbd, Vec<String>), Fault> {
         None => NonZeroUsize::new(CONNECTIONS_MAX).expect("not zero"),
     };
     let buffers = size_of_at_least("nbd.buffers", raw.buffers, BUFFERS, BUFFERS_MIN)?;
-    Ok((Nbd { listen, connections_max, buffers }, written))
+    let buffers_total = buffers_total(raw.buffers_total, buffers)?;
+    Ok((Nbd { listen, connections_max, buffers, buffers_total }, written))
+}
+
+/// Where it is left out, it is never what is wrong: it follows larger buffers of each client.
+fn buffers_total(raw: Option<RawSize>, buffers: ByteSize) -> Result<ByteSize, Fault> {
+    const KEY: &str = "nbd.buffers_total";
+    let (total, shown) = size(KEY, raw, BUFFERS_TOTAL.max(buffers))?;
+    if total < buffers {
+        let problem = format!("less than nbd.buffers = \"{buffers}\", which each client may fill");
+        return Err(Fault::of(
+            KEY,
+            shown,
+            problem,
+            format!("write at least \"{buffers}\", or make nbd.buffers smaller"),
+        ));
+    }
+    Ok(total)
 }
 
 fn not_local(key: &str, text: &str, address: &ListenAddress) -> Fault {

@@ -82,8 +82,10 @@ pub struct Nbd {
     pub listen: Vec<ListenAddress>,
     /// How many clients may be connected at once.
     pub connections_max: NonZeroUsize,
-    /// Bytes of requests that one client may have in flight.
+    /// Bytes of requests in flight and of replies that wait, of one client.
     pub buffers: ByteSize,
+    /// The same of all clients together, beyond the little that each may hold anyhow; `buffers` at least.
+    pub buffers_total: ByteSize,
 }
 
 /// `[api]`: the control plane.

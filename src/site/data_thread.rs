@@ -7,17 +7,19 @@
 //!  │   serve     completions ▶ tasks ▶ volumes ▶ device, again while that brings completions
 //!  │   reply     to sessions here, or to their thread
 //!  │   send      one writev per session with output
-//!  └── expire    deadlines of handshakes, drains and dying sessions; what the log left out of clients
+//!  ├── expire    deadlines of handshakes, drains and dying sessions; what the log left out of clients
+//!  └── share     who waits for room in the budget of all, and whom what was given back makes room for
 //! ```
 //!
 //! Whoever shares the thread is called directly; only what crosses threads becomes a message. A turn handles all that
 //! has gathered since the last one, so the more there is to do, the fewer system calls each request costs.
 //!
 //! Invariant: nothing in a turn waits for a client. A session that sends half a request, or takes no replies, holds
-//! its own memory up to its limits and nothing else.
+//! its own memory up to its limits and nothing else. What it asked counts until it is answered, whether it is still there or not.
 
 mod client_lines;
 mod listening;
+mod room;
 mod sessions;
 
 use std::cmp::Reverse;
@@ -34,11 +36,14 @@ use tokio::sync::oneshot;
 
 use self::client_lines::ClientLines;
 use self::listening::Listening;
+use self::room::Room;
+use self::sessions::Orphan;
 use super::data_threads::Shared;
 use super::host::Host;
 use super::message::Message;
 use super::session::Session;
 use crate::block::{Export, Reply, Request, Ticket, Volume};
+use crate::capture::nbd::Connection;
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal::intake::Intake;
 use crate::runtime::Runtime;
@@ -66,11 +71,14 @@ pub(super) struct DataThread<V> {
     listening: Listening,
     lines: ClientLines,
     sessions: HashMap<u64, Session>,
+    /// What is left of sessions that have ended while requests of theirs were in flight.
+    orphans: HashMap<u64, Orphan>,
     /// Sessions on other threads that use volumes here, and their threads.
     remote: HashMap<u64, usize>,
     /// Sessions that may receive; sessions that have something to send or may be over.
     turns: Vec<u64>,
     sends: Vec<u64>,
+    room: Room,
     deadlines: BinaryHeap<Reverse<(MonotonicNanos, u64)>>,
     drains: Vec<Drain>,
     /// Set for good once all sessions are to end.
@@ -128,9 +136,11 @@ impl<V: Volume + 'static> DataThread<V> {
             listening: Listening::default(),
             lines: ClientLines::default(),
             sessions: HashMap::new(),
+            orphans: HashMap::new(),
             remote: HashMap::new(),
             turns: Vec::new(),
             sends: Vec::new(),
+            room: Room::default(),
             deadlines: BinaryHeap::new(),
             drains: Vec::new(),
             draining: None,
@@ -155,6 +165,8 @@ impl<V: Volume + 'static> DataThread<V> {
             self.reply();
             self.send();
             self.expire();
+            self.look_for_hoarders();
+            self.share_room();
             self.tell_left_out();
         }
         self.lines.finish();
@@ -215,8 +227,8 @@ impl<V: Volume + 'static> DataThread<V> {
         }
         let sessions = self.deadlines.peek().map(|Reverse((deadline, _))| *deadline);
         let drains = self.drains.iter().map(|drain| drain.deadline).min();
-        let lines = self.lines.next_deadline();
-        let deadlines = [self.host.next_deadline(), sessions, drains, self.listening.retry_at(), lines];
+        let (lines, room) = (self.lines.next_deadline(), self.room.next_deadline());
+        let deadlines = [self.host.next_deadline(), sessions, drains, self.listening.retry_at(), lines, room];
         let next = deadlines.into_iter().flatten().min()?;
         Some(Duration::from_nanos(next.0.saturating_sub(self.now().0)))
     }
@@ -246,10 +258,14 @@ impl<V: Volume + 'static> DataThread<V> {
                 self.host.session_ended(group, session);
             }
             Message::Measure(told) => {
-                let held = self.sessions.values().map(|session| session.connection.payload_bytes_in_flight());
+                let sessions = self.sessions.values().map(|session| &session.connection);
+                let orphans = self.orphans.values().map(|orphan| &orphan.connection);
+                let held = sessions.chain(orphans).map(Connection::held_bytes);
                 // Whoever asked may have lost interest.
                 let _ = told.send(held.sum());
             }
+            Message::Room => self.retry_waiting(),
+            Message::Shortage => self.begin_looks(),
             Message::Command(command) => command(&mut self.host),
             Message::Drain { export, within, drained } => self.drain(export, within, drained),
             Message::Stop => {
@@ -273,14 +289,22 @@ impl<V: Volume + 'static> DataThread<V> {
     }
 
     fn reply(&mut self) {
+        let mut answered = Vec::new();
         for (ticket, reply) in self.replies.drain(..) {
             if let Some(session) = self.sessions.get_mut(&ticket.session) {
                 session.connection.complete(ticket, reply);
                 Self::mark(session, &mut self.turns, &mut self.sends);
             } else if let Some(&thread) = self.remote.get(&ticket.session) {
                 self.crossing_replies[thread].push((ticket, reply));
+            } else {
+                // The session has ended: nobody waits for it, but what it took is given back only now.
+                answered.extend(
+                    self.orphans.get_mut(&ticket.session).and_then(|orphan| orphan.take(ticket, reply)),
+                );
             }
-            // Else the session has ended: nobody waits for it.
+        }
+        for id in answered {
+            self.bury(id);
         }
         for (thread, crossing) in self.crossing_replies.iter_mut().enumerate() {
             if !crossing.is_empty() {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use super::host::Host;
 use super::listener::Listener;
 use super::message::Message;
 use crate::block::{Export, Volume};
-use crate::capture::nbd::Limits;
+use crate::capture::nbd::{Budget, Limits};
 use crate::env::OsEnvironment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal::intake::{Closed, Intake, Publisher, Wake, intake};
@@ -35,8 +35,13 @@ pub struct SessionLimits {
     pub handshake: Duration,
     /// For a session that ends to take the replies that it is owed. Default 10 s.
     pub closing: Duration,
+    /// For a client that holds what others wait for to take a byte or to send one. Default 10 s.
+    pub hoarding: Duration,
     /// Of each connection.
     pub connection: Limits,
+    /// Bytes of all connections together, beyond what each may hold anyhow, [`OWN_BYTES`](crate::capture::nbd::budget::OWN_BYTES);
+    /// at least the longest request. Default 1 GiB.
+    pub buffers_total: usize,
 }
 
 impl Default for SessionLimits {
@@ -45,7 +50,9 @@ impl Default for SessionLimits {
             connections_max: 1024,
             handshake: Duration::from_secs(10),
             closing: Duration::from_secs(10),
+            hoarding: Duration::from_secs(10),
             connection: Limits::default(),
+            buffers_total: 1 << 30,
         }
     }
 }
@@ -63,6 +70,10 @@ pub struct DataThreadsOptions {
 pub(super) struct Shared<V> {
     pub(super) exports: Arc<ExportRegistry>,
     pub(super) limits: SessionLimits,
+    /// What connections hold together; its waiters are the threads.
+    pub(super) budget: Arc<Budget>,
+    /// By thread: whether it looks for clients that hold what others wait for, or was told to.
+    looking: Vec<AtomicBool>,
     publishers: Vec<Publisher<Message<V>>>,
     connections: AtomicUsize,
     /// By thread.
@@ -86,6 +97,19 @@ impl<V> Shared<V> {
         let below_max = |connections| (connections < self.limits.connections_max).then_some(connections + 1);
         self.connections.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below_max).ok()?;
         Some(self.next_session.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Notes that a thread looks from now on; whether it did before. What makes it look was announced by [`Budget::wait_for`], whose
+    /// fence stands between the announcement and this.
+    pub(super) fn begin_looking(&self, thread: usize) -> bool {
+        let looking = &self.looking[thread];
+        looking.load(Ordering::Relaxed) || looking.swap(true, Ordering::Relaxed)
+    }
+
+    /// Notes that a thread looks no more. What is announced must be looked for again after this.
+    pub(super) fn end_looking(&self, thread: usize) {
+        self.looking[thread].store(false, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
     }
 
     /// Tells how many sessions a thread has.
@@ -158,6 +182,8 @@ impl<V: Volume + 'static> DataThreads<V> {
         let shared = Arc::new(Shared {
             exports: Arc::default(),
             limits: options.limits,
+            budget: Arc::new(Budget::new(options.limits.buffers_total, options.threads)),
+            looking: (0..options.threads).map(|_| AtomicBool::new(false)).collect(),
             publishers,
             connections: AtomicUsize::new(0),
             sessions: (0..options.threads).map(|_| AtomicUsize::new(0)).collect(),
@@ -221,7 +247,12 @@ impl<V: Volume + 'static> DataThreads<V> {
         self.shared.connections.load(Ordering::Relaxed)
     }
 
-    /// Bytes of requests that clients have in flight, now.
+    /// What connections hold together beyond their own, and may.
+    pub fn budget(&self) -> &Budget {
+        &self.shared.budget
+    }
+
+    /// Bytes that connections hold now: of requests in flight, and of replies that wait for their sockets.
     pub async fn buffered_bytes(&self) -> usize {
         let mut bytes = 0;
         for thread in 0..self.count() {

@@ -23,8 +23,12 @@ pub(super) enum Message<V> {
     Replies(Vec<(Ticket, Reply)>),
     /// A session elsewhere that used a volume here has ended.
     SessionEnded { group: GroupId, session: u64 },
-    /// Tell how many bytes of requests the sessions have in flight.
+    /// Tell how many bytes the sessions hold: of requests in flight, and of replies that wait for the socket.
     Measure(oneshot::Sender<usize>),
+    /// There may be room now for sessions here that wait for some.
+    Room,
+    /// Sessions somewhere wait for room: look for clients that hold it and do nothing.
+    Shortage,
     /// Something to do on the host.
     Command(Command<V>),
     /// Close sessions, of one export or all and for good; tell how many had to be cut off.

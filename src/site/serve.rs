@@ -117,6 +117,7 @@ fn start_threads(
                 payload_bytes_max: to_usize(configuration.nbd.buffers.0),
                 ..Limits::default()
             },
+            buffers_total: to_usize(configuration.nbd.buffers_total.0),
             ..SessionLimits::default()
         },
     };

@@ -3,6 +3,8 @@
 //! Events come on edges: `readable` remembers that an edge was seen and the socket not emptied since, so a session
 //! that may not read now (a limit holds, or others have their turn) goes on later without a new event. Room to send
 //! is watched only while a send had to stop, since a peer that reads would otherwise wake the loop for nothing.
+//!
+//! A client that holds what others wait for is not waited for without end: [`Session::look`] counts how long it has moved nothing.
 
 use std::io;
 
@@ -28,7 +30,13 @@ pub(super) struct Session {
     pub(super) has_turn: bool,
     /// Whether it waits for its turn to send.
     pub(super) has_send: bool,
+    /// Whether it is among those of its thread that wait for room in the budget of all.
+    pub(super) waits_for_room: bool,
     socket: Socket,
+    /// Whether a byte came or went since the last look.
+    moved: bool,
+    /// Looks in a row that found it holding what it keeps from others, and nothing moved.
+    looks_idle: u32,
     readable: bool,
     /// The peer sends no more, so a receive that leaves room is not yet the last.
     read_closed: bool,
@@ -46,7 +54,10 @@ impl Session {
             deadline: None,
             has_turn: false,
             has_send: false,
+            waits_for_room: false,
             socket,
+            moved: false,
+            looks_idle: 0,
             readable: true,
             read_closed: false,
             room_watched: false,
@@ -89,15 +100,19 @@ impl Session {
     }
 
     fn receive_once(&mut self) {
+        let bytes_max = self.connection.receive_bytes_max();
         let input = self.connection.input();
-        let room = input.capacity() - input.len();
-        match receive(&self.socket, input) {
+        let room = (input.capacity() - input.len()).min(bytes_max);
+        match receive(&self.socket, input, bytes_max) {
             Ok(0) => {
                 self.readable = false;
                 self.connection.end_of_input();
             }
             // A receive that leaves room has emptied the socket: what comes from now on makes a new edge.
-            Ok(bytes) => self.readable = bytes == room || self.read_closed,
+            Ok(bytes) => {
+                self.readable = bytes == room || self.read_closed;
+                self.moved = true;
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => self.give_up("receive", &error),
@@ -114,10 +129,12 @@ impl Session {
             match sent {
                 Ok(bytes) => {
                     self.connection.advance_output(bytes);
+                    self.moved = true;
                     any = true;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.watch_room(registry, token, true);
+                    self.connection.output_stalled();
                     return any;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -126,6 +143,23 @@ impl Session {
         }
         self.watch_room(registry, token, false);
         any
+    }
+
+    /// Looks, every so often while others wait for room: how many looks in a row have found that it holds some of what all share,
+    /// that it is the client's turn to take replies or to send the rest of a payload, and that nothing moved. A client that waits
+    /// for us is never counted: requests that the disk does not answer are not its doing.
+    pub(super) fn look(&mut self) -> u32 {
+        let moved = std::mem::take(&mut self.moved);
+        let is_clients_turn = self.connection.wants_output() || self.connection.awaits_payload();
+        let hoards = is_clients_turn && self.connection.shared_bytes() > 0;
+        self.looks_idle = if hoards && !moved { self.looks_idle + 1 } else { 0 };
+        self.looks_idle
+    }
+
+    /// What was seen before does not count: nobody waited then.
+    pub(super) fn begin_looks(&mut self) {
+        self.moved = true;
+        self.looks_idle = 0;
     }
 
     fn watch_room(&mut self, registry: &Registry, token: Token, watch: bool) {

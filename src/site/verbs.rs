@@ -443,6 +443,8 @@ impl Inner {
             connections_limit: self.configuration.nbd.connections_max.get() as u64,
             buffers_bytes: self.threads.buffered_bytes().await as u64,
             buffers_limit_bytes: self.configuration.nbd.buffers.0,
+            buffers_total_bytes: self.threads.budget().held() as u64,
+            buffers_total_limit_bytes: self.configuration.nbd.buffers_total.0,
             storage: StorageStatus {
                 backend: self.storage.backend.clone(),
                 backend_reason: self.storage.reason.clone(),

@@ -44,7 +44,7 @@ impl Buffer {
     /// A buffer of `len` bytes that holds whatever an earlier user of this thread left there: for what is
     /// overwritten whole, such as a read.
     pub fn recycled(len: usize) -> Buffer {
-        let capacity = len.max(PAGE_BYTES).next_power_of_two();
+        let capacity = Buffer::capacity_for(len);
         if let Some(mut buffer) = POOL.try_with(|pool| pool.borrow_mut().take(capacity)).ok().flatten() {
             buffer.len = len;
             return buffer;
@@ -72,6 +72,14 @@ impl Buffer {
     pub fn freeze(self) -> Slice {
         let range = 0..self.len;
         Slice { buffer: Arc::new(self), start: range.start, len: range.end }
+    }
+
+    /// Powers of two where buffers serve again, so that they fit each other; beyond that no more than is needed.
+    fn capacity_for(len: usize) -> usize {
+        if len > POOLED_BYTES_MAX {
+            return len.next_multiple_of(HUGE_PAGE_BYTES);
+        }
+        len.max(PAGE_BYTES).next_power_of_two()
     }
 
     fn layout(capacity: usize) -> Layout {
@@ -158,6 +166,11 @@ impl Slice {
         );
         Slice { buffer: Arc::clone(&self.buffer), start: self.start + range.start, len: range.len() }
     }
+
+    /// Whether it keeps memory of more than twice its length.
+    pub fn is_wasteful(&self) -> bool {
+        self.buffer.capacity / 2 > self.len
+    }
 }
 
 impl Deref for Slice {
@@ -193,7 +206,10 @@ impl Pool {
     }
 
     fn take(&mut self, capacity: usize) -> Option<Buffer> {
-        let buffer = self.free.get_mut(Pool::class(capacity))?.pop()?;
+        if capacity > POOLED_BYTES_MAX {
+            return None;
+        }
+        let buffer = self.free[Pool::class(capacity)].pop()?;
         self.bytes -= capacity;
         Some(buffer)
     }
@@ -227,7 +243,7 @@ mod tests {
 
     #[test]
     fn a_buffer_is_page_aligned_and_keeps_its_bytes() {
-        for len in [1, 512, 4096, 4097, 1 << 20, POOLED_BYTES_MAX + 1] {
+        for len in [1, 512, 4096, 4097, 1 << 20, POOLED_BYTES_MAX, POOLED_BYTES_MAX + 1] {
             let mut buffer = Buffer::zeroed(len);
             assert_eq!(buffer.as_ptr().addr() % PAGE_BYTES, 0);
             assert!(buffer.iter().all(|&byte| byte == 0));
@@ -243,6 +259,16 @@ mod tests {
         buffer.fill(0xaa);
         drop(buffer);
         assert!(Buffer::zeroed(8192).iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    fn a_large_buffer_takes_little_more_than_its_length() {
+        drop(Buffer::zeroed(POOLED_BYTES_MAX));
+        for len in [POOLED_BYTES_MAX + 1, 17 << 20, 32 << 20] {
+            let slice = Buffer::zeroed(len).freeze();
+            assert!(slice.buffer.capacity >= len && slice.buffer.capacity < len + HUGE_PAGE_BYTES);
+            assert!(!slice.is_wasteful() && slice.slice(0..len / 2 - 1).is_wasteful());
+        }
     }
 
     #[test]

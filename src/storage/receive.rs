@@ -9,10 +9,12 @@ use std::os::fd::AsFd;
 use bytes::BytesMut;
 use rustix::net::{RecvFlags, recv};
 
-/// Appends what the socket holds, as far as the spare capacity of `input` takes it; returns the number of bytes,
-/// zero at the end of the stream.
-pub fn receive(socket: impl AsFd, input: &mut BytesMut) -> io::Result<usize> {
-    let ((received, _), _) = recv(socket, input.spare_capacity_mut(), RecvFlags::empty())?;
+/// Appends what the socket holds, `bytes_max` of it at most, as far as the spare capacity of `input` takes it; returns the
+/// number of bytes, zero at the end of the stream.
+pub fn receive(socket: impl AsFd, input: &mut BytesMut, bytes_max: usize) -> io::Result<usize> {
+    let room = input.spare_capacity_mut();
+    let room_bytes = room.len().min(bytes_max);
+    let ((received, _), _) = recv(socket, &mut room[..room_bytes], RecvFlags::empty())?;
     let bytes = received.len();
     let len = input.len() + bytes;
     // SAFETY: recv initialised the first `bytes` bytes of the spare capacity, which begins at the old length.
@@ -35,10 +37,11 @@ mod tests {
         let mut input = BytesMut::with_capacity(8);
         input.extend_from_slice(b"ab");
         let room = input.capacity() - input.len();
-        assert_eq!(receive(&socket, &mut input).unwrap(), room.min(10));
+        assert_eq!(receive(&socket, &mut input, 3).unwrap(), 3);
+        assert_eq!(receive(&socket, &mut input, 100).unwrap(), room.min(10) - 3);
         input.reserve(16);
-        receive(&socket, &mut input).unwrap();
+        receive(&socket, &mut input, 16).unwrap();
         assert_eq!(&input[..], b"ab0123456789");
-        assert_eq!(receive(&socket, &mut input).unwrap(), 0);
+        assert_eq!(receive(&socket, &mut input, 16).unwrap(), 0);
     }
 }

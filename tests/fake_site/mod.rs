@@ -368,6 +368,8 @@ impl Backend for FakeSite {
             connections_limit: 64,
             buffers_bytes: 4096,
             buffers_limit_bytes: 64 << 20,
+            buffers_total_bytes: 1 << 20,
+            buffers_total_limit_bytes: 1 << 30,
             storage: StorageStatus {
                 backend: "blocking".to_owned(),
                 backend_reason: "io_uring_setup: EPERM".to_owned(),

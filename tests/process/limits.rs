@@ -179,3 +179,60 @@ fn a_client_that_fills_its_buffers_is_left_unread_until_they_empty() {
     }
     gateway.until("empty buffers", |status| status["buffers_bytes"] == 0);
 }
+
+/// What forty clients asked for and did not take was bounded by nothing: 2.6 GB, of which no gauge told.
+#[test]
+fn forty_clients_that_take_no_replies_hold_what_they_may_together_and_no_other_client_up() {
+    const CLIENTS: usize = 40;
+    const REQUESTS: u64 = 20;
+    const READ_BYTES: u32 = 32 << 20;
+    const TOTAL_BYTES: u64 = 256 << 20;
+    const SMALL_BYTES: usize = 64 << 10;
+    let gateway = Gateway::with(&Setup {
+        buffers_total: "256MiB",
+        // A process that does nothing takes a third of it: stacks, and what the allocator reserves for each thread.
+        address_space_kib: Some(1_500_000),
+        ..Setup::default()
+    });
+    gateway.protect([("db", "64M")]);
+    let mut requests = Vec::new();
+    for cookie in 0..REQUESTS {
+        encode_request(
+            cookie,
+            &Command::Read { offset: 0, length: READ_BYTES, unfragmented: false },
+            &mut requests,
+        );
+    }
+    let hoarders: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let socket = gateway.connect();
+            let client = Client::connect(socket.try_clone().unwrap(), Wishes::all("erp/db".to_owned()));
+            (&socket).write_all(&requests).expect("so little fits the socket");
+            (client.expect("it is served"), socket)
+        })
+        .collect();
+    let full = gateway.until("all room taken", |status| {
+        status["buffers_total_bytes"].as_u64() > Some(TOTAL_BYTES - u64::from(READ_BYTES))
+    });
+    assert_eq!(full["buffers_total_limit_bytes"], TOTAL_BYTES);
+    let mut client = connect(&gateway);
+    for seed in 0..64 {
+        let data = content(seed, SMALL_BYTES);
+        let offset = seed % 8 * SMALL_BYTES as u64;
+        let write = Command::Write { offset, data: &data, durable: true };
+        assert!(client.call(&write).expect("the connection holds").is_ok());
+        let read = Command::Read { offset, length: SMALL_BYTES.try_into().unwrap(), unfragmented: true };
+        assert!(client.call(&read).unwrap() == Ok(Answer::Data(data)));
+    }
+    let full = gateway.json("status");
+    let (held, total) =
+        (full["buffers_bytes"].as_u64().unwrap(), full["buffers_total_bytes"].as_u64().unwrap());
+    // Headers of replies come on top.
+    let own = (CLIENTS as u64 + 1) * (128 << 10);
+    assert!(held <= TOTAL_BYTES + own + (1 << 20) && total <= TOTAL_BYTES + (1 << 20), "{full:#}");
+    drop(hoarders);
+    gateway.until("all room given back", |status| {
+        status["buffers_total_bytes"] == 0 && status["buffers_bytes"] == 0 && status["connections"] == 1
+    });
+    write(&mut client, 0, 99);
+}

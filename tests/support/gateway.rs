@@ -34,6 +34,10 @@ pub struct Setup {
     pub connections_max: u32,
     /// `[nbd] buffers`.
     pub buffers: &'static str,
+    /// `[nbd] buffers_total`.
+    pub buffers_total: &'static str,
+    /// What its address space may take, in KiB; no limit unless said.
+    pub address_space_kib: Option<u64>,
     /// Whether it listens on a TCP port of its choice besides its unix socket.
     pub tcp: bool,
     /// `[journal] size` and `segment_size`.
@@ -49,6 +53,8 @@ impl Default for Setup {
             data: None,
             connections_max: 64,
             buffers: "64MiB",
+            buffers_total: "1GiB",
+            address_space_kib: None,
             tcp: false,
             journal: ("256MiB", "8MiB"),
             more: "",
@@ -60,6 +66,7 @@ impl Default for Setup {
 pub struct Gateway {
     directory: TempDir,
     data: PathBuf,
+    address_space_kib: Option<u64>,
     process: Option<Running>,
 }
 
@@ -84,7 +91,8 @@ impl Gateway {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let data = setup.data.clone().unwrap_or_else(|| directory.path().join("data"));
         fs::create_dir_all(&data).expect("the data directory");
-        let mut gateway = Gateway { directory, data, process: None };
+        let address_space_kib = setup.address_space_kib;
+        let mut gateway = Gateway { directory, data, address_space_kib, process: None };
         fs::write(gateway.configuration(), gateway.toml(setup)).expect("the configuration");
         gateway.restart();
         gateway
@@ -95,12 +103,13 @@ impl Gateway {
         let tcp = if setup.tcp { ", \"127.0.0.1:0\"" } else { "" };
         format!(
             "[site]\nname = \"test\"\ndata_dir = {:?}\ndata_threads = 2\n\
-             [nbd]\nlisten = [\"unix:{socket}\"{tcp}]\nconnections_max = {}\nbuffers = {:?}\n\
+             [nbd]\nlisten = [\"unix:{socket}\"{tcp}]\nconnections_max = {}\nbuffers = {:?}\nbuffers_total = {:?}\n\
              [api]\nsocket = {:?}\n[storage]\nbackend = {:?}\n\
              [journal]\nsize = {:?}\nsegment_size = {:?}\n{}",
             self.data,
             setup.connections_max,
             setup.buffers,
+            setup.buffers_total,
             self.api(),
             setup.backend,
             setup.journal.0,
@@ -134,7 +143,9 @@ impl Gateway {
         assert!(self.process.is_none(), "the gateway is running");
         let mut command = Command::new("sh");
         // As carelessly as somebody may start it: what others may read is not for the umask to decide.
-        command.args(["-c", "umask 000; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_afterimage")]);
+        let limit = self.address_space_kib.map_or(String::new(), |kib| format!("ulimit -v {kib}; "));
+        let script = format!("umask 000; {limit}exec \"$0\" \"$@\"");
+        command.args(["-c", script.as_str(), env!("CARGO_BIN_EXE_afterimage")]);
         command.args(["serve", "--config"]).arg(self.configuration()).env("AFTERIMAGE_LOG", "info");
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the program");
         let lines = BufReader::new(child.stderr.take().expect("a pipe"));

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice, Read, Write};
 
 use afterimage::block::{AllocationRun, DataPiece, Export, Refusal, Reply, Request, Response, Ticket};
-use afterimage::capture::nbd::{Connection, ExportInfo, Exports, Limits};
+use afterimage::capture::nbd::{Budget, Connection, ExportInfo, Exports, Limits};
 use afterimage::storage::Buffer;
 use afterimage::units::{DiskId, GroupId, SectorRange, to_usize};
 
@@ -94,7 +94,7 @@ pub struct Server {
 impl Server {
     pub fn new(size: u64, read_only: bool, limits: Limits) -> Server {
         Server {
-            connection: Connection::new(1, limits),
+            connection: Connection::new(1, limits, Budget::unlimited()),
             exports: OneExport { size, read_only },
             disk: ModelDisk::new(size),
             requests: VecDeque::new(),

@@ -4,6 +4,10 @@
 //! [`Connection::advance`] after input, replies or sent output (each may lift a limit), [`Connection::complete`] with
 //! replies, [`Connection::output`] and [`Connection::advance_output`] to send.
 //!
+//! What a connection holds is counted to its own limit and to the [`Budget`] of all: requests in flight, a payload on its way,
+//! replies until the socket has taken them. Beyond those it has an input buffer of [`Limits::receive_bytes`] at most between two
+//! calls; a larger one is a payload's, and counted as that.
+//!
 //! Invariant: an end is final. From then on input is dropped; what is in flight is still answered, and what is
 //! queued still waits for the socket; then the state is [`State::Closed`].
 
@@ -12,6 +16,7 @@ use std::io::IoSlice;
 
 use bytes::BytesMut;
 
+use super::budget::{Account, Budget};
 use super::handshake::Handshake;
 use super::in_flight::InFlight;
 use super::output::Output;
@@ -19,6 +24,7 @@ use super::request::Negotiated;
 use super::session::{Context, Session};
 use super::{Exports, Limits};
 use crate::block::{Export, Reply, Request, Ticket};
+use crate::sync::Arc;
 
 /// Room around a large payload, for its header and the requests that follow it.
 const RECEIVE_BYTES_BEHIND: usize = 4 << 10;
@@ -99,16 +105,20 @@ pub struct Connection {
     limits: Limits,
     phase: Phase,
     input: BytesMut,
+    /// Capacity of the whole buffer of which `input` is what is left.
+    input_allocated: usize,
     output: Output,
     in_flight: InFlight,
+    account: Account,
     stopping: bool,
     blocked: bool,
     closing: Option<CloseReason>,
 }
 
 impl Connection {
-    /// A new client, whose greeting waits in the output; its tickets will carry `session`.
-    pub fn new(session: u64, limits: Limits) -> Connection {
+    /// A new client, whose greeting waits in the output; its tickets will carry `session`, and what it holds comes out of
+    /// `budget`.
+    pub fn new(session: u64, limits: Limits, budget: Arc<Budget>) -> Connection {
         let mut output = Output::default();
         let phase = Phase::Handshake(Handshake::new(&mut output));
         Connection {
@@ -116,8 +126,10 @@ impl Connection {
             limits,
             phase,
             input: BytesMut::new(),
+            input_allocated: 0,
             output,
             in_flight: InFlight::default(),
+            account: Account::new(budget),
             stopping: false,
             blocked: false,
             closing: None,
@@ -136,15 +148,67 @@ impl Connection {
         let least = if received > RECEIVED_BYTES_MOVED_MAX { 1 } else { self.limits.receive_bytes / 4 };
         if self.input.capacity() - received < least.max(rest) {
             let payload = if rest > 0 { rest } else { expected };
-            self.input.reserve(self.limits.receive_bytes.max(payload + RECEIVE_BYTES_BEHIND));
+            self.make_room(self.limits.receive_bytes.max(received + payload + RECEIVE_BYTES_BEHIND));
         }
         &mut self.input
+    }
+
+    /// How much of the room in [`Connection::input`] one receive should take. Room for a payload that is only expected must not
+    /// fill with what turns out to be something else.
+    pub fn receive_bytes_max(&self) -> usize {
+        match &self.phase {
+            Phase::Transmission(session) if session.payload_rest(self.input.len()) > 0 => usize::MAX,
+            _ => self.limits.receive_bytes,
+        }
+    }
+
+    /// Gives the input that capacity, in the memory that it has if nobody else uses it.
+    fn make_room(&mut self, capacity: usize) {
+        if !self.input.try_reclaim(capacity - self.input.len()) {
+            self.move_input(capacity);
+        }
+    }
+
+    fn move_input(&mut self, capacity: usize) {
+        let mut input = BytesMut::with_capacity(capacity);
+        input.extend_from_slice(&self.input);
+        self.input_allocated = input.capacity();
+        self.input = input;
+    }
+
+    /// Leaves a buffer that is larger than what is received in it calls for: its payload has it now, or something else came.
+    fn leave_large_input(&mut self, needed: usize) {
+        let is_made_for_it =
+            needed <= self.input.capacity() && self.input_allocated <= needed + self.limits.receive_bytes;
+        if self.input_allocated > self.limits.receive_bytes && !is_made_for_it {
+            let received = self.input.len();
+            self.move_input(if received > 0 { received.max(self.limits.receive_bytes) } else { 0 });
+        }
+    }
+
+    fn drop_input(&mut self) {
+        self.input = BytesMut::new();
+        self.input_allocated = 0;
     }
 
     /// Parses as many messages as are complete and the limits allow; adds what the disk's owner is asked.
     pub fn advance(&mut self, exports: &dyn Exports, requests: &mut Vec<(Ticket, Export, Request)>) {
         self.blocked = false;
+        self.account.wait_no_more();
+        self.parse(exports, requests);
+        if self.closing.is_some() {
+            self.drop_input();
+        }
+        self.settle();
+    }
+
+    fn parse(&mut self, exports: &dyn Exports, requests: &mut Vec<(Ticket, Export, Request)>) {
         while self.closing.is_none() {
+            let needed = match &self.phase {
+                Phase::Handshake(_) => 0,
+                Phase::Transmission(session) => session.message_bytes(&self.input),
+            };
+            self.leave_large_input(needed);
             match self.step(exports, requests) {
                 Step::Again => {}
                 Step::Enter(negotiated) => self.phase = Phase::Transmission(Session::new(negotiated)),
@@ -152,11 +216,11 @@ impl Connection {
                 Step::NeedInput => return,
                 Step::Blocked => {
                     self.blocked = true;
+                    self.leave_large_input(0);
                     return;
                 }
             }
         }
-        self.input = BytesMut::new();
     }
 
     fn step(&mut self, exports: &dyn Exports, requests: &mut Vec<(Ticket, Export, Request)>) -> Step {
@@ -171,6 +235,7 @@ impl Connection {
                 input: &mut self.input,
                 output: &mut self.output,
                 in_flight: &mut self.in_flight,
+                account: &mut self.account,
                 requests,
             }),
         }
@@ -187,6 +252,11 @@ impl Connection {
             Phase::Transmission(session) => session.reply(&mut self.output, &pending, reply),
             Phase::Handshake(_) => unreachable!("nothing is in flight before an export is chosen"),
         }
+        self.settle();
+    }
+
+    fn settle(&mut self) {
+        self.account.settle(self.held_bytes());
     }
 
     /// Adds what waits for the socket, in order, as far as one `writev` takes it.
@@ -197,12 +267,34 @@ impl Connection {
     /// Forgets the first `count` bytes of the output: the socket took them.
     pub fn advance_output(&mut self, count: usize) {
         self.output.advance(count);
+        self.settle();
+    }
+
+    /// The socket takes no more for now: what waits is to take no more memory than it must.
+    pub fn output_stalled(&mut self) {
+        self.output.let_go();
+        self.settle();
+    }
+
+    /// The socket is gone: nothing is parsed or sent any more. What is in flight still takes memory until it is answered.
+    pub fn abandon(&mut self) {
+        self.closing.get_or_insert(CloseReason::EndOfStream);
+        self.drop_input();
+        if let Phase::Transmission(session) = &mut self.phase {
+            session.drop_payload(&mut self.in_flight);
+        }
+        self.output = Output::default();
+        self.settle();
     }
 
     /// The client closed its sending side; what it asked is still answered.
     pub fn end_of_input(&mut self) {
         self.closing.get_or_insert(CloseReason::EndOfStream);
-        self.input = BytesMut::new();
+        self.drop_input();
+        if let Phase::Transmission(session) = &mut self.phase {
+            session.drop_payload(&mut self.in_flight);
+        }
+        self.settle();
     }
 
     /// The server stops: from now on requests are refused with `ESHUTDOWN` and options with
@@ -212,6 +304,7 @@ impl Connection {
         if let Phase::Transmission(session) = &mut self.phase {
             session.begin_shutdown(&mut self.in_flight);
         }
+        self.settle();
     }
 
     /// Whether a WRITE's payload is on its way, so that there is an answer to come, though nothing is in flight.
@@ -242,6 +335,11 @@ impl Connection {
         }
     }
 
+    /// The session of its tickets.
+    pub fn session(&self) -> u64 {
+        self.session
+    }
+
     /// Where its life stands.
     pub fn state(&self) -> State {
         match (self.closing, &self.phase) {
@@ -262,9 +360,24 @@ impl Connection {
         self.in_flight.len()
     }
 
-    /// Bytes that count towards [`Limits::payload_bytes_max`].
+    /// Bytes of the requests in flight, and of the payload that is being received.
     pub fn payload_bytes_in_flight(&self) -> usize {
         self.in_flight.payload_bytes
+    }
+
+    /// Bytes that count towards [`Limits::payload_bytes_max`].
+    pub fn held_bytes(&self) -> usize {
+        self.in_flight.payload_bytes + self.output.held_bytes()
+    }
+
+    /// What it has of the budget that all connections share.
+    pub fn shared_bytes(&self) -> usize {
+        self.account.taken()
+    }
+
+    /// What it lacks of that budget for its next request; zero if it does not wait for that.
+    pub fn missing_bytes(&self) -> usize {
+        if self.blocked { self.account.missing() } else { 0 }
     }
 
     /// Bytes that wait for the socket.

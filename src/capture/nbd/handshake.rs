@@ -24,6 +24,9 @@ use crate::units::{SECTOR_BYTES, to_usize};
 /// Our name for `base:allocation` in replies to BLOCK_STATUS.
 pub(super) const ALLOCATION_CONTEXT: u32 = 1;
 
+/// Replies that wait for the socket, beyond which no further option is looked at: a client that reads has none.
+const REPLY_BYTES_MAX: usize = 64 << 10;
+
 pub(super) struct Handshake {
     expect: Expect,
     no_zeroes: bool,
@@ -71,7 +74,7 @@ impl Handshake {
     ) -> Step {
         match self.expect {
             Expect::ClientFlags => self.client_flags(input),
-            Expect::Option if output.bytes() >= limits.output_bytes_max => Step::Blocked,
+            Expect::Option if output.bytes() >= limits.output_bytes_max.min(REPLY_BYTES_MAX) => Step::Blocked,
             Expect::Option => self.option(input, exports, output, limits, stopping),
             Expect::Discard { option, bytes } => self.discard(input, output, option, bytes),
         }

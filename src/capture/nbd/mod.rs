@@ -13,8 +13,10 @@
 //! Nothing here waits, reads a clock or knows a thread. What the owner of the socket must add is time: a deadline
 //! for the handshake and one for a client that does not take its replies.
 //!
-//! Invariant: whatever a client sends, memory stays within [`Limits`], and only the broken connection suffers.
+//! Invariant: whatever a client sends or leaves unread, memory stays within [`Limits`], that of all clients together within
+//! their [`Budget`], and only the broken connection suffers.
 
+pub mod budget;
 pub mod client;
 pub mod codec;
 mod connection;
@@ -25,6 +27,7 @@ mod reply;
 mod request;
 mod session;
 
+pub use budget::Budget;
 pub use connection::{CloseReason, Connection, State};
 
 use crate::block::Export;
@@ -60,13 +63,15 @@ pub trait Exports {
 pub struct Limits {
     /// Requests handed out and not yet answered. Default 256.
     pub requests_max: usize,
-    /// Bytes of write payloads being received or handed out, plus bytes of reads handed out. A single request is
-    /// let through whatever its size, if nothing else is held. Default 64 MiB.
+    /// Bytes of write payloads being received or handed out, plus bytes of reads handed out, plus what replies that wait
+    /// for the socket take. A single request is let through whatever its size, if nothing else is held. Default 64 MiB.
     pub payload_bytes_max: usize,
-    /// Bytes of replies that wait for the socket, beyond which no further request is begun. Default 16 MiB.
+    /// Bytes of replies that wait for the socket, zeros among them, beyond which no further request is begun.
+    /// Default 16 MiB.
     pub output_bytes_max: usize,
     /// What is asked of the socket at once, so that many small requests come in one receive: the size of an input
-    /// buffer, which lives until the payloads in it are let go. Default 256 KiB.
+    /// buffer, which lives until the payloads in it are let go. A larger one is made only for a larger payload, and goes
+    /// with it. Default 256 KiB.
     pub receive_bytes: usize,
     /// Length of a handshake option's data, beyond which it is skipped and refused. Default 64 KiB.
     pub option_bytes_max: usize,

@@ -15,8 +15,10 @@ use crate::units::to_usize;
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 /// Most slices that one gather holds: Linux's `UIO_MAXIOV`.
 const SLICES_MAX: usize = 1024;
-/// Sent header bytes are kept in front of unsent ones up to this.
+/// Sent header bytes are kept in front of unsent ones up to this, and room for as many once all are sent.
 const SENT_BYTES_MAX: usize = 64 << 10;
+/// Room for that many segments is kept once all are sent.
+const SEGMENTS_KEPT: usize = 1024;
 
 #[derive(Default)]
 pub(super) struct Output {
@@ -25,6 +27,10 @@ pub(super) struct Output {
     heads_sent: usize,
     segments: VecDeque<Segment>,
     bytes: usize,
+    /// Of those, what is data, so that somebody else's memory holds it.
+    data_bytes: usize,
+    /// Whether data may have come since the last [`Output::let_go`].
+    has_new_data: bool,
 }
 
 enum Segment {
@@ -37,6 +43,11 @@ enum Segment {
 impl Output {
     pub(super) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// What the bytes that wait cost in memory. Zeros cost nothing.
+    pub(super) fn held_bytes(&self) -> usize {
+        self.data_bytes + (self.heads.len() - self.heads_sent) + self.segments.len() * size_of::<Segment>()
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -58,6 +69,8 @@ impl Output {
     pub(super) fn data(&mut self, slice: Slice) {
         if !slice.is_empty() {
             self.bytes += slice.len();
+            self.data_bytes += slice.len();
+            self.has_new_data = true;
             self.segments.push_back(Segment::Data(slice));
         }
     }
@@ -135,8 +148,10 @@ impl Output {
             let front = self.segments.front_mut().expect("segments add up to the bytes that wait");
             let sent = count.min(front.len());
             count -= sent;
-            if let Segment::Head(_) = front {
-                self.heads_sent += sent;
+            match front {
+                Segment::Head(_) => self.heads_sent += sent,
+                Segment::Data(_) => self.data_bytes -= sent,
+                Segment::Zeros(_) => {}
             }
             if sent == front.len() {
                 self.segments.pop_front();
@@ -147,9 +162,38 @@ impl Output {
         self.reclaim();
     }
 
+    /// Lets go of buffers that are far larger than what waits of them: what few bytes of a record are read from is all of it, and
+    /// would live for as long as the client leaves them unread. To be called when the socket takes no more.
+    pub(super) fn let_go(&mut self) {
+        let wastes = |segment: &Segment| matches!(segment, Segment::Data(slice) if slice.is_wasteful());
+        if !std::mem::take(&mut self.has_new_data) || !self.segments.iter().any(wastes) {
+            return;
+        }
+        // Copies go among the headers, where they take no more than their bytes.
+        let before = std::mem::take(self);
+        let mut heads = &before.heads[before.heads_sent..];
+        for segment in before.segments {
+            match segment {
+                Segment::Head(length) => {
+                    let (head, rest) = heads.split_at(length);
+                    self.head(head);
+                    heads = rest;
+                }
+                Segment::Data(slice) if slice.is_wasteful() => self.head(&slice),
+                Segment::Data(slice) => self.data(slice),
+                Segment::Zeros(count) => self.zeros(count as u64),
+            }
+        }
+        self.has_new_data = false;
+    }
+
     fn reclaim(&mut self) {
+        if self.segments.is_empty() {
+            self.segments.shrink_to(SEGMENTS_KEPT);
+        }
         if self.heads_sent == self.heads.len() {
             self.heads.clear();
+            self.heads.shrink_to(SENT_BYTES_MAX);
             self.heads_sent = 0;
         } else if self.heads_sent > SENT_BYTES_MAX.max(self.heads.len() / 2) {
             // Half at least is dropped for what is moved, so a byte is moved once on average, however much waits.
@@ -219,6 +263,53 @@ mod tests {
             assert!(sent == whole, "in steps of {step}");
             assert!(output.heads.is_empty() && output.segments.is_empty());
         }
+    }
+
+    #[test]
+    fn what_waits_costs_its_bytes_and_zeros_cost_nothing() {
+        let mut output = Output::default();
+        output.zeros(1 << 30);
+        assert!(output.held_bytes() <= 64);
+        output.data(Buffer::copy_of(&[7; 10_000]).freeze());
+        output.head(&[8; 1000]);
+        assert!((11_000..11_200).contains(&output.held_bytes()));
+        output.advance((1 << 30) + 4000);
+        assert!((7000..7200).contains(&output.held_bytes()));
+        output.advance(7000);
+        assert_eq!((output.held_bytes(), output.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn few_bytes_of_a_large_buffer_do_not_keep_it() {
+        let mut output = Output::default();
+        let large = Buffer::copy_of(&[7; 1 << 20]).freeze();
+        output.head(b"head");
+        output.data(large.slice(512..1024));
+        output.head(b"tail");
+        output.data(large.slice(0..1 << 19));
+        output.zeros(9);
+        output.advance(2);
+        let (whole, bytes) = (gathered(&output), output.bytes());
+        output.let_go();
+        assert_eq!((gathered(&output), output.bytes()), (whole, bytes));
+        assert!(matches!(
+            output.segments.make_contiguous(),
+            [Segment::Head(518), Segment::Data(_), Segment::Zeros(9)]
+        ));
+        output.advance(bytes);
+        assert_eq!(output.held_bytes(), 0);
+    }
+
+    #[test]
+    fn a_reply_of_many_pieces_leaves_little_behind() {
+        let mut output = Output::default();
+        let data = Buffer::copy_of(&[7; 512]).freeze();
+        for _ in 0..10_000 {
+            output.head(&[0; 32]);
+            output.data(data.clone());
+        }
+        output.advance(output.bytes());
+        assert!(output.heads.capacity() <= SENT_BYTES_MAX && output.segments.capacity() <= 2 * SEGMENTS_KEPT);
     }
 
     #[test]

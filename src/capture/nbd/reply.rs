@@ -9,12 +9,9 @@ use super::codec::*;
 use super::handshake::ALLOCATION_CONTEXT;
 use super::in_flight::PendingReply;
 use super::output::Output;
-use super::request::{Fault, ReplyShape, refusal_fault};
+use super::request::{EXTENTS_MAX, Fault, ReplyShape, refusal_fault};
 use crate::block::{AllocationRun, DataPiece, Reply, Response};
 use crate::units::to_usize;
-
-/// Extents in one answer to BLOCK_STATUS; a client asks again for the rest.
-const EXTENTS_MAX: usize = 4096;
 
 /// Queues the answer to a request that was in flight.
 ///

@@ -7,6 +7,9 @@ use super::codec::*;
 use crate::block::{Export, Refusal, Request};
 use crate::units::{SECTOR_BYTES, SectorRange, to_usize};
 
+/// Extents in one answer to BLOCK_STATUS; a client asks again for the rest.
+pub(super) const EXTENTS_MAX: usize = 4096;
+
 /// What the handshake agreed on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Negotiated {
@@ -74,10 +77,13 @@ pub(super) enum Verdict {
     Disconnect,
 }
 
-/// Bytes that a request counts towards the limit of payloads.
+/// Bytes that a request counts towards the limit of payloads: what it brings, or the most that its reply has.
 pub(super) fn charge(verdict: &Verdict) -> usize {
     match verdict {
         Verdict::Write { range, .. } | Verdict::Ask(Request::Read { range }, _) => to_usize(range.bytes()),
+        Verdict::Ask(Request::Allocation { range }, _) => {
+            to_usize(range.sectors()).min(EXTENTS_MAX) * size_of::<ExtentDescriptor>()
+        }
         _ => 0,
     }
 }

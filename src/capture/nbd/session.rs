@@ -6,6 +6,7 @@
 use bytes::{Buf, BytesMut};
 
 use super::Limits;
+use super::budget::Account;
 use super::codec::*;
 use super::connection::{CloseReason, Step};
 use super::in_flight::{InFlight, PendingReply};
@@ -45,6 +46,7 @@ pub(super) struct Context<'a> {
     pub(super) input: &'a mut BytesMut,
     pub(super) output: &'a mut Output,
     pub(super) in_flight: &'a mut InFlight,
+    pub(super) account: &'a mut Account,
     pub(super) requests: &'a mut Vec<(Ticket, Export, Request)>,
 }
 
@@ -58,6 +60,22 @@ impl Session {
         match &self.expect {
             Expect::Payload { range, .. } => to_usize(range.bytes()).saturating_sub(received),
             _ => 0,
+        }
+    }
+
+    /// Bytes that the next message takes in one piece, as far as that is known.
+    pub(super) fn message_bytes(&self, input: &[u8]) -> usize {
+        match &self.expect {
+            Expect::Payload { range, .. } => to_usize(range.bytes()),
+            Expect::Discard { .. } => 0,
+            Expect::Request => match RequestHeader::peek(input) {
+                Some(header)
+                    if header.kind.get() == NBD_CMD_WRITE && header.length.get() <= BLOCK_SIZE_MAX =>
+                {
+                    RequestHeader::BYTES + to_usize(u64::from(header.length.get()))
+                }
+                _ => 0,
+            },
         }
     }
 
@@ -75,10 +93,18 @@ impl Session {
     pub(super) fn begin_shutdown(&mut self, in_flight: &mut InFlight) {
         if let Expect::Payload { cookie, range, .. } = self.expect {
             let bytes = to_usize(range.bytes());
-            in_flight.payload_bytes -= bytes;
-            self.payload_expected = 0;
+            self.drop_payload(in_flight);
             self.expect = Expect::Discard { cookie, bytes, answer: refusal_fault(Refusal::Shutdown) };
         }
+    }
+
+    /// Nothing more is received: what had come of a payload holds nothing any more.
+    pub(super) fn drop_payload(&mut self, in_flight: &mut InFlight) {
+        if let Expect::Payload { range, .. } = self.expect {
+            in_flight.payload_bytes -= to_usize(range.bytes());
+            self.expect = Expect::Request;
+        }
+        self.payload_expected = 0;
     }
 
     /// Takes one request, payload or part of an unwanted payload off the input, if it is there.
@@ -168,12 +194,14 @@ impl Session {
 }
 
 impl Context<'_> {
-    /// Whether a request of that charge must wait. One is let through alone, whatever its size.
-    fn is_full(&self, charge: usize) -> bool {
-        let held = self.in_flight.payload_bytes;
+    /// Whether a request of that charge must wait. As far as the connection's own limit goes, one is let through alone, whatever
+    /// its size. One that takes nothing needs no room: so what is refused is refused whatever others hold.
+    fn is_full(&mut self, charge: usize) -> bool {
+        let held = self.in_flight.payload_bytes + self.output.held_bytes();
         self.in_flight.len() >= self.limits.requests_max
             || self.output.bytes() >= self.limits.output_bytes_max
             || (held > 0 && held + charge > self.limits.payload_bytes_max)
+            || (charge > 0 && !self.account.cover(held + charge))
     }
 
     fn ask(&mut self, export: Export, request: Request, pending: PendingReply) {

@@ -22,12 +22,18 @@ pub struct Status {
     /// `[nbd] connections_max`
     #[serde(default)]
     pub connections_limit: u64,
-    /// Bytes of requests that block clients have in flight now.
+    /// Bytes that block clients hold now: of requests in flight, and of replies that they have not taken.
     #[serde(default)]
     pub buffers_bytes: u64,
     /// `[nbd] buffers`, of each client.
     #[serde(default)]
     pub buffers_limit_bytes: u64,
+    /// What all of them together have of `[nbd] buffers_total`: what each holds beyond 128 KiB, in steps of 64 KiB.
+    #[serde(default)]
+    pub buffers_total_bytes: u64,
+    /// `[nbd] buffers_total`
+    #[serde(default)]
+    pub buffers_total_limit_bytes: u64,
     /// What the data path's I/O goes through.
     pub storage: StorageStatus,
     /// Every group, by name.

@@ -21,6 +21,7 @@ const TELL_EVERY_NANOS: u64 = 1_000_000_000;
 pub(super) struct ClientLines {
     ended: Limit,
     cut_off: Limit,
+    hoarders: Limit,
     turned_away: Limit,
     not_accepted: Limit,
 }
@@ -39,6 +40,17 @@ impl ClientLines {
         }
     }
 
+    pub(super) fn hoarder(&mut self, now: MonotonicNanos, session: u64) {
+        if let Some(left_out) = self.hoarders.admit(now) {
+            let left_out = shown(left_out);
+            tracing::warn!(
+                session,
+                left_out,
+                "a client is cut off: it holds buffers that others wait for, and moves nothing"
+            );
+        }
+    }
+
     pub(super) fn turned_away(&mut self, now: MonotonicNanos, connections_max: usize) {
         if let Some(left_out) = self.turned_away.admit(now) {
             let left_out = shown(left_out);
@@ -54,7 +66,7 @@ impl ClientLines {
 
     /// When a count is to be told.
     pub(super) fn next_deadline(&self) -> Option<MonotonicNanos> {
-        let limits = [&self.ended, &self.cut_off, &self.turned_away, &self.not_accepted];
+        let limits = [&self.ended, &self.cut_off, &self.hoarders, &self.turned_away, &self.not_accepted];
         limits.into_iter().filter_map(Limit::due_at).min()
     }
 
@@ -74,6 +86,9 @@ impl ClientLines {
         }
         if let Some(left_out) = left_out(&mut self.cut_off) {
             tracing::info!(left_out, "more clients were cut off");
+        }
+        if let Some(left_out) = left_out(&mut self.hoarders) {
+            tracing::warn!(left_out, "more clients were cut off that held buffers which others waited for");
         }
         if let Some(left_out) = left_out(&mut self.turned_away) {
             tracing::warn!(left_out, "more clients were turned away: too many connections");

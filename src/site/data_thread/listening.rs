@@ -10,6 +10,7 @@ use crate::site::session::Session;
 use crate::units::MonotonicNanos;
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Clients accepted of one listener in a turn.
@@ -113,7 +114,7 @@ impl<V: Volume + 'static> DataThread<V> {
             self.lines.turned_away(self.host.runtime().now(), max);
             return;
         };
-        let connection = Connection::new(id, self.shared.limits.connection);
+        let connection = Connection::new(id, self.shared.limits.connection, Arc::clone(&self.shared.budget));
         let mut session = Session::new(id, socket, connection);
         session.deadline = Some(self.after(self.shared.limits.handshake));
         self.adopt(session);

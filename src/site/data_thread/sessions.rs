@@ -7,10 +7,27 @@ use mio::Token;
 use tokio::sync::oneshot;
 
 use super::{DataThread, Drain};
-use crate::block::{Export, Request, Ticket, Volume};
+use crate::block::{Export, Reply, Request, Ticket, Volume};
+use crate::capture::nbd::Connection;
 use crate::site::message::Message;
 use crate::site::session::Session;
 use crate::units::to_usize;
+
+/// What is left of a session that has ended while requests of its were in flight: they take memory until they are answered, so it
+/// counts until then, to the budget and as a connection. Else who asks and hangs up, over and over, would be bounded by nothing.
+pub(super) struct Orphan {
+    pub(super) connection: Connection,
+    home: Option<usize>,
+}
+
+impl Orphan {
+    /// Takes an answer that nobody waits for; tells the session's number if it was the last.
+    pub(super) fn take(&mut self, ticket: Ticket, reply: Reply) -> Option<u64> {
+        self.connection.complete(ticket, reply);
+        self.connection.abandon();
+        (self.connection.requests_in_flight() == 0).then_some(ticket.session)
+    }
+}
 
 fn token(session: u64) -> Token {
     Token(to_usize(session))
@@ -46,6 +63,7 @@ impl<V: Volume + 'static> DataThread<V> {
         }
         session.has_turn = false;
         session.has_send = false;
+        session.waits_for_room = false;
         Self::mark(&mut session, &mut self.turns, &mut self.sends);
         self.sessions.insert(id, session);
         self.shared.set_sessions(self.index, self.sessions.len());
@@ -80,6 +98,7 @@ impl<V: Volume + 'static> DataThread<V> {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         session.has_turn = false;
         session.receive(&*self.shared.exports, &mut self.requests);
+        let misses_room = session.connection.missing_bytes() > 0;
         if session.home.is_none() && !session.connection.in_handshake() {
             self.place(id);
             return;
@@ -96,6 +115,9 @@ impl<V: Volume + 'static> DataThread<V> {
         }
         let home = session.home;
         self.route(home);
+        if misses_room {
+            self.note_missing(id);
+        }
     }
 
     /// A session has chosen its export: it stays, or moves to the thread that should have it.
@@ -117,13 +139,13 @@ impl<V: Volume + 'static> DataThread<V> {
         if let Err(error) = session.deregister(self.poll.registry()) {
             tracing::error!(session = id, %error, "cannot hand a client's socket over");
             self.requests.clear();
-            self.forget(session);
+            self.forget_unasked(session);
             return;
         }
         let requests = std::mem::take(&mut self.requests);
         let message = Message::Attach { session: Box::new(session), requests };
         if let Err(Message::Attach { session, .. }) = self.shared.publish(thread, message) {
-            self.forget(*session);
+            self.forget_unasked(*session);
         }
     }
 
@@ -175,15 +197,47 @@ impl<V: Volume + 'static> DataThread<V> {
         self.forget(session);
     }
 
-    /// Undoes what others know of a session that is in no list any more; the socket closes.
+    /// Undoes what others know of a session that is in no list any more; the socket closes. What it has in flight is still waited
+    /// for.
     fn forget(&mut self, session: Session) {
-        self.shared.dismiss();
-        let (Some(home), Some(export)) = (session.home, session.connection.export()) else { return };
-        self.shared.exports.end_session(export);
-        if home == self.index {
-            self.host.session_ended(export.group(), session.id);
+        let orphan = self.orphan(session);
+        if orphan.connection.requests_in_flight() == 0 {
+            self.end_orphan(orphan);
         } else {
-            self.tell_ended(home, export.group(), session.id);
+            self.orphans.insert(orphan.connection.session(), orphan);
+        }
+    }
+
+    /// The same where nothing that it asked was handed on, so that nothing will be answered.
+    fn forget_unasked(&mut self, session: Session) {
+        let orphan = self.orphan(session);
+        self.end_orphan(orphan);
+    }
+
+    fn orphan(&self, session: Session) -> Orphan {
+        if let (Some(_), Some(export)) = (session.home, session.connection.export()) {
+            self.shared.exports.end_session(export);
+        }
+        let mut orphan = Orphan { home: session.home, connection: session.connection };
+        orphan.connection.abandon();
+        orphan
+    }
+
+    /// Ends what is left of a session, all of whose requests are answered by now.
+    pub(super) fn bury(&mut self, id: u64) {
+        if let Some(orphan) = self.orphans.remove(&id) {
+            self.end_orphan(orphan);
+        }
+    }
+
+    fn end_orphan(&mut self, orphan: Orphan) {
+        self.shared.dismiss();
+        let (Some(home), Some(export)) = (orphan.home, orphan.connection.export()) else { return };
+        let session = orphan.connection.session();
+        if home == self.index {
+            self.host.session_ended(export.group(), session);
+        } else {
+            self.tell_ended(home, export.group(), session);
         }
     }
 

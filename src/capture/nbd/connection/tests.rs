@@ -1,11 +1,14 @@
-//! Limits, buffers and ends of a connection in transmission.
+//! Limits, buffers and ends of a connection in transmission. What all share is in [`shared`].
 
 use super::*;
 use crate::block::{DataPiece, Refusal, Response};
 use crate::capture::nbd::ExportInfo;
 use crate::capture::nbd::client::{Command, encode_client_flags, encode_option, encode_request, info_data};
 use crate::capture::nbd::codec::*;
+use crate::storage::Buffer;
 use crate::units::{DiskId, GroupId, to_usize};
+
+mod shared;
 
 struct Site;
 
@@ -29,7 +32,11 @@ fn sent(connection: &mut Connection) -> Vec<u8> {
 }
 
 fn transmitting(limits: Limits) -> Connection {
-    let mut connection = Connection::new(5, limits);
+    sharing(limits, &Budget::unlimited())
+}
+
+fn sharing(limits: Limits, budget: &Arc<Budget>) -> Connection {
+    let mut connection = Connection::new(5, limits, Arc::clone(budget));
     let mut bytes = Vec::new();
     encode_client_flags(&mut bytes);
     encode_option(NBD_OPT_GO, &info_data("d", &[]), &mut bytes);
@@ -108,6 +115,45 @@ fn a_large_payload_gets_room_for_all_of_it_and_is_moved_once_at_most() {
     // The next one is expected to be as long: no second move.
     let input = connection.input();
     assert!(input.capacity() - input.len() >= 28 + (8 << 20));
+    // If nothing came, or only a header, nothing is kept for it.
+    assert_eq!(connection.receive_bytes_max(), Limits::default().receive_bytes);
+    assert!(receive(&mut connection, &encoded[..20]).is_empty());
+    assert!(connection.input_allocated <= Limits::default().receive_bytes);
+    assert!(receive(&mut connection, &encoded[20..100]).is_empty());
+    connection.input();
+    assert_eq!(connection.receive_bytes_max(), usize::MAX);
+}
+
+#[test]
+fn room_for_a_payload_that_is_something_else_is_left_at_once() {
+    let limits = Limits::default();
+    let mut connection = transmitting(limits);
+    let large = receive(&mut connection, &writes(1, 8 << 20));
+    // What lies behind the payload keeps all of it no more.
+    assert!(connection.input_allocated <= limits.receive_bytes);
+    // There is room for another one, but small ones come.
+    let input = connection.input();
+    input.extend_from_slice(&writes(8, 4096));
+    let memory = input.as_ptr() as usize..input.as_ptr() as usize + (8 << 20);
+    let mut requests = Vec::new();
+    connection.advance(&Site, &mut requests);
+    assert_eq!(requests.len(), 8);
+    let Request::Write { payload, .. } = &requests[7].2 else { panic!("{requests:?}") };
+    assert!(!memory.contains(&(payload.as_ptr() as usize)));
+    assert!(connection.input_allocated <= limits.receive_bytes);
+    drop(large);
+    // A large one that a limit keeps waiting keeps no room either.
+    let mut connection = transmitting(Limits { payload_bytes_max: 8 << 20, ..limits });
+    let large = receive(&mut connection, &writes(1, 8 << 20));
+    connection.input().extend_from_slice(&writes(1, 8 << 20)[..1000]);
+    let mut requests = Vec::new();
+    connection.advance(&Site, &mut requests);
+    assert!(!connection.wants_input() && connection.input_allocated <= limits.receive_bytes);
+    connection.complete(large[0].0, Ok(Response::Done));
+    sent(&mut connection);
+    connection.advance(&Site, &mut requests);
+    assert!(connection.awaits_payload());
+    assert_eq!(receive(&mut connection, &writes(1, 8 << 20)[1000..]).len(), 1);
 }
 
 #[test]
@@ -165,6 +211,40 @@ fn a_client_that_takes_no_replies_is_not_read() {
     }
     assert_eq!(replies, 1000);
     assert!(connection.wants_input());
+}
+
+/// Replies that a client left unread counted to a limit of their own, beside that of its buffers, and to nothing that was seen.
+#[test]
+fn replies_that_wait_count_to_the_buffers_and_zeros_do_not() {
+    let mut connection = transmitting(Limits { payload_bytes_max: 2 << 20, ..Limits::default() });
+    let requests = receive(&mut connection, &[read(1, 1 << 20), read(2, 1 << 20), read(3, 512)].concat());
+    assert_eq!((requests.len(), connection.held_bytes()), (2, 2 << 20));
+    let (data, zeros) = (DataPiece::Bytes(Buffer::zeroed(1 << 20).freeze()), DataPiece::Zeros(1 << 20));
+    connection.complete(requests[0].0, Ok(Response::Data(vec![data])));
+    let mut requests_later = Vec::new();
+    connection.advance(&Site, &mut requests_later);
+    assert!(requests_later.is_empty() && connection.held_bytes() > 2 << 20);
+    connection.complete(requests[1].0, Ok(Response::Data(vec![zeros])));
+    assert!((1 << 20..(1 << 20) + 1000).contains(&connection.held_bytes()));
+    connection.advance(&Site, &mut requests_later);
+    assert_eq!(requests_later.len(), 1);
+    connection.complete(requests_later[0].0, Err(Refusal::Io));
+    sent(&mut connection);
+    assert_eq!(connection.held_bytes(), 0);
+}
+
+#[test]
+fn what_is_left_unread_does_not_keep_the_record_that_it_is_from() {
+    let mut connection = transmitting(Limits::default());
+    let requests = receive(&mut connection, &read(1, 512));
+    let record = Buffer::zeroed(1 << 20).freeze();
+    let data = DataPiece::Bytes(record.slice(512..1024));
+    connection.complete(requests[0].0, Ok(Response::Data(vec![data])));
+    connection.output_stalled();
+    let mut slices = Vec::new();
+    connection.output(&mut slices);
+    assert_eq!(slices.len(), 1, "copied among the headers");
+    assert!(connection.held_bytes() < 700);
 }
 
 #[test]

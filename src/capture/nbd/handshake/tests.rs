@@ -5,7 +5,7 @@ use std::io::IoSlice;
 use super::*;
 use crate::block::Export;
 use crate::capture::nbd::client::{context_data, encode_option, info_data};
-use crate::capture::nbd::{Connection, State};
+use crate::capture::nbd::{Budget, Connection, State};
 use crate::units::{DiskId, GroupId};
 
 struct Site;
@@ -37,7 +37,7 @@ fn say(connection: &mut Connection, bytes: &[u8]) -> Vec<u8> {
 
 /// A connection after the greeting, with fixed newstyle and no zeroes agreed on.
 fn greeted() -> Connection {
-    let mut connection = Connection::new(1, Limits::default());
+    let mut connection = Connection::new(1, Limits::default(), Budget::unlimited());
     let greeting = say(&mut connection, &[]);
     assert_eq!(greeting, [&b"NBDMAGICIHAVEOPT"[..], &[0, 3]].concat());
     assert_eq!(say(&mut connection, &[0, 0, 0, 3]), [0_u8; 0]);
@@ -87,7 +87,7 @@ fn export_name_in_bytes() {
 
 #[test]
 fn export_name_is_followed_by_zeroes_unless_the_client_declined() {
-    let mut connection = Connection::new(1, Limits::default());
+    let mut connection = Connection::new(1, Limits::default(), Budget::unlimited());
     say(&mut connection, &[0, 0, 0, 1]);
     let said = say(&mut connection, b"IHAVEOPT\x00\x00\x00\x01\x00\x00\x00\x07shop/db");
     assert_eq!(said.len(), 10 + 124);
@@ -265,7 +265,7 @@ fn abort_is_acknowledged_whatever_it_carries() {
 
 #[test]
 fn what_is_no_handshake_closes_with_its_reason() {
-    let mut connection = Connection::new(1, Limits::default());
+    let mut connection = Connection::new(1, Limits::default(), Budget::unlimited());
     say(&mut connection, &[0, 0, 0, 4]);
     assert_eq!(connection.close_reason(), Some(CloseReason::UnknownClientFlags(4)));
     let mut connection = greeted();

@@ -2,135 +2,27 @@
 
 #![cfg(feature = "server")]
 
+mod budget;
+mod gateway;
 #[allow(dead_code)]
+#[path = "../ram_volume/mod.rs"]
 mod ram_volume;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use afterimage::block::Export;
+use afterimage::capture::nbd::Limits;
 use afterimage::capture::nbd::client::{Answer, Client, Command, Wishes, encode_request};
 use afterimage::capture::nbd::codec::{ErrorCode, NBD_EINVAL, NBD_ESHUTDOWN};
-use afterimage::capture::nbd::{ExportInfo, Limits};
 use afterimage::listen::ListenAddress;
 use afterimage::site::{DataThreads, DataThreadsOptions, SessionLimits};
-use afterimage::storage::{BackendOptions, OpenOptions, open_best};
-use afterimage::units::{DiskId, GroupId};
+use afterimage::storage::{BackendOptions, open_best};
+use gateway::{GROUP, Gateway, PATIENCE, SIZE_BYTES, disk, name};
 use ram_volume::RamVolume;
-use tempfile::TempDir;
 
-const SIZE_BYTES: u64 = 64 << 20;
 const BLOCK_BYTES: usize = 4096;
-/// Nothing in these tests takes that long unless it hangs.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// Data threads with one group of two disks, listening at a Unix socket.
-struct Gateway {
-    threads: DataThreads<RamVolume>,
-    home: usize,
-    socket: PathBuf,
-    directory: TempDir,
-}
-
-const GROUP: GroupId = GroupId(7);
-
-fn disk(number: u128) -> Export {
-    Export::Disk(GROUP, DiskId(number))
-}
-
-impl Gateway {
-    fn start(threads: usize) -> Gateway {
-        Gateway::with_limits(threads, SessionLimits::default())
-    }
-
-    fn with_limits(threads: usize, limits: SessionLimits) -> Gateway {
-        let directory = tempfile::tempdir().unwrap();
-        let open_storage = |_| open_best(&BackendOptions::default()).map(|chosen| chosen.storage);
-        let threads = DataThreads::start(DataThreadsOptions { threads, limits }, open_storage).unwrap();
-        let home = threads.exports().place_group(GROUP, threads.count());
-        let synced = directory.path().join("synced");
-        let (hosted, is_hosted) = std::sync::mpsc::channel();
-        let open = move |host: &mut afterimage::site::Host<RamVolume>| {
-            let (runtime, later) = (host.runtime().clone(), host.later());
-            let tasks = runtime.clone();
-            tasks.spawn(async move {
-                let file = runtime.open(synced, OpenOptions::CREATE).await.unwrap();
-                later.run(move |host| {
-                    host.insert(GROUP, RamVolume::new(runtime, file));
-                    hosted.send(()).unwrap();
-                });
-            });
-        };
-        threads.command(home, open).unwrap();
-        is_hosted.recv_timeout(PATIENCE).unwrap();
-        for number in 0..2 {
-            let description = "memory".to_owned();
-            let info = ExportInfo { export: disk(number), size: SIZE_BYTES, read_only: false, description };
-            threads.exports().add(&name(number), info).unwrap();
-        }
-        let socket = directory.path().join("nbd.sock");
-        threads.listen(&ListenAddress::Unix(socket.clone())).unwrap();
-        Gateway { threads, home, socket, directory }
-    }
-
-    fn socket(&self) -> UnixStream {
-        let socket = UnixStream::connect(&self.socket).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        socket.set_write_timeout(Some(PATIENCE)).unwrap();
-        socket
-    }
-
-    /// A client, and a second handle on its socket.
-    fn connect(&self, number: u128) -> (Client<UnixStream>, UnixStream) {
-        let socket = self.socket();
-        let handle = socket.try_clone().unwrap();
-        (Client::connect(socket, Wishes::all(name(number))).unwrap(), handle)
-    }
-
-    /// A client that has asked for simple replies, as a bare socket.
-    fn connect_simple(&self, number: u128) -> UnixStream {
-        let socket = self.socket();
-        let wishes = Wishes { export: name(number), structured: false, allocation: false };
-        Client::connect(socket.try_clone().unwrap(), wishes).unwrap();
-        socket
-    }
-
-    /// Waits until requests hold that many bytes.
-    fn until_held(&self, bytes: usize) {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let is_so = || runtime.block_on(self.threads.buffered_bytes()) == bytes;
-        assert!((0..1_000_000).any(|_| is_so()), "{bytes} bytes are never held");
-    }
-
-    /// What `ask` says of the volume, on its thread.
-    fn ask<R: Send + 'static>(&self, ask: impl Fn(&mut RamVolume) -> R + Send + 'static) -> R {
-        let answer = self.threads.call(self.home, move |host| ask(host.volume(GROUP).unwrap()));
-        answer.unwrap().blocking_recv().unwrap()
-    }
-
-    /// Asks again until it is so: each question is a turn of the loop, so nothing is waited for by the clock.
-    fn until(&self, is_so: impl Fn(&mut RamVolume) -> bool + Clone + Send + 'static) {
-        for _ in 0..1_000_000 {
-            if self.ask(is_so.clone()) {
-                return;
-            }
-        }
-        panic!("it never came to be so");
-    }
-
-    fn stop(self) {
-        assert_eq!(self.threads.drain(PATIENCE).wait(), 0, "no session had to be cut off");
-        self.threads.stop().unwrap();
-        assert!(!self.socket.exists());
-    }
-}
-
-fn name(number: u128) -> String {
-    format!("group/disk{number}")
-}
 
 /// A simple reply's error and cookie.
 fn simple_reply(socket: &mut UnixStream) -> (ErrorCode, u64) {
