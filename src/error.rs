@@ -101,6 +101,20 @@ impl Error {
         self
     }
 
+    /// The same error, which asks for something else from now on.
+    #[must_use]
+    pub fn as_kind(mut self, kind: ErrorKind) -> Error {
+        self.inner.kind = kind;
+        self
+    }
+
+    /// The same error, met in doing something larger, of which `context` says what is to be said.
+    #[must_use]
+    pub fn within(mut self, context: &str) -> Error {
+        self.inner.context = format!("{context}: {}", self.inner.context);
+        self
+    }
+
     /// What went wrong, without file and offset: for whoever says those themselves.
     pub fn without_place(&self) -> String {
         match &self.inner.source {

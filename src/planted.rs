@@ -23,6 +23,8 @@ pub enum Bug {
     ReplacedOpeningFollowed,
     /// A torn frame is taken for one that rotted, whether or not it was durable.
     TornTailTakenForRot,
+    /// What a device does not give of a segment is taken for never written.
+    UnreadTakenForTorn,
     /// What was accepted at opening is served without having been synced and stated.
     AcceptanceNotRecorded,
     /// An opening believes what the page cache shows, also after a failed sync.
@@ -89,7 +91,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 39] = [
+    pub const ALL: [Bug; 40] = [
         Bug::AcknowledgeBeforeWritten,
         Bug::VisibleAfterAcknowledged,
         Bug::SyncCoversInFlight,
@@ -98,6 +100,7 @@ impl Bug {
         Bug::NoIncarnationCheck,
         Bug::ReplacedOpeningFollowed,
         Bug::TornTailTakenForRot,
+        Bug::UnreadTakenForTorn,
         Bug::AcceptanceNotRecorded,
         Bug::PageCacheTrusted,
         Bug::GuestPagesBelieved,

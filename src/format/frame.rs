@@ -259,6 +259,12 @@ impl Frame {
         start..start + to_usize(u64::from(payload.sectors) * SECTOR_BYTES)
     }
 
+    /// Whether the page at byte `offset` of its segment is one of its payload's.
+    pub fn holds_payload(&self, offset: u64) -> bool {
+        let begin = self.segment_offset() + self.header_bytes() as u64;
+        (begin..self.segment_offset() + self.total_bytes() as u64).contains(&offset)
+    }
+
     /// Whether it begins an incarnation.
     pub fn is_opening(&self) -> bool {
         matches!(self.records.first(), Some(Record { kind: RecordKind::Opening, .. }))

@@ -13,20 +13,19 @@ use std::rc::Rc;
 
 use futures::stream::{self, StreamExt};
 
-use crate::error::{Error, Result};
-use crate::format::frame::{FrameFault, UntrustedHeader};
+use crate::error::Result;
 use crate::format::marker::Opening;
 use crate::format::run::FrameLink;
 use crate::journal::keys::JournalKeys;
 use crate::journal::recover::{Accepted, Decision, Known, admit_rotten, claims, recover, silent_segments};
 use crate::journal::runs::{self, Jump, LoadedRun, Needs, link_of};
 use crate::journal::scan::{Checks, Scanned, SegmentScan, is_needless, scan_segment};
+use crate::journal::segment_read::{Unread, read_head, read_segment};
 use crate::journal::segments::{Segment, SegmentIndex, Segments, create, open_all};
 use crate::journal::writer::Position;
 use crate::planted::{Bug, Planted};
 use crate::runtime::Runtime;
-use crate::storage::Buffer;
-use crate::units::{FrameNumber, Lsn, PAGE_BYTES, SegmentSequence, to_usize};
+use crate::units::{FrameNumber, Lsn, PAGE_BYTES, SegmentSequence};
 
 /// Segments that are read at a time.
 const SEGMENTS_READ_AHEAD: usize = 3;
@@ -96,6 +95,7 @@ pub async fn open(
         owner: !planted.is(Bug::GuestPagesBelieved),
         newest: !planted.is(Bug::ReplacedOpeningFollowed),
         floor: !planted.is(Bug::TornTailTakenForRot),
+        unread: !planted.is(Bug::UnreadTakenForTorn),
     };
     let (files, run_names) = open_all(&runtime, &plan.directory).await?;
     settle(&runtime, &files, planted).await?;
@@ -157,7 +157,7 @@ fn tell_rotten(accepted: &[Recovered], files: &[Segment]) {
             let offset = frame.segment_offset() + frame.payload_range(payload).start as u64;
             let path = files.iter().find(|file| file.index == *index).map(|file| file.path.display());
             let lsn = frame.first_lsn.advance(record as u64);
-            tracing::error!(path = path.map(tracing::field::display), offset, %lsn, "a record in the journal is not what was written");
+            tracing::error!(path = path.map(tracing::field::display), offset, %lsn, "a record in the journal is not what was written, or is not given");
         }
     }
 }
@@ -246,6 +246,8 @@ struct Survey<'a> {
     /// What stands in each: all of it, or that header only.
     scans: Vec<SegmentScan>,
     is_whole: Vec<bool>,
+    /// What the device did not give of some.
+    unread: BTreeMap<usize, Unread>,
 }
 
 impl<'a> Survey<'a> {
@@ -263,7 +265,7 @@ impl<'a> Survey<'a> {
         }
         let used = |scan: &SegmentScan| (scan.index, scan.claims(known.owner, checks).segment);
         let (uses, is_whole) = (scans.iter().map(used).collect(), vec![false; files.len()]);
-        Ok(Survey { runtime, files, known, checks, uses, scans, is_whole })
+        Ok(Survey { runtime, files, known, checks, uses, scans, is_whole, unread: BTreeMap::new() })
     }
 
     /// The chain that is accepted, and the jumps in it. Where it leaves no room, its end is read frame by frame.
@@ -314,6 +316,7 @@ impl<'a> Survey<'a> {
                 Decision::Fresh | Decision::Refuse(_) => 0,
             };
             if taken == jumps.len() {
+                self.refuse_unknown()?;
                 return Ok((decision, jumps));
             }
             tracing::warn!("index runs do not fit the journal's segments, which are read instead");
@@ -332,12 +335,27 @@ impl<'a> Survey<'a> {
         // The device reads the next segments while this thread sums the one before.
         let mut reads = stream::iter(reads.collect::<Vec<_>>()).buffered(SEGMENTS_READ_AHEAD);
         for &index in &wanted {
-            let bytes = reads.next().await.expect("one read for each wanted segment")?;
+            let (bytes, unread) = reads.next().await.expect("one read for each wanted segment")?;
             self.scans[index] = scan_segment(self.files[index].index, &bytes, self.checks);
+            self.unread.extend(unread.map(|unread| (index, unread)));
             self.is_whole[index] = true;
             scanned.borrow_mut().push(bytes);
         }
         Ok(())
+    }
+
+    /// Where the device does not give bytes of a segment, it must be known by a frame's header what stands there: else it may be a
+    /// frame that somebody was told of, or one that says what the journal holds.
+    fn refuse_unknown(&mut self) -> Result<()> {
+        let is_known = |index: &usize, unread: &Unread| {
+            let frames = &self.scans[*index].frames;
+            unread.pages().all(|page| frames.iter().any(|scanned| scanned.frame.holds_payload(page)))
+        };
+        let unknown = self.unread.iter().find(|(index, unread)| !is_known(index, unread));
+        match unknown.map(|(&index, _)| index).filter(|_| self.checks.unread) {
+            Some(index) => Err(self.unread.remove(&index).expect("it was found").into_error()),
+            None => Ok(()),
+        }
     }
 
     fn tail(&self) -> SegmentSequence {
@@ -349,46 +367,6 @@ impl<'a> Survey<'a> {
 fn is_wanted(is_whole: bool, used: SegmentSequence, tail: SegmentSequence, jumps: &[Jump]) -> bool {
     let is_passed = used > tail && jumps.iter().any(|jump| jump.passes_over(used));
     !is_whole && !is_passed && !is_needless(used, tail)
-}
-
-/// The header at a segment's start, whatever follows it.
-async fn read_head(runtime: &Rc<Runtime>, segment: &Segment) -> Result<Buffer> {
-    let page = PAGE_BYTES.min(to_usize(segment.bytes));
-    let head = runtime.read(&segment.file, 0, page).await?;
-    refuse_newer_version(&head, segment)?;
-    match rest_of_head(&head, segment.bytes) {
-        Some(bytes) => runtime.read(&segment.file, 0, bytes).await,
-        None => Ok(head),
-    }
-}
-
-/// How long the header is that begins with `page`, if the page is not all of it and the segment takes it.
-fn rest_of_head(page: &[u8], segment_bytes: u64) -> Option<usize> {
-    let bytes = UntrustedHeader::read(page).ok()?.header_bytes();
-    (bytes > page.len() && bytes as u64 <= segment_bytes).then_some(bytes)
-}
-
-/// Reads all of a segment, into a buffer of one that was scanned if there is one of its length.
-async fn read_segment(
-    runtime: &Runtime,
-    segment: &Segment,
-    scanned: &RefCell<Vec<Buffer>>,
-) -> Result<Buffer> {
-    let len = to_usize(segment.bytes);
-    let spare = scanned.borrow_mut().pop().filter(|buffer: &Buffer| buffer.len() == len);
-    let buffer = spare.unwrap_or_else(|| Buffer::recycled(len));
-    runtime.read_into(&segment.file, 0, buffer).await
-}
-
-fn refuse_newer_version(page: &[u8], segment: &Segment) -> Result<()> {
-    match UntrustedHeader::read(page) {
-        Err(FrameFault::Version(version)) => Err(Error::new(
-            crate::error::ErrorKind::Unsupported,
-            format!("the journal has format version {version}; open it with the version that wrote it"),
-        )
-        .at_path(segment.file.path())),
-        _ => Ok(()),
-    }
 }
 
 fn opening_after(last: Option<&Scanned>, runtime: &Runtime) -> Opening {
@@ -448,22 +426,7 @@ fn adopt_live(
 mod tests {
     use super::*;
     use crate::journal::runs::NOTHING;
-    use crate::journal::scan::tests::{frame, put};
-
-    #[test]
-    fn of_a_head_that_is_longer_than_its_page_all_is_read() {
-        let page = |records| {
-            let mut bytes = vec![0; 4 * PAGE_BYTES];
-            put(&mut bytes, &frame(1, 0, 0, records));
-            bytes.truncate(PAGE_BYTES);
-            bytes
-        };
-        assert_eq!(rest_of_head(&page(300), 1 << 20), Some(3 * PAGE_BYTES));
-        assert_eq!(rest_of_head(&page(300), 3 * PAGE_BYTES as u64), Some(3 * PAGE_BYTES));
-        assert_eq!(rest_of_head(&page(300), 3 * PAGE_BYTES as u64 - 512), None, "cut off");
-        assert_eq!(rest_of_head(&page(1), 1 << 20), None);
-        assert_eq!(rest_of_head(&[0; PAGE_BYTES], 1 << 20), None);
-    }
+    use crate::journal::scan::tests::frame;
 
     /// Disks whose files cannot be had go by it: they need nothing of the journal up to there.
     #[test]

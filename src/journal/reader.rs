@@ -1,7 +1,9 @@
 //! Reads record payloads back: from the frame cache, or from the segment.
 //!
 //! Whatever comes from a file is read by whole payloads and compared with its sum, or opened by its seal, before any byte of it leaves here:
-//! bit rot under a running gateway is an error with file and offset ([`PayloadRead`]), never somebody's data. Frames in
+//! bit rot under a running gateway is an error with file and offset ([`PayloadRead`]), never somebody's data. So is a record that the
+//! device does not give, once it was asked [often enough](crate::journal::patience): whoever reads goes on without it, as if it had
+//! rotted; each later read asks once more, for it may come back. Frames in
 //! the cache are what was sealed and written, still plain, and are not checked again. Guests' reads (`protect::reads`), which are no
 //! tasks, go through the same [`locate`].
 
@@ -10,8 +12,9 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::rc::Rc;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::journal::cache::FrameCache;
+use crate::journal::patience::{is_refusal, patiently};
 use crate::journal::payloads::{PayloadSeal, StoredPayload};
 use crate::journal::segments::{Segment, SegmentIndex, Segments};
 use crate::planted::{Bug, Planted};
@@ -111,7 +114,23 @@ impl Reader {
             Located::Cached(slice) => return Ok(slice),
             Located::Stored(stored) => stored,
         };
-        let buffer = self.runtime.call(stored.operation()).await?.into_buffer();
+        let buffer = self.fetch(&stored).await?;
         stored.verify(buffer, self.planted)
+    }
+
+    /// The payload as its device gives it. One that it refuses for good is `Corrupt`: not what was stored is to be had there.
+    async fn fetch(&self, stored: &PayloadRead) -> Result<Buffer> {
+        let attempt = async || Ok(self.runtime.call(stored.operation()).await?.into_buffer());
+        let (segment, sector) = (&stored.segment, stored.payload.sector);
+        let was_refused = segment.is_refused(sector);
+        let result = if was_refused { attempt().await } else { patiently(&self.runtime, attempt).await };
+        let is_refused = result.as_ref().is_err_and(is_refusal);
+        if is_refused != was_refused {
+            segment.note_refused(sector, is_refused);
+        }
+        result.map_err(|error| match is_refused {
+            true => error.as_kind(ErrorKind::Corrupt).at_offset(stored.payload.byte_offset()),
+            false => error,
+        })
     }
 }

@@ -192,11 +192,14 @@ pub struct Checks {
     pub newest: bool,
     /// Take only frames for rotten that were durable.
     pub floor: bool,
+    /// Take nothing that a device does not give for what was never written.
+    pub unread: bool,
 }
 
 impl Checks {
     /// All of them.
-    pub const ALL: Checks = Checks { chain: true, incarnation: true, owner: true, newest: true, floor: true };
+    pub const ALL: Checks =
+        Checks { chain: true, incarnation: true, owner: true, newest: true, floor: true, unread: true };
 
     /// Whether `next` follows `last`.
     pub fn follows(self, last: Link, next: &Scanned) -> bool {

@@ -16,7 +16,7 @@
 //! may go beyond the limit by a segment; data may not use what that adds.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -88,6 +88,8 @@ pub struct Segment {
     first_said: Cell<Option<FrameNumber>>,
     last_lsn: Cell<Lsn>,
     payloads: RefCell<Payloads>,
+    /// First sectors of payloads that the device did not give, however often it was asked.
+    refused: RefCell<BTreeSet<u32>>,
 }
 
 impl Segment {
@@ -103,6 +105,7 @@ impl Segment {
             first_said: Cell::default(),
             last_lsn: Cell::default(),
             payloads: RefCell::default(),
+            refused: RefCell::default(),
         }
     }
 
@@ -155,6 +158,21 @@ impl Segment {
     /// The record's payload that holds `sectors` sectors from `sector` on.
     pub fn payload(&self, sector: u32, sectors: u64) -> Option<(StoredPayload, Option<PayloadSeal>)> {
         self.payloads.borrow().find(sector, sectors)
+    }
+
+    /// Whether the device refused the payload at `sector` for good, as far as is known.
+    pub fn is_refused(&self, sector: u32) -> bool {
+        self.refused.borrow().contains(&sector)
+    }
+
+    /// Notes whether it does.
+    pub fn note_refused(&self, sector: u32, is_refused: bool) {
+        let mut refused = self.refused.borrow_mut();
+        if is_refused {
+            refused.insert(sector);
+        } else {
+            refused.remove(&sector);
+        }
     }
 
     fn begins_durably(&self, durable: FrameNumber) -> bool {
@@ -302,6 +320,7 @@ impl Segments {
             }
             let Some(segment) = self.live.pop_front() else { break };
             segment.payloads.borrow_mut().clear();
+            segment.refused.borrow_mut().clear();
             recycled.push(segment.index);
             self.retired.push_back((segment, next));
         }

@@ -1,6 +1,6 @@
-//! What of some maps can be read back from the journal, and what rotted there.
+//! What of some maps can be read back from the journal, and what rotted there, or is not given by its device any more.
 //!
-//! Side files and deltas take what frozen maps say, newest record winning. Where that record is not what was written, they
+//! Side files and deltas take what frozen maps say, newest record winning. Where that record is not what was written, or cannot be had, they
 //! take what the maps have beneath it, as if it had never been: sifting reads everything once and gives such a map, with a
 //! list of the records that it is without. Nothing else is done about a bad record; the journal stays as it is.
 //!
@@ -39,25 +39,29 @@ pub struct Sifted {
     pub map: FrozenMap<Source>,
     /// What cannot, ascending and disjoint; the map may have something older there.
     pub lost: Vec<Lost>,
+    /// Whether some of that is there, for all that is known, but its device does not give it: it may come back.
+    pub is_withheld: bool,
 }
 
-/// Reads all that `maps`, oldest first, say of one disk. Only errors that may pass, such as EIO, end it.
+/// Reads all that `maps`, oldest first, say of one disk. No error ends it that is one of stored bytes.
 pub async fn sift(runtime: &Rc<Runtime>, reader: &Reader, maps: &[Rc<FrozenMap<Source>>]) -> Result<Sifted> {
     let merged = merge(maps, || runtime.yield_now()).await;
     let mut checked = stream::iter(merged.iter().map(|extent| check(reader, extent))).buffered(READS_AHEAD);
     let (mut extents, mut lost) = (Vec::with_capacity(merged.len()), Vec::new());
+    let mut is_withheld = false;
     while let Some(result) = checked.next().await {
         let (extent, stood) = result?;
         match stood {
             None => extents.push(extent),
-            Some(stood) => {
+            Some(Miss { stood, withheld }) => {
+                is_withheld |= withheld;
                 lost.push(Lost { range: extent.range, stood });
                 beneath(reader, maps, extent, &mut extents).await?;
             }
         }
     }
     let map = FrozenMap::from_sorted(extents).expect("what lies beneath an extent lies within its range");
-    Ok(Sifted { map, lost })
+    Ok(Sifted { map, lost, is_withheld })
 }
 
 /// Adds what older maps can give of a lost extent.
@@ -93,8 +97,15 @@ async fn beneath(
     Ok(())
 }
 
-/// The extent, and where the record stood that it is of, if that is not what was written.
-async fn check(reader: &Reader, extent: Extent<Source>) -> Result<(Extent<Source>, Option<Stood>)> {
+/// A record that is not to be had.
+struct Miss {
+    stood: Stood,
+    /// Its device does not give it.
+    withheld: bool,
+}
+
+/// The extent, and where the record stood that it is of, if that is not what was written or cannot be had.
+async fn check(reader: &Reader, extent: Extent<Source>) -> Result<(Extent<Source>, Option<Miss>)> {
     let Source::Journal { segment, sector } = extent.location else { return Ok((extent, None)) };
     debug_assert!(extent.range.bytes() <= RECORD_PAYLOAD_BYTES_MAX as u64, "an extent lies within a record");
     for attempt in 1.. {
@@ -103,7 +114,8 @@ async fn check(reader: &Reader, extent: Extent<Source>) -> Result<(Extent<Source
             Err(error) if error.kind() == ErrorKind::Corrupt && attempt < ATTEMPTS => {}
             Err(error) if error.kind() == ErrorKind::Corrupt => {
                 tracing::error!(%error, sectors = %extent.range, "a record in the journal is lost");
-                return Ok((extent, Some(stood(segment.0, &error))));
+                let withheld = error.io_kind().is_some();
+                return Ok((extent, Some(Miss { stood: stood(segment.0, &error), withheld })));
             }
             Err(error) => return Err(error),
         }

@@ -40,6 +40,8 @@ pub struct Disk {
     pub stored_before: Lsn,
     /// What is done about its latch at present.
     pub care: Care,
+    /// Sectors whose newest records the journal keeps, although its device does not give them.
+    pub withheld: Ranges,
     /// Whether somebody asked for a mend that has yet to come to its end.
     pub mend_asked: bool,
     /// Whether that somebody accepts that records are lost.
@@ -65,6 +67,8 @@ pub enum Care {
         /// Whether a mend waits for it since it was begun.
         for_mend: bool,
     },
+    /// The journal's device does not give records of it, which the journal keeps while it has room.
+    Kept,
     /// Its image takes what it lacks.
     Mending,
     /// What is lost is written anew with what the image has.
@@ -88,6 +92,7 @@ impl Disk {
             last_side: 0,
             stored_before: Lsn::ZERO,
             care: Care::None,
+            withheld: Ranges::default(),
             mend_asked: false,
             accepts_loss: false,
             accepted: Ranges::default(),
@@ -110,6 +115,7 @@ impl Disk {
             last_side,
             stored_before: stored,
             care: Care::None,
+            withheld: Ranges::default(),
             mend_asked: false,
             accepts_loss: false,
             accepted: Ranges::default(),

@@ -77,6 +77,13 @@ pub enum GroupEvent {
         /// How many.
         sectors: u64,
     },
+    /// The journal's device does not give writes to these sectors, however often it is asked.
+    Withheld {
+        /// The disk's name.
+        disk: String,
+        /// The sectors.
+        sectors: Ranges,
+    },
     /// Writes that rotted in the journal are lost for good, as somebody accepted: their sectors hold something older.
     LossAccepted {
         /// The disk's name.
@@ -113,6 +120,7 @@ impl GroupEvent {
             GroupEvent::DiskLacking { .. } => "disk_lacking",
             GroupEvent::DiskWhole { .. } => "disk_whole",
             GroupEvent::Renewed { .. } => "renewed",
+            GroupEvent::Withheld { .. } => "withheld",
             GroupEvent::LossAccepted { .. } => "loss_accepted",
         }
     }
@@ -139,7 +147,9 @@ impl GroupEvent {
             | GroupEvent::HistoryWillShrink { .. }
             | GroupEvent::HistoryShrinks { .. }
             | GroupEvent::LossAccepted { .. } => Gravity::Warning,
-            GroupEvent::HistoryCannotShrink | GroupEvent::DiskLacking { .. } => Gravity::Fault,
+            GroupEvent::HistoryCannotShrink
+            | GroupEvent::DiskLacking { .. }
+            | GroupEvent::Withheld { .. } => Gravity::Fault,
             GroupEvent::PointsInTime
             | GroupEvent::Paused
             | GroupEvent::Resumed
@@ -177,14 +187,19 @@ impl GroupEvent {
             GroupEvent::Paused => "paused: no timed points are made, and none go, until `group resume`".to_owned(),
             GroupEvent::Resumed => "resumed: timed points are made again".to_owned(),
             GroupEvent::DiskLacking { disk, sectors } => format!(
-                "points are without disk {disk} from now on: writes to its sectors {} rotted in the journal before a delta \
-                 had them",
+                "points are without disk {disk} from now on: writes to its sectors {} rotted in the journal, or cannot be \
+                 read from it, before a delta had them",
                 ranges(sectors)
             ),
             GroupEvent::DiskWhole { disk } => format!("points hold disk {disk} again"),
             GroupEvent::Renewed { disk, sectors } => {
                 format!("{} of disk {disk} that points lacked were written anew with what it holds", counted(*sectors, "sector"))
             }
+            GroupEvent::Withheld { disk, sectors } => format!(
+                "writes to sectors {} of disk {disk} cannot be read from the journal, which keeps them while it has room: mend its \
+                 device and run `group resume`, or give them up by `group resume --accept-loss`",
+                ranges(sectors)
+            ),
             GroupEvent::LossAccepted { disk, sectors } => format!(
                 "writes to sectors {} of disk {disk} are lost, as was accepted: they hold something older",
                 ranges(sectors)

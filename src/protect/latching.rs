@@ -12,6 +12,9 @@
 //! which is visible is held; what becomes visible later, having been acknowledged or queued before the latch, makes
 //! another. Where no side file can be written the journal keeps the records, and it is tried again.
 //!
+//! Records that the journal's device does not give, however often it is asked, may come back: while the journal has room it keeps
+//! all that the image lacks, and a resume asks again. Once it is pressed, or the loss is accepted, they are as lost as rotten ones.
+//!
 //! Records that rotted in the journal are in no side file, which notes them as lost. Then a mend is refused, unless the
 //! loss is accepted: the image takes the rest, and what it has of the lost sectors is written anew ([`super::renewal`]), which
 //! hides the notes; the mend goes on like any other.
@@ -25,7 +28,7 @@ use crate::format::side::Identity as SideIdentity;
 use crate::image::Image;
 use crate::image::attach::{Reattached, reattach};
 use crate::image::mend::{Mend, Rest, mend, take};
-use crate::image::side::{self, SideFile, SideWork};
+use crate::image::side::{self, SideWork, Written};
 use crate::journal::sift::Lost;
 use crate::journal::writer::Identity;
 use crate::protect::disk::{Care, Disk};
@@ -34,6 +37,9 @@ use crate::protect::group::{Callback, Group, nanos};
 use crate::protect::mailbox::Done;
 use crate::protect::retry::RETRY_DELAY;
 use crate::units::{DiskId, DiskSlot, MonotonicNanos};
+
+/// The journal lets go of records that its device does not give once less than one part in this many of it is free.
+const FREE_PART_KEPT: u64 = 4;
 
 /// What a resume found of one disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,11 +142,16 @@ impl Group {
                 Care::Saving { .. } | Care::Mending | Care::Renewing => {}
                 Care::Mended if self.destaging => {}
                 Care::Mended => self.end_mend(slot),
-                Care::None | Care::Waiting(_) if self.stopping => {}
-                Care::None | Care::Waiting(_) if disk.mend_asked && disk.image.is_none() => {
+                Care::None | Care::Waiting(_) | Care::Kept if self.stopping => {}
+                Care::None | Care::Waiting(_) | Care::Kept if disk.mend_asked && disk.image.is_none() => {
                     self.begin_reattach(slot)
                 }
-                Care::None | Care::Waiting(_) if disk.accepts_loss => self.begin_acceptance(slot),
+                Care::None | Care::Waiting(_) | Care::Kept if disk.accepts_loss => {
+                    self.begin_acceptance(slot)
+                }
+                // What is kept is asked for again first.
+                Care::Kept if disk.mend_asked || self.lets_go() => self.begin_side_file(slot),
+                Care::Kept => {}
                 Care::None | Care::Waiting(_) if disk.mend_asked => self.begin_mend(slot),
                 Care::Waiting(at) if at > now => {}
                 Care::None | Care::Waiting(_) => self.begin_side_file(slot),
@@ -150,7 +161,7 @@ impl Group {
 
     /// Whether a task works on a latched disk.
     pub(super) fn is_caring(&self) -> bool {
-        self.disks.values().any(|disk| !matches!(disk.care, Care::None | Care::Waiting(_)))
+        self.disks.values().any(|disk| !matches!(disk.care, Care::None | Care::Waiting(_) | Care::Kept))
     }
 
     /// When a side file is tried again.
@@ -162,7 +173,13 @@ impl Group {
         self.disks.values().filter_map(due).min()
     }
 
+    /// Whether the journal needs the room of what it keeps for latched disks.
+    fn lets_go(&self) -> bool {
+        self.segments.room_bytes() < self.segments.limit_bytes() / FREE_PART_KEPT || self.are_maps_full()
+    }
+
     fn begin_side_file(&mut self, slot: DiskSlot) {
+        let lets_go = self.lets_go();
         if self.layers.has_undestaged(slot) {
             return;
         }
@@ -178,8 +195,8 @@ impl Group {
         let identity = SideIdentity { group, timeline, disk: disk.record.id, number, after, through };
         disk.care = Care::Saving { for_mend: disk.mend_asked };
         let (directory, keys) = (self.settings.plan.images(), self.settings.vault.keys().clone());
-        let sectors = disk.record.sectors;
-        let work = SideWork { directory, identity, sectors, maps, reader: self.reader(), keys };
+        let (sectors, gives_up) = (disk.record.sectors, disk.accepts_loss || lets_go);
+        let work = SideWork { directory, identity, sectors, maps, reader: self.reader(), keys, gives_up };
         let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
         let planted = self.settings.plan.planted;
         self.tasks.spawn(async move {
@@ -188,7 +205,7 @@ impl Group {
         });
     }
 
-    pub(super) fn finish_side_file(&mut self, slot: DiskSlot, id: DiskId, result: Result<SideFile>) {
+    pub(super) fn finish_side_file(&mut self, slot: DiskSlot, id: DiskId, result: Result<Written>) {
         let Some(disk) = self.disks.get_mut(&slot) else {
             // The disk left meanwhile, and its files with it, but for this one.
             let (runtime, images) = (Rc::clone(&self.runtime), self.settings.plan.images());
@@ -196,7 +213,8 @@ impl Group {
             return;
         };
         match result {
-            Ok(side) => {
+            Ok(Written::Kept(lost)) => self.keep(slot, &lost),
+            Ok(Written::File(side)) => {
                 tracing::warn!(
                     group = %self.name,
                     disk = %disk.record.name,
@@ -206,7 +224,7 @@ impl Group {
                 self.layers.release(slot, side.through());
                 disk.side_failures.succeeded();
                 disk.sides.push(Rc::new(side));
-                disk.care = Care::None;
+                (disk.care, disk.withheld) = (Care::None, Ranges::default());
                 if let Some(refusal) = self.refusal(slot) {
                     self.disks.get_mut(&slot).expect("looked at").latch(&refusal);
                 }
@@ -230,6 +248,24 @@ impl Group {
                     self.stays_latched(slot, &error);
                 }
             }
+        }
+    }
+
+    /// The journal goes on keeping what the image lacks, since its device does not give these records.
+    fn keep(&mut self, slot: DiskSlot, lost: &[Lost]) {
+        let disk = self.disks.get_mut(&slot).expect("a latched disk is there");
+        let refusal = side::withheld(lost, &disk.record.name, &self.settings.plan.journal());
+        let is_answer = std::mem::replace(&mut disk.care, Care::Kept) == (Care::Saving { for_mend: true });
+        disk.latch(&refusal);
+        let sectors = Ranges::of(lost.iter().map(|lost| lost.range));
+        if sectors != disk.withheld {
+            disk.withheld = sectors.clone();
+            let disk = disk.record.name.clone();
+            self.tell(GroupEvent::Withheld { disk, sectors });
+        }
+        if is_answer {
+            let reason = refusal.to_string();
+            self.stays_latched_as(slot, &refusal, &Finding::Lost { reason });
         }
     }
 
@@ -411,7 +447,7 @@ impl Group {
         }
         tracing::warn!(group = %self.name, disk = %disk.record.name, "the image was mended; the disk takes writes again");
         (disk.latched, disk.failures, disk.mend_asked, disk.accepts_loss) = (None, 0, false, false);
-        disk.last_failure = None;
+        (disk.last_failure, disk.withheld) = (None, Ranges::default());
         let lost = std::mem::take(&mut disk.accepted);
         let finding = if lost.is_empty() { Finding::Mended } else { Finding::Accepted { lost } };
         self.found(slot, &finding);

@@ -16,7 +16,7 @@ use crate::format::record::DiskRecord;
 use crate::image::Image;
 use crate::image::attach::Reattached;
 use crate::image::destage::DiskResult;
-use crate::image::side::SideFile;
+use crate::image::side::Written;
 use crate::journal::segments::Segment;
 use crate::protect::group::{Callback, Group};
 use crate::protect::indexing::StoredRun;
@@ -33,7 +33,7 @@ pub(super) enum Done {
     /// A destage batch ended.
     Destaged { through: Lsn, disks: Vec<DiskResult> },
     /// A side file of a latched disk was written, or not.
-    SideFile(DiskSlot, DiskId, Result<SideFile>),
+    SideFile(DiskSlot, DiskId, Result<Written>),
     /// The image of a latched disk has taken what it lacked, or not.
     Mended(DiskSlot, Result<Image>),
     /// The image of a disk has taken all but what is lost, whose loss is accepted, or not.

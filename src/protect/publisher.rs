@@ -1,8 +1,8 @@
 //! The publisher: turns closed intervals into deltas, and deltas into recovery points, one after the other.
 //!
 //! A task of its own, so that the vault's pace is nobody else's. An interval is tried until it is in the vault, for
-//! the journal keeps it until then; only an error that trying again cannot mend is given back. A record that rotted is no
-//! such: the point goes without its disk.
+//! the journal keeps it until then; only an error that trying again cannot mend is given back. A record that rotted, or that
+//! the journal's device does not give, is no such: the point goes without its disk.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -151,7 +151,7 @@ async fn merged(runtime: &Rc<Runtime>, interval: &ClosedInterval) -> Content {
     let mut merged = Content::new();
     for (slot, maps) in maps(interval) {
         let map = merge(&maps, || runtime.yield_now()).await;
-        merged.insert(slot, Sifted { map, lost: Vec::new() });
+        merged.insert(slot, Sifted { map, lost: Vec::new(), is_withheld: false });
     }
     merged
 }

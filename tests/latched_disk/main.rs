@@ -11,3 +11,4 @@ mod pieces;
 mod rot;
 mod running;
 mod verify;
+mod withheld;

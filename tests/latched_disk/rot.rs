@@ -1,6 +1,7 @@
 //! Records that rot in the journal under a running group: what could be read goes on, what could not is noted, and
 //! accepted or not, disk and points say the same.
 
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -14,16 +15,16 @@ use afterimage::journal::segments::parse_file_name;
 use afterimage::protect::events::GroupEvent;
 use afterimage::protect::latching::{Finding, ResumeReport};
 use afterimage::storage::sim::{FaultKind, Matcher, OpKind};
-use afterimage::units::{DiskId, SectorRange, to_usize};
+use afterimage::units::{DiskId, SectorRange};
 use afterimage::view::View;
 
 use crate::machine::{Machine, SECTORS, image, part};
 use crate::pieces::flatten;
 
-const LOST: SectorRange = SectorRange { start: 10, end: 17 };
+pub const LOST: SectorRange = SectorRange { start: 10, end: 17 };
 
-/// Flips a bit of the newest record in the journal that is a write of these sectors.
-fn rot(machine: &mut Machine, disk: DiskId, range: SectorRange) {
+/// Segment, byte offset of the frame and of the payload of the newest record in the journal that is a write of these sectors.
+pub fn place(machine: &mut Machine, disk: DiskId, range: SectorRange) -> (PathBuf, u64, u64) {
     let slot = machine.member(disk).record.slot;
     let mut found = None;
     for path in machine.disk.files() {
@@ -33,30 +34,37 @@ fn rot(machine: &mut Machine, disk: DiskId, range: SectorRange) {
             let frame = &scanned.frame;
             for (record, lsn) in frame.records.iter().zip(frame.first_lsn.0..) {
                 if record.kind == (RecordKind::Write { disk: slot, range }) {
-                    let offset = to_usize(frame.segment_offset()) + frame.payload_range(record.payload).start;
-                    found = found.max(Some((lsn, path.clone(), offset)));
+                    let offset = frame.segment_offset();
+                    let payload = offset + frame.payload_range(record.payload).start as u64;
+                    found = found.max(Some((lsn, path.clone(), offset, payload)));
                 }
             }
         }
     }
-    let (_, path, offset) = found.expect("the write is in the journal");
-    assert!(machine.disk.rot(&path, offset as u64 + 77, 3));
+    let (_, path, frame, payload) = found.expect("the write is in the journal");
+    (path, frame, payload)
+}
+
+/// Flips a bit of that record.
+fn rot(machine: &mut Machine, disk: DiskId, range: SectorRange) {
+    let (path, _, payload) = place(machine, disk, range);
+    assert!(machine.disk.rot(&path, payload + 77, 3));
 }
 
 /// Pushes frames out of the cache, so that what is read comes from the journal.
-fn evict(machine: &mut Machine, other: DiskId) {
+pub fn evict(machine: &mut Machine, other: DiskId) {
     assert!(machine.write(other, 0, 9, 128).is_ok());
     assert!(machine.write(other, 128, 9, 64).is_ok());
 }
 
-fn set_interval(machine: &mut Machine, interval: Duration) {
+pub fn set_interval(machine: &mut Machine, interval: Duration) {
     machine.called(|group, done| group.set_policy(Some(interval), None, done)).expect("set");
 }
 
 /// Sectors of one byte each: how many, and which.
-type Runs = Vec<(u64, u8)>;
+pub type Runs = Vec<(u64, u8)>;
 
-fn runs(bytes: &[u8]) -> Runs {
+pub fn runs(bytes: &[u8]) -> Runs {
     let mut runs = Runs::new();
     for sector in bytes.chunks(512) {
         assert!(sector.iter().all(|byte| *byte == sector[0]), "a sector is torn");
@@ -68,11 +76,11 @@ fn runs(bytes: &[u8]) -> Runs {
     runs
 }
 
-fn read_whole(machine: &mut Machine, disk: DiskId) -> Runs {
+pub fn read_whole(machine: &mut Machine, disk: DiskId) -> Runs {
     runs(&machine.read(disk))
 }
 
-fn read_range(
+pub fn read_range(
     machine: &mut Machine,
     disk: DiskId,
     start: u64,
@@ -85,20 +93,20 @@ fn read_range(
     }
 }
 
-fn accept(machine: &mut Machine) -> ResumeReport {
+pub fn accept(machine: &mut Machine) -> ResumeReport {
     machine.called(|group, done| group.mend_disks_accepting_loss(done)).expect("a group that works")
 }
 
-fn point(machine: &mut Machine) -> PointRecord {
+pub fn point(machine: &mut Machine) -> PointRecord {
     machine.called(|group, done| group.create_point(String::new(), done)).expect("points go on")
 }
 
-fn lacks(point: &PointRecord, disk: DiskId) -> Vec<SectorRange> {
+pub fn lacks(point: &PointRecord, disk: DiskId) -> Vec<SectorRange> {
     point.disks.iter().find(|member| member.disk == disk).expect("in the table").lacking().to_vec()
 }
 
 /// What a point holds of a disk.
-fn view(machine: &mut Machine, point: &PointRecord, disk: DiskId) -> Result<Runs> {
+pub fn view(machine: &mut Machine, point: &PointRecord, disk: DiskId) -> Result<Runs> {
     let (vault, point) = (Rc::clone(machine.group().vault()), point.id);
     machine.run(async move {
         let view = View::open(&vault, point).await?;
@@ -108,7 +116,7 @@ fn view(machine: &mut Machine, point: &PointRecord, disk: DiskId) -> Result<Runs
 }
 
 /// A disk whose image holds 1 in [`LOST`] and around it, and whose journal newer writes to both.
-fn written(seed: u64) -> (Machine, DiskId, DiskId) {
+pub fn written(seed: u64) -> (Machine, DiskId, DiskId) {
     let (mut machine, rotten, sound) = Machine::new(seed);
     set_interval(&mut machine, Duration::from_secs(3600));
     assert!(machine.write(rotten, 0, 1, 100).is_ok());
@@ -130,11 +138,11 @@ fn lossy(seed: u64) -> (Machine, DiskId, DiskId) {
 }
 
 /// What the disk holds once the loss is accepted.
-fn accepted_content() -> Runs {
+pub fn accepted_content() -> Runs {
     vec![(90, 1), (20, 3), (SECTORS - 110, 0)]
 }
 
-fn check_latched(machine: &mut Machine, rotten: DiskId) {
+pub fn check_latched(machine: &mut Machine, rotten: DiskId) {
     assert!(machine.is_latched(rotten));
     assert_eq!(read_range(machine, rotten, 9, 11), Err(Refusal::Io));
     assert_eq!(read_range(machine, rotten, 16, 17), Err(Refusal::Io));

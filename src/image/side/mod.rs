@@ -26,9 +26,9 @@ mod write;
 use std::path::Path;
 use std::rc::Rc;
 
-pub use self::loss::{lost, refusal};
+pub use self::loss::{lost, refusal, withheld};
 pub use self::names::{SideNames, Sides, list, remove, remove_all, side_path};
-pub use self::write::{SideWork, write};
+pub use self::write::{SideWork, Written, write};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{ExtentMap, Found, FrozenMap, Location};
 use crate::format::checksum;

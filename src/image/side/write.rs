@@ -1,4 +1,4 @@
-//! Writes a side file: moves from the journal what an image cannot take, and notes what rotted there.
+//! Writes a side file: moves from the journal what an image cannot take, and notes what rotted there, or is not given any more.
 //!
 //! Invariant: what this returns is durable under its name and has a receipt; of an attempt that failed nothing is counted on. Each
 //! attempt seals under a key of its own, so that none repeats a nonce.
@@ -45,17 +45,27 @@ pub struct SideWork {
     pub reader: Reader,
     /// What seals it.
     pub keys: GroupKeys,
+    /// Whether records that the journal's device does not give are given up, too: else the journal is to keep them all.
+    pub gives_up: bool,
+}
+
+/// What came of it.
+pub enum Written {
+    /// The file.
+    File(SideFile),
+    /// None: the journal's device does not give these records, and they were not to be given up.
+    Kept(Vec<Lost>),
 }
 
 /// Writes a side file; durable under its name when this returns, and from then on it is missed if it gets lost. No number
 /// is given twice, whatever became of the attempt: a file that stays behind holds what it says, and does no harm.
-pub async fn write(runtime: &Rc<Runtime>, work: SideWork, planted: Planted) -> Result<SideFile> {
+pub async fn write(runtime: &Rc<Runtime>, work: SideWork, planted: Planted) -> Result<Written> {
     let Identity { disk, number, .. } = work.identity;
     let name = |kind| SideName { disk, number, kind }.path(&work.directory);
     let (path, partial) = (name(NameKind::File), name(NameKind::Partial));
     // Where no name can be made durable nothing is written that would only have to be removed again.
     runtime.sync_directory(&work.directory).await?;
-    let mut sifted = None;
+    let mut sifted: Option<Sifted> = None;
     let side = loop {
         match publish(runtime, &work, sifted.as_ref(), &path, &partial, planted).await {
             Ok(side) => break side,
@@ -63,7 +73,11 @@ pub async fn write(runtime: &Rc<Runtime>, work: SideWork, planted: Planted) -> R
                 // What there is of it keeps space from others. The error that matters is the first.
                 let _ = runtime.remove(&partial).await;
                 let _ = runtime.remove(&path).await;
-                sifted = Some(sift_again(runtime, &work, sifted, error).await?);
+                let again = sift_again(runtime, &work, sifted, error).await?;
+                if again.is_withheld && !work.gives_up {
+                    return Ok(Written::Kept(again.lost));
+                }
+                sifted = Some(again);
             }
         }
     };
@@ -76,7 +90,7 @@ pub async fn write(runtime: &Rc<Runtime>, work: SideWork, planted: Planted) -> R
         }
         return Err(error);
     }
-    Ok(side)
+    Ok(Written::File(side))
 }
 
 /// After a failed attempt to write a file: what there is without the records that rotted. Where it is no such that kept the

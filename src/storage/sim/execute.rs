@@ -108,6 +108,9 @@ impl World {
         if buffer.is_empty() {
             return Ok(buffer);
         }
+        if let Some(bad) = self.file_mut(file).first_bad(offset..offset + buffer.len() as u64) {
+            return Err(failed("reading", Errno::IO).at_path(file.path()).at_offset(bad));
+        }
         let content = self.file_mut(file).visible();
         let present = content.length().saturating_sub(offset);
         if present < buffer.len() as u64 {

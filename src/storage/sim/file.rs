@@ -10,7 +10,7 @@
 //! before; where there was nothing, because the write itself had lengthened the file, it shows garbage and never
 //! zeros, for a disk doesn't clear what nobody wrote.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 
 use super::content::Content;
@@ -126,12 +126,14 @@ pub(super) struct SimFile {
     durable: Content,
     visible: Content,
     unsynced: VecDeque<(Moment, Change)>,
+    /// Pages that the disk does not give, until they are written anew.
+    bad_pages: BTreeSet<u64>,
 }
 
 impl SimFile {
     /// A file whose bytes have been synced.
     pub(super) fn at_rest(content: Content) -> SimFile {
-        SimFile { durable: content.clone(), visible: content, unsynced: VecDeque::new() }
+        SimFile { durable: content.clone(), visible: content, ..SimFile::default() }
     }
 
     pub(super) fn visible(&self) -> &Content {
@@ -145,7 +147,26 @@ impl SimFile {
     /// A change completes, or a part of one lands.
     pub(super) fn apply(&mut self, at: Moment, change: Change) {
         change.apply(&mut self.visible);
+        self.bad_pages.retain(|page| !change.touches(page * PAGE_BYTES as u64));
         self.unsynced.push_back((at, change));
+    }
+
+    /// The disk does not give these bytes any more, by whole pages.
+    pub(super) fn spoil(&mut self, range: Range<u64>) {
+        let page = PAGE_BYTES as u64;
+        self.bad_pages.extend(range.start / page..range.end.div_ceil(page));
+    }
+
+    /// It gives all of them again.
+    pub(super) fn heal(&mut self) {
+        self.bad_pages.clear();
+    }
+
+    /// The first byte of a range that the disk does not give.
+    pub(super) fn first_bad(&self, range: Range<u64>) -> Option<u64> {
+        let page = PAGE_BYTES as u64;
+        let first = self.bad_pages.range(range.start / page..range.end.div_ceil(page)).next()?;
+        Some(range.start.max(first * page))
     }
 
     /// A random part of a write lands, sector by sector; the file grows only when a write completes.

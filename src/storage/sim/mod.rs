@@ -135,9 +135,21 @@ impl SimDisk {
         self.0.borrow_mut().faults.break_for_good(matcher, kind);
     }
 
-    /// Ends the faults that last.
+    /// Ends the faults that last, those of spoiled pages too.
     pub fn mend(&self) {
-        self.0.borrow_mut().faults.mend();
+        let world = &mut *self.0.borrow_mut();
+        world.faults.mend();
+        world.files.values_mut().for_each(SimFile::heal);
+    }
+
+    /// Reads of these bytes of a file, by whole pages, fail with EIO from now on: until they are written anew, or
+    /// [`SimDisk::mend`]. `false` if there is no such file.
+    #[allow(clippy::must_use_candidate)]
+    pub fn spoil(&self, path: &Path, range: std::ops::Range<u64>) -> bool {
+        let world = &mut *self.0.borrow_mut();
+        let Some(Node::File(file)) = world.names.get(path) else { return false };
+        world.record(|| format!("bytes {range:?} of {} cannot be read any more", path.display()));
+        world.files.get_mut(&file).map(|file| file.spoil(range)).is_some()
     }
 
     /// Faults that last.
