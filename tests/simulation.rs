@@ -60,6 +60,7 @@ fn a_clean_sweep_meets_everything_and_breaks_no_rule() {
         ("index runs", report.runs_used),
         ("rot met while running", report.rots_met),
         ("resizes", report.resizes),
+        ("withheld pages", report.withheld),
         ("rounds of waiting for maps", report.map_waits),
         ("verifications", report.verifications),
         ("verifications beside writes", report.verified_beside_writes),
@@ -74,6 +75,12 @@ fn a_clean_sweep_meets_everything_and_breaks_no_rule() {
     }
     // Few of the bits that flip are of a record that anybody reads.
     assert!(report.losses > CLEAN_SEEDS / 20, "only {} losses were accepted", report.losses);
+    for (what, count) in [
+        ("openings refused for a page", report.withheld_openings),
+        ("disks mended once a page was given again", report.withheld_mended),
+    ] {
+        assert!(count > CLEAN_SEEDS / 30, "only {count} {what} in {CLEAN_SEEDS} seeds");
+    }
     // Summaries are few until a history is long.
     let in_summaries = report.rots_in_summaries;
     assert!(in_summaries > CLEAN_SEEDS / 20, "only {in_summaries} bits flipped in summaries");

@@ -46,6 +46,10 @@ impl Site {
             self.damage_alive()?;
             self.settle()?;
         }
+        if self.random.chance(1, 2) {
+            self.withhold()?;
+            self.settle()?;
+        }
         if self.plan.seals {
             self.go_on_twice()?;
             self.settle()?;

@@ -70,7 +70,9 @@ impl Site {
         self.drive("side files of latched disks", |site| {
             let group = site.process.group();
             group.is_some_and(|group| {
-                group.disks().all(|disk| disk.latched.is_none() || !disk.sides.is_empty())
+                group
+                    .disks()
+                    .all(|disk| disk.latched.is_none() || !disk.sides.is_empty() || !disk.withheld.is_empty())
             })
         })?;
         let mut refused = GivenUp::new();
@@ -101,7 +103,7 @@ impl Site {
     }
 
     /// After a few points at most there is one that holds every disk, and is as the disks are.
-    fn compare_whole_point(&mut self) -> Outcome {
+    pub(super) fn compare_whole_point(&mut self) -> Outcome {
         for _ in 0..POINTS_MAX {
             let Some(point) = self.ask_unheard_point()? else { return Err("a point was refused".to_owned()) };
             match self.try_view(point)? {

@@ -20,6 +20,7 @@
 //! | a latched disk loses nothing, also if its files could not be had at opening, holds up nobody, and takes writes again once its image was mended and resumed | `repair`, `finale` |
 //! | no (key, nonce) pair seals twice, also where a copy of the data directory is restored and both go on | `site`, `copies`, `seal::Witness` |
 //! | bit rot is refused or harmless, whether it happens at rest or under a process that runs; in a summary it is harmless | `rot` |
+//! | what the journal's device does not give for a moment is noticed by nobody; for good, it is refused, and back once it is given again | `withheld` |
 //! | a verification finds nothing where nothing rotted, whatever is written meanwhile, and what rotted in an image or a base | `verify` |
 //!
 //! Besides seeds it takes [scripts](script), which say what happens act by act: the fuzz target `journal_model` writes them.
@@ -50,6 +51,7 @@ mod site;
 mod sweep;
 mod trace;
 mod verify;
+mod withheld;
 
 use std::cell::RefCell;
 use std::fmt;
@@ -146,6 +148,12 @@ pub struct Report {
     pub raw_rots: u64,
     /// Of these, how many were found.
     pub raw_rots_found: u64,
+    /// Pages of the journal that its device did not give,
+    pub withheld: u64,
+    /// openings that were refused for one,
+    pub withheld_openings: u64,
+    /// and disks that a resume mended once it gave them again.
+    pub withheld_mended: u64,
     /// Disks that got another size.
     pub resizes: u64,
 }
@@ -188,6 +196,9 @@ impl Report {
         self.verified_beside_writes += other.verified_beside_writes;
         self.raw_rots += other.raw_rots;
         self.raw_rots_found += other.raw_rots_found;
+        self.withheld += other.withheld;
+        self.withheld_openings += other.withheld_openings;
+        self.withheld_mended += other.withheld_mended;
         self.resizes += other.resizes;
     }
 }

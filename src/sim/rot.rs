@@ -2,7 +2,7 @@
 //! harmless; never served, and never carried on to an image or a point.
 
 use std::cell::RefCell;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use super::answers::joined;
@@ -29,6 +29,18 @@ const BACKLOG_MAX: u64 = 24;
 const WRITES_MAX: usize = 16;
 /// What is read at a time: a refusal says nothing about all of it.
 const READ_SECTORS: u64 = 16;
+
+/// A write as it stands in the journal.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Stored {
+    lsn: u64,
+    /// Its segment.
+    pub path: PathBuf,
+    /// Where its frame begins.
+    pub frame: u64,
+    /// Where its payload begins.
+    pub payload: u64,
+}
 
 impl Site {
     /// Flips bits and opens the group each time; afterwards everything is as it was.
@@ -87,6 +99,18 @@ impl Site {
 
     /// Flips a bit of one of the newest writes that the journal holds: few of its bits are of such.
     fn rot_a_write(&mut self) {
+        let writes = self.newest_writes();
+        if writes.is_empty() {
+            return;
+        }
+        let write = self.random.choose(&writes).clone();
+        if self.disk.rot(&write.path, write.payload + self.random.below(SECTOR_BYTES), 5) {
+            self.report.rots += 1;
+        }
+    }
+
+    /// The newest writes that the journal holds.
+    pub(super) fn newest_writes(&self) -> Vec<Stored> {
         let mut writes = Vec::new();
         for path in self.disk.files() {
             let Some(index) = path.file_name().and_then(|name| parse_file_name(name.to_str()?)) else {
@@ -98,24 +122,20 @@ impl Site {
                 for (record, lsn) in frame.records.iter().zip(frame.first_lsn.0..) {
                     if matches!(record.kind, RecordKind::Write { .. }) {
                         let payload = frame.payload_range(record.payload);
-                        writes.push((lsn, path.clone(), frame.segment_offset() + payload.start as u64));
+                        let frame = frame.segment_offset();
+                        let payload = frame + payload.start as u64;
+                        writes.push(Stored { lsn, path: path.clone(), frame, payload });
                     }
                 }
             }
         }
         writes.sort_unstable();
-        let newest = writes.len().saturating_sub(WRITES_MAX);
-        if writes.is_empty() {
-            return;
-        }
-        let (_, path, offset) = self.random.choose(&writes[newest..]).clone();
-        if self.disk.rot(&path, offset + self.random.below(SECTOR_BYTES), 5) {
-            self.report.rots += 1;
-        }
+        let older = writes.len().saturating_sub(WRITES_MAX);
+        writes.split_off(older)
     }
 
     /// Acknowledged writes that are in the journal only.
-    fn write_backlog(&mut self) -> Outcome {
+    pub(super) fn write_backlog(&mut self) -> Outcome {
         for _ in 0..1 + self.random.below(BACKLOG_MAX) {
             let staying: Vec<Member> =
                 self.clients.members.iter().filter(|member| !member.leaving).cloned().collect();
@@ -129,7 +149,7 @@ impl Site {
     }
 
     /// Reads are right or refused; so are the images in the end, and a point of all of it.
-    fn judge_alive(&mut self) -> Outcome {
+    pub(super) fn judge_alive(&mut self) -> Outcome {
         self.compare_disks()?;
         if let Some(point) = self.ask_unheard_point()? {
             let issued = self.history.issued();
