@@ -171,6 +171,25 @@ pub fn next(path: &Path) -> PathBuf {
     path.with_added_extension("next")
 }
 
+/// An empty file beside a key that waits to take another's place: with it, each group gets a new key of its own, too.
+pub fn new_group_keys(path: &Path) -> PathBuf {
+    path.with_added_extension("new-group-keys")
+}
+
+/// Makes that file, or removes it; durable when this returns.
+pub fn note_new_group_keys(path: &Path, wanted: bool) -> Result<()> {
+    let note = new_group_keys(path);
+    let noted = match (wanted, note.exists()) {
+        (true, _) => {
+            OpenOptions::new().write(true).create(true).truncate(true).mode(MODE).open(&note).map(drop)
+        }
+        (false, true) => fs::remove_file(&note),
+        (false, false) => return Ok(()),
+    };
+    let noted = noted.and_then(|()| sync_directory(parent(path)));
+    noted.map_err(|error| Error::io("noting what a rotation is to do", error).at_path(&note))
+}
+
 /// Where a key that another one took the place of stays; what is no key has none but a number.
 fn replaced(path: &Path, id: Option<SiteKeyId>) -> PathBuf {
     path.with_added_extension(id.map_or("replaced".to_owned(), |id| format!("replaced-{id}")))

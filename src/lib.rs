@@ -4,6 +4,7 @@
 //! are in `docs/format.md`.
 
 pub mod block;
+pub mod bookmark;
 pub mod byte_size;
 pub mod capture;
 #[cfg(feature = "server")]

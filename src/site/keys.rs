@@ -130,7 +130,7 @@ impl KeyStore {
     }
 
     /// Writes a new key beside the present one, unless one waits there; from now on it wraps.
-    fn begin_rotation(&self, environment: &dyn Environment) -> Result<()> {
+    fn begin_rotation(&self, environment: &dyn Environment, new_group_keys: bool) -> Result<()> {
         // Without one there is nothing to rotate.
         self.current()?;
         let mut held = self.held.lock();
@@ -139,10 +139,17 @@ impl KeyStore {
         }
         let key = SiteKey::drawn([environment.random_u128(), environment.random_u128()]);
         self.make_own_directory()?;
+        // Before there is a rotation that a crash may cut off: another one may have left it.
+        key_file::note_new_group_keys(&self.path, new_group_keys)?;
         key_file::create(&key_file::next(&self.path), &key)?;
         let keys = std::iter::once(key).chain(held.keys.all().iter().cloned()).collect();
         *held = Held { keys: SiteKeys::new(keys), is_rotating: true };
         Ok(())
+    }
+
+    /// Whether the rotation under way gives each group a new key, too.
+    fn makes_group_keys(&self) -> bool {
+        key_file::new_group_keys(&self.path).exists()
     }
 
     /// The new key takes the old one's place: nothing is wrapped under that any more.
@@ -151,7 +158,7 @@ impl KeyStore {
         key_file::rename(&key_file::next(&self.path), &self.path)?;
         let current = held.keys.current().cloned();
         *held = Held { keys: SiteKeys::new(current.into_iter().collect()), is_rotating: false };
-        Ok(())
+        key_file::note_new_group_keys(&self.path, false)
     }
 
     fn import(&self, key: SiteKey, replaces: bool) -> Result<()> {
@@ -257,8 +264,8 @@ impl Inner {
     pub(super) async fn key_rotate(&self, request: KeyRotation) -> Result<Keys> {
         // Nobody creates a group meanwhile: its keys would be wrapped under the key that goes.
         let _turn = self.creating.lock().await;
-        self.keys.begin_rotation(&*self.environment)?;
-        self.rewrap_all(request.new_group_keys).await?;
+        self.keys.begin_rotation(&*self.environment, request.new_group_keys)?;
+        self.rewrap_all(request.new_group_keys || self.keys.makes_group_keys()).await?;
         self.keys.finish_rotation()?;
         self.keys().await
     }
@@ -268,7 +275,7 @@ impl Inner {
         if !self.keys.is_rotating() {
             return;
         }
-        let finished = match self.rewrap_all(false).await {
+        let finished = match self.rewrap_all(self.keys.makes_group_keys()).await {
             Ok(()) => self.keys.finish_rotation(),
             Err(error) => Err(error),
         };

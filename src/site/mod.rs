@@ -30,6 +30,7 @@ mod serve;
 mod session;
 mod verbs;
 mod verification;
+mod verify_marks;
 
 pub use data_threads::{DataThreads, DataThreadsOptions, Draining, SessionLimits};
 pub use export_registry::ExportRegistry;

@@ -14,15 +14,16 @@ use super::keyring;
 use super::layout::{self, parse_base_name, parse_blob_name};
 use super::manifest::{Listing, advance, read_snapshot, read_step};
 use super::state::State;
+use crate::bookmark::{Bookmark, Place};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::delta::{DeltaRef, Header, Tables};
 use crate::format::manifest::DiskState;
 use crate::format::manifest::StepNumber;
-use crate::format::record::PointRecord;
+use crate::format::record::{DiskRecord, PointRecord};
 use crate::format::summary::Cover;
 use crate::storage::{File, Op};
 use crate::throttle::{Pacing, Throttle};
-use crate::units::{DiskId, Lsn, to_usize};
+use crate::units::{DiskId, DiskSlot, Lsn, to_usize};
 
 /// Pages of a summary that are read at a time.
 const SUMMARY_PAGES: usize = 32;
@@ -120,12 +121,25 @@ impl VerifyReport {
 /// How far a verification is, and how fast it goes.
 struct Pace<P> {
     throttle: Throttle,
+    bookmark: Bookmark,
+    /// Where it began.
+    from: Place,
     progress: P,
     done: Cell<u64>,
     total: u64,
 }
 
 impl<P: Fn(u64, u64) -> Result<()>> Pace<P> {
+    /// Notes that `bytes` need not be read: one that was cut off did.
+    fn skip(&self, bytes: u64) {
+        self.done.update(|done| done + bytes);
+    }
+
+    /// Notes that everything before `place` was read.
+    fn pass(&self, place: Place, report: &VerifyReport) {
+        self.bookmark.pass(place, report.blob_bytes + report.base_bytes, report.is_sound());
+    }
+
     /// Notes that `bytes` more were read; comes back when more may be.
     async fn read(&self, bytes: u64) -> Result<()> {
         self.done.update(|done| done + bytes);
@@ -136,13 +150,15 @@ impl<P: Fn(u64, u64) -> Result<()>> Pace<P> {
 /// Reads everything in a vault, as fast as it can. `progress` is told the bytes of blobs and bases read and their sum; its error
 /// ends the verification.
 pub async fn verify(vault: &Vault, progress: impl Fn(u64, u64) -> Result<()>) -> Result<VerifyReport> {
-    verify_at(vault, &Pacing::default(), progress).await
+    verify_at(vault, &Pacing::default(), &Bookmark::default(), progress).await
 }
 
-/// The same, at a pace.
+/// The same, at a pace, and from a bookmark on, which moves with it. The manifest is read in any case; what retention made anew before
+/// the bookmark is left for the next time.
 pub async fn verify_at(
     vault: &Vault,
     pacing: &Pacing,
+    bookmark: &Bookmark,
     progress: impl Fn(u64, u64) -> Result<()>,
 ) -> Result<VerifyReport> {
     let mut report = VerifyReport::default();
@@ -155,9 +171,14 @@ pub async fn verify_at(
     verify_manifest(vault, &state, &mut report).await?;
     drop(pause);
     let total = blob_bytes(&state) + base_bytes(vault, &state).await;
-    let pace = Pace { throttle: pacing.on(vault.runtime()), progress, done: Cell::new(0), total };
+    let (throttle, bookmark, done) = (pacing.on(vault.runtime()), bookmark.clone(), Cell::new(0));
+    let from = bookmark.mark().place;
+    let pace = Pace { throttle, bookmark, from, progress, done, total };
     verify_blobs(vault, &state, &mut report, &pace).await?;
-    verify_summaries(vault, &mut report).await?;
+    if from < Place::Bases(DiskSlot(0), 0) {
+        verify_summaries(vault, &mut report).await?;
+        pace.pass(Place::Bases(DiskSlot(0), 0), &report);
+    }
     verify_bases(vault, &state, &mut report, &pace).await?;
     report.findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     Ok(report)
@@ -244,6 +265,11 @@ async fn verify_blobs<P: Fn(u64, u64) -> Result<()>>(
 ) -> Result<()> {
     find_orphan_blobs(vault, report).await?;
     for (point, delta) in named_deltas(state) {
+        let place = Place::Blobs(point.map_or(Lsn::ZERO, |point| point.marker));
+        if place <= pace.from {
+            pace.skip(delta.total_bytes);
+            continue;
+        }
         let lease = {
             // Retention goes on: what it has merged since is judged next time.
             let is_named = vault.manifest().state().names_blob(delta.blob);
@@ -261,6 +287,9 @@ async fn verify_blobs<P: Fn(u64, u64) -> Result<()>>(
         evict(vault, vault.blobs().open(delta.blob).await).await;
         // Its tables, and whatever could not be read.
         pace.read((before + delta.total_bytes).saturating_sub(pace.done.get())).await?;
+        if point.is_some() {
+            pace.pass(place, report);
+        }
     }
     Ok(())
 }
@@ -378,10 +407,12 @@ async fn verify_bases<P: Fn(u64, u64) -> Result<()>>(
             report.orphan(directory.join(&name), "no disk of the group has this base");
         }
     }
-    for disk in state.all_disks().iter().filter(|disk| state.needs_base(disk)) {
+    let mut disks: Vec<_> = state.all_disks().iter().filter(|disk| state.needs_base(disk)).collect();
+    disks.sort_by_key(|disk| disk.record.slot);
+    for disk in disks {
         let path = vault.layout().base(disk.record.id);
         report.bases += 1;
-        match read_base(vault, disk.record.id, length_min(state, disk), report, pace).await {
+        match read_base(vault, &disk.record, length_min(state, disk), report, pace).await {
             Err(error) if error.kind() == ErrorKind::Shutdown => return Err(error),
             // Retention goes on: it deletes the base of a disk that left once no point holds it.
             Err(_) if !is_needed(vault, disk.record.id) => {}
@@ -407,11 +438,12 @@ fn is_needed(vault: &Vault, disk: DiskId) -> bool {
 
 async fn read_base<P: Fn(u64, u64) -> Result<()>>(
     vault: &Vault,
-    disk: DiskId,
+    record: &DiskRecord,
     length_min: u64,
     report: &mut VerifyReport,
     pace: &Pace<P>,
 ) -> Result<()> {
+    let (disk, slot) = (record.id, record.slot);
     let (runtime, path) = (vault.runtime(), vault.layout().base(disk));
     let file = vault.bases().open(disk).await?;
     let length = runtime.length(&file).await?;
@@ -424,10 +456,16 @@ async fn read_base<P: Fn(u64, u64) -> Result<()>>(
         for start in (range.start..range.end).step_by(to_usize(BASE_PIECE_BYTES)) {
             let piece = start..range.end.min(start + BASE_PIECE_BYTES);
             let bytes = piece.end - piece.start;
+            let place = Place::Bases(slot, piece.end);
+            if place <= pace.from {
+                pace.skip(bytes);
+                continue;
+            }
             if runtime.read(&file, piece.start, to_usize(bytes)).await.is_err() {
                 find_unreadable(vault, &file, piece, report).await?;
             }
             report.base_bytes += bytes;
+            pace.pass(place, report);
             pace.read(bytes).await?;
         }
     }

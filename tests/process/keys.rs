@@ -301,6 +301,29 @@ fn a_rotation_that_was_cut_off_goes_on_at_the_next_start() {
     assert!(gateway.says("point list erp").contains("kept"));
 }
 
+#[test]
+fn new_group_keys_are_made_also_by_the_rest_of_a_rotation_that_was_cut_off() {
+    let other = Gateway::start();
+    let next = export(&other, "next");
+    let mut gateway = with_point();
+    let note = key_file(&gateway).with_added_extension("new-group-keys");
+    let generations = |gateway: &Gateway| gateway.json("key show")["groups"][0]["generations"].clone();
+    assert_eq!(generations(&gateway), 1);
+    // Of a rotation that never began: another one does not heed it.
+    fs::write(&note, "").unwrap();
+    gateway.says("key rotate");
+    assert_eq!((generations(&gateway), note.exists()), (1.into(), false));
+    gateway.kill();
+    fs::write(&note, "").unwrap();
+    fs::copy(&next, key_file(&gateway).with_added_extension("next")).unwrap();
+    gateway.restart();
+    assert_eq!((generations(&gateway), note.exists()), (2.into(), false));
+    assert_eq!(gateway.json("key show")["site_key"], other.json("key show")["site_key"]);
+    gateway.terminate();
+    gateway.restart();
+    assert!(gateway.says("point list erp").contains("kept"));
+}
+
 /// What `serve` says to a configuration that it must refuse.
 #[track_caller]
 fn refused(gateway: &Gateway) -> String {

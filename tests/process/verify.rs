@@ -4,6 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::content::content;
@@ -110,4 +111,88 @@ fn it_rests_in_the_background_while_the_group_is_paused() {
         let now = running(status);
         now["held"] == false && place(&now) != place(&held)
     });
+}
+
+/// A gateway with a disk of 8 MiB, all of it written, destaged and in a point.
+fn filled(more: &'static str) -> Gateway {
+    let mut gateway = Gateway::with(&Setup { more, ..Setup::default() });
+    gateway.protect([("db", "8M")]);
+    let written = gateway.path("written");
+    fs::write(&written, content(7, 8 << 20)).unwrap();
+    tool::says("nbdcopy", ["--flush", written.to_str().expect("UTF-8"), &gateway.uri("erp/db")]);
+    gateway.says("point create erp --label written");
+    gateway.terminate();
+    gateway.restart();
+    gateway
+}
+
+/// What is kept of a verification under way.
+fn kept(gateway: &Gateway) -> Option<Value> {
+    let id = gateway.group_status()["id"].as_str().expect("an id").to_owned();
+    serde_json::from_slice(&fs::read(gateway.data().join("groups").join(id).join("verifying")).ok()?).ok()
+}
+
+fn is_amidst_disks(gateway: &Gateway) -> bool {
+    kept(gateway).is_some_and(|kept| kept["place"]["disks"]["sectors"].as_u64() > Some(0))
+}
+
+fn events(gateway: &Gateway, code: &str) -> Vec<Value> {
+    let events = gateway.json("events --group erp");
+    events.as_array().expect("a list").iter().filter(|event| event["code"] == code).cloned().collect()
+}
+
+#[test]
+fn one_that_a_restart_cuts_off_goes_on_where_it_was() {
+    let mut gateway = filled("[verify]\nevery = \"never\"\nrate = \"2MiB\"\n");
+    let id = gateway.group_status()["id"].as_str().expect("an id").to_owned();
+    // One in the background that had read the vault, and half of the disk.
+    gateway.terminate();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+    let started = now.as_nanos() - 60_000_000_000;
+    let mark = format!(
+        r#"{{"version":1,"started":{started},"scope":"both","place":{{"disks":{{"slot":0,"sectors":8192}}}},"read_bytes":1000}}"#
+    );
+    fs::write(gateway.data().join("groups").join(&id).join("verifying"), mark).unwrap();
+    gateway.restart();
+    let running = |status: &Value| status["groups"][0]["verify"]["running"].clone();
+    let resumed = running(&gateway.until("the verification", |status| running(status)["resumed"] == true));
+    assert_eq!(resumed["part"], "disks", "the vault was read");
+    assert_eq!(events(&gateway, "verify_resumed").len(), 1);
+    // Once more, amidst the disk.
+    gateway.until("some progress", |_| {
+        kept(&gateway).is_some_and(|kept| kept["place"]["disks"]["sectors"].as_u64() > Some(8192))
+    });
+    let before = kept(&gateway).expect("under way");
+    gateway.kill();
+    gateway.restart();
+    let last = |status: &Value| status["groups"][0]["verify"]["last"].clone();
+    let done = last(&gateway.until("its end", |status| last(status)["faults"] == 0));
+    assert_eq!(events(&gateway, "verify_resumed").len(), 2);
+    assert_eq!(events(&gateway, "verify_done").len(), 1);
+    // Half of the image and of what the point shows of it, and what was read before; not all of it again.
+    let read = done["read_bytes"].as_u64().expect("a number");
+    assert!(read >= (8 << 20) + 1000, "{done} {before}");
+    assert!(read < (16 << 20), "{done} {before}");
+    assert_eq!(kept(&gateway), None);
+}
+
+#[test]
+fn one_that_was_asked_for_goes_on_in_the_background_and_its_end_is_an_event() {
+    let mut gateway = filled("[verify]\nevery = \"never\"\nrate = \"100MiB\"\n");
+    let mut client = gateway.start_cli("verify erp --rate 1M");
+    gateway.until("some progress", |_| is_amidst_disks(&gateway));
+    gateway.terminate();
+    assert!(!client.wait().expect("it ends").success(), "its gateway has gone");
+    gateway.restart();
+    gateway.until("its end", |_| !events(&gateway, "verify_done").is_empty());
+    let told = events(&gateway, "verify_resumed");
+    assert!(told[0]["message"].as_str().expect("text").contains("somebody asked"), "{told:?}");
+    assert_eq!(gateway.group_status()["verify"]["last"], Value::Null, "it was no whole one");
+    assert_eq!(kept(&gateway), None);
+    // Who gives it up has it given up.
+    let mut client = gateway.start_cli("verify erp --rate 1M");
+    gateway.until("some progress", |_| is_amidst_disks(&gateway));
+    kill_process(Pid::from_child(&client), Signal::INT).expect("it runs");
+    client.wait().expect("it ends");
+    gateway.until("nothing that is kept", |_| kept(&gateway).is_none());
 }

@@ -112,6 +112,9 @@ pub struct VerifyRunning {
     pub bytes_total: Option<u64>,
     /// Whether it rests because the group is paused.
     pub held: bool,
+    /// Whether it goes on where a restart, or an error, had cut it off.
+    #[serde(default)]
+    pub resumed: bool,
 }
 
 /// The parts of a verification, in their order.

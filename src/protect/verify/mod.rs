@@ -22,6 +22,7 @@ pub(super) use live::Question;
 
 use std::rc::Rc;
 
+use crate::bookmark::Bookmark;
 use crate::error::Result;
 use crate::protect::group::{Callback, Group};
 use crate::throttle::Pacing;
@@ -41,12 +42,14 @@ pub struct Verification {
     pub piece_bytes: u64,
     /// Who is told how far it is.
     pub report: Report,
+    /// Where it begins, and how far everything was the same. What is before that is not looked at.
+    pub bookmark: Bookmark,
 }
 
 impl Verification {
     /// One at some rate.
     pub fn new(pacing: Pacing, report: Report) -> Verification {
-        Verification { pacing, piece_bytes: PIECE_BYTES, report }
+        Verification { pacing, piece_bytes: PIECE_BYTES, report, bookmark: Bookmark::default() }
     }
 }
 

@@ -10,6 +10,7 @@ use super::Verification;
 use super::findings::{Difference, GroupReport, What};
 use super::live::{Asker, LiveRead};
 use crate::block::{AllocationRun, DataPiece};
+use crate::bookmark::Place;
 use crate::error::{Error, ErrorKind, Result};
 use crate::planted::{Bug, Planted};
 use crate::runtime::Runtime;
@@ -109,11 +110,20 @@ impl Task {
         let mut targets: Vec<Target> = targets.collect();
         self.note_missing(&targets);
         self.leave_out_removed(&mut targets);
+        targets.sort_by_key(|target| target.slot);
         self.total = targets.iter().map(|target| target.sectors * SECTOR_BYTES).sum();
         let mut before = 0;
+        let from = self.verification.bookmark.mark().place;
         for target in targets {
-            self.forget_cached(target.id).await;
-            self.disk(&target, before).await?;
+            let from = match from {
+                Place::Disks(slot, _) if target.slot < slot => target.sectors,
+                Place::Disks(slot, sector) if target.slot == slot => sector.min(target.sectors),
+                _ => 0,
+            };
+            if from < target.sectors {
+                self.forget_cached(target.id).await;
+                self.disk(&target, from, before).await?;
+            }
             before += target.sectors * SECTOR_BYTES;
             self.done = before;
         }
@@ -214,8 +224,8 @@ impl Task {
         Ok(())
     }
 
-    async fn disk(&mut self, target: &Target, before: u64) -> Result<()> {
-        let mut position = 0;
+    async fn disk(&mut self, target: &Target, from: u64, before: u64) -> Result<()> {
+        let mut position = from;
         while position < target.sectors {
             let Some(round) = self.round().await? else { return Ok(()) };
             let Ok(viewed) = round.view.disk(target.id) else {
@@ -233,8 +243,15 @@ impl Task {
                 return Ok(());
             }
             position = end;
+            self.pass(target, position);
         }
         Ok(())
+    }
+
+    /// Everything up to `sector` of a disk was compared.
+    fn pass(&self, target: &Target, sector: u64) {
+        let (read_bytes, is_sound) = (self.report.read_bytes, self.report.is_sound());
+        self.verification.bookmark.pass(Place::Disks(target.slot, sector), read_bytes, is_sound);
     }
 
     async fn window(
@@ -257,6 +274,7 @@ impl Task {
             }
             compared += range.bytes();
             self.done = before + range.byte_range().end;
+            self.pass(target, range.end);
             self.tell()?;
         }
         // Holes of both are equal without being read.
