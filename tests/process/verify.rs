@@ -126,10 +126,14 @@ fn filled(more: &'static str) -> Gateway {
     gateway
 }
 
+fn verifying(gateway: &Gateway) -> PathBuf {
+    let id = gateway.json("group list")[0]["id"].as_str().expect("an id").to_owned();
+    gateway.data().join("groups").join(id).join("verifying")
+}
+
 /// What is kept of a verification under way.
 fn kept(gateway: &Gateway) -> Option<Value> {
-    let id = gateway.group_status()["id"].as_str().expect("an id").to_owned();
-    serde_json::from_slice(&fs::read(gateway.data().join("groups").join(id).join("verifying")).ok()?).ok()
+    serde_json::from_slice(&fs::read(verifying(gateway)).ok()?).ok()
 }
 
 fn is_amidst_disks(gateway: &Gateway) -> bool {
@@ -144,15 +148,14 @@ fn events(gateway: &Gateway, code: &str) -> Vec<Value> {
 #[test]
 fn one_that_a_restart_cuts_off_goes_on_where_it_was() {
     let mut gateway = filled("[verify]\nevery = \"never\"\nrate = \"2MiB\"\n");
-    let id = gateway.group_status()["id"].as_str().expect("an id").to_owned();
+    let path = verifying(&gateway);
+    let created = gateway.json("group list")[0]["created"].as_str().expect("a time").to_owned();
     // One in the background that had read the vault, and half of the disk.
     gateway.terminate();
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
-    let started = now.as_nanos() - 60_000_000_000;
     let mark = format!(
-        r#"{{"version":1,"started":{started},"scope":"both","place":{{"disks":{{"slot":0,"sectors":8192}}}},"read_bytes":1000}}"#
+        r#"{{"version":1,"started":"{created}","scope":"both","place":{{"disks":{{"slot":0,"sectors":8192}}}},"read_bytes":1000}}"#
     );
-    fs::write(gateway.data().join("groups").join(&id).join("verifying"), mark).unwrap();
+    fs::write(path, mark).unwrap();
     gateway.restart();
     let running = |status: &Value| status["groups"][0]["verify"]["running"].clone();
     let resumed = running(&gateway.until("the verification", |status| running(status)["resumed"] == true));
@@ -181,7 +184,7 @@ fn one_that_was_asked_for_goes_on_in_the_background_and_its_end_is_an_event() {
     let mut gateway = filled("[verify]\nevery = \"never\"\nrate = \"100MiB\"\n");
     let mut client = gateway.start_cli("verify erp --rate 1M");
     gateway.until("some progress", |_| is_amidst_disks(&gateway));
-    gateway.terminate();
+    gateway.kill();
     assert!(!client.wait().expect("it ends").success(), "its gateway has gone");
     gateway.restart();
     gateway.until("its end", |_| !events(&gateway, "verify_done").is_empty());
