@@ -1,20 +1,17 @@
 //! Verifications: those that somebody asks for, and those that go on in the background, one group after the other.
 //!
 //! In the background each group's vault is read, then its disks are compared with it, at the configured rate, `[verify] every` after the
-//! last time. When that was is kept in a file beside the group's journal ([`Record`]), for the catalogue is only a cache; a group that
-//! was never verified counts from its creation. One that a restart cut off goes on where it was ([`verify_marks`](super::verify_marks)), also if
+//! last time. When that was is kept in a file beside the group's journal ([`verify_marks`]), for the catalogue is only a cache; a group that
+//! was never verified counts from its creation. One that a restart cut off goes on where it was, also if
 //! somebody had asked for it, who is no longer there to be answered: its end is an event.
 
 use std::collections::HashMap;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Weak;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
 
 use super::gateway::{Answering, Inner};
 use super::group_table::Entry;
@@ -67,16 +64,6 @@ struct Running {
     hold: Hold,
     resumed: bool,
 }
-
-/// What is kept of the last verification: `groups/GROUP_ID/verified`. Whatever is wrong with it, it counts as never.
-#[derive(Serialize, Deserialize)]
-struct Record {
-    version: u32,
-    #[serde(flatten)]
-    last: VerifyLast,
-}
-
-const RECORD_VERSION: u32 = 1;
 
 /// Ends work on a data thread once nobody waits for it.
 struct CancelOnDrop(Progress);
@@ -306,7 +293,7 @@ impl Inner {
             return last;
         }
         let path = self.record_path(id);
-        let last = tokio::task::spawn_blocking(move || read_record(&path)).await.ok().flatten();
+        let last = tokio::task::spawn_blocking(move || verify_marks::read_last(&path)).await.ok().flatten();
         self.verifications.0.lock().entry(id).or_default().last = Some(last.clone());
         last
     }
@@ -358,7 +345,7 @@ impl Inner {
         let is_whole = begun.scope == Scope::Both;
         if is_whole {
             let (path, record) = (self.record_path(id), last.clone());
-            let written = tokio::task::spawn_blocking(move || write_record(&path, record)).await;
+            let written = tokio::task::spawn_blocking(move || verify_marks::write_last(&path, record)).await;
             if let Ok(Err(error)) = written {
                 tracing::warn!(group = %name, %error, "that it was verified is forgotten at the next start");
             }
@@ -513,25 +500,4 @@ async fn verify(
     progress: &Progress,
 ) -> Result<vault::VerifyReport> {
     vault::verify_at(vault, pacing, bookmark, teller(progress.clone())).await
-}
-
-fn read_record(path: &Path) -> Option<VerifyLast> {
-    let record: Record = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
-    (record.version == RECORD_VERSION).then_some(record.last)
-}
-
-/// Puts the record in the place of the one before, durably.
-fn write_record(path: &Path, last: VerifyLast) -> Result<()> {
-    let partial = path.with_extension("partial");
-    let write = || -> std::io::Result<()> {
-        let text = serde_json::to_vec(&Record { version: RECORD_VERSION, last })?;
-        let options =
-            std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).to_owned();
-        let mut file = options.open(&partial)?;
-        file.write_all(&text)?;
-        file.sync_all()?;
-        std::fs::rename(&partial, path)?;
-        path.parent().map_or(Ok(()), |parent| std::fs::File::open(parent)?.sync_all())
-    };
-    write().map_err(|error| Error::io("writing that it was verified", error).at_path(path))
 }

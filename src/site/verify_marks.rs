@@ -1,6 +1,9 @@
-//! What is kept of a verification under way, so that the next process goes on with one that a restart cut off:
-//! `groups/GROUP_ID/verifying`, a JSON object. It is replaced about once a second and goes when the verification has ended. It is
-//! only a hint: where it is lost, damaged or too old, everything is read again.
+//! What is kept of verifications beside a group's journal. Of the last one, in `groups/GROUP_ID/verified`: how it ended. Of one under
+//! way, in `groups/GROUP_ID/verifying`: how far it is, so that the next process goes on with one that a restart cut off. Both are
+//! JSON objects that are replaced as a whole.
+//!
+//! The latter is replaced about once a second and goes when the verification has ended. It is only a hint: where it is lost, damaged
+//! or too old, everything is read again.
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -10,6 +13,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::bookmark::{Bookmark, Mark, Place};
+use crate::control::model::VerifyLast;
+use crate::error::{Error, Result};
 use crate::units::{DiskSlot, Lsn, WallNanos};
 
 const VERSION: u32 = 1;
@@ -137,6 +142,38 @@ impl Keeper {
             tracing::debug!(path = %self.path.display(), %error, "how far a verification is cannot be kept");
         }
     }
+}
+
+/// What is kept of the last verification: `groups/GROUP_ID/verified`. Whatever is wrong with it, it counts as never.
+#[derive(Serialize, Deserialize)]
+struct LastRecord {
+    version: u32,
+    #[serde(flatten)]
+    last: VerifyLast,
+}
+
+const LAST_VERSION: u32 = 1;
+
+/// How the last one ended; nothing where that is not known.
+pub(super) fn read_last(path: &Path) -> Option<VerifyLast> {
+    let record: LastRecord = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+    (record.version == LAST_VERSION).then_some(record.last)
+}
+
+/// Puts the record in the place of the one before, durably.
+pub(super) fn write_last(path: &Path, last: VerifyLast) -> Result<()> {
+    let partial = path.with_extension("partial");
+    let write = || -> std::io::Result<()> {
+        let text = serde_json::to_vec(&LastRecord { version: LAST_VERSION, last })?;
+        let options =
+            std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).to_owned();
+        let mut file = options.open(&partial)?;
+        file.write_all(&text)?;
+        file.sync_all()?;
+        std::fs::rename(&partial, path)?;
+        path.parent().map_or(Ok(()), |parent| std::fs::File::open(parent)?.sync_all())
+    };
+    write().map_err(|error| Error::io("writing that it was verified", error).at_path(path))
 }
 
 #[cfg(test)]
