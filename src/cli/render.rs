@@ -2,16 +2,20 @@
 //!
 //! A point's time is exact everywhere, because people copy it into `--point`.
 
+mod verify;
+
 use std::fmt::Write;
 use std::time::Duration;
+
+use verify::verify_lines;
+pub use verify::{group_verified, verified};
 
 use super::output::table;
 use super::tools::Mounted;
 use crate::byte_size::ByteSize;
 use crate::control::model::{
-    Condition, Disk, Event, Failure, Group, GroupLimits, GroupStatus, GroupVerified, JournalStatus, Keys,
-    Point, PointCreated, PointKind, Policy, PolicyForecast, Reason, Restored, Resumed, Severity, Status,
-    Test, VerifyPart, VerifyReport, VerifyStatus,
+    Condition, Disk, Event, Failure, Group, GroupLimits, GroupStatus, JournalStatus, Keys, Point,
+    PointCreated, PointKind, Policy, PolicyForecast, Reason, Restored, Resumed, Severity, Status, Test,
 };
 use crate::control::wire::rfc3339;
 use crate::counted::counted;
@@ -72,6 +76,9 @@ pub fn groups(groups: &[Group]) -> String {
         if let Some(failure) = &group.failure {
             let _ = write!(text, "\n{}  could not be opened\n{}", group.name, why(&failure.reason));
         }
+        if let Some(damage) = &group.damage {
+            let _ = write!(text, "\n{}  damaged\n{}", group.name, why(&damage.reason));
+        }
         text += &latches(group.disks.iter().flatten());
     }
     text
@@ -80,6 +87,7 @@ pub fn groups(groups: &[Group]) -> String {
 fn group_state(group: &Group) -> String {
     match (&group.failure, group.latched_disks) {
         (Some(_), _) => "FAILED".to_owned(),
+        (None, 0) if group.damage.is_some() => "DEGRADED: damaged".to_owned(),
         (None, 0) => "open".to_owned(),
         (None, latched) => {
             let disks = group.disks.as_ref().map_or(0, Vec::len);
@@ -105,14 +113,18 @@ pub fn group(group: &Group) -> String {
     let failed = |failure: &Failure| {
         format!("state     FAILED: could not be opened, since {}\n{}", failure.since, why(&failure.reason))
     };
+    let damaged = |damage: &Failure| {
+        format!("state     DEGRADED: damaged, found {}\n{}", damage.since, why(&damage.reason))
+    };
     format!(
-        "group     {}\nid        {}\ncreated   {}\ninterval  {}\nretain    {}\n{}\n{}",
+        "group     {}\nid        {}\ncreated   {}\ninterval  {}\nretain    {}\n{}{}\n{}",
         group.name,
         group.id,
         created(group),
         interval(group.policy),
         retain(group),
         group.failure.as_ref().map(failed).unwrap_or_default(),
+        group.damage.as_deref().map(damaged).unwrap_or_default(),
         group.disks.as_ref().map_or("its disks are not known\n".to_owned(), |known| disks(known))
     )
 }
@@ -300,47 +312,6 @@ pub fn unmounted(mounted: &Mounted) -> String {
     format!("{} is no longer on {}\n", mounted.disk, mounted.directory.display())
 }
 
-pub fn verified(report: &VerifyReport) -> String {
-    let mut text = format!(
-        "{}: {} and {}, {}, compared with their checksums; {} of bases read, which have none: {}\n",
-        counted(report.groups, "group"),
-        counted(report.steps, "manifest step"),
-        counted(report.blobs, "blob"),
-        size(report.bytes),
-        size(report.base_bytes),
-        counted(report.faults.len(), "fault")
-    );
-    for fault in &report.faults {
-        let _ = writeln!(text, "  {fault}");
-    }
-    for warning in &report.warnings {
-        let _ = writeln!(text, "  warning: {warning}");
-    }
-    text
-}
-
-pub fn group_verified(report: &GroupVerified) -> String {
-    let faults = report.faults.len() as u64 + report.more_faults;
-    let mut text = format!(
-        "group {}: {} compared with its vault, {} read, {} that are not in the vault yet left out: {}\n",
-        report.group,
-        size(report.compared_bytes),
-        size(report.read_bytes),
-        size(report.newer_bytes),
-        counted(faults, "fault")
-    );
-    for fault in &report.faults {
-        let _ = writeln!(text, "  {}", fault.message);
-    }
-    if report.more_faults > 0 {
-        let _ = writeln!(text, "  and {} more", report.more_faults);
-    }
-    for note in &report.notes {
-        let _ = writeln!(text, "  note: {note}");
-    }
-    text
-}
-
 pub fn status(status: &Status) -> String {
     let direct = match (&status.storage.direct, &status.storage.direct_reason) {
         (true, _) => "O_DIRECT".to_owned(),
@@ -430,36 +401,11 @@ fn group_details(status: &GroupStatus) -> String {
     if let Some(verify) = &status.verify {
         text += &verify_lines(verify);
     }
-    text + &status.state.reason.as_ref().map(why).unwrap_or_default()
-}
-
-/// How the verification in the background stands.
-fn verify_lines(verify: &VerifyStatus) -> String {
-    let mut text = String::new();
-    if let Some(running) = &verify.running {
-        let part = match running.part {
-            VerifyPart::Vault => "vault",
-            VerifyPart::Disks => "disks",
-        };
-        let total = running.bytes_total.map_or_else(String::new, |total| format!(" of {}", size(total)));
-        let held = if running.held { ", rests while the group is paused" } else { "" };
-        let done = size(running.bytes_done);
-        let _ = writeln!(text, "  verify  {part}, {done}{total}, since {}{held}", running.started);
-    }
-    if let Some(last) = &verify.last {
-        let _ = writeln!(
-            text,
-            "  verified  {}, {} read: {}",
-            last.finished,
-            size(last.read_bytes),
-            counted(last.faults, "fault")
-        );
-        if let Some(fault) = &last.first_fault {
-            let _ = writeln!(text, "    {fault}");
-        }
-    }
-    if let Some(next) = verify.next {
-        let _ = writeln!(text, "  verify  next on {next}");
+    text += &status.state.reason.as_ref().map(why).unwrap_or_default();
+    // What has a graver reason is damaged all the same.
+    let damage = status.group.damage.as_ref().map(|damage| &damage.reason);
+    if let Some(damage) = damage.filter(|damage| status.state.reason.as_ref() != Some(damage)) {
+        text += &why(damage);
     }
     text
 }

@@ -4,6 +4,7 @@
 
 mod keys;
 mod status;
+mod verify;
 
 use std::num::NonZeroU64;
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 pub use keys::*;
 use serde::{Deserialize, Serialize};
 pub use status::*;
+pub use verify::*;
 
 use super::name::{Label, Name};
 use super::retain::Retain;
@@ -44,9 +46,12 @@ pub struct Group {
     /// Why it could not be opened, if so. Its points, test failovers and restores are served as far as its vault can be
     /// read; nothing else is.
     pub failure: Option<Failure>,
+    /// What verifications found damaged, of its vault or of its disks, and nobody has put right.
+    #[serde(default)]
+    pub damage: Option<Box<Failure>>,
 }
 
-/// Why a group could not be opened.
+/// Why a group could not be opened, or what is damaged of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// Why.
@@ -359,61 +364,6 @@ pub struct Restored {
     pub files: Vec<PathBuf>,
     /// Bytes written, without holes.
     pub bytes: u64,
-}
-
-/// What a verification found.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct VerifyReport {
-    /// Groups looked at.
-    pub groups: u64,
-    /// Manifest steps read.
-    pub steps: u64,
-    /// Blobs read.
-    pub blobs: u64,
-    /// Bytes of blobs read and summed.
-    pub bytes: u64,
-    /// Bytes of bases read, which have no checksums.
-    #[serde(default)]
-    pub base_bytes: u64,
-    /// What is wrong, one line each; empty when all is well.
-    pub faults: Vec<String>,
-    /// What is damaged and does no harm, one line each: parts of caches, which are made anew.
-    #[serde(default)]
-    pub warnings: Vec<String>,
-}
-
-/// What a comparison of a group with the newest point of its vault found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GroupVerified {
-    /// The group.
-    pub group: Name,
-    /// The last point that was compared with; none where there is none yet.
-    pub point: Option<PointId>,
-    /// Bytes of disks that were compared, holes included.
-    pub compared_bytes: u64,
-    /// Of these, how many differ because they were written since the point.
-    pub newer_bytes: u64,
-    /// Bytes read.
-    pub read_bytes: u64,
-    /// What is wrong; empty when all is well.
-    pub faults: Vec<GroupFault>,
-    /// Faults beyond those that are listed.
-    pub more_faults: u64,
-    /// What was not compared, though nothing is wrong with it, one line each.
-    pub notes: Vec<String>,
-}
-
-/// A range of a disk that is not what it should be.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GroupFault {
-    /// The disk's name.
-    pub disk: String,
-    /// The first of its sectors,
-    pub first_sector: u64,
-    /// and how many.
-    pub sectors: u64,
-    /// What is wrong, in which files, at which bytes.
-    pub message: String,
 }
 
 /// Something that takes long: asked for once, then watched.

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use crate::control::catalogue;
 use crate::control::model::{
-    Condition as ApiCondition, Disk, Failure, Group, GroupLimits, GroupState, GroupStatus, History,
-    JournalStatus, LsnLadder, NewestPoint, Point, PointKind, Policy, Reason, ReasonCode, Test, TestExport,
-    WriteRate,
+    Condition as ApiCondition, Disk, Failure, Group, GroupLimits, GroupState, GroupStatus, HarmedPoint,
+    History, JournalStatus, LsnLadder, NewestPoint, Point, PointKind, Policy, Reason, ReasonCode, Test,
+    TestExport, WriteRate,
 };
 use crate::control::name::{DiskPath, Name};
 use crate::control::retain::Retain;
@@ -55,7 +55,7 @@ pub(super) fn group(
     name: &Name,
     description: &Description,
     snapshot: Option<&GroupSnapshot>,
-    failure: Option<Failure>,
+    (failure, damage): (Option<Failure>, Option<Failure>),
     address: &ListenAddress,
 ) -> Result<Group> {
     let record = &description.record;
@@ -66,7 +66,7 @@ pub(super) fn group(
     });
     let mut disks = disks.collect::<Result<Vec<_>>>()?;
     disks.sort_by(|a, b| a.name.cmp(&b.name));
-    let open = || snapshot.map(|snapshot| state(snapshot).condition);
+    let open = || snapshot.map(|snapshot| state(snapshot, damage.as_ref()).condition);
     let condition = failure.as_ref().map(|_| ApiCondition::Failed).or_else(open);
     Ok(Group {
         id,
@@ -78,13 +78,14 @@ pub(super) fn group(
         latched_disks: disks.iter().filter(|disk| disk.latched.is_some()).count() as u64,
         disks: Some(disks),
         failure,
+        damage: damage.map(Box::new),
     })
 }
 
 /// Why writes to a disk of an open group fail, if they do: in the words of `status`, which has one reason for the whole group.
 fn latch(snapshot: &GroupSnapshot, disk: &str) -> Option<Reason> {
     if snapshot.condition == Condition::JournalFailed {
-        return state(snapshot).reason;
+        return state(snapshot, None).reason;
     }
     let place = snapshot.latched_disks.iter().position(|latched| latched == disk)?;
     let why = Condition::ImageFailed.explanation().expect("a failure is explained");
@@ -121,6 +122,7 @@ pub fn unreadable_group(
         condition: failure.as_ref().map(|_| ApiCondition::Failed),
         latched_disks: 0,
         failure,
+        damage: None,
     }
 }
 
@@ -139,6 +141,12 @@ pub fn point(record: &PointRecord) -> Point {
         held: false,
         lacks: Vec::new(),
     }
+}
+
+/// A point that something damaged harms.
+pub fn harmed_point(group: &Name, record: &PointRecord) -> HarmedPoint {
+    let Point { id, time, label, .. } = point(record);
+    HarmedPoint { group: group.clone(), id, time, label }
 }
 
 /// A group's points, and which of them are held.
@@ -182,8 +190,8 @@ pub fn test(group: &Name, failover: &TestListing, connections: u64, address: &Li
 pub fn status(group: Group, snapshot: &GroupSnapshot, connections: u64, now: WallNanos) -> GroupStatus {
     let ladder = snapshot.ladder;
     GroupStatus {
+        state: state(snapshot, group.damage.as_deref()),
         group,
-        state: state(snapshot),
         lsn: Some(LsnLadder {
             submitted: ladder.submitted,
             written: ladder.visible,
@@ -279,7 +287,14 @@ fn newest_point(point: &PointRecord, now: WallNanos) -> NewestPoint {
     NewestPoint { id: point.id, time: point.wall, age_ms }
 }
 
-fn state(snapshot: &GroupSnapshot) -> GroupState {
+/// What a verification found comes after what is wrong with the group itself, and before points that are late or rest.
+fn state(snapshot: &GroupSnapshot, damage: Option<&Failure>) -> GroupState {
+    let waits =
+        matches!(snapshot.condition, Condition::Protected | Condition::Paused | Condition::PointsLate);
+    if let Some(Failure { reason, since }) = damage.filter(|_| waits) {
+        let (condition, reason) = (ApiCondition::Degraded, Some(reason.clone()));
+        return GroupState { condition, reason, since: *since };
+    }
     let (condition, code) = match snapshot.condition {
         Condition::Opening => (ApiCondition::Opening, None),
         Condition::Protected => (ApiCondition::Protected, None),

@@ -33,6 +33,7 @@ use crate::protect::open::GroupPlan;
 use crate::protect::shrinking::SpaceLimits;
 use crate::site::KeyStore;
 use crate::site::convert;
+use crate::site::damage::Damages;
 use crate::site::data_threads::DataThreads;
 use crate::site::events::{self, EventQueue};
 use crate::site::group_table::{Entry, GroupTable};
@@ -78,8 +79,10 @@ pub(super) struct Inner {
     pub(super) turns: parking_lot::Mutex<HashMap<GroupId, Arc<Mutex<()>>>>,
     /// Directories that a restore writes to.
     pub(super) restoring: parking_lot::Mutex<HashSet<PathBuf>>,
-    /// Verifications in the background: how they stand.
+    /// Verifications in the background: how they stand,
     pub(super) verifications: Verifications,
+    /// and what any verification found.
+    pub(super) damages: Damages,
     /// What happened and is not in the catalogue yet,
     pub(super) events: Arc<EventQueue>,
     /// and who writes it there.
@@ -128,6 +131,7 @@ impl Gateway {
             turns: parking_lot::Mutex::default(),
             restoring: parking_lot::Mutex::default(),
             verifications: Verifications::default(),
+            damages: Damages::default(),
             events: Arc::default(),
             keeper: Mutex::default(),
             background: Mutex::default(),
@@ -345,7 +349,8 @@ impl Inner {
             (member.description(), snapshot)
         };
         let (description, snapshot) = self.read(entry.id, asked).await?;
-        convert::group(entry.id, name, &description, snapshot.as_ref(), failure, self.address())
+        let damage = self.damage_of(name, entry).await;
+        convert::group(entry.id, name, &description, snapshot.as_ref(), (failure, damage), self.address())
     }
 
     /// Has the catalogue say what a disk of a group is; nothing else of the group, whose history may be long.

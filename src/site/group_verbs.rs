@@ -225,6 +225,7 @@ impl Inner {
         let cleared = receiver.await.map_err(lost)?;
         self.threads.exports().forget_group(id);
         self.events.forget(id);
+        self.forget_damage(id).await;
         cleared
     }
 }

@@ -10,6 +10,7 @@
 
 mod adoption;
 mod convert;
+mod damage;
 mod data_thread;
 mod data_threads;
 mod disk_verbs;

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::convert;
 use super::gateway::{Answering, Inner};
 use super::group_table::Entry;
 use super::member::Member;
@@ -132,6 +133,7 @@ impl Inner {
             report.blobs += looked.blobs;
             report.bytes += looked.blob_bytes;
             report.base_bytes += looked.base_bytes;
+            report.harmed.extend(looked.harmed.iter().map(|point| convert::harmed_point(&name, point)));
             for finding in &looked.findings {
                 let is_harmless = finding.severity == vault::Severity::Cache;
                 let lines = if is_harmless { &mut report.warnings } else { &mut report.faults };
@@ -145,6 +147,18 @@ impl Inner {
     }
 
     async fn verify_vault(
+        &self,
+        entry: &Entry,
+        pacing: Pacing,
+        bookmark: Bookmark,
+        progress: Progress,
+    ) -> Result<vault::VerifyReport> {
+        let report = self.read_vault(entry, pacing, bookmark, progress).await?;
+        self.note_vault(entry.id, &report).await;
+        Ok(report)
+    }
+
+    async fn read_vault(
         &self,
         entry: &Entry,
         pacing: Pacing,
@@ -247,6 +261,18 @@ impl Inner {
     }
 
     async fn verify_disks(
+        &self,
+        id: GroupId,
+        pacing: Pacing,
+        bookmark: Bookmark,
+        progress: Progress,
+    ) -> Result<GroupReport> {
+        let report = self.compare_disks(id, pacing, bookmark, progress).await?;
+        self.note_disks(id, &report).await;
+        Ok(report)
+    }
+
+    async fn compare_disks(
         &self,
         id: GroupId,
         pacing: Pacing,

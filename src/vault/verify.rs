@@ -10,6 +10,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use super::Vault;
+use super::harm::{self, Harmed, Lost};
 use super::keyring;
 use super::layout::{self, parse_base_name, parse_blob_name};
 use super::manifest::{Listing, advance, read_snapshot, read_step};
@@ -23,7 +24,7 @@ use crate::format::record::{DiskRecord, PointRecord};
 use crate::format::summary::Cover;
 use crate::storage::{File, Op};
 use crate::throttle::{Pacing, Throttle};
-use crate::units::{DiskId, DiskSlot, Lsn, to_usize};
+use crate::units::{DiskId, DiskSlot, Lsn, SECTOR_BYTES, SectorRange, to_usize};
 
 /// Pages of a summary that are read at a time.
 const SUMMARY_PAGES: usize = 32;
@@ -54,6 +55,21 @@ pub struct Finding {
     pub offset: Option<u64>,
     /// What is wrong.
     pub text: String,
+    /// The recovery points that show what was lost, if any do.
+    pub harmed: Option<Harmed>,
+    pub(super) lost: Lost,
+}
+
+impl Finding {
+    /// The finding alone, without the points that it harms.
+    pub fn alone(&self) -> Finding {
+        Finding { harmed: None, ..self.clone() }
+    }
+
+    /// Whether it is a base that is damaged.
+    pub fn is_of_base(&self) -> bool {
+        matches!(self.lost, Lost::Base(..))
+    }
 }
 
 impl fmt::Display for Finding {
@@ -62,7 +78,8 @@ impl fmt::Display for Finding {
         if let Some(offset) = self.offset {
             write!(f, " at byte {offset}")?;
         }
-        write!(f, ": {}", self.text)
+        write!(f, ": {}", self.text)?;
+        self.harmed.as_ref().map_or(Ok(()), |harmed| write!(f, "; {harmed}"))
     }
 }
 
@@ -71,6 +88,8 @@ impl fmt::Display for Finding {
 pub struct VerifyReport {
     /// Everything that is not as it should be.
     pub findings: Vec<Finding>,
+    /// The recovery points that one of them harms or several do, oldest first.
+    pub harmed: Vec<PointRecord>,
     /// Manifest steps and snapshots read.
     pub manifest_files: u64,
     /// Delta blobs read.
@@ -92,16 +111,16 @@ impl VerifyReport {
     }
 
     fn orphan(&mut self, path: PathBuf, text: &str) {
-        let text = text.to_owned();
-        self.findings.push(Finding { severity: Severity::Orphan, path, offset: None, text });
+        let (severity, text, lost) = (Severity::Orphan, text.to_owned(), Lost::Nothing);
+        self.findings.push(Finding { severity, path, offset: None, text, harmed: None, lost });
     }
 
     /// Records what an error says of a file; an error that says nothing of stored bytes stays one.
-    fn damage(&mut self, error: Error, path: &Path) -> Result<()> {
-        self.find(Severity::Damage, error, path)
+    fn damage(&mut self, lost: Lost, error: Error, path: &Path) -> Result<()> {
+        self.find(Severity::Damage, lost, error, path)
     }
 
-    fn find(&mut self, severity: Severity, error: Error, path: &Path) -> Result<()> {
+    fn find(&mut self, severity: Severity, lost: Lost, error: Error, path: &Path) -> Result<()> {
         match error.kind() {
             ErrorKind::Corrupt
             | ErrorKind::NotFound
@@ -110,7 +129,7 @@ impl VerifyReport {
             | ErrorKind::Unsupported => {
                 let path = error.path().unwrap_or(path).to_owned();
                 let (offset, text) = (error.offset(), error.without_place());
-                self.findings.push(Finding { severity, path, offset, text });
+                self.findings.push(Finding { severity, path, offset, text, harmed: None, lost });
                 Ok(())
             }
             _ => Err(error),
@@ -143,6 +162,11 @@ impl<P: Fn(u64, u64) -> Result<()>> Pace<P> {
     /// Notes that `bytes` more were read; comes back when more may be.
     async fn read(&self, bytes: u64) -> Result<()> {
         self.done.update(|done| done + bytes);
+        self.read_besides(bytes).await
+    }
+
+    /// The same of bytes that are not among those to do.
+    async fn read_besides(&self, bytes: u64) -> Result<()> {
         self.throttle.take(bytes, || (self.progress)(self.done.get(), self.total)).await
     }
 }
@@ -166,7 +190,7 @@ pub async fn verify_at(
     let pause = vault.manifest().pause().await;
     let state = vault.manifest().state().clone();
     if let Err(error) = keyring::check(vault.runtime(), vault.layout()).await {
-        report.damage(error, &vault.layout().keys())?;
+        report.damage(Lost::Nothing, error, &vault.layout().keys())?;
     }
     verify_manifest(vault, &state, &mut report).await?;
     drop(pause);
@@ -180,6 +204,8 @@ pub async fn verify_at(
         pace.pass(Place::Bases(DiskSlot(0), 0), &report);
     }
     verify_bases(vault, &state, &mut report, &pace).await?;
+    report.harmed =
+        harm::find(vault, &mut report.findings, async |bytes| pace.read_besides(bytes).await).await?;
     report.findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     Ok(report)
 }
@@ -198,7 +224,7 @@ async fn verify_manifest(vault: &Vault, known: &State, report: &mut VerifyReport
     if first > StepNumber(0) {
         match read_snapshot(vault.runtime(), layout, first, vault.keys()).await {
             Ok(snapshot) => state = Some(State::from_snapshot(snapshot)),
-            Err(error) => return report.damage(error, &layout.snapshot(first)),
+            Err(error) => return report.damage(Lost::Manifest, error, &layout.snapshot(first)),
         }
         report.manifest_files += 1;
     }
@@ -208,7 +234,7 @@ async fn verify_manifest(vault: &Vault, known: &State, report: &mut VerifyReport
         let step = read_step(vault.runtime(), layout, number, vault.keys()).await;
         match step.and_then(|(step, checksum)| advance(state.take(), step, checksum)) {
             Ok(advanced) => state = Some(advanced),
-            Err(error) => return report.damage(error, &path),
+            Err(error) => return report.damage(Lost::Manifest, error, &path),
         }
         report.manifest_files += 1;
         if listing.snapshots.contains(&number) {
@@ -218,7 +244,7 @@ async fn verify_manifest(vault: &Vault, known: &State, report: &mut VerifyReport
     }
     if state.as_ref() != Some(known) {
         let text = "the manifest on disk is not the one that the process has";
-        report.damage(Error::corrupt(text), &layout.manifest())?;
+        report.damage(Lost::Manifest, Error::corrupt(text), &layout.manifest())?;
     }
     Ok(())
 }
@@ -233,8 +259,11 @@ async fn verify_snapshot(
     report.manifest_files += 1;
     match read_snapshot(vault.runtime(), vault.layout(), number, vault.keys()).await {
         Ok(snapshot) if steps == Some(&State::from_snapshot(snapshot.clone())) => Ok(()),
-        Ok(_) => report.damage(Error::corrupt("the snapshot is not what the steps add up to"), &path),
-        Err(error) => report.damage(error, &path),
+        Ok(_) => {
+            let error = Error::corrupt("the snapshot is not what the steps add up to");
+            report.damage(Lost::Manifest, error, &path)
+        }
+        Err(error) => report.damage(Lost::Manifest, error, &path),
     }
 }
 
@@ -282,7 +311,7 @@ async fn verify_blobs<P: Fn(u64, u64) -> Result<()>>(
         evict(vault, vault.blobs().open(delta.blob).await).await;
         let (before, verified) = (pace.done.get(), verify_blob(vault, point, delta, report, pace).await);
         if let Err(error) = verified {
-            report.damage(error, &vault.layout().blob(delta.blob))?;
+            report.damage(Lost::Blob(delta.blob), error, &vault.layout().blob(delta.blob))?;
         }
         evict(vault, vault.blobs().open(delta.blob).await).await;
         // Its tables, and whatever could not be read.
@@ -327,7 +356,7 @@ async fn verify_blob<P: Fn(u64, u64) -> Result<()>>(
     // Each bad chunk is a finding of its own: the others may still be worth having.
     for index in 0..u32::try_from(tables.chunks.len()).expect("chunk numbers are u32") {
         if let Err(error) = reader.chunk(index).await {
-            report.damage(error, &path)?;
+            report.damage(Lost::Chunk(reference.blob, index), error, &path)?;
         }
         pace.read(tables.chunks[index as usize].stored_bytes.into()).await?;
     }
@@ -361,7 +390,7 @@ async fn verify_summaries(vault: &Vault, report: &mut VerifyReport) -> Result<()
         }
         report.summaries += 1;
         if let Err(error) = verify_summary(vault, &cover).await {
-            report.find(Severity::Cache, error, &vault.layout().summary(&cover))?;
+            report.find(Severity::Cache, Lost::Nothing, error, &vault.layout().summary(&cover))?;
         }
     }
     Ok(())
@@ -412,11 +441,11 @@ async fn verify_bases<P: Fn(u64, u64) -> Result<()>>(
     for disk in disks {
         let path = vault.layout().base(disk.record.id);
         report.bases += 1;
-        match read_base(vault, &disk.record, length_min(state, disk), report, pace).await {
+        match read_base(vault, disk, length_min(state, disk), report, pace).await {
             Err(error) if error.kind() == ErrorKind::Shutdown => return Err(error),
             // Retention goes on: it deletes the base of a disk that left once no point holds it.
             Err(_) if !is_needed(vault, disk.record.id) => {}
-            Err(error) => report.damage(error, &path)?,
+            Err(error) => report.damage(whole(disk), error, &path)?,
             Ok(()) => {}
         }
     }
@@ -438,18 +467,17 @@ fn is_needed(vault: &Vault, disk: DiskId) -> bool {
 
 async fn read_base<P: Fn(u64, u64) -> Result<()>>(
     vault: &Vault,
-    record: &DiskRecord,
+    disk: &DiskState,
     length_min: u64,
     report: &mut VerifyReport,
     pace: &Pace<P>,
 ) -> Result<()> {
-    let (disk, slot) = (record.id, record.slot);
-    let (runtime, path) = (vault.runtime(), vault.layout().base(disk));
-    let file = vault.bases().open(disk).await?;
+    let (runtime, path, slot) = (vault.runtime(), vault.layout().base(disk.record.id), disk.record.slot);
+    let file = vault.bases().open(disk.record.id).await?;
     let length = runtime.length(&file).await?;
     if length < length_min {
         let text = format!("{length} bytes long; its disk has {length_min}");
-        report.damage(Error::corrupt(text), &path)?;
+        report.damage(beyond(disk, length), Error::corrupt(text), &path)?;
     }
     evict(vault, Ok(file.clone())).await;
     for range in runtime.data_ranges(&file, 0..length).await? {
@@ -462,7 +490,7 @@ async fn read_base<P: Fn(u64, u64) -> Result<()>>(
                 continue;
             }
             if runtime.read(&file, piece.start, to_usize(bytes)).await.is_err() {
-                find_unreadable(vault, &file, piece, report).await?;
+                find_unreadable(vault, disk.record.id, &file, piece, report).await?;
             }
             report.base_bytes += bytes;
             pace.pass(place, report);
@@ -476,6 +504,7 @@ async fn read_base<P: Fn(u64, u64) -> Result<()>>(
 /// Says which pages of a piece cannot be read: neighbours in one finding.
 async fn find_unreadable(
     vault: &Vault,
+    disk: DiskId,
     file: &File,
     piece: Range<u64>,
     report: &mut VerifyReport,
@@ -484,11 +513,23 @@ async fn find_unreadable(
     for start in (piece.start..piece.end).step_by(to_usize(BASE_PAGE_BYTES)) {
         let bytes = BASE_PAGE_BYTES.min(piece.end - start);
         if let Err(error) = vault.runtime().read(file, start, to_usize(bytes)).await {
-            if next != Some(start) {
-                report.damage(error.at_offset(start), file.path())?;
+            let range = SectorRange::new(start / SECTOR_BYTES, (start + bytes).div_ceil(SECTOR_BYTES));
+            match report.findings.last_mut().map(|last| &mut last.lost) {
+                Some(Lost::Base(_, last)) if next == Some(start) => last.end = range.end,
+                _ => report.damage(Lost::Base(disk, range), error.at_offset(start), file.path())?,
             }
             next = Some(start + bytes);
         }
     }
     Ok(())
+}
+
+/// All of a base.
+fn whole(disk: &DiskState) -> Lost {
+    beyond(disk, 0)
+}
+
+/// What a base lacks from a length on.
+fn beyond(disk: &DiskState, length: u64) -> Lost {
+    Lost::Base(disk.record.id, SectorRange::new(length / SECTOR_BYTES, u64::MAX))
 }

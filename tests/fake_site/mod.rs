@@ -114,6 +114,7 @@ impl Backend for FakeSite {
             disks: Some(Vec::new()),
             condition: None,
             latched_disks: 0,
+            damage: None,
             failure: None,
         };
         let group = if group.name.as_str() == "lost" { unknown(group) } else { group };
@@ -435,6 +436,7 @@ impl Backend for FakeSite {
             base_bytes: 512,
             faults,
             warnings: Vec::new(),
+            harmed: Vec::new(),
         };
         futures::future::ready(Ok(report)).boxed()
     }

@@ -26,8 +26,43 @@ fn protected(more: &'static str) -> (Gateway, PathBuf) {
 }
 
 fn flip(image: &PathBuf, offset: u64) {
-    let file = OpenOptions::new().write(true).open(image).expect("there");
-    file.write_all_at(&[2], offset).expect("tests may write it");
+    put(image, offset, 2);
+}
+
+fn put(file: &PathBuf, offset: u64, byte: u8) {
+    let file = OpenOptions::new().write(true).open(file).expect("there");
+    file.write_all_at(&[byte], offset).expect("tests may write it");
+}
+
+/// A byte of a file is another from now on; what it was.
+fn damage(file: &PathBuf, offset: u64) -> u8 {
+    let mut was = [0];
+    fs::File::open(file).expect("there").read_exact_at(&mut was, offset).expect("read");
+    put(file, offset, was[0] ^ 4);
+    was[0]
+}
+
+/// A gateway with four points, of which the first two show what the first one's delta holds, and the third wrote it anew; the ids of
+/// the points, and the file of that delta.
+fn with_four_points() -> (Gateway, Vec<String>, PathBuf) {
+    let gateway = Gateway::with(&Setup { more: "[verify]\nevery = \"never\"\n", ..Setup::default() });
+    gateway.says("group create erp");
+    gateway.says("policy set erp --interval 24h");
+    gateway.says("disk create erp/db --size 8M");
+    let point = |label: &str, write: &str| {
+        tool::says("qemu-io", ["-f", "raw", "-c", write, &gateway.uri("erp/db")]);
+        let point = gateway.json(&format!("point create erp --label {label}"));
+        point["id"].as_str().expect("an id").to_owned()
+    };
+    let mut points = vec![point("first", "write -P 1 0 64k")];
+    let group = gateway.json("group list")[0]["id"].as_str().expect("an id").to_owned();
+    let blobs = fs::read_dir(gateway.data().join("vault").join(group).join("blobs")).expect("there");
+    let blobs: Vec<PathBuf> = blobs.map(|entry| entry.expect("listed").path()).collect();
+    let [blob] = &blobs[..] else { panic!("one delta, not {blobs:?}") };
+    points.push(point("second", "write -P 2 128k 64k"));
+    points.push(point("third", "write -P 3 0 64k"));
+    points.push(point("fourth", "write -P 4 256k 64k"));
+    (gateway, points, blob.clone())
 }
 
 #[test]
@@ -53,8 +88,20 @@ fn what_rotted_in_an_image_is_named_and_a_sound_group_is_sound() {
     let events = gateway.json("events --group erp");
     let found = events.as_array().expect("a list").iter().find(|event| event["code"] == "verify_found");
     assert_eq!(found.expect("an event")["severity"], "error");
+    // Whatever the vault's own verification says, the group is no longer simply protected, until a comparison finds it sound.
+    let status = gateway.group_status();
+    assert_eq!(
+        (&status["state"]["condition"], &status["state"]["reason"]["code"]),
+        (&"degraded".into(), &"verify_found".into())
+    );
+    let why = status["state"]["reason"]["detail"].as_str().expect("text");
+    assert!(why.contains("1 place") && why.contains("at byte 299520"), "{why}");
     // A vault does not know what its group's image holds.
     assert!(gateway.says("vault verify erp").contains("0 faults"));
+    assert_eq!(gateway.group_status()["state"]["condition"], "degraded");
+    put(&image, 300_000, 1);
+    assert!(gateway.says("verify erp").contains("0 faults"));
+    assert_eq!(gateway.group_status()["state"]["condition"], "protected");
     assert!(gateway.refuses("verify erp --rate 0", 2).contains("rate"));
     gateway.refuses("verify nobody", 1);
 }
@@ -198,4 +245,65 @@ fn one_that_was_asked_for_goes_on_in_the_background_and_its_end_is_an_event() {
     kill_process(Pid::from_child(&client), Signal::INT).expect("it runs");
     client.wait().expect("it ends");
     gateway.until("nothing that is kept", |_| kept(&gateway).is_none());
+#[test]
+fn a_damaged_delta_names_its_points_and_degrades_its_group_until_it_is_put_back() {
+    let (mut gateway, points, blob) = with_four_points();
+    let was = damage(&blob, 260);
+    let output = gateway.cli("vault verify").output().expect("runs");
+    let told = String::from_utf8(output.stdout).expect("UTF-8");
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    let named = [blob.display().to_string(), format!("; 2 recovery points need it: {} of ", points[0])];
+    assert!(named.iter().all(|text| told.contains(text)), "{told}");
+    assert!(told.contains(&points[1]) && told.contains("(second)") && !told.contains(&points[2]), "{told}");
+    let output = gateway.cli("vault verify erp --json").output().expect("runs");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("it prints JSON");
+    let harmed = report["harmed"].as_array().expect("a list").iter();
+    let harmed: Vec<_> = harmed.map(|point| (&point["group"], &point["id"], &point["label"])).collect();
+    let expected = [(&points[0], "first"), (&points[1], "second")];
+    let expected = expected.map(|(id, label)| (Value::from("erp"), Value::from(&id[..]), Value::from(label)));
+    assert_eq!(harmed, expected.iter().map(|(group, id, label)| (group, id, label)).collect::<Vec<_>>());
+
+    let is_degraded = |gateway: &Gateway| {
+        let state = gateway.group_status()["state"].clone();
+        assert_eq!(state["condition"], "degraded");
+        assert_eq!(state["reason"]["code"], "verify_found");
+        let (why, mend) = (state["reason"]["detail"].to_string(), state["reason"]["mend"].to_string());
+        assert!(why.contains("2 recovery points") && points[..2].iter().all(|id| why.contains(id)), "{why}");
+        assert!(why.contains(&*blob.to_string_lossy()) && !why.contains(&points[2]), "{why}");
+        assert!(mend.contains("earlier copy") && mend.contains("point delete"), "{mend}");
+        let group = gateway.json("group list")[0].clone();
+        assert_eq!(
+            (&group["condition"], &group["damage"]["reason"]),
+            (&state["condition"], &state["reason"])
+        );
+        assert!(gateway.says("group list").contains("DEGRADED: damaged"));
+        assert!(gateway.says("status").contains(&points[1]));
+    };
+    is_degraded(&gateway);
+    gateway.terminate();
+    gateway.restart();
+    is_degraded(&gateway);
+    put(&blob, 260, was);
+    is_degraded(&gateway);
+    assert!(gateway.says("vault verify erp").contains("0 faults"));
+    assert_eq!(gateway.group_status()["state"]["condition"], "protected");
+    let events = gateway.json("events --group erp");
+    assert!(events.as_array().expect("a list").iter().any(|event| event["code"] == "verify_mended"));
+    gateway.kill();
+    gateway.restart();
+    assert_eq!(gateway.group_status()["state"]["condition"], "protected");
+}
+
+#[test]
+fn a_group_is_no_longer_degraded_once_the_harmed_points_are_gone() {
+    let (gateway, points, blob) = with_four_points();
+    damage(&blob, 260);
+    gateway.refuses("vault verify erp", 1);
+    gateway.says(&format!("point delete erp {} --yes", points[1]));
+    let why = gateway.group_status()["state"]["reason"]["detail"].to_string();
+    assert!(why.contains("1 recovery point: ") && why.contains(&points[0]), "{why}");
+    gateway.says(&format!("point delete erp {} --yes", points[0]));
+    assert_eq!(gateway.group_status()["state"]["condition"], "protected");
+    gateway.until("the base without the damage", |_| !blob.exists());
+    assert!(gateway.says("vault verify erp").contains("0 faults"));
 }

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use afterimage::format::manifest::StepNumber;
-use afterimage::units::{BlobId, SectorRange};
-use afterimage::vault::{Severity, VerifyReport, verify};
+use afterimage::units::{BlobId, PointId, SectorRange};
+use afterimage::vault::{Advance, Severity, VerifyReport, verify};
 
 use crate::support::{Group, block_on};
 
@@ -107,4 +107,86 @@ fn an_orphan_is_reported_and_harms_nothing() {
     assert!(report.is_sound());
     assert_eq!(report.findings.len(), 1);
     assert_eq!(report.findings[0].path, orphan);
+}
+
+/// A group whose first delta is of sectors 7..1000 of a disk, which the third writes anew but for the first.
+fn overwritten() -> (Group, Vec<PointId>, PathBuf) {
+    let mut group = Group::plain(&[4096, 64]);
+    let writes = [(0, 7, 1000, 1), (1, 0, 64, 2), (0, 8, 1000, 3), (0, 0, 8, 4), (0, 2000, 2001, 5)];
+    let points = writes.map(|(disk, start, end, seed)| {
+        group.write(disk, SectorRange::new(start, end), seed);
+        group.publish()
+    });
+    let delta = group.vault.manifest().state().point(points[0]).expect("published").delta.expect("written");
+    let blob = group.vault.layout().blob(delta.blob);
+    (group, points.to_vec(), blob)
+}
+
+fn harmed(report: &VerifyReport) -> Vec<PointId> {
+    report.harmed.iter().map(|point| point.id).collect()
+}
+
+#[test]
+fn the_points_that_show_a_damaged_chunk_are_named_and_no_others() {
+    let (group, points, blob) = overwritten();
+    let length = usize::try_from(std::fs::metadata(&blob).expect("there").len()).expect("small");
+    // The first chunk is shown until its first sector is written anew, too; those behind it for a point less.
+    for (offset, count) in [(300, 3), (length / 2, 2)] {
+        flip(&blob, offset);
+        let report = report(&group);
+        assert_eq!(only_damage(&report).0, blob);
+        assert_eq!(harmed(&report), points[..count], "byte {offset}");
+        let told = report.findings[0].to_string();
+        let oldest = group.vault.manifest().state().point(points[0]).expect("there").clone();
+        let first = format!("; {count} recovery points need it: {} of {}", oldest.id, oldest.wall);
+        assert!(told.contains(&first) && told.contains(&points[1].to_string()), "{told}");
+        assert!(!report.findings[0].alone().to_string().contains("recovery point"));
+        flip(&blob, offset);
+    }
+}
+
+#[test]
+fn a_blob_whose_tables_are_lost_harms_all_points_from_its_own_on() {
+    let (group, points, blob) = overwritten();
+    std::fs::remove_file(&blob).expect("there");
+    let report = report(&group);
+    assert_eq!(harmed(&report), points);
+    let told = report.findings[0].to_string();
+    assert!(told.contains("5 recovery points need it") && told.ends_with(", and 2 more"), "{told}");
+    // It hides nothing either: what lies beneath it may be shown.
+    let second = group.vault.manifest().state().point(points[1]).expect("there").delta.expect("written");
+    std::fs::remove_file(group.vault.layout().blob(second.blob)).expect("there");
+    assert_eq!(self::report(&group).findings.len(), 2);
+}
+
+#[test]
+fn a_damaged_base_harms_the_points_until_its_disk_is_written_anew() {
+    let (group, points, _) = overwritten();
+    let base = group.vault.layout().base(group.disks[1].id);
+    std::fs::OpenOptions::new().write(true).open(&base).expect("there").set_len(512).expect("cut");
+    assert_eq!(harmed(&report(&group)), points[..1]);
+    std::fs::remove_file(group.vault.layout().base(group.disks[0].id)).expect("there");
+    assert_eq!(harmed(&report(&group)), points, "most of that disk was never written");
+}
+
+#[test]
+fn a_damaged_manifest_harms_all_points() {
+    let (group, points, _) = overwritten();
+    flip(&group.vault.layout().step(StepNumber(4)), 146);
+    assert_eq!(harmed(&report(&group)), points);
+}
+
+#[test]
+fn harmed_points_can_be_deleted_from_the_newest_and_take_the_damage_along() {
+    let (group, points, blob) = overwritten();
+    flip(&blob, 300);
+    let delete = |point| block_on(&group.runtime, group.vault.delete_point(point));
+    for point in points[..3].iter().rev() {
+        delete(*point).expect("whoever comes after it does not show the damage");
+    }
+    let advanced = block_on(&group.runtime, group.vault.finish_advance()).expect("nothing damaged is read");
+    assert_eq!(advanced, Advance::Done);
+    block_on(&group.runtime, group.vault.sweep()).expect("deleted");
+    let report = report(&group);
+    assert!(report.is_sound() && report.harmed.is_empty(), "{:?}", report.findings);
 }

@@ -206,6 +206,8 @@ pub enum ReasonCode {
     VaultFailed,
     /// What is on disk is not what was stored.
     Corrupt,
+    /// A verification found damage, and none since found it mended.
+    VerifyFound,
     /// A newer timeline exists.
     Fenced,
     /// A device or file system refused an operation.
