@@ -98,6 +98,9 @@ pub enum Command {
         /// The configuration; docs/afterimage.example.toml documents every key
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// End with the process that starts it, which has this id: for `demo`
+        #[arg(long, value_name = "PID", hide = true)]
+        dies_with: Option<i32>,
     },
     /// Protect two disks in a temporary directory, crash the gateway, recover, and verify every block
     #[command(after_help = "Example:\n  afterimage demo --keep")]

@@ -61,7 +61,7 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     let output = Output { json: arguments.json };
     let socket = arguments.socket(std::env::var_os(SOCKET_VARIABLE));
     match arguments.command {
-        Command::Serve { config } => serve::run(&config),
+        Command::Serve { config, dies_with } => serve::run(&config, dies_with),
         Command::Demo { keep } => demo::run(keep),
         Command::Journal(JournalCommand::Inspect { path, frames, records }) => {
             journal::inspect(&path, journal::Depth::chosen(frames, records), output)

@@ -2,15 +2,32 @@
 
 use std::path::Path;
 
+use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+
 use super::failure::Failure;
 use super::logging;
 use crate::config::Configuration;
+use crate::error::{Error, ErrorKind, Result as Done};
 
-/// Runs a gateway until it is told to stop.
-pub fn run(config: &Path) -> Result<(), Failure> {
+/// Runs a gateway until it is told to stop, or until the process ends that started it and has this id, if one is given.
+pub fn run(config: &Path, dies_with: Option<i32>) -> Result<(), Failure> {
+    dies_with.map_or(Ok(()), tie_to)?;
     let configuration = Configuration::load(config)?;
     configuration.check()?;
     logging::start(configuration.log)?;
     let data_directory = configuration.acquire()?;
     crate::site::serve(configuration, data_directory).map_err(Failure::Failed)
+}
+
+/// Has the kernel send us SIGTERM when our parent ends. One that ended before that was asked for sends none, so it is looked
+/// afterwards whether it still is our parent.
+fn tie_to(parent: i32) -> Done<()> {
+    set_parent_process_death_signal(Some(Signal::TERM))
+        .map_err(|errno| Error::io("asking to be told of the parent's end", errno.into()))?;
+    if getppid().map(Pid::as_raw_nonzero).map(i32::from) == Some(parent) {
+        return Ok(());
+    }
+    let text =
+        format!("process {parent}, which this gateway was to end with, is not its parent, or has ended");
+    Err(Error::new(ErrorKind::Shutdown, text))
 }

@@ -1,7 +1,7 @@
 //! A gateway process of our own, in a directory of its own: started, asked whether it is ready, killed, stopped.
 //!
-//! It never outlives the value unless it is [kept](GatewayProcess::keep), and it is in a process group of its own, so
-//! that a terminal's Ctrl-C reaches whoever owns it, who then decides.
+//! It never outlives the value unless it is [kept](GatewayProcess::keep), nor, while it is [tied](GatewayProcess::tied), us, however we
+//! end. It is in a process group of its own, so that a terminal's Ctrl-C reaches whoever owns it, who then decides.
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
@@ -37,6 +37,7 @@ pub struct GatewayProcess {
     binary: PathBuf,
     directory: PathBuf,
     child: Option<Child>,
+    tied: bool,
 }
 
 impl GatewayProcess {
@@ -45,8 +46,8 @@ impl GatewayProcess {
         let data = directory.join("data");
         fs::create_dir(&data)
             .map_err(|error| Error::io("creating a data directory", error).at_path(&data))?;
-        let gateway =
-            GatewayProcess { binary: binary.to_owned(), directory: directory.to_owned(), child: None };
+        let (binary, directory) = (binary.to_owned(), directory.to_owned());
+        let gateway = GatewayProcess { binary, directory, child: None, tied: false };
         let text = format!(
             "[site]\nname = \"demo\"\ndata_dir = {data:?}\n\n[nbd]\nlisten = [{listen:?}]\n\n\
              [api]\nsocket = {api:?}\n\n[journal]\nsize = \"{total}\"\nsegment_size = \"{segment}\"\n",
@@ -58,6 +59,13 @@ impl GatewayProcess {
         let path = gateway.configuration();
         fs::write(&path, text).map_err(|error| Error::io("writing a configuration", error).at_path(&path))?;
         Ok(gateway)
+    }
+
+    /// The same; from its next start on it ends with the thread that started it, also if that has no time to end it.
+    #[must_use]
+    pub fn tied(mut self) -> GatewayProcess {
+        self.tied = true;
+        self
     }
 
     /// The data directory.
@@ -102,9 +110,12 @@ impl GatewayProcess {
         let failed = |what: &str, error| Error::io(what, error).at_path(&log);
         let file = File::options().create(true).append(true).open(&log);
         let file = file.map_err(|error| failed("opening the gateway's log", error))?;
-        let child = Command::new(&self.binary)
-            .args(["serve", "--config"])
-            .arg(self.configuration())
+        let mut command = Command::new(&self.binary);
+        command.args(["serve", "--config"]).arg(self.configuration());
+        if self.tied {
+            command.args(["--dies-with", &std::process::id().to_string()]);
+        }
+        let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(file)
@@ -162,6 +173,14 @@ impl GatewayProcess {
             }
             tokio::time::sleep(RETRY).await;
         }
+    }
+
+    /// Starts it anew, in good order, so that it is tied to us no more.
+    pub async fn untie(&mut self) -> Result<()> {
+        self.stop().await?;
+        self.tied = false;
+        self.start()?;
+        self.ready().await.map(drop)
     }
 
     /// Lets it live on without us.

@@ -54,6 +54,7 @@ pub async fn tell(keep: bool) -> Result<(), Failure> {
     let mut demo = Demo::start(directory.path()).await?;
     let clean = demo.run().await?;
     if keep {
+        demo.gateway.untie().await?;
         demo.leave_running(&directory.keep())?;
     } else {
         demo.screen.say("The gateway is stopped and the directory removed; --keep would leave both.")?;
@@ -95,7 +96,7 @@ struct Demo {
 impl Demo {
     async fn start(directory: &Path) -> Result<Demo, Failure> {
         let binary = std::env::current_exe().map_err(|error| Error::io("finding our own binary", error))?;
-        let mut gateway = GatewayProcess::new(&binary, directory, JOURNAL)?;
+        let mut gateway = GatewayProcess::new(&binary, directory, JOURNAL)?.tied();
         gateway.start()?;
         let status = gateway.ready().await?;
         let mut screen = Screen::new();
