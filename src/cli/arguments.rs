@@ -136,6 +136,10 @@ pub enum JournalCommand {
         records: bool,
     },
     /// Check every checksum, the chain and what is stated durable; exit status 1 if it is damaged, 2 if there is none
+    ///
+    /// Nothing in a journal says that its newest used segments are missing, as they are from a copy that was made too early: their
+    /// records are missed where the images' checkpoints or an index run beside the journal tell of them, and not otherwise.
+    /// A gateway that opens it knows the newest recovery point, too.
     #[command(
         after_help = "Example:\n  afterimage journal verify /var/lib/afterimage/groups/GROUP_ID/journal"
     )]

@@ -3,6 +3,8 @@
 //! A run is a cache, so nothing here makes a journal unsound: opening reads the frames instead of a run that it cannot
 //! believe. But opening compares no more of a run than its ends, for the sum of its file stands for the rest. This compares all
 //! of it with the frames that are still there: what they say, put together again, is what the run must say.
+//!
+//! One thing a run does tell of the journal: it is made of durable frames only, so those that it ends with were there once.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +15,7 @@ use super::Survey;
 use crate::extent::ExtentMap;
 use crate::format::frame::RecordKind;
 use crate::format::marker::Marker;
-use crate::format::run::{PartSeal, RunFault};
+use crate::format::run::{FrameLink, PartSeal, RunFault};
 use crate::journal::payloads::Payloads;
 use crate::journal::recover::Decision;
 use crate::journal::runs::{CoveredFrame, IndexedLayer, LoadedRun, link_of};
@@ -28,23 +30,43 @@ pub struct RunSurvey {
     pub path: PathBuf,
     /// Why opening must not use it, if so.
     pub fault: Option<String>,
+    /// The frame that it ends with, where the journal ends before that.
+    pub missing: Option<FrameLink>,
 }
 
 /// Looks at the runs beside a journal whose frames were judged. In a journal at work one may go meanwhile.
 pub(super) fn survey(survey: &Survey, paths: Vec<PathBuf>) -> Vec<RunSurvey> {
     let frames = Frames::of(survey);
     let look = |path: PathBuf| match fs::read(&path) {
-        Ok(mut bytes) => {
-            let fault = match LoadedRun::decode(&path, &mut bytes) {
-                Ok(run) => frames.as_ref().and_then(|frames| frames.contradicts(&run, survey)),
-                Err(RunFault(what)) => Some(format!("damaged: its {what}")),
-            };
-            Some(RunSurvey { path, fault })
-        }
+        Ok(mut bytes) => Some(match LoadedRun::decode(&path, &mut bytes) {
+            Ok(run) => {
+                let missing = missing(survey, frames.as_ref(), &run);
+                let frames = frames.as_ref().filter(|_| missing.is_none());
+                RunSurvey { path, fault: frames.and_then(|frames| frames.contradicts(&run, survey)), missing }
+            }
+            Err(RunFault(what)) => {
+                RunSurvey { path, fault: Some(format!("damaged: its {what}")), missing: None }
+            }
+        }),
         Err(error) if survey.in_use && error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => Some(RunSurvey { path, fault: Some(format!("it cannot be read: {error}")) }),
+        Err(error) => {
+            Some(RunSurvey { path, fault: Some(format!("it cannot be read: {error}")), missing: None })
+        }
     };
     paths.into_iter().filter_map(look).collect()
+}
+
+/// The frame that a run ends with, if the journal ends before it. Of one at work the frames were copied before the run was written.
+fn missing(survey: &Survey, frames: Option<&Frames<'_>>, run: &LoadedRun) -> Option<FrameLink> {
+    let is_beyond = match (frames, &survey.decision) {
+        (Some(frames), _) => {
+            let newest = frames.placed.last().map(|(_, scanned)| scanned.frame.number);
+            survey.owner == Some(run.owner) && newest < Some(run.end.number)
+        }
+        (None, Some(Decision::Fresh)) => true,
+        (None, _) => false,
+    };
+    (is_beyond && !survey.in_use).then_some(run.end)
 }
 
 /// An accepted frame, and the file that it stands in.
@@ -92,8 +114,7 @@ impl<'a> Frames<'a> {
         let at = |number: FrameNumber| self.placed.get(to_usize(number.0.checked_sub(first.0)?));
         match at(run.end.number) {
             // The frames were copied before the run was written.
-            None if survey.in_use => return None,
-            None => return Some("it is about frames that the journal does not hold".into()),
+            None => return None,
             Some((_, last)) if link_of(&last.frame, last.sum) != run.end => {
                 return Some(format!("frame {} is not the one that it ends with", run.end.number.0));
             }

@@ -4,7 +4,8 @@
 //! It knows no format of its own: `scan` reads, `recover` decides, just as for opening. It says more than opening
 //! needs, since it also looks behind the end of a segment's sequence and remembers where each fault is. What opening
 //! knows and this does not is the vault's newest point: a journal that lost records which only the vault knows of
-//! passes here and is refused there.
+//! passes here and is refused there. That the newest used segments are missing can be seen only by who tells of their records:
+//! later frames, the images' checkpoints, index runs. What none of them tells of is not missed.
 //!
 //! A journal that a gateway has open is read as well, but as a *snapshot*: its segments are copied one after the
 //! other while frames land, so that they may contradict each other. A contradiction is looked at again before it
@@ -27,7 +28,7 @@ use crate::format::frame::{FrameFault, RecordKind, UntrustedHeader};
 use crate::format::marker::Marker;
 use crate::journal::recover::{Accepted, Decision, Known, claims, recover, unbroken};
 use crate::journal::scan::{
-    Checks, Claims, Owner, Scanned, SegmentScan, is_needless, read_frame, scan_segment,
+    Checks, Claims, End, Owner, Scanned, SegmentScan, is_needless, read_frame, scan_segment,
 };
 use crate::journal::segments::SegmentIndex;
 use crate::storage::read_only::{Contents, ReadAt, Unreadable};
@@ -91,6 +92,8 @@ pub struct SegmentSurvey {
     is_zeros: bool,
     /// What the disk does not give of it: taken for zeros.
     pub unreadable: Vec<Unreadable>,
+    /// Where frames begin whose sums do not match since the disk does not give all of them.
+    incomplete: Vec<u64>,
     /// Valid headers behind the end: of earlier uses, of dead incarnations, or behind a torn frame.
     pub left_overs: Vec<LeftOver>,
     /// The markers among its frames.
@@ -107,8 +110,9 @@ impl SegmentSurvey {
         let is_zeros = !bytes.is_empty() && contents.unreadable.is_empty() && is_blank();
         let left_overs = left_overs(bytes, used_bytes(&scan));
         let markers = scan.frames.iter().flat_map(|scanned| markers_of(scanned, bytes)).collect();
+        let incomplete = incomplete(bytes, &scan, &left_overs, &contents.unreadable);
         let unreadable = contents.unreadable;
-        SegmentSurvey { path, scan, head, first_fault, is_zeros, unreadable, left_overs, markers }
+        SegmentSurvey { path, scan, head, first_fault, is_zeros, unreadable, incomplete, left_overs, markers }
     }
 
     /// The use of the file that its frames belong to; `None` if it has none.
@@ -129,9 +133,10 @@ impl SegmentSurvey {
         !(is_cut || begins_otherwise) || self.scan.owners().next().is_some()
     }
 
-    /// Whether the disk does not give the byte at an offset.
+    /// Whether the disk does not give the byte at an offset, or not all of the frame that begins there.
     pub fn is_unreadable_at(&self, offset: u64) -> bool {
         self.unreadable.iter().any(|unreadable| unreadable.range.contains(&offset))
+            || self.incomplete.contains(&offset)
     }
 
     /// Bytes from the start that its frames take.
@@ -142,6 +147,32 @@ impl SegmentSurvey {
 
 fn used_bytes(scan: &SegmentScan) -> u64 {
     scan.frames.last().map_or(0, Scanned::end_offset)
+}
+
+/// The frames whose sums do not match, and which reach into what cannot be read: that is what is wrong with them.
+fn incomplete(
+    bytes: &[u8],
+    scan: &SegmentScan,
+    left_overs: &[LeftOver],
+    unreadable: &[Unreadable],
+) -> Vec<u64> {
+    let end = match scan.end {
+        End::Fault { offset, .. } | End::Unlinked { offset } => Some(offset),
+        End::Full => None,
+    };
+    let reaches_into = |offset: &u64| {
+        let first = bytes.get(to_usize(*offset)..).unwrap_or_default();
+        let Ok(header) = UntrustedHeader::read(&first[..first.len().min(PAGE_BYTES)]) else { return false };
+        let length = match read_frame(bytes, to_usize(*offset)) {
+            Err(FrameFault::HeaderSum) => header.header_bytes(),
+            Err(FrameFault::PayloadSum(_)) => header.total_bytes(),
+            _ => return false,
+        };
+        let frame = *offset..*offset + length as u64;
+        unreadable.iter().any(|kept| kept.range.start < frame.end && frame.start < kept.range.end)
+    };
+    let begins = left_overs.iter().map(|left| left.offset).chain(end).chain([0]);
+    begins.filter(|_| !unreadable.is_empty()).filter(reaches_into).collect()
 }
 
 fn left_overs(bytes: &[u8], from: u64) -> Vec<LeftOver> {
@@ -314,6 +345,7 @@ impl Survey {
         survey.incarnations = incarnations(survey.frames_of(&survey.unbroken));
         survey.verdict = verdict::judge(&survey, claims);
         survey.runs = index_runs::survey(&survey, listing.runs);
+        verdict::add_what_runs_miss(&mut survey);
         survey
     }
 

@@ -5,6 +5,7 @@
 //! | begin anew, or accept | nothing newer | sound |
 //! | begin anew, or accept | a newer or broken frame | torn tail: never acknowledged as durable, no fault |
 //! | refuse | – | damaged; the faults say where the chain breaks |
+//! | whatever | an index run ends with a frame behind it | damaged: the run tells of durable records that are in no file |
 //!
 //! Where only payloads of writes rotted, opening does not refuse ([`admit_rotten`](crate::journal::recover::admit_rotten)): what
 //! reads them is told. Here the journal is damaged all the same.
@@ -88,6 +89,25 @@ pub(super) fn judge(survey: &Survey, claims: Claims) -> Verdict {
         (true, _) if is_never_used => Verdict::NeverUsed,
         (true, Some(tail)) => Verdict::TornTail(tail),
         (true, None) => Verdict::Sound,
+    }
+}
+
+/// Records that an index run tells of and no segment holds are lost, whatever the segments that are there say: they were durable.
+pub(super) fn add_what_runs_miss(survey: &mut Survey) {
+    let missing = survey.runs.iter().filter_map(|run| Some((run, run.missing?)));
+    let faults = missing.map(|(run, end)| {
+        let what = format!(
+            "an index run of frames up to {}, with records up to {}, which are in no file: a segment is missing, or the \
+             journal was rolled back",
+            end.number.0, end.last_lsn
+        );
+        Fault { path: run.path.clone(), offset: None, what }
+    });
+    let faults: Vec<_> = faults.collect();
+    match &mut survey.verdict {
+        _ if faults.is_empty() => {}
+        Verdict::Damaged(known) => known.extend(faults),
+        verdict => *verdict = Verdict::Damaged(faults),
     }
 }
 
@@ -190,6 +210,7 @@ fn breaks(survey: &Survey, end: Lsn, floor: Lsn) -> Vec<Fault> {
                 faults.push(at(segment, offset, describe(fault)));
             }
             let lost = later.iter().filter(|left| left.last_lsn <= floor && left.offset != offset);
+            let lost = lost.filter(|left| !segment.is_unreadable_at(left.offset));
             faults.extend(lost.filter_map(|left| Some(at(segment, left.offset, describe(left.fault?)))));
         }
     }
