@@ -140,6 +140,17 @@ pub fn in_use(address: &ListenAddress) -> Option<AddressFault> {
     }
 }
 
+/// Whether two TCP addresses that can be bound cannot both be, as this kernel has it: whether `[::]` takes IPv4 as well is a setting.
+pub fn exclude_each_other(first: &ListenAddress, second: &ListenAddress) -> bool {
+    let (ListenAddress::Tcp(first), ListenAddress::Tcp(second)) = (first, second) else { return false };
+    // A port of zero is another one for each.
+    if first.port() != second.port() || first.port() == 0 {
+        return false;
+    }
+    let Ok(_held) = TcpListener::bind(first) else { return false };
+    TcpListener::bind(second).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+}
+
 fn unix_in_use(path: &Path) -> Option<AddressFault> {
     let metadata = match path.symlink_metadata() {
         Ok(metadata) => metadata,

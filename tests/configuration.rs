@@ -260,6 +260,60 @@ fn one_socket_by_two_paths_is_told() {
     }
 }
 
+/// The second used to be refused by the kernel, with exit status 1, when groups were open already.
+#[test]
+fn an_address_that_another_one_takes_along_is_told() {
+    let place = Place::new();
+    let port = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let four = [("0.0.0.0", "127.0.0.1"), ("127.0.0.1", "0.0.0.0")];
+    let six = [("[::]", "[::1]"), ("[::]", "127.0.0.1")];
+    // Not every machine has it.
+    let has_six = TcpListener::bind("[::1]:0").is_ok();
+    for (first, second) in four.into_iter().chain(six.into_iter().filter(|_| has_six)) {
+        let port = port();
+        let listen = format!("listen = [\"{first}:{port}\", \"{second}:{port}\"]\nallow_insecure = true\n");
+        let toml = format!("{SITE}[nbd]\n{listen}");
+        let place_of =
+            format!("nbd.listen = \"{second}:{port}\": nbd.listen = \"{first}:{port}\" takes this port");
+        refused(&place, &toml, &[&place_of, "remove one of them, or give each its own port"]);
+    }
+    // Two addresses of which neither is the other's.
+    let port = port();
+    let beside =
+        format!("{SITE}[nbd]\nlisten = [\"127.0.0.1:{port}\", \"127.0.0.2:{port}\", \"127.0.0.1:0\"]\n");
+    Configuration::load(&place.configure(&beside)).unwrap().check().unwrap();
+}
+
+/// A review found that the lock, or the catalogue, was taken for a key's file, and written over.
+#[test]
+fn a_site_key_with_a_name_that_the_gateway_uses_is_told() {
+    let place = Place::new();
+    std::os::unix::fs::symlink(place.data(), place.directory.path().join("link")).unwrap();
+    for name in [
+        "lock",
+        "keys",
+        "groups",
+        "groups/a",
+        "vault",
+        "vault/site.key",
+        "catalogue.sqlite",
+        "catalogue.sqlite-wal",
+    ] {
+        let own = name.split('/').next().unwrap();
+        for directory in ["DATA", "ROOT/link"] {
+            let problem = format!(
+                "keys.site_key = \"{directory}/{name}\": the gateway itself uses {own} in its data directory"
+            );
+            let toml = format!("{SITE}[keys]\nsite_key = \"{directory}/{name}\"\n");
+            refused(&place, &toml, &[&problem, "choose another name, for example \"", "data/keys/site.key"]);
+        }
+    }
+    for name in ["site.key", "keys/other.key"] {
+        let toml = format!("{SITE}[keys]\nsite_key = \"DATA/{name}\"\n");
+        Configuration::load(&place.configure(&toml)).unwrap().check().unwrap();
+    }
+}
+
 /// A review found the gateway's own files in the way of its sockets, or sockets in the way of its files.
 #[test]
 fn a_socket_with_a_name_that_the_gateway_uses_is_told() {

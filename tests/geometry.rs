@@ -193,6 +193,9 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
     let error = refused(&mut machine, SMALL, false);
     assert_eq!(error.kind(), ErrorKind::Invalid);
     assert!(error.to_string().contains("--yes-lose-tail"), "{error}");
+    // A number without a unit was taken for something else.
+    let error = refused(&mut machine, 7, false);
+    assert!(error.to_string().contains(" to 3584 bytes the disk"), "{error}");
     assert_eq!(refused(&mut machine, 0, true).kind(), ErrorKind::Invalid);
     assert_eq!(refused(&mut machine, 1 << 54, true).kind(), ErrorKind::Invalid, "steps of 512 TiB at most");
     let missing = machine

@@ -1,22 +1,19 @@
 //! The command line's grammar. Text is parsed here, and nowhere below.
 
 use std::ffi::OsString;
-use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 use clap::error::ErrorKind as UsageKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use super::tools::ImageFormat;
-use crate::byte_size::ByteSize;
+use super::values::{count, disk_size, interval, label, partition, point, rate, retain, test};
 use crate::control::model::{EventQuery, Policy};
 use crate::control::name::{DiskPath, Label, Name};
 use crate::control::retain::Retain;
 use crate::control::selector::PointSelector;
-use crate::env::{Environment, OsEnvironment};
-use crate::error::Error;
 use crate::throttle::ByteRate;
-use crate::units::{SECTOR_BYTES, SectorCount};
+use crate::units::SectorCount;
 
 /// Where a gateway's API is looked for unless told otherwise; packages configure it there.
 pub const DEFAULT_SOCKET: &str = "/run/afterimage/api.sock";
@@ -214,7 +211,8 @@ pub enum ClientCommand {
         #[arg(long, value_name = "GROUP")]
         group: Option<Name>,
         /// The newest so many
-        #[arg(long, value_name = "COUNT", default_value_t = EventQuery::LIMIT_DEFAULT)]
+        #[arg(long, value_name = "COUNT", default_value_t = EventQuery::LIMIT_DEFAULT, value_parser = count,
+              allow_hyphen_values = true)]
         limit: u32,
     },
     /// The vault, where deltas and recovery points are kept
@@ -381,7 +379,7 @@ pub struct PolicyArguments {
     #[arg(long, value_parser = interval, allow_hyphen_values = true)]
     pub interval: Option<Policy>,
     /// Which points are kept: AGE:SPACING,… (units s, m, h, d, w), each rung up to its age; or all, for ever
-    #[arg(long, value_name = "LADDER")]
+    #[arg(long, value_name = "LADDER", value_parser = retain, allow_hyphen_values = true)]
     pub retain: Option<Retain>,
 }
 
@@ -393,7 +391,7 @@ pub enum PointCommand {
         /// The group
         group: Name,
         /// What to call it; a label that other points have too chooses none of them
-        #[arg(long, value_name = "TEXT")]
+        #[arg(long, value_name = "TEXT", value_parser = label, allow_hyphen_values = true)]
         label: Option<Label>,
     },
     /// Keep a recovery point until it is released, whatever the policy says
@@ -402,7 +400,7 @@ pub enum PointCommand {
         /// The group
         group: Name,
         /// latest, an id's first digits, a label, or a time
-        #[arg(value_name = "POINT", value_parser = point)]
+        #[arg(value_name = "POINT", value_parser = point, allow_hyphen_values = true)]
         point: PointSelector,
     },
     /// Leave a held recovery point to the policy again
@@ -411,7 +409,7 @@ pub enum PointCommand {
         /// The group
         group: Name,
         /// latest, an id's first digits, a label, or a time
-        #[arg(value_name = "POINT", value_parser = point)]
+        #[arg(value_name = "POINT", value_parser = point, allow_hyphen_values = true)]
         point: PointSelector,
     },
     /// Delete a recovery point: the next one stays as it is; not the newest, a held one, or one in use
@@ -420,7 +418,7 @@ pub enum PointCommand {
         /// The group
         group: Name,
         /// latest, an id's first digits, a label, or a time
-        #[arg(value_name = "POINT", value_parser = point)]
+        #[arg(value_name = "POINT", value_parser = point, allow_hyphen_values = true)]
         point: PointSelector,
         #[command(flatten)]
         consent: Consent,
@@ -441,7 +439,7 @@ pub enum PointCommand {
         #[command(flatten)]
         point: PointArgument,
         /// The partition that holds the file system, where the disk has a partition table
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        #[arg(long, value_name = "N", value_parser = partition, allow_hyphen_values = true)]
         partition: Option<u32>,
         /// Where; an existing directory
         #[arg(value_name = "DIR")]
@@ -477,7 +475,7 @@ pub enum FailoverCommand {
         /// The group
         group: Name,
         /// Only this one; may be left out if there is only one
-        #[arg(long, value_name = "N", conflicts_with = "all")]
+        #[arg(long, value_name = "N", conflicts_with = "all", value_parser = test, allow_hyphen_values = true)]
         test: Option<u64>,
         /// All of the group
         #[arg(long)]
@@ -520,7 +518,7 @@ pub enum VaultCommand {
 pub struct PointArgument {
     /// latest, an id's first digits, a label, or a time: RFC 3339, "2026-11-21 14:03[:05]" (local; or with UTC
     /// behind it), "10m ago"; the newest point at or before it. A time after the newest point is refused
-    #[arg(long, value_name = "latest|ID|LABEL|TIME", value_parser = point)]
+    #[arg(long, value_name = "latest|ID|LABEL|TIME", value_parser = point, allow_hyphen_values = true)]
     pub point: PointSelector,
 }
 
@@ -529,38 +527,6 @@ pub struct Consent {
     /// Do it without asking, though it destroys data
     #[arg(long)]
     pub yes: bool,
-}
-
-fn rate(text: &str) -> Result<ByteRate, Error> {
-    let size: ByteSize = text.parse()?;
-    let zero = || Error::invalid("rate = 0: nothing would be read: write for example 100M");
-    NonZeroU64::new(size.0).map(ByteRate).ok_or_else(zero)
-}
-
-fn disk_size(text: &str) -> Result<SectorCount, Error> {
-    let size = text.parse::<ByteSize>()?;
-    if i64::try_from(size.0).is_err() {
-        let text = format!(
-            "`{text}` is longer than any file may be, which is less than 8192P: write for example 20G"
-        );
-        return Err(Error::invalid(text));
-    }
-    let no_size = format!(
-        "`{text}` is no positive multiple of {SECTOR_BYTES} bytes, as a disk is: write for example 20G"
-    );
-    size.sectors().map_err(|_| Error::invalid(no_size))
-}
-
-fn interval(text: &str) -> Result<Policy, Error> {
-    let mend = "write a duration from 100ms to 24h, for example 1s";
-    let duration = humantime::parse_duration(text)
-        .map_err(|error| Error::invalid(format!("`{text}` is not a duration ({error}): {mend}")))?;
-    let interval_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    Policy { interval_ms }.checked().map_err(|_| Error::invalid(format!("`{text}` is out of range: {mend}")))
-}
-
-fn point(text: &str) -> Result<PointSelector, Error> {
-    PointSelector::parse(text, OsEnvironment::new().wall(), &jiff::tz::TimeZone::system())
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ mod progress;
 mod render;
 mod serve;
 mod tools;
+mod values;
 
 use std::process::ExitCode;
 

@@ -22,6 +22,7 @@ pub(super) fn check(configuration: &Configuration) -> Result<(), Fault> {
     for socket in &sockets {
         check_address(socket)?;
     }
+    check_beside_each_other(&sockets)?;
     check_site_key(configuration)?;
     check_backend(configuration)
 }
@@ -57,14 +58,21 @@ fn check_places(configuration: &Configuration, sockets: &[Socket]) -> Result<(),
     let site_key = &configuration.keys.site_key;
     let key_files =
         [site_key.clone(), key_file::next(site_key)].map(|path| data_directory::normalised(&path));
+    for path in &key_files {
+        let is_among_keys = path.parent() == Some(&data_directory::keys(&data_dir));
+        if let Some(name) = data_directory::own_name(&data_dir, path).filter(|_| !is_among_keys) {
+            let value = quoted_path(&configuration.written.site_key, site_key);
+            let mend = format!("choose another name, for example {}", quoted_example(&data_dir));
+            return Err(Fault::of(SITE_KEY, value, own_file(&name), mend));
+        }
+    }
     let mut taken = Vec::from(key_files.map(|path| (SITE_KEY, ListenAddress::Unix(path))));
     for Socket { key, shown, address } in sockets {
         let mut address = address.clone();
         if let ListenAddress::Unix(path) = &mut address {
             *path = data_directory::normalised(path);
             if let Some(name) = data_directory::own_name(&data_dir, path) {
-                let problem = format!("the gateway itself uses {name} in its data directory");
-                return Err(Fault::of(key, shown, problem, "choose another name"));
+                return Err(Fault::of(key, shown, own_file(&name), "choose another name"));
             }
         }
         if let Some((other, _)) = taken.iter().find(|(_, other)| *other == address) {
@@ -79,6 +87,26 @@ fn check_places(configuration: &Configuration, sockets: &[Socket]) -> Result<(),
             });
         }
         taken.push((key, address));
+    }
+    Ok(())
+}
+
+fn own_file(name: &str) -> String {
+    format!("the gateway itself uses {name} in its data directory")
+}
+
+fn quoted_example(data_dir: &Path) -> String {
+    quoted(&data_directory::keys(data_dir).join("site.key").to_string_lossy())
+}
+
+/// That each can be bound while all others are: each alone can, but `0.0.0.0` takes a port of all of this host's addresses.
+fn check_beside_each_other(sockets: &[Socket]) -> Result<(), Fault> {
+    for (index, Socket { key, shown, address }) in sockets.iter().enumerate() {
+        let in_the_way = |other: &&Socket| listen::exclude_each_other(&other.address, address);
+        if let Some(other) = sockets[..index].iter().find(in_the_way) {
+            let problem = format!("{} = {} takes this port of that address, too", other.key, other.shown);
+            return Err(Fault::of(key, shown, problem, "remove one of them, or give each its own port"));
+        }
     }
     Ok(())
 }

@@ -27,7 +27,7 @@ pub async fn set_disk_length(
         set => return set,
     };
     let Some(longest) = longest(runtime, file, size.bytes()).await else { return Err(refused) };
-    let (size, longest) = (ByteSize(size.bytes()), ByteSize(longest));
+    let (size, longest) = (ByteSize(size.bytes()).exact(), ByteSize(longest).exact());
     let text = format!("size = {size}: the file system here takes files of at most {longest}: {mend}");
     Err(Error::invalid(text).at_path(file.path().parent().unwrap_or(Path::new("/"))))
 }

@@ -107,7 +107,7 @@ impl Group {
         }
         let from = disk.record.sectors;
         if to < from && !may_lose_tail {
-            let (from, to) = (ByteSize(from.bytes()), ByteSize(to.bytes()));
+            let (from, to) = (ByteSize(from.bytes()).exact(), ByteSize(to.bytes()).exact());
             let text = format!(
                 "from {from} to {to} the disk would become smaller, and lose what lies behind its new end; its \
                  recovery points keep it: if that is meant, say so (--yes-lose-tail, in the API lose_tail)"

@@ -35,7 +35,8 @@ impl Inner {
         self.threads.exports().resize(&name, now.bytes());
         let record = resized?;
         if record.sectors != before.sectors {
-            let (from, to) = (ByteSize(before.sectors.bytes()), ByteSize(record.sectors.bytes()));
+            let [from, to] =
+                [before.sectors, record.sectors].map(|sectors| ByteSize(sectors.bytes()).exact());
             let text = format!("disk {path} was resized from {from} to {to}");
             tracing::info!(group = %path.group, "{text}");
             self.tell_now(id, &path.group, (Severity::Info, "disk_resized"), text);
