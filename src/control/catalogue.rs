@@ -357,22 +357,24 @@ impl Catalogue {
             .collect()
     }
 
-    /// Remembers an event, and forgets those that are too many.
-    pub async fn record_event(&self, event: &Event) -> Result<()> {
+    /// Remembers events, all or none, and forgets those that are too many.
+    pub async fn record_events(&self, events: &[Event]) -> Result<()> {
         let mut transaction = self.pool.begin().await.map_err(failed)?;
-        sqlx::query(
-            "INSERT INTO events (sequence, time_ns, group_id, name, severity, code, message)
-             VALUES ((SELECT COALESCE(MAX(sequence), 0) + 1 FROM events), $1, $2, $3, $4, $5, $6)",
-        )
-        .bind(event.time.0)
-        .bind(event.group_id.map(|group| blob(group.0)))
-        .bind(event.group.as_ref().map(Name::as_str))
-        .bind(word(SEVERITIES, event.severity))
-        .bind(&event.code)
-        .bind(&event.message)
-        .execute(&mut *transaction)
-        .await
-        .map_err(failed)?;
+        for event in events {
+            sqlx::query(
+                "INSERT INTO events (sequence, time_ns, group_id, name, severity, code, message)
+                 VALUES ((SELECT COALESCE(MAX(sequence), 0) + 1 FROM events), $1, $2, $3, $4, $5, $6)",
+            )
+            .bind(event.time.0)
+            .bind(event.group_id.map(|group| blob(group.0)))
+            .bind(event.group.as_ref().map(Name::as_str))
+            .bind(word(SEVERITIES, event.severity))
+            .bind(&event.code)
+            .bind(&event.message)
+            .execute(&mut *transaction)
+            .await
+            .map_err(failed)?;
+        }
         sqlx::query("DELETE FROM events WHERE sequence <= (SELECT MAX(sequence) FROM events) - $1")
             .bind(EVENTS_MAX)
             .execute(&mut *transaction)

@@ -105,14 +105,13 @@ async fn events_outlive_a_rebuild_and_are_bounded() {
         code: "space_low".to_owned(),
         message: format!("event {n}"),
     };
-    for n in 1..=3 {
-        catalogue.record_event(&event(n)).await.unwrap();
-    }
+    catalogue.record_events(&[]).await.unwrap();
+    catalogue.record_events(&[1, 2, 3].map(event)).await.unwrap();
     catalogue.rebuild(&snapshot()).await.unwrap();
     assert_eq!(catalogue.events(None, 2).await.unwrap(), [event(3), event(2)]);
     let far = sqlx::query("UPDATE events SET sequence = sequence + $1 WHERE sequence = 3").bind(EVENTS_MAX);
     catalogue.execute(far).await.unwrap();
-    catalogue.record_event(&event(4)).await.unwrap();
+    catalogue.record_events(&[event(4)]).await.unwrap();
     assert_eq!(catalogue.events(None, 100).await.unwrap(), [event(4), event(3)]);
     assert_eq!(catalogue.events(Some(GroupId(0x10)), 100).await.unwrap(), [event(4)]);
 }

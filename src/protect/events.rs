@@ -13,7 +13,7 @@ use crate::protect::status::Condition;
 use crate::units::{MonotonicNanos, WallNanos};
 use crate::vault::Forecast;
 
-/// Most events that wait for somebody to take them; the oldest go first.
+/// Most events that wait for somebody to take them, who does so every turn; beyond that the oldest are only counted.
 const WAITING_MAX: usize = 256;
 
 /// An event, and when it happened.
@@ -91,6 +91,11 @@ pub enum GroupEvent {
         /// The sectors.
         sectors: Ranges,
     },
+    /// So many were told before this one that nobody took in time.
+    EventsLost {
+        /// How many.
+        count: u64,
+    },
 }
 
 /// How grave an event is.
@@ -122,6 +127,7 @@ impl GroupEvent {
             GroupEvent::Renewed { .. } => "renewed",
             GroupEvent::Withheld { .. } => "withheld",
             GroupEvent::LossAccepted { .. } => "loss_accepted",
+            GroupEvent::EventsLost { .. } => "events_lost",
         }
     }
 
@@ -146,7 +152,8 @@ impl GroupEvent {
             | GroupEvent::SpaceLow(_)
             | GroupEvent::HistoryWillShrink { .. }
             | GroupEvent::HistoryShrinks { .. }
-            | GroupEvent::LossAccepted { .. } => Gravity::Warning,
+            | GroupEvent::LossAccepted { .. }
+            | GroupEvent::EventsLost { .. } => Gravity::Warning,
             GroupEvent::HistoryCannotShrink
             | GroupEvent::DiskLacking { .. }
             | GroupEvent::Withheld { .. } => Gravity::Fault,
@@ -204,6 +211,9 @@ impl GroupEvent {
                 "writes to sectors {} of disk {disk} are lost, as was accepted: they hold something older",
                 ranges(sectors)
             ),
+            GroupEvent::EventsLost { count } => {
+                format!("{} up to here that nobody took in time; the log has them", counted(*count, "lost event"))
+            }
         }
     }
 }
@@ -233,6 +243,18 @@ fn room(space: SpaceStatus) -> String {
     }
 }
 
+/// Makes room for one: the first says how many are gone, and when the last of them was.
+fn lose_oldest(events: &mut Vec<TimedEvent>) {
+    let known = match events[0].event {
+        GroupEvent::EventsLost { count } => count,
+        _ => 0,
+    };
+    let gone = if known == 0 { 2 } else { 1 };
+    let time = events[1].time;
+    events.remove(1);
+    events[0] = TimedEvent { time, event: GroupEvent::EventsLost { count: known + gone } };
+}
+
 impl Group {
     /// Takes what happened since the last call, oldest first.
     pub fn take_events(&mut self) -> Vec<TimedEvent> {
@@ -252,7 +274,7 @@ impl Group {
             Gravity::Fault => tracing::error!(group = %name, code, "{text}"),
         }
         if self.events.len() == WAITING_MAX {
-            self.events.remove(0);
+            lose_oldest(&mut self.events);
         }
         self.events.push(told);
     }
@@ -261,5 +283,25 @@ impl Group {
     pub(super) fn tell_noted(&mut self) {
         let noted = self.retention.events.take();
         noted.into_iter().for_each(|told| self.tell_timed(told));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_lost_is_counted_in_its_place() {
+        let event = |nanos| TimedEvent { time: WallNanos(nanos), event: GroupEvent::Paused };
+        let mut events: Vec<TimedEvent> = (1..=5).map(event).collect();
+        for (lost, first_left, count) in [(2, 3, 2), (3, 4, 3), (4, 5, 4)] {
+            lose_oldest(&mut events);
+            let loss = TimedEvent { time: WallNanos(lost), event: GroupEvent::EventsLost { count } };
+            assert_eq!((&events[0], events[1].time), (&loss, WallNanos(first_left)));
+        }
+        assert_eq!(
+            events[0].event.text(),
+            "4 lost events up to here that nobody took in time; the log has them"
+        );
     }
 }

@@ -6,14 +6,16 @@
 //! ```
 //!
 //! An event bears the time at which it happened, and is in the queue by the end of the data thread's turn in which it did. The
-//! keeper writes down what is there as soon as something is; what a group tells that has no name yet, since it is being opened,
-//! waits until it has one. The log has each event at once.
+//! keeper writes down what is there as soon as something is, many in one go; what a group tells that has no name yet, since it is
+//! being opened, waits until it has one, and what the catalogue does not take until it does. The log has each event at once.
 //!
 //! Invariant: an orderly stop loses none: it ends the keeper between two writes, and writes down the rest once all groups are
-//! stopped. A process that is killed loses what the catalogue had not taken yet: milliseconds, unless it was slow.
+//! stopped. A process that is killed loses what the catalogue had not taken yet: milliseconds, unless it was slow. What waits is
+//! bounded all the same: the oldest go beyond that, and an event in their place says how many.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use tokio::sync::{Mutex, Notify};
 
@@ -21,11 +23,15 @@ use crate::control::model::{Event, EventQuery, Severity};
 use crate::control::name::Name;
 use crate::error::Result;
 use crate::protect::events::{Gravity, TimedEvent};
-use crate::site::gateway::{Inner, cached};
+use crate::site::gateway::Inner;
 use crate::units::{GroupId, WallNanos};
 
-/// Most events that wait for the catalogue; the oldest go first.
-const WAITING_MAX: usize = 1024;
+/// Most events that wait for the catalogue, which takes several thousand a second: some megabytes.
+const WAITING_MAX: usize = 16_384;
+/// Events that the catalogue is given at a time.
+const BATCH: usize = 1024;
+/// After the catalogue took none it is asked again.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// What happened and is not in the catalogue yet.
 #[derive(Debug, Default)]
@@ -39,7 +45,21 @@ pub(super) struct EventQueue {
 #[derive(Debug, Default)]
 struct Waiting {
     events: VecDeque<Event>,
+    /// How many were too many, and when the last of these was.
+    lost: Option<(u64, WallNanos)>,
+    /// Whether the catalogue took none when it was asked last.
+    refused: bool,
     ended: bool,
+}
+
+impl Waiting {
+    fn bound(&mut self) {
+        while self.events.len() > WAITING_MAX {
+            let Some(gone) = self.events.pop_front() else { return };
+            let (count, last) = self.lost.unwrap_or((0, gone.time));
+            self.lost = Some((count + 1, last.max(gone.time)));
+        }
+    }
 }
 
 impl EventQueue {
@@ -58,12 +78,23 @@ impl EventQueue {
 
     fn push(&self, event: Event) {
         let mut waiting = self.waiting.lock();
-        if waiting.events.len() == WAITING_MAX {
-            waiting.events.pop_front();
-        }
         waiting.events.push_back(event);
+        waiting.bound();
         drop(waiting);
         self.news.notify_one();
+    }
+
+    /// What the catalogue did not take waits again. Whether it is the first refusal since it took some.
+    fn put_back(&self, events: &[Event]) -> bool {
+        let mut waiting = self.waiting.lock();
+        let later = std::mem::take(&mut waiting.events);
+        waiting.events = events.iter().cloned().chain(later).collect();
+        waiting.bound();
+        !std::mem::replace(&mut waiting.refused, true)
+    }
+
+    fn taken_down(&self) {
+        self.waiting.lock().refused = false;
     }
 
     /// A group has got its name: what waits for that is news.
@@ -94,11 +125,12 @@ impl EventQueue {
     fn take(&self, name_of: impl Fn(GroupId) -> Option<Name>) -> Vec<Event> {
         let mut waiting = self.waiting.lock();
         let (mut taken, mut left) = (Vec::new(), VecDeque::new());
+        taken.extend(waiting.lost.take().map(|(count, time)| loss(count, time)));
         for mut event in waiting.events.drain(..) {
             event.group = event.group.or_else(|| event.group_id.and_then(&name_of));
-            match event.group {
-                Some(_) => taken.push(event),
-                None => left.push_back(event),
+            match (&event.group, event.group_id) {
+                (None, Some(_)) => left.push_back(event),
+                _ => taken.push(event),
             }
         }
         waiting.events = left;
@@ -107,31 +139,62 @@ impl EventQueue {
     }
 }
 
+/// What stands in the place of events that were too many.
+fn loss(count: u64, time: WallNanos) -> Event {
+    let events = if count == 1 { "1 event was".to_owned() } else { format!("{count} events were") };
+    Event {
+        time,
+        group: None,
+        group_id: None,
+        severity: Severity::Warning,
+        code: "events_lost".to_owned(),
+        message: format!(
+            "{events} lost up to here, since the catalogue took none for too long; the log has them"
+        ),
+    }
+}
+
 /// Writes down what happens, until the queue ends or the gateway is gone.
 pub(super) async fn keep(gateway: Weak<Inner>, queue: Arc<EventQueue>) {
     while queue.has_news().await {
         let Some(inner) = gateway.upgrade() else { return };
-        inner.write_events().await;
+        let written = inner.write_events().await;
+        drop(inner);
+        if !written {
+            tokio::time::sleep(RETRY).await;
+            queue.news.notify_one();
+        }
     }
 }
 
 impl Inner {
-    /// Has all that happened by now in the catalogue.
-    pub(super) async fn record_events(&self) {
+    /// Has all that happened by now in the catalogue; whether it took it.
+    pub(super) async fn record_events(&self) -> bool {
         for thread in 0..self.threads.count() {
             // What happened in a turn is in the queue at its end. A thread that stopped has told what it had to.
             if let Ok(turned) = self.threads.call(thread, |_| ()) {
                 let _ = turned.await;
             }
         }
-        self.write_events().await;
+        self.write_events().await
     }
 
-    async fn write_events(&self) {
+    /// Whether the catalogue has all that can be written down.
+    async fn write_events(&self) -> bool {
         let _writing = self.events.writing.lock().await;
-        for event in self.events.take(|id| self.find_by_id(id).map(|(name, _)| name)) {
-            cached(self.catalogue.as_ref().map(|catalogue| catalogue.record_event(&event))).await;
+        let taken = self.events.take(|id| self.find_by_id(id).map(|(name, _)| name));
+        let Some(catalogue) = &self.catalogue else { return true };
+        for (index, batch) in taken.chunks(BATCH).enumerate() {
+            if let Err(error) = catalogue.record_events(batch).await {
+                let left = &taken[index * BATCH..];
+                if self.events.put_back(left) {
+                    tracing::warn!(%error, events = left.len(), "the catalogue takes no events: they wait");
+                }
+                return false;
+            }
+            self.events.taken_down();
         }
+        true
     }
 
     /// Tells how an opening of a group ended at that time, which it cannot tell itself. The log has it already.
@@ -208,13 +271,36 @@ mod tests {
         assert_eq!(taken(&queue, &[KNOWN, OPENING]), []);
     }
 
+    /// They used to go without a trace.
     #[test]
-    fn what_waits_is_bounded_and_the_oldest_goes_first() {
+    fn what_waits_is_bounded_and_the_oldest_are_counted_as_lost() {
         let queue = EventQueue::default();
-        let count = i64::try_from(WAITING_MAX).unwrap() + 1;
+        let count = i64::try_from(WAITING_MAX).unwrap();
         (0..count).for_each(|time| told(&queue, OPENING, time));
+        assert_eq!(taken(&queue, &[]), [], "none is lost yet, nor can one be written down");
+        (count..count + 3).for_each(|time| told(&queue, OPENING, time));
+        let lost = queue.take(|_| None);
+        let [lost] = &lost[..] else { panic!("one event: {lost:?}") };
+        assert_eq!((lost.code.as_str(), lost.time, lost.group_id), ("events_lost", WallNanos(2), None));
+        assert!(lost.message.starts_with("3 events were lost"), "{}", lost.message);
         let left = taken(&queue, &[OPENING]);
-        assert_eq!((left.len(), left[0].1), (WAITING_MAX, 1));
+        assert_eq!((left.len(), left[0].1), (WAITING_MAX, 3));
+        assert_eq!(taken(&queue, &[OPENING]), []);
+    }
+
+    /// A catalogue on a full disk takes none for a while: what it was given used to be lost.
+    #[test]
+    fn what_the_catalogue_does_not_take_waits_in_its_order() {
+        let queue = EventQueue::default();
+        (1..=4).for_each(|time| told(&queue, KNOWN, time));
+        let batch = queue.take(|_| Some("erp".parse().unwrap()));
+        told(&queue, KNOWN, 5);
+        assert!(queue.put_back(&batch[1..]), "the first refusal is told");
+        assert!(!queue.put_back(&[]), "and no other");
+        queue.taken_down();
+        assert!(queue.put_back(&[]));
+        let times: Vec<i64> = taken(&queue, &[KNOWN]).into_iter().map(|(_, time)| time).collect();
+        assert_eq!(times, [2, 3, 4, 5]);
     }
 
     #[tokio::test]

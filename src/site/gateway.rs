@@ -212,7 +212,9 @@ impl Inner {
         {
             tracing::warn!(%error, "the keeper of events ended early");
         }
-        self.record_events().await;
+        if !self.record_events().await {
+            tracing::warn!("the catalogue did not take the last events; the log has them");
+        }
     }
 
     pub(super) fn address(&self) -> &ListenAddress {
