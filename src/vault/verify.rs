@@ -20,7 +20,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::delta::{DeltaRef, Header, Tables};
 use crate::format::manifest::DiskState;
 use crate::format::manifest::StepNumber;
-use crate::format::record::{DiskRecord, PointRecord};
+use crate::format::record::PointRecord;
 use crate::format::summary::Cover;
 use crate::storage::{File, Op};
 use crate::throttle::{Pacing, Throttle};

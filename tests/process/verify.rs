@@ -245,6 +245,8 @@ fn one_that_was_asked_for_goes_on_in_the_background_and_its_end_is_an_event() {
     kill_process(Pid::from_child(&client), Signal::INT).expect("it runs");
     client.wait().expect("it ends");
     gateway.until("nothing that is kept", |_| kept(&gateway).is_none());
+}
+
 #[test]
 fn a_damaged_delta_names_its_points_and_degrades_its_group_until_it_is_put_back() {
     let (mut gateway, points, blob) = with_four_points();
