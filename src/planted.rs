@@ -67,6 +67,8 @@ pub enum Bug {
     MergeOldestWins,
     /// The blobs that a merge replaces are deleted before the step that replaces them.
     BlobsDeletedBeforeStep,
+    /// A step that frees space is not made of the reserve on a full disk.
+    ReserveForgotten,
     /// Blobs are deleted although a view reads them.
     LeaseIgnored,
     /// What a disk gains is not zeroed in the journal: points show what older ones hold there.
@@ -122,6 +124,7 @@ impl Bug {
         Bug::BaseSetBeforeSync,
         Bug::MergeOldestWins,
         Bug::BlobsDeletedBeforeStep,
+        Bug::ReserveForgotten,
         Bug::LeaseIgnored,
         Bug::GrownTailShowsOld,
         Bug::PauseForgotten,

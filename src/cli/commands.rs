@@ -13,7 +13,7 @@ use super::failure::Failure;
 use super::interrupt::Interrupts;
 use super::output::{Output, complain, confirm, print};
 use super::tools::{self, ImageFormat};
-use super::{keys, progress, render};
+use super::{keys, progress, render, waiting};
 use crate::byte_size::ByteSize;
 use crate::control::model::{
     AdoptRequest, Disk, DiskRequest, DiskSource, Event, Group, GroupRequest, GroupVerifyRequest, JobResult,
@@ -198,7 +198,9 @@ impl Session {
         match command {
             PointCommand::Create { group, label } => {
                 let route = format!("/v1/groups/{group}/points");
-                let created: PointCreated = self.client.post(&route, &PointRequest { label }).await?;
+                let request = PointRequest { label };
+                let asked = self.client.post(&route, &request);
+                let created: PointCreated = waiting::told(&self.client, &group, asked).await?;
                 self.output.show(&created, |created| render::point_created(&created.point))?;
                 complain(&render::label_warning(&created));
                 Ok(())

@@ -18,6 +18,7 @@ mod render;
 mod serve;
 mod tools;
 mod values;
+mod waiting;
 
 use std::process::ExitCode;
 

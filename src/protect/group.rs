@@ -91,6 +91,8 @@ pub struct Group {
     pub(super) resize: Option<Resize>,
     /// Points that somebody asked for, and that have to wait.
     pub(super) points_delayed: Vec<(String, Callback<PointRecord>)>,
+    /// Nobody waits any more for what cannot be had now: a stop is near.
+    pub(super) ends_waits: bool,
     /// Points under way whose time it was not: journal or maps were full.
     pub(super) forced_points: BTreeSet<PointId>,
     pub(super) writer: Writer,
@@ -203,6 +205,7 @@ impl Group {
             resumes: Vec::new(),
             resize: None,
             points_delayed: Vec::new(),
+            ends_waits: false,
             forced_points: BTreeSet::new(),
             writer: parts.writer,
             accepted: parts.accepted,
@@ -339,6 +342,7 @@ impl Group {
         self.supply_segments();
         self.recycle();
         self.make_delayed_points();
+        self.end_vain_waits();
         self.mind_retention();
         self.writer.advance(&mut self.segments);
     }

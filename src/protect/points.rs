@@ -198,6 +198,13 @@ impl Group {
         }
     }
 
+    /// Nobody waits any longer for a point. One whose marker is in the journal is made after the next start, all the same.
+    pub(super) fn refuse_waiting_points(&mut self, refusal: impl Fn() -> Error) {
+        let delayed = std::mem::take(&mut self.points_delayed).into_iter().map(|(_, callback)| callback);
+        let waiting = std::mem::take(&mut self.waiting_points).into_values();
+        waiting.chain(delayed).for_each(|callback| callback(Err(refusal())));
+    }
+
     /// Why no point can be made, in the words of `status`.
     pub(super) fn latched_error(&self) -> Option<Error> {
         let condition = match (self.writer.failure(), self.vault_failed) {

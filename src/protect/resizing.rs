@@ -271,6 +271,13 @@ impl Group {
         self.end_resize(appended.map(|()| record));
     }
 
+    /// A resize that has not begun yet does not come to pass.
+    pub(super) fn refuse_waiting_resize(&mut self, refusal: impl Fn() -> Error) {
+        if self.has_resize_waiting() {
+            self.end_resize(Err(refusal()));
+        }
+    }
+
     fn end_resize(&mut self, result: Result<DiskRecord>) {
         if let Some(resize) = self.resize.take() {
             (resize.callback)(result);

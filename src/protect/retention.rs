@@ -91,8 +91,10 @@ pub(super) struct Retention {
     shrinking: Shrinking,
     /// When space is to be looked at again,
     space_due: MonotonicNanos,
-    /// and summaries, if they failed.
+    /// and summaries, if they failed,
     summaries_due: MonotonicNanos,
+    /// and the reserve.
+    reserve_due: MonotonicNanos,
 }
 
 impl Retention {
@@ -118,6 +120,7 @@ impl Retention {
             shrinking,
             space_due,
             summaries_due: MonotonicNanos(0),
+            reserve_due: MonotonicNanos(0),
         };
         if let Some(first_rung) = task.first_rung() {
             let step = {
@@ -172,12 +175,34 @@ impl Retention {
         if result.is_err() {
             self.look_at_space().await;
         }
+        self.mind_reserve().await;
         let has_more = self.mind_summaries().await;
         self.shared.busy.set(false);
         // Whoever waits for the task to be idle hears of it.
         self.report(false);
         let delay = self.note(result);
         if has_more { delay.min(PASS_MIN) } else { delay }
+    }
+
+    /// Makes the reserve anew, as far as there is room. What fails stalls nothing: it is tried again.
+    async fn mind_reserve(&mut self) {
+        if self.runtime.now() < self.reserve_due {
+            return;
+        }
+        let shared = Rc::clone(&self.shared);
+        let proceed = || proceed(&shared);
+        let Err(error) = self.shrinking.mind_reserve(&self.runtime, &self.vault, &proceed).await else {
+            return;
+        };
+        let delay = match error.kind() {
+            ErrorKind::Shutdown => return,
+            ErrorKind::NoSpace => RETRY_DELAY,
+            _ => {
+                tracing::warn!(%error, "nothing is kept back to give space back with; it is tried again");
+                PASS_MAX
+            }
+        };
+        self.reserve_due = MonotonicNanos(self.runtime.now().0 + nanos(delay));
     }
 
     /// Removes summaries that do not hold any more and builds those that are wanted; whether there are more. They are a
@@ -198,8 +223,15 @@ impl Retention {
 
     async fn delete(&self, point: PointId) -> Result<()> {
         let _turn = self.vault.retention_turn().await;
-        self.vault.finish_advance().await?;
-        let result = self.vault.delete_point(point).await;
+        let full = match self.vault.finish_advance().await {
+            // Another point may go all the same.
+            Err(error) if error.kind() == ErrorKind::NoSpace => Some(error),
+            advanced => advanced.map(|_| None)?,
+        };
+        let result = match (self.vault.delete_point(point).await, full) {
+            (Err(error), Some(full)) if error.kind() == ErrorKind::Invalid => Err(full),
+            (result, _) => result,
+        };
         self.report(true);
         result
     }
@@ -214,6 +246,19 @@ impl Retention {
         let vault = Rc::clone(&self.vault);
         let _turn = vault.retention_turn().await;
         self.watch_clock();
+        vault.sweep().await?;
+        // What lacks space waits for it; what gives some comes all the more.
+        let mut full = None;
+        unless_full(self.thin(&vault).await, &mut full)?;
+        unless_full(self.mind_space(&vault).await, &mut full)?;
+        if self.shared.quiet.get() {
+            vault.delete_unneeded_bases().await?;
+        }
+        full.map_or(Ok(()), Err)
+    }
+
+    /// Does what the ladder asks for.
+    async fn thin(&mut self, vault: &Vault) -> Result<()> {
         loop {
             let advance = vault.finish_advance().await?;
             self.shared.status.borrow_mut().waits_for_view = advance == Advance::Waits;
@@ -231,10 +276,6 @@ impl Retention {
                 taken => taken?,
             }
             self.report(true);
-        }
-        self.mind_space(&vault).await?;
-        if self.shared.quiet.get() {
-            vault.delete_unneeded_bases().await?;
         }
         Ok(())
     }
@@ -315,10 +356,7 @@ impl Retention {
 async fn tend_summaries(vault: &Vault, shared: &Shared) -> Result<bool> {
     let _turn = vault.retention_turn().await;
     vault.end_summaries().await?;
-    let proceed = || match shared.stopping.get() {
-        true => Err(stopping()),
-        false => Ok(()),
-    };
+    let proceed = || proceed(shared);
     for _ in 0..SUMMARIES_PER_PASS {
         proceed()?;
         if !vault.build_summary(&proceed).await? {
@@ -326,6 +364,22 @@ async fn tend_summaries(vault: &Vault, shared: &Shared) -> Result<bool> {
         }
     }
     Ok(true)
+}
+
+/// Sets an error aside that says that there is no space.
+fn unless_full(result: Result<()>, full: &mut Option<Error>) -> Result<()> {
+    match result {
+        Err(error) if error.kind() == ErrorKind::NoSpace => {
+            full.get_or_insert(error);
+            Ok(())
+        }
+        result => result,
+    }
+}
+
+/// Fails once the group stops.
+fn proceed(shared: &Shared) -> Result<()> {
+    if shared.stopping.get() { Err(stopping()) } else { Ok(()) }
 }
 
 fn stopping() -> Error {

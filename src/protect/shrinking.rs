@@ -31,13 +31,21 @@ pub struct SpaceLimits {
     pub history_bytes_max: Option<u64>,
     /// Bytes that stay free in the vault's file system; the twentieth part of it, 1 GiB at most, unless said.
     pub free_bytes_min: Option<u64>,
+    /// Most bytes of the room that a vault keeps back for giving space back, 16 MiB unless said; a quarter of what is to stay
+    /// free, if that is less.
+    pub reserve_bytes_max: u64,
     /// Between the announcement and the first point that goes, 10 s unless said; space is looked at ten times as often.
     pub grace: Duration,
 }
 
 impl Default for SpaceLimits {
     fn default() -> SpaceLimits {
-        SpaceLimits { history_bytes_max: None, free_bytes_min: None, grace: Duration::from_secs(10) }
+        SpaceLimits {
+            history_bytes_max: None,
+            free_bytes_min: None,
+            reserve_bytes_max: 16 << 20,
+            grace: Duration::from_secs(10),
+        }
     }
 }
 
@@ -45,6 +53,13 @@ impl SpaceLimits {
     /// Bytes that are to stay free where the file system is like that.
     fn free_min(self, space: Space) -> u64 {
         self.free_bytes_min.unwrap_or((space.total / FREE_PART).min(FREE_BYTES_ENOUGH))
+    }
+
+    /// Bytes of the room that is to be made in a file system like that: none where too little is free.
+    pub(super) fn reserve_bytes(self, space: Space) -> u64 {
+        let free_min = self.free_min(space);
+        let bytes = (free_min / 4).min(self.reserve_bytes_max);
+        if space.free >= free_min + bytes { bytes } else { 0 }
     }
 
     /// Fails with `NoSpace` where only that is left which advancing the base needs to give space back: half of what is to
@@ -144,7 +159,8 @@ impl Shrinking {
                 shared.status.borrow_mut().shrink = Shrink::Rests;
                 return Ok(self.look_period());
             }
-            let Some((step, forecast)) = vault.shrink_step(space.shortage()) else {
+            let room = space.free_bytes + vault.reserve().room_bytes();
+            let Some((step, forecast)) = vault.shrink_step(space.shortage(), room) else {
                 self.stick(runtime, shared);
                 return Ok(self.look_period());
             };
@@ -160,6 +176,10 @@ impl Shrinking {
                 return Ok(Duration::from_nanos(begins.0 - now.0).min(self.look_period()));
             }
             shared.status.borrow_mut().shrink = Shrink::Shrinks;
+            // One that found no space comes first: points before it cannot be retired twice.
+            if vault.finish_advance().await? == Advance::Waits {
+                return Ok(self.look_period());
+            }
             vault.take_step(step, None).await?;
             shared.tell(runtime, GroupEvent::HistoryShrinks { forecast });
             if vault.finish_advance().await? == Advance::Waits {
@@ -178,6 +198,20 @@ impl Shrinking {
         if before != Shrink::Stuck {
             shared.tell(runtime, GroupEvent::HistoryCannotShrink);
         }
+    }
+
+    /// Has the vault keep back again what it gave up, where there is room for it.
+    pub(super) async fn mind_reserve(
+        &self,
+        runtime: &Runtime,
+        vault: &Vault,
+        proceed: &impl Fn() -> Result<()>,
+    ) -> Result<()> {
+        let room_bytes = match vault.reserve().room_bytes() {
+            0 => self.limits.reserve_bytes(runtime.space(vault.layout().root()).await?),
+            bytes => bytes,
+        };
+        vault.reserve().refill(room_bytes, proceed).await
     }
 
     /// How often space is looked at.
@@ -238,5 +272,17 @@ mod tests {
         assert_eq!(minimum(200 << 20), 10 << 20);
         assert_eq!(minimum(200 << 30), 1 << 30);
         assert_eq!(SpaceStatus::new(SpaceLimits::default(), 1 << 60, FREE).shortage(), 0);
+    }
+
+    #[test]
+    fn the_reserve_is_a_quarter_of_what_stays_free_and_is_made_only_beside_it() {
+        let reserve = |free, free_bytes_min| {
+            let limits = SpaceLimits { free_bytes_min, ..SpaceLimits::default() };
+            limits.reserve_bytes(Space { free, ..FREE })
+        };
+        assert_eq!(reserve(100 << 30, None), 16 << 20);
+        assert_eq!(reserve(50, Some(40)), 10);
+        assert_eq!(reserve(49, Some(40)), 0, "it would cause the shortage that it is for");
+        assert_eq!(reserve(100 << 30, Some(0)), 0);
     }
 }

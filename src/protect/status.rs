@@ -269,11 +269,11 @@ impl Group {
 
     /// Whether images, journal or vault wait for space: from the first refusal until the work succeeds, so that attempts
     /// in between do not make another reason of it.
-    fn wants_space(&self) -> bool {
+    pub(super) fn wants_space(&self) -> bool {
         self.retries().iter().any(Retry::wants_space)
     }
 
-    fn retries(&self) -> [Retry; 3] {
+    pub(super) fn retries(&self) -> [Retry; 3] {
         [self.destage_retry, self.segment_retry, self.publish_retry]
     }
 

@@ -1,23 +1,54 @@
 //! A clean stop: requests end, the interval becomes a point, everything is destaged, the journal is sealed. What a latched
-//! disk lacks stays where it is, in side files or in the journal.
+//! disk lacks stays where it is, in side files or in the journal; and so does what there is no space for: the journal is not
+//! sealed then, and the next opening goes on.
 
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind};
 use crate::journal::writer::Entry;
 use crate::protect::group::Group;
+use crate::protect::retry::Retry;
+use crate::protect::status::Condition;
 
 impl Group {
+    /// A stop is near: whoever waits for what cannot be had now is told so, and need not wait until the group stops.
+    pub fn end_waits(&mut self) {
+        self.ends_waits = true;
+    }
+
+    /// Refuses what people asked for and what waits for space, or for a device that fails.
+    pub(super) fn end_vain_waits(&mut self) {
+        if !self.ends_waits || !self.retries().iter().any(Retry::is_failing) {
+            return;
+        }
+        let condition = if self.wants_space() { Condition::NoSpace } else { Condition::Retrying };
+        let why = condition.explanation().expect("a failure is explained").what;
+        let refusal = || {
+            let text = format!(
+                "the gateway is stopping, and this was not done yet: {why}; ask again when it serves"
+            );
+            Error::new(ErrorKind::Shutdown, text)
+        };
+        self.refuse_waiting_points(refusal);
+        self.refuse_waiting_resize(refusal);
+    }
+
     /// Begins a clean stop: refuses new requests, ends the interval, and seals the journal once all else is done.
     pub fn stop(&mut self) {
         self.stopping = true;
+        self.ends_waits = true;
         self.refuse_resumes(ErrorKind::Shutdown, "the group is stopping");
         self.retention.stopping.set(true);
     }
 
-    /// Whether a stop has come to its end: drained, destaged, sealed and durable. To be polled after
-    /// [`Group::advance`].
+    /// Whether a stop has come to its end: drained, destaged, sealed and durable; or, where there is no space for that,
+    /// durable. To be polled after [`Group::advance`].
     pub fn is_stopped(&mut self) -> bool {
         if self.writer.failure().is_some() {
             return true;
+        }
+        if self.stopping && self.wants_space() && self.waiting_points.is_empty() {
+            self.writer.want_durable(self.writer.visible());
+            self.writer.advance(&mut self.segments);
+            return self.writer.durable() >= self.writer.visible() && !self.retention.busy.get();
         }
         let vaulted = self.vaulted_all() || self.vault_failed.is_some();
         let settled = vaulted && !self.retention.busy.get();

@@ -16,6 +16,7 @@
 //! | a base is as long as its disk, at least | `finale` |
 //! | after a clean stop the images alone hold everything | `finale` |
 //! | a paused group makes no timed points, also after a death; a rotation of keys comes to its end, and leaves all readable under the new key alone | `administration` |
+//! | on a full disk, what gives space back is done; and what is kept back for that is whole again once there is room | `space` |
 //! | the journal stays within its limit; when faults end, everything comes to its end | `finale` |
 //! | a latched disk loses nothing, also if its files could not be had at opening, holds up nobody, and takes writes again once its image was mended and resumed | `repair`, `finale` |
 //! | no (key, nonce) pair seals twice, also where a copy of the data directory is restored and both go on | `site`, `copies`, `seal::Witness` |
@@ -48,6 +49,7 @@ mod rot;
 pub mod script;
 mod sector;
 mod site;
+mod space;
 mod sweep;
 mod trace;
 mod verify;

@@ -10,6 +10,9 @@ use crate::storage::sim::Random;
 /// The pace at which a run lasts months: milliseconds become a quarter of an hour.
 pub const MONTHS: u32 = 1_000_000;
 
+/// What a vault keeps back, besides its spares: little, for runs are many.
+pub const RESERVE_BYTES_MAX: u64 = 64 << 10;
+
 /// The parameters of one run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
@@ -86,6 +89,7 @@ impl Plan {
             space: SpaceLimits {
                 history_bytes_max: *random.choose(&[None, None, None, Some(64 << 10), Some(512 << 10)]),
                 free_bytes_min: None,
+                reserve_bytes_max: RESERVE_BYTES_MAX,
                 grace: Duration::from_millis(*random.choose(&[10, 100, 1000])),
             },
             seals: random.chance(3, 4),

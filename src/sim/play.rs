@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::clients::{DISKS_MAX, Manner, Member, Pending};
-use super::plan::Plan;
+use super::plan::{Plan, RESERVE_BYTES_MAX};
 use super::process::GROUP;
 use super::retention::LADDERS;
 use super::script::{Act, Place, Script, Setting, choice};
@@ -69,6 +69,7 @@ fn plan(setting: Setting) -> Plan {
         space: SpaceLimits {
             history_bytes_max: choice(&HISTORY_BYTES, setting.space),
             free_bytes_min: None,
+            reserve_bytes_max: RESERVE_BYTES_MAX,
             grace: GRACE,
         },
         seals: !setting.is_plain,

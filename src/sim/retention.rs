@@ -172,7 +172,7 @@ impl Site {
         group.hold_point(point, callback);
     }
 
-    fn release(&mut self) {
+    pub(super) fn release(&mut self) {
         // While a hold is under way its answer would pass for that of one after the release (seed 1346).
         let sure = self.retention.holds.iter().filter(|(_, sure)| **sure);
         let held: Vec<PointId> = sure.map(|(&point, _)| point).collect();

@@ -155,6 +155,18 @@ impl Gateway {
         self.0.threads.listen(address)
     }
 
+    /// A stop is near: whoever waits for what a full file system, or one that fails, does not give is told so now.
+    pub fn end_waits(&self) {
+        for (_, Entry { id, .. }) in self.0.groups_now() {
+            // A group that is not on a thread has nobody who waits for it.
+            let _ = self.0.threads.command_group(id, move |host| {
+                if let Some(Ok(group)) = host.volume(id).map(Member::group) {
+                    group.end_waits();
+                }
+            });
+        }
+    }
+
     /// Stops all groups in good order: sessions end, journals are sealed, checkpoints written.
     pub async fn stop(&self, within: Duration) {
         let inner = &self.0;

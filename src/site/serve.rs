@@ -63,12 +63,14 @@ async fn run(configuration: Configuration, directory: DataDirectory) -> Result<(
     let socket = configuration.api.socket.clone();
     let gateway =
         Gateway::new(configuration, directory, keys, threads, Arc::clone(&environment), catalogue, storage);
+    let waits = gateway.clone();
     let stop = async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
         tracing::info!("stopping: sessions drain, journals are sealed");
+        waits.end_waits();
     };
     let opened = open(&gateway, &listen, &socket).await;
     let has_socket = opened.is_ok();
@@ -79,7 +81,11 @@ async fn run(configuration: Configuration, directory: DataDirectory) -> Result<(
             let served = api::serve(listener, router, stop).await;
             served.map_err(|error| Error::io("serving the API", error))
         }
-        Err(error) => Err(error),
+        Err(error) => {
+            // It holds the gateway, which is about to end.
+            drop(stop);
+            Err(error)
+        }
     };
     // Also what could not serve stops in good order: groups were opened, and have told what happened to them.
     gateway.stop(STOP_WITHIN).await;

@@ -79,7 +79,7 @@ impl Vault {
             return Ok(Advance::Waits);
         }
         if !deltas.is_empty() {
-            self.apply(&target, &deltas).await?;
+            self.with_room(async || self.apply(&target, &deltas).await).await?;
         }
         self.manifest.append(Change::BaseSet(target.id)).await?;
         deltas.iter().for_each(|delta| self.leases.doom(delta.blob));

@@ -122,7 +122,7 @@ impl Bases {
 
     /// Removes what an owner before this one did not publish.
     pub(super) async fn clean(&self, is_published: impl Fn(DiskId) -> bool) -> Result<()> {
-        remove_partials(&self.runtime, &self.layout.bases()).await?;
+        remove_partials(&self.runtime, &self.layout.bases(), |_| false).await?;
         for name in self.runtime.list(self.layout.bases()).await? {
             if let Some(disk) = parse_base_name(&name).filter(|&disk| !is_published(disk)) {
                 tracing::info!(%disk, "removing the base of a disk that never joined");

@@ -79,7 +79,7 @@ impl Blobs {
 
     /// Removes what an owner before this one did not publish. Only its successor may do this.
     pub(super) async fn clean(&self, is_published: impl Fn(BlobId) -> bool) -> Result<()> {
-        remove_partials(&self.runtime, &self.layout.blobs()).await?;
+        remove_partials(&self.runtime, &self.layout.blobs(), |_| false).await?;
         for blob in self.list().await? {
             if !is_published(blob) {
                 tracing::info!(%blob, "removing a delta that no recovery point names");

@@ -59,15 +59,26 @@ pub(super) async fn put(
     bytes: &[u8],
     planted: Planted,
 ) -> std::result::Result<Put, PutError> {
-    let directory = path.parent().expect("a vault's files are in directories");
     let partial = layout::partial(path, runtime.random_u128());
     if let Err(error) = write_partial(runtime, &partial, bytes).await {
         // Best effort: what stays is removed when the vault is opened next.
         let _ = runtime.remove(&partial).await;
         return Err(PutError::Absent(error));
     }
+    publish_written(runtime, &partial, path, bytes, planted).await
+}
+
+/// The second half of [`put`]: `partial` holds `bytes`, durably, and goes if it does not become `path`.
+pub(super) async fn publish_written(
+    runtime: &Rc<Runtime>,
+    partial: &Path,
+    path: &Path,
+    bytes: &[u8],
+    planted: Planted,
+) -> std::result::Result<Put, PutError> {
+    let directory = path.parent().expect("a vault's files are in directories");
     let put = loop {
-        let Err(error) = runtime.publish(&partial, path).await else { break Put::Ours };
+        let Err(error) = runtime.publish(partial, path).await else { break Put::Ours };
         match read_whole(runtime, path, bytes.len() as u64).await {
             Ok(_) if planted.is(Bug::LostCreateReply) => break Put::Theirs,
             Ok(stored) if stored[..] == *bytes => break Put::Ours,
@@ -77,7 +88,7 @@ pub(super) async fn put(
             Err(read) if read.kind() == ErrorKind::NotFound => {
                 // It was taken and is gone again: try once more. Any other failure published nothing.
                 if error.kind() != ErrorKind::AlreadyExists {
-                    let _ = runtime.remove(&partial).await;
+                    let _ = runtime.remove(partial).await;
                     return Err(PutError::Absent(error));
                 }
             }
@@ -85,7 +96,7 @@ pub(super) async fn put(
         }
     };
     if put == Put::Theirs {
-        let _ = runtime.remove(&partial).await;
+        let _ = runtime.remove(partial).await;
     }
     runtime.sync_directory(directory).await.map_err(PutError::Unknown)?;
     Ok(put)
@@ -99,10 +110,14 @@ async fn write_partial(runtime: &Rc<Runtime>, partial: &Path, bytes: &[u8]) -> R
     runtime.sync(&file).await
 }
 
-/// Removes what was never published in `directory`.
-pub(super) async fn remove_partials(runtime: &Rc<Runtime>, directory: &Path) -> Result<()> {
+/// Removes what was never published in `directory`, but for those of which `stays` says so.
+pub(super) async fn remove_partials(
+    runtime: &Rc<Runtime>,
+    directory: &Path,
+    stays: impl Fn(&str) -> bool,
+) -> Result<()> {
     for name in runtime.list(directory).await? {
-        if layout::is_partial(&name) {
+        if layout::is_partial(&name) && !stays(&name) {
             runtime.remove(directory.join(name)).await?;
         }
     }

@@ -12,6 +12,10 @@ const BLOB_SUFFIX: &str = ".delta";
 const SUMMARY_SUFFIX: &str = ".summary";
 const BASE_SUFFIX: &str = ".raw";
 const PARTIAL_SUFFIX: &str = ".partial";
+const SPARE_PREFIX: &str = "reserve-";
+
+/// Spares that a vault has, at most.
+pub const SPARES: u32 = 16;
 
 /// Where the parts of one group's vault are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +89,17 @@ impl Layout {
         self.manifest().join(format!("{number:0STEP_DIGITS$}{SNAPSHOT_SUFFIX}"))
     }
 
+    /// A file that a step can be made of. Called a partial one, as [`Layout::room`] is: whoever does not know them removes
+    /// them.
+    pub fn spare(&self, number: u32) -> PathBuf {
+        self.manifest().join(format!("{SPARE_PREFIX}{number}{PARTIAL_SUFFIX}"))
+    }
+
+    /// Holds room for what has to be written before space comes back.
+    pub fn room(&self) -> PathBuf {
+        self.root.join(format!("reserve{PARTIAL_SUFFIX}"))
+    }
+
     /// A delta blob.
     pub fn blob(&self, blob: BlobId) -> PathBuf {
         self.blobs().join(format!("{blob}{BLOB_SUFFIX}"))
@@ -112,6 +127,13 @@ pub fn partial(path: &Path, unique: u128) -> PathBuf {
 /// Whether a name is that of a file that was never published.
 pub fn is_partial(name: &str) -> bool {
     name.ends_with(PARTIAL_SUFFIX)
+}
+
+/// Reads the name of a spare.
+pub fn parse_spare_name(name: &str) -> Option<u32> {
+    let digits = name.strip_prefix(SPARE_PREFIX)?.strip_suffix(PARTIAL_SUFFIX)?;
+    // One spelling each.
+    digits.parse().ok().filter(|number: &u32| *number < SPARES && number.to_string() == digits)
 }
 
 /// What a name in the manifest's directory stands for.
@@ -192,6 +214,14 @@ mod tests {
         let cover = Cover { first: BlobId(7), members: 16, digest: u128::MAX - 3, level: 1 };
         assert_eq!(parse_summary_name(name(&layout.summary(&cover))), Some(cover));
         assert_eq!(parse_summary_name(&format!("0{}", name(&layout.summary(&cover)))), None);
+        let spare = layout.spare(SPARES - 1);
+        assert_eq!(parse_spare_name(name(&spare)), Some(SPARES - 1));
+        for other in
+            [name(&partial(&spare, 1)), name(&layout.spare(SPARES)), "reserve-01.partial", "reserve-.partial"]
+        {
+            assert_eq!(parse_spare_name(other), None, "{other}");
+        }
+        assert!(is_partial(name(&spare)) && is_partial(name(&layout.room())), "older versions remove them");
         let partial = partial(&layout.step(step), 1);
         assert!(is_partial(name(&partial)));
         for other in [name(&partial), "256", "+000000000000256", "0000000000000000", "x.snapshot", ""] {

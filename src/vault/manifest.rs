@@ -14,6 +14,7 @@ use futures::lock::{Mutex, MutexGuard};
 
 use super::files::{self, Put, PutError, read_whole};
 use super::layout::{Layout, ManifestName, parse_manifest_name};
+use super::reserve::Reserve;
 use super::state::State;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::manifest::{
@@ -40,6 +41,7 @@ pub struct Manifest {
     /// One append at a time; what waits is decided on the state that the one before it leaves.
     turn: Mutex<()>,
     latched: RefCell<Option<String>>,
+    reserve: Rc<Reserve>,
     planted: Planted,
 }
 
@@ -119,6 +121,7 @@ impl Manifest {
             newest_snapshot: Cell::new(replayed.newest_snapshot),
             turn: Mutex::new(()),
             latched: RefCell::new(None),
+            reserve: Rc::new(Reserve::new(runtime, layout)),
             planted: Planted::NONE,
         }
     }
@@ -126,6 +129,11 @@ impl Manifest {
     pub(super) fn plant(&mut self, planted: Planted) {
         self.planted = planted;
         self.state.borrow_mut().plant(planted);
+    }
+
+    /// What steps that free space are made of where there is no room.
+    pub(super) fn reserve(&self) -> &Rc<Reserve> {
+        &self.reserve
     }
 
     /// The group's keys.
@@ -159,7 +167,7 @@ impl Manifest {
             let step = self.next_step(&decide)?;
             let number = step.header.number;
             let encoded = step.encode(self.writer.seal());
-            if self.put(number, &encoded).await? {
+            if self.put(&step, &encoded).await? {
                 let applied = self.state.borrow_mut().apply(step, encoded.checksum);
                 applied.expect("the step was decided on this very state, and appends take turns");
                 self.snapshot_when_due().await;
@@ -206,9 +214,14 @@ impl Manifest {
 
     /// Creates a step; whether it is ours. A name that is free because a later owner replaced it by a snapshot and
     /// removed it counts as lost.
-    async fn put(&self, number: StepNumber, encoded: &Encoded) -> Result<bool> {
-        let path = self.layout.step(number);
-        match files::put(&self.runtime, &path, &encoded.bytes, self.planted).await {
+    async fn put(&self, step: &Step, encoded: &Encoded) -> Result<bool> {
+        let number = step.header.number;
+        let (path, bytes) = (self.layout.step(number), &encoded.bytes);
+        let put = match files::put(&self.runtime, &path, bytes, self.planted).await {
+            Err(error) => self.reserve.put_step(&path, bytes, &step.change, error, self.planted).await,
+            put => put,
+        };
+        match put {
             Ok(Put::Theirs) => return Ok(false),
             Ok(Put::Ours) => {}
             Err(PutError::Absent(error)) => return Err(error.at_path(&path)),

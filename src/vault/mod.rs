@@ -18,6 +18,7 @@ mod layout;
 mod leases;
 mod manifest;
 mod plan;
+mod reserve;
 mod retention;
 mod state;
 mod summaries;
@@ -36,10 +37,11 @@ pub use copy::copy;
 pub use cover::Stretch;
 pub use harm::{Harmed, POINTS_TOLD, named as named_points};
 pub use keyring::{Wrapped, describe as describe_keys, rewrap as rewrap_keys};
-pub use layout::Layout;
+pub use layout::{Layout, SPARES};
 pub use leases::{Lease, Leases, SummaryLease};
 pub use manifest::{Manifest, SNAPSHOT_STEPS};
 pub use plan::{Plan, PlannedPoint, plan};
+pub use reserve::Reserve;
 pub use retention::{Forecast, RetentionStep};
 pub use state::{Refusal, State};
 pub use summaries::{FAN_OUT, Summaries};
@@ -109,15 +111,17 @@ impl Vault {
             return Err(removed(&layout));
         }
         let keys = keyring::open(runtime, &layout, site).await?;
-        files::remove_partials(runtime, &layout.manifest()).await?;
+        let is_spare = |name: &str| layout::parse_spare_name(name).is_some();
+        files::remove_partials(runtime, &layout.manifest(), is_spare).await?;
         let manifest = Manifest::open(runtime, &layout, keys).await?;
         if manifest.state().is_removed() {
             return Err(removed(&layout));
         }
         if manifest.keys().is_sealed() {
-            files::remove_partials(runtime, &layout.keys()).await?;
+            files::remove_partials(runtime, &layout.keys(), |_| false).await?;
         }
         let vault = Vault::new(runtime, layout, manifest);
+        vault.reserve().load().await?;
         vault.blobs.clean(|blob| vault.manifest.state().names_blob(blob)).await?;
         vault.bases.clean(|disk| vault.manifest.state().names_disk(disk)).await?;
         let deltas = vault.manifest.state().all_deltas();
@@ -191,6 +195,21 @@ impl Vault {
     /// Its manifest.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// What it keeps back for giving space back.
+    pub fn reserve(&self) -> &Reserve {
+        self.manifest.reserve()
+    }
+
+    /// Does what gives space back in the end, and takes some first: where there is none, with that of the reserve.
+    async fn with_room<T>(&self, work: impl AsyncFn() -> Result<T>) -> Result<T> {
+        match work().await {
+            Err(error) if error.kind() == ErrorKind::NoSpace && self.reserve().give_room().await => {
+                work().await
+            }
+            done => done,
+        }
     }
 
     /// Its delta blobs.
@@ -323,7 +342,18 @@ pub async fn is_unbegun(runtime: &Rc<Runtime>, directory: &Path) -> Result<bool>
 /// Says for good that a vault's group was removed, also where the manifest can say nothing any more; then [`destroy`] it.
 pub async fn entomb(runtime: &Rc<Runtime>, directory: &Path) -> Result<()> {
     runtime.create_directory(directory).await?;
-    match files::put(runtime, &Layout::new(directory).tombstone(), &[], Planted::NONE).await {
+    let layout = Layout::new(directory);
+    let put = async || files::put(runtime, &layout.tombstone(), &[], Planted::NONE).await;
+    let put = match put().await {
+        // Nobody needs the reserve any more.
+        Err(files::PutError::Absent(error))
+            if error.kind() == ErrorKind::NoSpace && runtime.remove(layout.room()).await.is_ok() =>
+        {
+            put().await
+        }
+        put => put,
+    };
+    match put {
         Ok(_) => Ok(()),
         Err(files::PutError::Absent(error) | files::PutError::Unknown(error)) => Err(error),
     }

@@ -56,8 +56,9 @@ impl Vault {
         points.map(|delta| delta.total_bytes).sum()
     }
 
-    /// What to do to give back about `bytes`: the oldest points go, as few as may be. `None` where the oldest must stay.
-    pub fn shrink_step(&self, bytes: u64) -> Option<(RetentionStep, Forecast)> {
+    /// What to do to give back about `bytes`: the oldest points go, as few as may be, and at a time no more than there is
+    /// `room` for in the base. `None` where the oldest must stay.
+    pub fn shrink_step(&self, bytes: u64, room: u64) -> Option<(RetentionStep, Forecast)> {
         let state = self.manifest.state();
         let pinned: HashSet<PointId> = state.pins().iter().map(|pin| pin.point).collect();
         let must_stay =
@@ -67,7 +68,7 @@ impl Vault {
         let size = |index: usize| state.points()[index].delta.map_or(0, |delta| delta.total_bytes);
         let mut freed = size(0);
         let mut target = 0;
-        while target < last && (target == 0 || freed < bytes) {
+        while target < last && (target == 0 || freed < bytes && freed + size(target + 1) <= room) {
             target += 1;
             freed += size(target);
         }

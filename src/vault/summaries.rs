@@ -75,7 +75,7 @@ impl Summaries {
     /// successor may do this.
     pub(super) async fn clean(&self, deltas: &[DeltaRef]) -> Result<()> {
         self.runtime.create_directory(self.layout.index()).await?;
-        remove_partials(&self.runtime, &self.layout.index()).await?;
+        remove_partials(&self.runtime, &self.layout.index(), |_| false).await?;
         for name in self.runtime.list(self.layout.index()).await? {
             match parse_summary_name(&name) {
                 Some(cover) => self.add(cover),

@@ -45,7 +45,11 @@ impl Vault {
         let old: Vec<DeltaRef> = run.iter().filter_map(|point| point.delta).collect();
         // What changed at the kept point only is its delta already.
         let is_own = old.len() == usize::from(into.delta.is_some());
-        let delta = if is_own { into.delta } else { self.put_merged(before, &run).await? };
+        let delta = if is_own {
+            into.delta
+        } else {
+            self.with_room(async || self.put_merged(before, &run).await).await?
+        };
         if self.planted.is(Bug::BlobsDeletedBeforeStep) {
             self.delete_all(old.iter().filter(|old| Some(**old) != delta)).await?;
         }

@@ -16,6 +16,7 @@ mod cancelled;
 mod connections;
 mod events;
 mod failed_groups;
+mod freeing;
 mod full_disk;
 mod import;
 mod index_runs;

@@ -9,6 +9,8 @@ mod overlay;
 mod pieces;
 #[cfg(feature = "sim")]
 mod power;
+#[cfg(feature = "sim")]
+mod reserve;
 mod retention;
 mod sealing;
 mod summaries;

@@ -16,18 +16,18 @@ use crate::support::{GROUP, Group, TIMELINE, block_on, flatten, group_record, pa
 const SEEDS: u64 = 300;
 
 /// A process on the simulated disk.
-struct Process {
-    runtime: Rc<Runtime>,
+pub struct Process {
+    pub runtime: Rc<Runtime>,
     id: ProcessId,
 }
 
-fn process(disk: &SimDisk, seed: u64) -> Process {
+pub fn process(disk: &SimDisk, seed: u64) -> Process {
     let storage = SimStorage::new(disk);
     let id = storage.process();
     Process { runtime: Runtime::new(Box::new(storage), SimEnvironment::new(seed)), id }
 }
 
-fn prepare_disk(disk: &SimDisk) -> &'static Path {
+pub fn prepare_disk(disk: &SimDisk) -> &'static Path {
     let setup = process(disk, 0);
     let made = async {
         setup.runtime.create_directory("/data").await?;
@@ -39,7 +39,7 @@ fn prepare_disk(disk: &SimDisk) -> &'static Path {
 }
 
 /// Runs a future for so many of the disk's operations, then kills the process or cuts the power; whether it had ended.
-fn die_within(
+pub fn die_within(
     disk: &SimDisk,
     process: Process,
     random: &mut Random,

@@ -1,0 +1,142 @@
+//! Giving space back on a file system that is full to the last byte: disks that are removed, points that are deleted, a
+//! shorter ladder; and a stop while somebody waits for a point there. Needs root.
+
+use std::cell::Cell;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::thread::{self, JoinHandle};
+
+use afterimage::capture::nbd::client::{Client, Command, Wishes};
+use serde_json::Value;
+
+use crate::content::content;
+use crate::gateway::{Gateway, wait};
+use crate::small_file_system::SmallFileSystem;
+
+const BLOCK_BYTES: u32 = 256 << 10;
+
+fn connect(gateway: &Gateway, disk: &str) -> Client<UnixStream> {
+    Client::connect(gateway.connect(), Wishes::all(disk.to_owned())).expect("it is served")
+}
+
+fn write(client: &mut Client<UnixStream>, block: u64, seed: u64) {
+    let data = content(seed, BLOCK_BYTES as usize);
+    let write = Command::Write { offset: block * u64::from(BLOCK_BYTES), data: &data, durable: false };
+    client.call(&write).expect("served").expect("no space is no error: the write waits");
+}
+
+/// Writes so many blocks to a disk, each once it is acknowledged the next.
+fn write_all(gateway: &Gateway, disk: &str, blocks: u64) -> JoinHandle<()> {
+    let mut client = connect(gateway, disk);
+    thread::spawn(move || (0..blocks).for_each(|block| write(&mut client, block, block)))
+}
+
+/// The only group's vault.
+fn vault(gateway: &Gateway) -> PathBuf {
+    let mut groups = fs::read_dir(gateway.data().join("vault")).unwrap();
+    groups.next().expect("a group").unwrap().path()
+}
+
+/// How many spares there are, and whether there is room in reserve.
+fn reserve(gateway: &Gateway) -> (usize, bool) {
+    let names = fs::read_dir(vault(gateway).join("manifest")).unwrap();
+    let names = names.map(|name| name.unwrap().file_name().into_string().unwrap());
+    let spares = names.filter(|name| name.starts_with("reserve-") && name.matches(".partial").count() == 1);
+    (spares.count(), vault(gateway).join("reserve.partial").exists())
+}
+
+const WHOLE: (usize, bool) = (16, true);
+
+fn visible(status: &Value) -> u64 {
+    status["groups"][0]["lsn"]["visible"].as_u64().expect("a number")
+}
+
+/// Waits until the disk is full and nothing further becomes visible, question after question.
+#[track_caller]
+fn until_writes_wait(gateway: &Gateway) -> u64 {
+    const QUIET_QUESTIONS: u32 = 40;
+    let (newest, quiet) = (Cell::new(0), Cell::new(0));
+    let status = gateway.until("a full disk", |status| {
+        let is_full = status["groups"][0]["state"]["reason"]["code"] == "no_space";
+        let is_quiet = is_full && newest.replace(visible(status)) == visible(status);
+        quiet.set(if is_quiet { quiet.get() + 1 } else { 0 });
+        quiet.get() == QUIET_QUESTIONS
+    });
+    visible(&status)
+}
+
+/// A group with a disk of 4 MiB in two points, and a large one.
+fn protect(small: &SmallFileSystem) -> Gateway {
+    let gateway = Gateway::with(&small.setup());
+    gateway.protect([("db", "64M"), ("old", "16M")]);
+    gateway.says("policy set erp --interval 24h --retain all");
+    let mut client = connect(&gateway, "erp/old");
+    for (label, blocks) in [("first", 0..4), ("second", 4..16)] {
+        blocks.for_each(|block| write(&mut client, block, block));
+        gateway.says(&format!("point create erp --label {label}"));
+    }
+    gateway.until("the reserve", |_| reserve(&gateway) == WHOLE);
+    gateway
+}
+
+/// Nothing could be given back, for each step of the manifest needs a block.
+#[test]
+fn what_gives_space_back_is_done_on_a_full_disk() {
+    let small = SmallFileSystem::new();
+    let mut gateway = protect(&small);
+    let writer = write_all(&gateway, "erp/db", 160);
+    let before = until_writes_wait(&gateway);
+    small.fill_up();
+    // The oldest point goes into the base, which was empty: for that there is the reserve.
+    gateway.says("point delete erp first --yes");
+    gateway.until("one point less", |status| status["groups"][0]["history"]["points"] == 1);
+    gateway.says("policy set erp --retain 24h");
+    small.fill_up();
+    gateway.says("disk remove erp/old --yes");
+    gateway.until("writes go on", |status| visible(status) > before);
+    until_writes_wait(&gateway);
+    small.fill_up();
+    gateway.says("group pause erp");
+    gateway.says("group resume erp");
+    small.make_space();
+    writer.join().unwrap();
+    gateway.says("point create erp --label after");
+    gateway.until("the reserve, made anew", |_| reserve(&gateway) == WHOLE);
+    gateway.terminate();
+    gateway.restart();
+    assert_eq!(reserve(&gateway), WHOLE, "it outlives a restart");
+    let report = gateway.json("vault verify");
+    assert_eq!(
+        (&report["faults"], &report["orphans"]),
+        (&Value::Array(Vec::new()), &Value::Null),
+        "{report:#}"
+    );
+}
+
+/// It waited without a word, and kept SIGTERM waiting for a minute.
+#[test]
+fn a_point_that_waits_for_space_says_so_and_ends_with_the_gateway() {
+    let small = SmallFileSystem::new();
+    let mut gateway = protect(&small);
+    write(&mut connect(&gateway, "erp/db"), 0, 1);
+    small.fill_up();
+    let mut client = gateway.start_cli("point create erp --label waits");
+    let mut lines = BufReader::new(client.stderr.take().expect("a pipe"));
+    let mut line = String::new();
+    lines.read_line(&mut line).expect("a pipe");
+    assert!(line.starts_with("erp waits: a file system is full") && line.contains("free space"), "{line}");
+    gateway.terminate();
+    let status = wait(&mut client);
+    let mut rest = String::new();
+    lines.read_to_string(&mut rest).expect("a pipe");
+    assert_eq!(status.code(), Some(1), "{rest}");
+    assert!(
+        rest.contains("the gateway is stopping, and this was not done yet: a file system is full"),
+        "{rest}"
+    );
+    small.make_space();
+    gateway.restart();
+    gateway.until("the point that was asked for", |status| status["groups"][0]["history"]["points"] == 3);
+}
