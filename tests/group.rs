@@ -27,6 +27,9 @@ use afterimage::units::{GroupId, PointId, SectorCount, SectorRange, WallNanos, t
 use bytes::Bytes;
 use pieces::flatten;
 
+#[cfg(feature = "sim")]
+#[path = "group/full_disk.rs"]
+mod full_disk;
 #[path = "support/pieces.rs"]
 mod pieces;
 #[path = "group/suspension.rs"]

@@ -31,8 +31,8 @@ pub struct SpaceLimits {
     pub history_bytes_max: Option<u64>,
     /// Bytes that stay free in the vault's file system; the twentieth part of it, 1 GiB at most, unless said.
     pub free_bytes_min: Option<u64>,
-    /// Most bytes of the room that a vault keeps back for giving space back, 16 MiB unless said; a quarter of what is to stay
-    /// free, if that is less.
+    /// Most bytes of the room that a vault keeps back for giving space back, 64 MiB unless said; half of what is to stay free, if
+    /// that is less.
     pub reserve_bytes_max: u64,
     /// Between the announcement and the first point that goes, 10 s unless said; space is looked at ten times as often.
     pub grace: Duration,
@@ -43,7 +43,7 @@ impl Default for SpaceLimits {
         SpaceLimits {
             history_bytes_max: None,
             free_bytes_min: None,
-            reserve_bytes_max: 16 << 20,
+            reserve_bytes_max: 64 << 20,
             grace: Duration::from_secs(10),
         }
     }
@@ -58,7 +58,7 @@ impl SpaceLimits {
     /// Bytes of the room that is to be made in a file system like that: none where too little is free.
     pub(super) fn reserve_bytes(self, space: Space) -> u64 {
         let free_min = self.free_min(space);
-        let bytes = (free_min / 4).min(self.reserve_bytes_max);
+        let bytes = (free_min / 2).min(self.reserve_bytes_max);
         if space.free >= free_min + bytes { bytes } else { 0 }
     }
 
@@ -275,14 +275,14 @@ mod tests {
     }
 
     #[test]
-    fn the_reserve_is_a_quarter_of_what_stays_free_and_is_made_only_beside_it() {
+    fn the_reserve_is_half_of_what_stays_free_and_is_made_only_beside_it() {
         let reserve = |free, free_bytes_min| {
             let limits = SpaceLimits { free_bytes_min, ..SpaceLimits::default() };
             limits.reserve_bytes(Space { free, ..FREE })
         };
-        assert_eq!(reserve(100 << 30, None), 16 << 20);
-        assert_eq!(reserve(50, Some(40)), 10);
-        assert_eq!(reserve(49, Some(40)), 0, "it would cause the shortage that it is for");
+        assert_eq!(reserve(100 << 30, None), 64 << 20);
+        assert_eq!(reserve(60, Some(40)), 20);
+        assert_eq!(reserve(59, Some(40)), 0, "it would cause the shortage that it is for");
         assert_eq!(reserve(100 << 30, Some(0)), 0);
     }
 }

@@ -22,7 +22,7 @@ use crate::error::{ErrorKind, Result};
 use crate::format::record::Change;
 use crate::planted::{Bug, Planted};
 use crate::runtime::Runtime;
-use crate::storage::{Access, Buffer, Create, Lock, OpenOptions};
+use crate::storage::{Access, Buffer, Create, File, Lock, OpenOptions};
 use crate::units::{PAGE_BYTES, to_usize};
 
 /// Bytes of a spare: a block of the usual file systems, and more than any step has that frees space.
@@ -31,9 +31,6 @@ const SPARE_BYTES: u64 = PAGE_BYTES as u64;
 const LEFT_BY_CONSENT: usize = 8;
 /// and so many by retention, for disks that are removed and a base advance that is under way.
 const LEFT_BY_RETENTION: usize = 4;
-/// Bytes that are written at a time.
-const PIECE_BYTES: u64 = 1 << 20;
-
 /// The reserve of one vault.
 pub struct Reserve {
     runtime: Rc<Runtime>,
@@ -91,34 +88,37 @@ impl Reserve {
         self.room_bytes.get()
     }
 
-    /// Makes what is missing of the spares, and a room of `room_bytes` if there is none. `proceed` is asked between two
-    /// pieces.
+    /// Makes what is missing of the spares, and a room of `room_bytes` if there is none. `proceed` is asked before each.
     pub async fn refill(&self, room_bytes: u64, proceed: &impl Fn() -> Result<()>) -> Result<()> {
         for number in 0..SPARES {
             if !self.spares.borrow().contains(&number) {
-                self.make(&self.layout.spare(number), SPARE_BYTES, proceed).await?;
+                proceed()?;
+                // Really written: what is written over it later takes no block, not even to say that it was written.
+                let write = async |file: &File| {
+                    self.runtime.write(file, 0, Buffer::zeroed(to_usize(SPARE_BYTES)).freeze()).await
+                };
+                self.make(&self.layout.spare(number), write).await?;
                 self.spares.borrow_mut().insert(number);
             }
         }
         if self.room_bytes.get() == 0 && room_bytes > 0 {
-            self.make(&self.layout.room(), room_bytes, proceed).await?;
+            proceed()?;
+            let allocate = async |file: &File| {
+                self.runtime.set_length(file, room_bytes).await?;
+                self.runtime.zero(file, 0..room_bytes, true).await
+            };
+            self.make(&self.layout.room(), allocate).await?;
             self.room_bytes.set(room_bytes);
         }
         Ok(())
     }
 
-    /// Makes a file of zeros, really written, so that writing to it again takes no block.
-    async fn make(&self, path: &Path, bytes: u64, proceed: &impl Fn() -> Result<()>) -> Result<()> {
+    /// Makes a file of what `fill` gives it, durably.
+    async fn make(&self, path: &Path, fill: impl AsyncFn(&File) -> Result<()>) -> Result<()> {
         let partial = layout::partial(path, self.runtime.random_u128());
         let made = async {
             let file = self.runtime.open(&partial, OpenOptions::CREATE).await?;
-            let mut offset = 0;
-            while offset < bytes {
-                proceed()?;
-                let piece = PIECE_BYTES.min(bytes - offset);
-                self.runtime.write(&file, offset, Buffer::zeroed(to_usize(piece)).freeze()).await?;
-                offset += piece;
-            }
+            fill(&file).await?;
             self.runtime.sync(&file).await?;
             self.runtime.publish(&partial, path).await
         };
@@ -204,10 +204,17 @@ impl Reserve {
         if self.room_bytes.replace(0) == 0 {
             return false;
         }
-        match self.runtime.remove(self.layout.room()).await {
-            Ok(()) => tracing::info!(
-                "the reserve is given up, to give space back: it is made anew when there is room"
-            ),
+        let given = async {
+            self.runtime.remove(self.layout.room()).await?;
+            // A file system gives blocks to others once it is durable that they are free.
+            self.runtime.sync_directory(self.layout.root()).await
+        };
+        match given.await {
+            Ok(()) => {
+                tracing::info!(
+                    "the reserve is given up, to give space back: it is made anew when there is room"
+                );
+            }
             Err(error) => tracing::warn!(%error, "the reserve could not be given up"),
         }
         true

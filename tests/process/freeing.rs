@@ -92,7 +92,7 @@ fn what_gives_space_back_is_done_on_a_full_disk() {
     // The oldest point goes into the base, which was empty: for that there is the reserve.
     gateway.says("point delete erp first --yes");
     gateway.until("one point less", |status| status["groups"][0]["history"]["points"] == 1);
-    gateway.says("policy set erp --retain 24h");
+    gateway.says("policy set erp --retain 1h:all");
     small.fill_up();
     gateway.says("disk remove erp/old --yes");
     gateway.until("writes go on", |status| visible(status) > before);

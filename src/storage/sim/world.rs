@@ -203,6 +203,7 @@ impl World {
             .then(|| self.faults.draw(kind, path_of(&flight.op), flight.process, &mut self.random))
             .flatten();
         let late_part = flight.late && self.random.chance(1, 2);
+        let frees = matches!(kind, OpKind::Remove | OpKind::SyncDirectory);
         let (process, token) = (flight.process, flight.token);
         let result = match (fault, &flight.op) {
             (Some(fault), _) => Err(self.fail(flight, fault)),
@@ -218,6 +219,9 @@ impl World {
         });
         if let Some(process) = self.processes.get_mut(&process) {
             process.completions.push(Completion { token, result });
+        }
+        if frees {
+            self.forget_unreachable();
         }
         self.forget_closed();
     }
