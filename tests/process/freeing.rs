@@ -2,7 +2,7 @@
 //! shorter ladder; and a stop while somebody waits for a point there. Needs root.
 
 use std::cell::Cell;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -49,6 +49,12 @@ fn reserve(gateway: &Gateway) -> (usize, bool) {
 
 const WHOLE: (usize, bool) = (16, true);
 
+/// Waits until the only group has its reserve.
+#[track_caller]
+pub fn until_reserve(gateway: &Gateway) {
+    gateway.until("the reserve", |_| reserve(gateway) == WHOLE);
+}
+
 fn visible(status: &Value) -> u64 {
     status["groups"][0]["lsn"]["visible"].as_u64().expect("a number")
 }
@@ -67,8 +73,10 @@ fn until_writes_wait(gateway: &Gateway) -> u64 {
     visible(&status)
 }
 
-/// A group with a disk of 4 MiB in two points, and a large one.
+/// A group with a large disk, and one whose image has 16 MiB, of which two points have 4.
 fn protect(small: &SmallFileSystem) -> Gateway {
+    let ballast = File::options().write(true).open(small.path("ballast")).unwrap();
+    ballast.set_len(164 << 20).unwrap();
     let gateway = Gateway::with(&small.setup());
     gateway.protect([("db", "64M"), ("old", "16M")]);
     gateway.says("policy set erp --interval 24h --retain all");
@@ -77,7 +85,10 @@ fn protect(small: &SmallFileSystem) -> Gateway {
         blocks.for_each(|block| write(&mut client, block, block));
         gateway.says(&format!("point create erp --label {label}"));
     }
-    gateway.until("the reserve", |_| reserve(&gateway) == WHOLE);
+    (16..64).for_each(|block| write(&mut client, block, block));
+    let destaged = |status: &Value| status["groups"][0]["lsn"]["destaged"].as_u64() == Some(visible(status));
+    gateway.until("all of it in the image", destaged);
+    until_reserve(&gateway);
     gateway
 }
 
@@ -86,9 +97,9 @@ fn protect(small: &SmallFileSystem) -> Gateway {
 fn what_gives_space_back_is_done_on_a_full_disk() {
     let small = SmallFileSystem::new();
     let mut gateway = protect(&small);
+    small.fill_up();
     let writer = write_all(&gateway, "erp/db", 160);
     let before = until_writes_wait(&gateway);
-    small.fill_up();
     // The oldest point goes into the base, which was empty: for that there is the reserve.
     gateway.says("point delete erp first --yes");
     gateway.until("one point less", |status| status["groups"][0]["history"]["points"] == 1);
@@ -103,7 +114,7 @@ fn what_gives_space_back_is_done_on_a_full_disk() {
     small.make_space();
     writer.join().unwrap();
     gateway.says("point create erp --label after");
-    gateway.until("the reserve, made anew", |_| reserve(&gateway) == WHOLE);
+    until_reserve(&gateway);
     gateway.terminate();
     gateway.restart();
     assert_eq!(reserve(&gateway), WHOLE, "it outlives a restart");
