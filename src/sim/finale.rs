@@ -36,9 +36,9 @@ impl Site {
         self.settle_administration()?;
         self.check_bounds()?;
         self.check_points(POINTS_MAX)?;
-        self.check_full_disk()?;
-        self.settle()?;
         self.damage()?;
+        self.settle()?;
+        self.check_full_disk()?;
         self.settle()?;
         self.check_space()?;
         self.check_points(POINTS_MAX)?;

@@ -125,8 +125,7 @@ impl Small {
     fn write(&mut self, disk: &DiskRecord, seed: u8) {
         self.next += 1;
         let ticket = Ticket { session: 1, request: self.next };
-        let bytes =
-            (0..RANGE.bytes()).map(|byte| (byte as u32).wrapping_mul(2_654_435_761).to_le_bytes()[3] ^ seed);
+        let bytes = (0..RANGE.bytes()).map(|byte| byte.wrapping_mul(2_654_435_761).to_le_bytes()[3] ^ seed);
         let payload = Bytes::from(bytes.collect::<Vec<u8>>());
         let write = Request::Write { range: RANGE, payload, durable: true };
         self.group.submit(ticket, Export::Disk(GroupId(7), disk.id), write);

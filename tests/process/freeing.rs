@@ -76,7 +76,7 @@ fn until_writes_wait(gateway: &Gateway) -> u64 {
 /// A group with a large disk, and one whose image has 16 MiB, of which two points have 4.
 fn protect(small: &SmallFileSystem) -> Gateway {
     let ballast = File::options().write(true).open(small.path("ballast")).unwrap();
-    ballast.set_len(164 << 20).unwrap();
+    ballast.set_len(128 << 20).unwrap();
     let gateway = Gateway::with(&small.setup());
     gateway.protect([("db", "64M"), ("old", "16M")]);
     gateway.says("policy set erp --interval 24h --retain all");
