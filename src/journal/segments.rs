@@ -295,7 +295,12 @@ impl Segments {
 
     /// Segments that data may not take: what openings took beyond the limit is for the next ones.
     fn reserve(&self) -> usize {
-        RESERVED + self.count().saturating_sub(self.count_max)
+        RESERVED + self.beyond_limit()
+    }
+
+    /// Segments that openings took beyond the limit.
+    fn beyond_limit(&self) -> usize {
+        self.count().saturating_sub(self.count_max)
     }
 
     /// Whether data may go on in the newest segment: not where it was taken from the reserve. What could still be
@@ -336,7 +341,8 @@ impl Segments {
 
     /// The frame that has to become durable for the supply of free segments, if it is short.
     pub fn wanted_statement(&self) -> Option<FrameNumber> {
-        let (_, stated) = self.retired.back().filter(|_| self.free.len() < READY)?;
+        let is_short = self.free.len() < READY + self.beyond_limit();
+        let (_, stated) = self.retired.back().filter(|_| is_short)?;
         Some(*stated)
     }
 
@@ -472,4 +478,54 @@ pub async fn open_all(runtime: &Rc<Runtime>, directory: &Path) -> Result<(Vec<Se
         segments.push(Segment::new(index, path, file, bytes));
     }
     Ok((segments, runs))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::env::OsEnvironment;
+    use crate::storage::blocking::Blocking;
+    use crate::units::PAGE_BYTES;
+
+    const BYTES: u64 = PAGE_BYTES as u64;
+
+    /// A journal of so many segments, `beyond` its limit: one in use, `free` free, and the others retired until frame 5 is
+    /// durable.
+    fn segments(beyond: usize, free: usize) -> (tempfile::TempDir, Segments) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let runtime =
+            Runtime::new(Box::new(Blocking::new(1).expect("threads")), Rc::new(OsEnvironment::new()));
+        let limit = RESERVED + READY;
+        let mut segments = Segments::new(directory.path().to_owned(), BYTES, limit as u64 * BYTES);
+        for number in 0..limit + beyond {
+            let (index, path, bytes) = segments.begin_creation_beyond_limit();
+            let segment = runtime.block_on(create(Rc::clone(&runtime), index, path, bytes)).expect("created");
+            let (used, tail) = (SegmentSequence(number as u64 + 10), SegmentSequence(10));
+            match number {
+                0 => segments.adopt_live(segment, tail),
+                _ if number <= free => {
+                    segments.adopt_needless(segment, SegmentSequence(0), tail, FrameNumber(5))
+                }
+                _ => segments.adopt_needless(segment, used, tail, FrameNumber(5)),
+            }
+        }
+        (directory, segments)
+    }
+
+    /// Found by seed 10196: openings had taken two segments beyond the limit, so that data had to leave four, and four were
+    /// taken to be enough.
+    #[test]
+    fn data_that_has_to_wait_for_a_segment_has_the_statement_written_that_frees_one() {
+        for beyond in 0..5 {
+            for free in 0..READY + beyond {
+                let (_guard, mut segments) = segments(beyond, free);
+                let statement = segments.wanted_statement();
+                if segments.take(true).is_none() {
+                    assert_eq!(statement, Some(FrameNumber(5)), "{free} free, {beyond} beyond the limit");
+                    segments.release(FrameNumber(5));
+                    assert!(segments.take(true).is_some(), "{free} free, {beyond} beyond the limit");
+                }
+            }
+        }
+    }
 }
