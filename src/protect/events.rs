@@ -230,7 +230,7 @@ fn points(forecast: Forecast) -> String {
 fn room(space: SpaceStatus) -> String {
     let free = format!(
         "{} free, of which {} are to stay free",
-        ByteSize(space.free_bytes).approximate(),
+        ByteSize(space.left()).approximate(),
         ByteSize(space.free_bytes_min).approximate()
     );
     match space.history_bytes_max {

@@ -63,10 +63,11 @@ impl SpaceLimits {
     }
 
     /// Fails with `NoSpace` where only that is left which advancing the base needs to give space back: half of what is to
-    /// stay free. New deltas wait then.
-    pub(super) async fn check_room(self, runtime: &Runtime, directory: &Path) -> Result<()> {
+    /// stay free, the vault's reserve included. New deltas wait then.
+    pub(super) async fn check_room(self, runtime: &Runtime, vault: &Vault) -> Result<()> {
+        let directory = vault.layout().root();
         let space = runtime.space(directory).await?;
-        if space.free >= self.free_min(space) / 2 {
+        if space.free + vault.reserve().room_bytes() >= self.free_min(space) / 2 {
             return Ok(());
         }
         let free = ByteSize(space.free).approximate();
@@ -84,33 +85,41 @@ pub struct SpaceStatus {
     pub history_bytes_max: Option<u64>,
     /// Free bytes of the file system,
     pub free_bytes: u64,
-    /// of which so many are to stay free.
+    /// and those that the vault keeps back, to be free when it takes them;
+    pub reserve_bytes: u64,
+    /// of both together so many are to stay.
     pub free_bytes_min: u64,
     /// Bytes of the file system in all.
     pub total_bytes: u64,
 }
 
 impl SpaceStatus {
-    fn new(limits: SpaceLimits, history_bytes: u64, space: Space) -> SpaceStatus {
+    fn new(limits: SpaceLimits, history_bytes: u64, space: Space, reserve_bytes: u64) -> SpaceStatus {
         SpaceStatus {
             history_bytes,
             history_bytes_max: limits.history_bytes_max,
             free_bytes: space.free,
+            reserve_bytes,
             free_bytes_min: limits.free_min(space),
             total_bytes: space.total,
         }
     }
 
+    /// Bytes that are free, or would be if the vault took what it keeps back.
+    pub fn left(&self) -> u64 {
+        self.free_bytes + self.reserve_bytes
+    }
+
     /// Bytes that have to go.
     pub fn shortage(&self) -> u64 {
         let history = self.history_bytes_max.map_or(0, |max| self.history_bytes.saturating_sub(max));
-        history.max(self.free_bytes_min.saturating_sub(self.free_bytes))
+        history.max(self.free_bytes_min.saturating_sub(self.left()))
     }
 
     /// Whether little is left until something has to go: a tenth of the history's limit, or as much again as has to stay free.
     pub fn is_low(&self) -> bool {
         let history = self.history_bytes_max.is_some_and(|max| self.history_bytes > max - max / 10);
-        history || self.free_bytes < self.free_bytes_min.saturating_mul(2)
+        history || self.left() < self.free_bytes_min.saturating_mul(2)
     }
 }
 
@@ -159,8 +168,7 @@ impl Shrinking {
                 shared.status.borrow_mut().shrink = Shrink::Rests;
                 return Ok(self.look_period());
             }
-            let room = space.free_bytes + vault.reserve().room_bytes();
-            let Some((step, forecast)) = vault.shrink_step(space.shortage(), room) else {
+            let Some((step, forecast)) = vault.shrink_step(space.shortage(), space.left()) else {
                 self.stick(runtime, shared);
                 return Ok(self.look_period());
             };
@@ -228,7 +236,7 @@ impl Shrinking {
     ) -> Result<SpaceStatus> {
         let root: &Path = vault.layout().root();
         let found = runtime.space(root).await?;
-        let space = SpaceStatus::new(self.limits, vault.history_bytes(), found);
+        let space = SpaceStatus::new(self.limits, vault.history_bytes(), found, vault.reserve().room_bytes());
         if space.is_low() && !self.is_low {
             shared.tell(runtime, GroupEvent::SpaceLow(space));
         }
@@ -249,7 +257,7 @@ mod tests {
         let limits =
             SpaceLimits { history_bytes_max: Some(1000), free_bytes_min: Some(50), ..SpaceLimits::default() };
         let shortage =
-            |history, free| SpaceStatus::new(limits, history, Space { free, total: 10_000 }).shortage();
+            |history, free| SpaceStatus::new(limits, history, Space { free, total: 10_000 }, 0).shortage();
         assert_eq!(shortage(1000, 50), 0);
         assert_eq!(shortage(1001, 50), 1);
         assert_eq!(shortage(1001, 0), 50);
@@ -261,17 +269,25 @@ mod tests {
         let limits =
             SpaceLimits { history_bytes_max: Some(1000), free_bytes_min: Some(50), ..SpaceLimits::default() };
         let is_low =
-            |history, free| SpaceStatus::new(limits, history, Space { free, total: 10_000 }).is_low();
+            |history, free| SpaceStatus::new(limits, history, Space { free, total: 10_000 }, 0).is_low();
         assert!(!is_low(900, 100) && is_low(901, 100) && is_low(0, 99));
     }
 
     #[test]
     fn what_stays_free_unless_said_fits_the_file_system() {
         let minimum =
-            |total| SpaceStatus::new(SpaceLimits::default(), 0, Space { total, ..FREE }).free_bytes_min;
+            |total| SpaceStatus::new(SpaceLimits::default(), 0, Space { total, ..FREE }, 0).free_bytes_min;
         assert_eq!(minimum(200 << 20), 10 << 20);
         assert_eq!(minimum(200 << 30), 1 << 30);
-        assert_eq!(SpaceStatus::new(SpaceLimits::default(), 1 << 60, FREE).shortage(), 0);
+        assert_eq!(SpaceStatus::new(SpaceLimits::default(), 1 << 60, FREE, 0).shortage(), 0);
+    }
+
+    #[test]
+    fn what_is_kept_back_counts_as_free() {
+        let limits = SpaceLimits { free_bytes_min: Some(50), ..SpaceLimits::default() };
+        let space = |free, reserve| SpaceStatus::new(limits, 0, Space { free, total: 10_000 }, reserve);
+        assert_eq!((space(40, 0).shortage(), space(30, 25).shortage(), space(0, 25).shortage()), (10, 0, 25));
+        assert_eq!((space(80, 0).is_low(), space(80, 25).is_low()), (true, false));
     }
 
     #[test]

@@ -235,6 +235,7 @@ fn limits(snapshot: &GroupSnapshot) -> GroupLimits {
         history_bytes: space.map_or(0, |space| space.history_bytes),
         history_limit_bytes: space.and_then(|space| space.history_bytes_max),
         free_bytes: space.map(|space| space.free_bytes),
+        reserve_bytes: space.map(|space| space.reserve_bytes),
         free_min_bytes: space.map(|space| space.free_bytes_min),
     }
 }

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 
 use afterimage::capture::nbd::client::{Client, Command, Wishes};
@@ -45,6 +45,11 @@ fn reserve(gateway: &Gateway) -> (usize, bool) {
     let names = names.map(|name| name.unwrap().file_name().into_string().unwrap());
     let spares = names.filter(|name| name.starts_with("reserve-") && name.matches(".partial").count() == 1);
     (spares.count(), vault(gateway).join("reserve.partial").exists())
+}
+
+/// Whether a file is of what a vault keeps back, or is becoming so.
+pub fn is_reserve(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("reserve"))
 }
 
 const WHOLE: (usize, bool) = (16, true);

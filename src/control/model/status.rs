@@ -264,6 +264,8 @@ pub struct GroupLimits {
     pub history_limit_bytes: Option<u64>,
     /// Free bytes in the vault's file system, as looked at last.
     pub free_bytes: Option<u64>,
+    /// What the vault keeps back of it, to be free when nothing else is: counts as free towards `free_min`.
+    pub reserve_bytes: Option<u64>,
     /// `[vault] free_min`, or what it is unless said.
     pub free_min_bytes: Option<u64>,
 }
