@@ -32,13 +32,14 @@ use crate::protect::group::Callback;
 use crate::protect::open::GroupPlan;
 use crate::protect::shrinking::SpaceLimits;
 use crate::site::KeyStore;
+use crate::site::background_verification;
 use crate::site::convert;
 use crate::site::damage::Damages;
 use crate::site::data_threads::DataThreads;
 use crate::site::events::{self, EventQueue};
 use crate::site::group_table::{Entry, GroupTable};
 use crate::site::member::Member;
-use crate::site::verification::{self, Verifications};
+use crate::site::verification::Verifications;
 use crate::units::{GroupId, WallNanos, to_usize};
 
 /// Time between the recovery points of a new group.
@@ -146,7 +147,7 @@ impl Gateway {
         *self.0.keeper.lock().await = Some(tokio::spawn(keeper));
         self.0.open_groups().await?;
         self.0.background.lock().await.spawn(Inner::retry_for_space(Arc::downgrade(&self.0)));
-        self.0.background.lock().await.spawn(verification::keep(Arc::downgrade(&self.0)));
+        self.0.background.lock().await.spawn(background_verification::keep(Arc::downgrade(&self.0)));
         Ok(())
     }
 

@@ -9,6 +9,7 @@
 //! ```
 
 mod adoption;
+mod background_verification;
 mod convert;
 mod damage;
 mod data_thread;
