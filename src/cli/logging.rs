@@ -12,7 +12,9 @@ const VARIABLE: &str = "AFTERIMAGE_LOG";
 /// Starts logging for the rest of the process.
 pub fn start(log: Log) -> Result<(), Failure> {
     let filter = filter(log.level)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    // What cannot be written is not complained of there, either: that would end the thread that has something to tell.
+    let builder =
+        tracing_subscriber::fmt().log_internal_errors(false).with_env_filter(filter).with_writer(io::stderr);
     let started = match log.format {
         LogFormat::Json => builder.json().try_init(),
         LogFormat::Text => {

@@ -31,4 +31,5 @@ mod restore;
 mod rot;
 mod small_file_system;
 mod storage;
+mod unwritable_log;
 mod verify;
