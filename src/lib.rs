@@ -17,6 +17,8 @@ pub mod counted;
 #[cfg(feature = "server")]
 pub mod data_directory;
 pub mod delta;
+#[cfg(feature = "server")]
+pub mod descriptors;
 pub mod env;
 pub mod error;
 pub mod extent;

@@ -32,6 +32,8 @@ use pieces::flatten;
 mod full_disk;
 #[path = "support/pieces.rs"]
 mod pieces;
+#[path = "group/stalled.rs"]
+mod stalled;
 #[path = "group/suspension.rs"]
 mod suspension;
 #[path = "group/verify.rs"]

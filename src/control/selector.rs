@@ -217,12 +217,20 @@ fn the_only<'a>(selector: &PointSelector, matching: impl Iterator<Item = &'a Poi
 fn nothing_is(selector: &PointSelector) -> String {
     match selector {
         PointSelector::Id(prefix) => format!("no recovery point's id begins with `{}`", prefix.0),
+        PointSelector::Label(label) if is_short_id(label) => format!(
+            "no recovery point has the label `{label}`, and it is too short for an id, of which at least \
+             {ID_PREFIX_DIGITS_MIN} digits are wanted"
+        ),
         PointSelector::Label(label) => format!("no recovery point has the label `{label}`"),
         PointSelector::IdOrLabel(_, text) => {
             format!("no recovery point has the label `{text}`, nor an id that begins with it")
         }
         PointSelector::Latest | PointSelector::Time(_) => format!("no recovery point is `{selector}`"),
     }
+}
+
+fn is_short_id(text: &str) -> bool {
+    text.len() < ID_PREFIX_DIGITS_MIN && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn list(candidates: &[&Point]) -> String {

@@ -144,6 +144,7 @@ impl GroupEvent {
                 | Condition::Retrying
                 | Condition::SpaceShort => Gravity::Warning,
                 Condition::NoSpace
+                | Condition::RetentionStalled
                 | Condition::ImageFailed
                 | Condition::VaultFailed
                 | Condition::JournalFailed => Gravity::Fault,

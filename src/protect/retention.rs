@@ -46,6 +46,8 @@ pub(super) enum Job {
 pub struct RetentionStatus {
     /// Why the last try failed, until one succeeds.
     pub stalled: Option<String>,
+    /// Whether it failed because something in the vault is damaged, which no other try mends.
+    pub meets_damage: bool,
     /// Whether it waits because of a step of the clock.
     pub suspended: bool,
     /// Whether the base waits for a view of a point that is gone.
@@ -223,13 +225,13 @@ impl Retention {
 
     async fn delete(&self, point: PointId) -> Result<()> {
         let _turn = self.vault.retention_turn().await;
-        let full = match self.vault.finish_advance().await {
+        let failed = match self.vault.finish_advance().await {
             // Another point may go all the same.
-            Err(error) if error.kind() == ErrorKind::NoSpace => Some(error),
+            Err(error) if error.kind() != ErrorKind::Shutdown => Some(error),
             advanced => advanced.map(|_| None)?,
         };
-        let result = match (self.vault.delete_point(point).await, full) {
-            (Err(error), Some(full)) if error.kind() == ErrorKind::Invalid => Err(full),
+        let result = match (self.vault.delete_point(point).await, failed) {
+            (Err(error), Some(failed)) if error.kind() == ErrorKind::Invalid => Err(failed),
             (result, _) => result,
         };
         self.report(true);
@@ -247,14 +249,14 @@ impl Retention {
         let _turn = vault.retention_turn().await;
         self.watch_clock();
         vault.sweep().await?;
-        // What lacks space waits for it; what gives some comes all the more.
-        let mut full = None;
-        unless_full(self.thin(&vault).await, &mut full)?;
-        unless_full(self.mind_space(&vault).await, &mut full)?;
+        // What lacks space waits for it, and what meets damage for a person; what gives space back comes all the more.
+        let mut failed = None;
+        set_aside(self.thin(&vault).await, &mut failed)?;
+        set_aside(self.mind_space(&vault).await, &mut failed)?;
         if self.shared.quiet.get() {
             vault.delete_unneeded_bases().await?;
         }
-        full.map_or(Ok(()), Err)
+        failed.map_or(Ok(()), Err)
     }
 
     /// Does what the ladder asks for.
@@ -315,7 +317,7 @@ impl Retention {
     fn note(&self, result: Result<()>) -> Duration {
         let mut status = self.shared.status.borrow_mut();
         let Err(error) = result else {
-            status.stalled = None;
+            (status.stalled, status.meets_damage) = (None, false);
             let space = self.space_due.0.saturating_sub(self.runtime.now().0);
             let period = period(&self.ladder()).min(Duration::from_nanos(space).max(PASS_MIN));
             return if status.waits_for_view { period.min(RETRY_DELAY) } else { period };
@@ -323,7 +325,7 @@ impl Retention {
         if status.stalled.is_none() {
             tracing::warn!(%error, "retention is stalled; it is tried again");
         }
-        status.stalled = Some(error.to_string());
+        (status.stalled, status.meets_damage) = (Some(error.to_string()), error.kind() == ErrorKind::Corrupt);
         match error.kind() {
             ErrorKind::Io | ErrorKind::NoSpace => RETRY_DELAY,
             _ => PASS_MAX,
@@ -367,10 +369,10 @@ async fn tend_summaries(vault: &Vault, shared: &Shared) -> Result<bool> {
 }
 
 /// Sets an error aside that says that there is no space.
-fn unless_full(result: Result<()>, full: &mut Option<Error>) -> Result<()> {
+fn set_aside(result: Result<()>, first: &mut Option<Error>) -> Result<()> {
     match result {
-        Err(error) if error.kind() == ErrorKind::NoSpace => {
-            full.get_or_insert(error);
+        Err(error) if error.kind() != ErrorKind::Shutdown => {
+            first.get_or_insert(error);
             Ok(())
         }
         result => result,

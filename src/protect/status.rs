@@ -35,6 +35,8 @@ pub enum Condition {
     NoSpace,
     /// The vault has too little room: its oldest points go, or should.
     SpaceShort,
+    /// Retention meets damage in the vault: what it would drop stays.
+    RetentionStalled,
     /// Points and retention rest: somebody asked for it.
     Paused,
     /// Images, journal or vault meet errors: what failed is tried again.
@@ -68,6 +70,7 @@ impl Condition {
             Condition::MapsFull => "maps full",
             Condition::NoSpace => "no space",
             Condition::SpaceShort => "space short",
+            Condition::RetentionStalled => "retention stalled",
             Condition::Paused => "paused",
             Condition::PointsLate => "points late",
             Condition::Retrying => "retrying",
@@ -87,6 +90,10 @@ impl Condition {
             Condition::SpaceShort => (
                 "the vault has too little room: its oldest points go",
                 "free space, raise [vault] history_max, shorten the ladder, or release held points",
+            ),
+            Condition::RetentionStalled => (
+                "retention meets damage in the vault: points stay that should go, and history grows",
+                "`afterimage vault verify` names the points that the damage harms: put back an earlier copy of the file",
             ),
             Condition::JournalFull => (
                 "the journal is at its limit: writes wait until images and vault catch up",
@@ -254,6 +261,8 @@ impl Group {
             Condition::Retrying
         } else if self.is_journal_full() {
             Condition::JournalFull
+        } else if self.retention.status.borrow().meets_damage {
+            Condition::RetentionStalled
         } else if self.retention.status.borrow().shrink != Shrink::Rests {
             Condition::SpaceShort
         } else if self.writer.holds_data() {

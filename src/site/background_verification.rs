@@ -207,7 +207,8 @@ impl Inner {
             if has_vault {
                 let progress = begin(VerifyPart::Vault);
                 let _ended = CancelOnDrop(progress.clone());
-                let vault = self.verify_vault(entry, pacing.clone(), bookmark.clone(), progress).await?;
+                let vault =
+                    self.verify_vault(entry, started, pacing.clone(), bookmark.clone(), progress).await?;
                 let read_bytes = vault.blob_bytes + vault.base_bytes;
                 bookmark.turn(read_bytes, vault.is_sound());
                 sum.read_bytes += read_bytes;
@@ -216,7 +217,8 @@ impl Inner {
             if has_disks {
                 let progress = begin(VerifyPart::Disks);
                 let _ended = CancelOnDrop(progress.clone());
-                let disks = self.verify_disks(entry.id, pacing.clone(), bookmark.clone(), progress).await?;
+                let disks =
+                    self.verify_disks(entry.id, started, pacing.clone(), bookmark.clone(), progress).await?;
                 sum.read_bytes += disks.read_bytes;
                 sum.faults.extend(texts(&disks));
                 sum.more_faults = disks.more_findings;

@@ -290,8 +290,10 @@ fn newest_point(point: &PointRecord, now: WallNanos) -> NewestPoint {
 
 /// What a verification found comes after what is wrong with the group itself, and before points that are late or rest.
 fn state(snapshot: &GroupSnapshot, damage: Option<&Failure>) -> GroupState {
-    let waits =
-        matches!(snapshot.condition, Condition::Protected | Condition::Paused | Condition::PointsLate);
+    let waits = matches!(
+        snapshot.condition,
+        Condition::Protected | Condition::Paused | Condition::PointsLate | Condition::RetentionStalled
+    );
     if let Some(Failure { reason, since }) = damage.filter(|_| waits) {
         let (condition, reason) = (ApiCondition::Degraded, Some(reason.clone()));
         return GroupState { condition, reason, since: *since };
@@ -304,6 +306,7 @@ fn state(snapshot: &GroupSnapshot, damage: Option<&Failure>) -> GroupState {
         Condition::MapsFull => (ApiCondition::Degraded, Some(ReasonCode::MapsFull)),
         Condition::PointsLate => (ApiCondition::Degraded, Some(ReasonCode::PointsLate)),
         Condition::SpaceShort => (ApiCondition::Degraded, Some(ReasonCode::SpaceShort)),
+        Condition::RetentionStalled => (ApiCondition::Degraded, Some(ReasonCode::RetentionStalled)),
         Condition::Paused => (ApiCondition::Paused, None),
         Condition::NoSpace => (ApiCondition::Degraded, Some(ReasonCode::NoSpace)),
         Condition::Retrying => (ApiCondition::Degraded, Some(ReasonCode::Io)),
@@ -318,6 +321,7 @@ fn state(snapshot: &GroupSnapshot, damage: Option<&Failure>) -> GroupState {
     let because = match snapshot.condition {
         Condition::ImageFailed => snapshot.latched_because.join("; "),
         Condition::VaultFailed => snapshot.vault_failure.clone().unwrap_or_default(),
+        Condition::RetentionStalled => snapshot.retention.stalled.clone().unwrap_or_default(),
         _ => String::new(),
     };
     let because = if because.is_empty() { because } else { format!(": {because}") };

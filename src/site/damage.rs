@@ -168,19 +168,27 @@ impl Damage {
 }
 
 impl Inner {
-    /// Notes what a verification of a vault came to.
-    pub(super) async fn note_vault(&self, id: GroupId, report: &vault::VerifyReport) {
+    /// Notes what a verification of a vault came to that began at `begun`: what was found since then it cannot have seen mended.
+    pub(super) async fn note_vault(&self, id: GroupId, report: &vault::VerifyReport, begun: WallNanos) {
         let found = VaultDamage::of(report, self.environment.wall());
         self.note_damage(id, "vault", |damage| {
+            let is_newer = damage.vault.as_ref().is_some_and(|known| known.found >= begun);
+            if found.is_none() && is_newer {
+                return false;
+            }
             std::mem::replace(&mut damage.vault, found).is_some() && damage.vault.is_none()
         })
         .await;
     }
 
-    /// Notes what a comparison of a group's disks with its vault came to.
-    pub(super) async fn note_disks(&self, id: GroupId, report: &GroupReport) {
+    /// Notes what a comparison of a group's disks with its vault came to, likewise.
+    pub(super) async fn note_disks(&self, id: GroupId, report: &GroupReport, begun: WallNanos) {
         let found = DiskDamage::of(report, self.environment.wall());
         self.note_damage(id, "disks", |damage| {
+            let is_newer = damage.disks.as_ref().is_some_and(|known| known.found >= begun);
+            if found.is_none() && is_newer {
+                return false;
+            }
             std::mem::replace(&mut damage.disks, found).is_some() && damage.disks.is_none()
         })
         .await;

@@ -160,6 +160,18 @@ impl Draining {
     }
 }
 
+/// A data thread that panics takes the process along: its disks would be gone, and nobody would start it anew.
+struct EndsWithAll;
+
+impl Drop for EndsWithAll {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!("a data thread panicked: the process ends, to be started anew");
+            std::process::abort();
+        }
+    }
+}
+
 impl<V: Volume + 'static> DataThreads<V> {
     /// Starts the threads; each opens its storage by `open_storage`, which gets the thread's number.
     pub fn start(
@@ -214,6 +226,7 @@ impl<V: Volume + 'static> DataThreads<V> {
         let (start, started) = mpsc::channel();
         let shared = Arc::clone(&self.shared);
         let run = move || {
+            let _ends = EndsWithAll;
             let thread = open_storage(index).and_then(|storage| {
                 let runtime = Runtime::new(storage, Rc::new(OsEnvironment::new()));
                 DataThread::new(index, shared, poll, intake, runtime)

@@ -4,7 +4,8 @@
 //! that may not read now (a limit holds, or others have their turn) goes on later without a new event. Room to send
 //! is watched only while a send had to stop, since a peer that reads would otherwise wake the loop for nothing.
 //!
-//! A client that holds what others wait for is not waited for without end: [`Session::look`] counts how long it has moved nothing.
+//! A client that holds what others wait for is not waited for without end: [`Session::look`] counts for how long it has moved next to
+//! nothing.
 
 use std::io;
 
@@ -18,6 +19,10 @@ use crate::units::MonotonicNanos;
 
 /// Receives of one session in a turn of the loop: then the others have theirs.
 const RECEIVES_A_TURN: usize = 4;
+/// A client that moves less between two looks, a second, counts as idle,
+const MOVED_MIN: usize = 4 << 10;
+/// and one that would take more looks than this to come to the end of what it holds.
+const LOOKS_TO_CLEAR: usize = 300;
 
 pub(super) struct Session {
     pub(super) id: u64,
@@ -33,9 +38,9 @@ pub(super) struct Session {
     /// Whether it is among those of its thread that wait for room in the budget of all.
     pub(super) waits_for_room: bool,
     socket: Socket,
-    /// Whether a byte came or went since the last look.
-    moved: bool,
-    /// Looks in a row that found it holding what it keeps from others, and nothing moved.
+    /// Bytes that moved since the last look.
+    moved_bytes: usize,
+    /// Looks in a row that found it holding what it keeps from others, and too little moved.
     looks_idle: u32,
     readable: bool,
     /// The peer sends no more, so a receive that leaves room is not yet the last.
@@ -56,7 +61,7 @@ impl Session {
             has_send: false,
             waits_for_room: false,
             socket,
-            moved: false,
+            moved_bytes: 0,
             looks_idle: 0,
             readable: true,
             read_closed: false,
@@ -111,7 +116,7 @@ impl Session {
             // A receive that leaves room has emptied the socket: what comes from now on makes a new edge.
             Ok(bytes) => {
                 self.readable = bytes == room || self.read_closed;
-                self.moved = true;
+                self.moved_bytes += bytes;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -129,7 +134,7 @@ impl Session {
             match sent {
                 Ok(bytes) => {
                     self.connection.advance_output(bytes);
-                    self.moved = true;
+                    self.moved_bytes += bytes;
                     any = true;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -146,19 +151,20 @@ impl Session {
     }
 
     /// Looks, every so often while others wait for room: how many looks in a row have found that it holds some of what all share,
-    /// that it is the client's turn to take replies or to send the rest of a payload, and that nothing moved. A client that waits
+    /// that it is the client's turn to take replies or to send the rest of a payload, and that too little moved. A client that waits
     /// for us is never counted: requests that the disk does not answer are not its doing.
     pub(super) fn look(&mut self) -> u32 {
-        let moved = std::mem::take(&mut self.moved);
+        let held = self.connection.shared_bytes();
+        let moved = std::mem::take(&mut self.moved_bytes) >= MOVED_MIN.max(held / LOOKS_TO_CLEAR);
         let is_clients_turn = self.connection.wants_output() || self.connection.awaits_payload();
-        let hoards = is_clients_turn && self.connection.shared_bytes() > 0;
+        let hoards = is_clients_turn && held > 0;
         self.looks_idle = if hoards && !moved { self.looks_idle + 1 } else { 0 };
         self.looks_idle
     }
 
     /// What was seen before does not count: nobody waited then.
     pub(super) fn begin_looks(&mut self) {
-        self.moved = true;
+        self.moved_bytes = usize::MAX / 2;
         self.looks_idle = 0;
     }
 

@@ -66,7 +66,9 @@ impl Inner {
         let pacing = Pacing { rate, hold: Hold::default() };
         for (name, entry) in groups {
             report.groups += 1;
-            let work = |bookmark| self.verify_vault(&entry, pacing.clone(), bookmark, progress.clone());
+            let begun = self.environment.wall();
+            let work =
+                |bookmark| self.verify_vault(&entry, begun, pacing.clone(), bookmark, progress.clone());
             let looked = match self.kept_while(entry.id, Scope::Vault, &progress, work).await {
                 Err(error) if !entry.is_hosted() && error.kind() != ErrorKind::Shutdown => {
                     report.faults.push(format!("group {}: its vault cannot be opened: {error}", entry.id));
@@ -91,15 +93,17 @@ impl Inner {
         Ok(report)
     }
 
+    /// `begun`: when, by this or an earlier process.
     pub(super) async fn verify_vault(
         &self,
         entry: &Entry,
+        begun: WallNanos,
         pacing: Pacing,
         bookmark: Bookmark,
         progress: Progress,
     ) -> Result<vault::VerifyReport> {
         let report = self.read_vault(entry, pacing, bookmark, progress).await?;
-        self.note_vault(entry.id, &report).await;
+        self.note_vault(entry.id, &report, begun).await;
         Ok(report)
     }
 
@@ -133,7 +137,8 @@ impl Inner {
     ) -> Result<GroupVerified> {
         let (name, id) = self.find_open(&group)?;
         let pacing = Pacing { rate, hold: Hold::default() };
-        let work = |bookmark| self.verify_disks(id, pacing, bookmark, progress.clone());
+        let begun = self.environment.wall();
+        let work = |bookmark| self.verify_disks(id, begun, pacing, bookmark, progress.clone());
         let report = self.kept_while(id, Scope::Disks, &progress, work).await?;
         if !report.is_sound() {
             self.tell_faults(id, &name, &texts(&report), report.more_findings);
@@ -205,15 +210,17 @@ impl Inner {
         self.directory.group(id).join("verifying")
     }
 
+    /// `begun`: when, by this or an earlier process.
     pub(super) async fn verify_disks(
         &self,
         id: GroupId,
+        begun: WallNanos,
         pacing: Pacing,
         bookmark: Bookmark,
         progress: Progress,
     ) -> Result<GroupReport> {
         let report = self.compare_disks(id, pacing, bookmark, progress).await?;
-        self.note_disks(id, &report).await;
+        self.note_disks(id, &report, begun).await;
         Ok(report)
     }
 

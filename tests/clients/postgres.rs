@@ -32,7 +32,7 @@ const SETTINGS: &str = "listen_addresses = ''\nshared_buffers = 16MB\nmax_wal_si
 const AUDIT: &str = "SELECT (SELECT sum(abalance) FROM pgbench_accounts), (SELECT sum(tbalance) FROM \
                      pgbench_tellers), (SELECT sum(bbalance) FROM pgbench_branches), (SELECT \
                      coalesce(sum(delta), 0) FROM pgbench_history), (SELECT count(*) FROM ledger), (SELECT \
-                     coalesce(max(entry), 0) FROM ledger)";
+                     coalesce(max(entry), 0) FROM ledger), (SELECT count(*) FROM pgbench_history)";
 
 /// A program of the server's, run as the user that may run it.
 fn program(name: &str) -> Command {
@@ -232,8 +232,8 @@ fn load(gateway: &Gateway, server: &Postmaster) -> Vec<Granted> {
     points
 }
 
-/// Opens a point by test failover, starts the server on it, and compares.
-fn audit(gateway: &Gateway, number: usize, point: &Granted) {
+/// Opens a point by test failover, starts the server on it, and compares; how many of pgbench's transactions it holds.
+fn audit(gateway: &Gateway, number: usize, point: &Granted) -> i64 {
     gateway.says(&format!("failover test erp --point {}", point.label));
     let mut disks = Disks::attach(gateway, &format!("@test-{number}"));
     let (cluster, wal) = disks.mount();
@@ -247,7 +247,9 @@ fn audit(gateway: &Gateway, number: usize, point: &Granted) {
     let server = Postmaster::start(&cluster);
     let books = server.query(AUDIT);
     let books: Vec<i64> = books.split('|').map(|sum| sum.parse().expect("a number")).collect();
-    let [accounts, tellers, branches, history, entries, newest] = books[..] else { panic!("{books:?}") };
+    let [accounts, tellers, branches, history, entries, newest, transactions] = books[..] else {
+        panic!("{books:?}")
+    };
     assert_eq!([accounts, tellers, branches], [history; 3], "{}: pgbench's books disagree", point.label);
     assert_eq!(entries, newest, "{}: the ledger has a gap", point.label);
     let newest = u64::try_from(newest).expect("not negative");
@@ -256,6 +258,7 @@ fn audit(gateway: &Gateway, number: usize, point: &Granted) {
     drop(server);
     disks.detach();
     gateway.says(&format!("failover cleanup erp --test {number} --yes"));
+    transactions
 }
 
 #[test]
@@ -272,7 +275,10 @@ fn every_point_of_a_database_under_load_recovers() {
     drop(server);
     disks.detach();
     assert!(points.windows(2).all(|pair| pair[0].entries.start() < pair[1].entries.start()));
-    for (index, point) in points.iter().enumerate() {
-        audit(&gateway, index + 1, point);
-    }
+    let transactions: Vec<_> =
+        points.iter().enumerate().map(|(index, point)| audit(&gateway, index + 1, point)).collect();
+    assert!(
+        transactions.is_sorted() && transactions.last() > Some(&0),
+        "pgbench is at work: {transactions:?}"
+    );
 }

@@ -125,6 +125,34 @@ fn a_client_that_holds_what_others_wait_for_and_does_nothing_is_cut_off() {
     gateway.stop();
 }
 
+#[test]
+fn a_client_that_trickles_what_others_wait_for_is_cut_off() {
+    let gateway = gateway(Duration::from_millis(100));
+    let mut trickling = gateway.connect_simple(0);
+    let (mut waiter, _) = gateway.connect(0);
+    let mut encoded = Vec::new();
+    let data = vec![0x5a; 2 * LARGE_BYTES];
+    encode_request(1, &Command::Write { offset: 0, data: &data, durable: false }, &mut encoded);
+    trickling.write_all(&encoded[..1000]).unwrap();
+    gateway.until_held(2 * LARGE_BYTES);
+    // A byte, then a millisecond of looking for the end: the whole would take nine hours.
+    trickling.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+    let trickle = std::thread::spawn(move || {
+        let mut rest = encoded[1000..].iter();
+        while rest.next().is_some_and(|&byte| trickling.write_all(&[byte]).is_ok()) {
+            if trickling.read(&mut [0]).is_ok() {
+                break;
+            }
+        }
+        rest.len()
+    });
+    ask(&mut waiter, 8 * MIB);
+    expect_zeros(&mut waiter, 8 * MIB);
+    assert!(trickle.join().unwrap() > LARGE_BYTES);
+    drop(waiter);
+    gateway.stop();
+}
+
 /// Takes what the kernel still holds, to the end.
 #[track_caller]
 fn assert_cut_off(mut socket: UnixStream) {

@@ -55,6 +55,22 @@ fn half_a_write_holds_up_nobody() {
     );
 }
 
+/// They took all that the journal, the vault and the API need.
+#[test]
+fn idle_clients_leave_half_of_the_descriptors() {
+    let gateway = Gateway::with(&Setup { connections_max: 1000, descriptors: Some(256), ..Setup::default() });
+    gateway.protect([("db", "16M")]);
+    assert_eq!(gateway.json("status")["connections_limit"], 128);
+    let mut working = connect(&gateway, "erp/db");
+    let idle: Vec<_> = (1..128).map(|_| connect(&gateway, "erp/db")).collect();
+    for turn in 0..64 {
+        writes_and_reads(&mut working, turn * (64 << 10), turn);
+    }
+    gateway.says("point create erp --label beside");
+    assert_eq!(gateway.json("status")["connections"], 128);
+    drop(idle);
+}
+
 #[test]
 fn one_too_many_is_turned_away_and_the_next_is_not() {
     let gateway = Gateway::with(&Setup { connections_max: 3, ..Setup::default() });

@@ -38,6 +38,8 @@ pub struct Setup {
     pub buffers_total: &'static str,
     /// What its address space may take, in KiB; no limit unless said.
     pub address_space_kib: Option<u64>,
+    /// The hard limit on its open files, if not ours.
+    pub descriptors: Option<u64>,
     /// Whether it listens on a TCP port of its choice besides its unix socket.
     pub tcp: bool,
     /// `[journal] size` and `segment_size`.
@@ -55,6 +57,7 @@ impl Default for Setup {
             buffers: "64MiB",
             buffers_total: "1GiB",
             address_space_kib: None,
+            descriptors: None,
             tcp: false,
             journal: ("256MiB", "8MiB"),
             more: "",
@@ -66,7 +69,7 @@ impl Default for Setup {
 pub struct Gateway {
     directory: TempDir,
     data: PathBuf,
-    address_space_kib: Option<u64>,
+    limits: String,
     process: Option<Running>,
 }
 
@@ -91,8 +94,11 @@ impl Gateway {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let data = setup.data.clone().unwrap_or_else(|| directory.path().join("data"));
         fs::create_dir_all(&data).expect("the data directory");
-        let address_space_kib = setup.address_space_kib;
-        let mut gateway = Gateway { directory, data, address_space_kib, process: None };
+        let limit = |option: &str, limit: Option<u64>| {
+            limit.map_or(String::new(), |n| format!("ulimit {option} {n}; "))
+        };
+        let limits = limit("-v", setup.address_space_kib) + &limit("-n", setup.descriptors);
+        let mut gateway = Gateway { directory, data, limits, process: None };
         fs::write(gateway.configuration(), gateway.toml(setup)).expect("the configuration");
         gateway.restart();
         gateway
@@ -143,8 +149,7 @@ impl Gateway {
         assert!(self.process.is_none(), "the gateway is running");
         let mut command = Command::new("sh");
         // As carelessly as somebody may start it: what others may read is not for the umask to decide.
-        let limit = self.address_space_kib.map_or(String::new(), |kib| format!("ulimit -v {kib}; "));
-        let script = format!("umask 000; {limit}exec \"$0\" \"$@\"");
+        let script = format!("umask 000; {}exec \"$0\" \"$@\"", self.limits);
         command.args(["-c", script.as_str(), env!("CARGO_BIN_EXE_afterimage")]);
         command.args(["serve", "--config"]).arg(self.configuration()).env("AFTERIMAGE_LOG", "info");
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the program");

@@ -198,6 +198,8 @@ pub enum ReasonCode {
     PointsLate,
     /// The vault has too little room: its oldest points go.
     SpaceShort,
+    /// Retention meets damage in the vault: points stay that should go.
+    RetentionStalled,
     /// The file system is full: writes wait.
     NoSpace,
     /// A disk's image failed; that disk's writes fail.

@@ -4,8 +4,8 @@
 //! sessions waits for, and every thread looks whether what it gave back makes room for what is announced: who finds so tells the
 //! thread that waits, and all of its waiting sessions try again. [`Budget`](crate::capture::nbd::Budget) says why no wake-up is lost.
 //!
-//! As long as anybody waits, all threads look at their sessions every so often; a client that holds some of the budget, and neither
-//! takes nor sends a byte though it is its turn to, is cut off when [`LOOKS`] looks in a row have found that. It is looks that are
+//! As long as anybody waits, all threads look at their sessions every so often; a client that holds some of the budget, and takes
+//! or sends next to nothing though it is its turn to, is cut off when [`LOOKS`] looks in a row have found that. It is looks that are
 //! counted, not the time between them: a thread that did not get to run for a while has looked once, and has read its sockets before.
 
 use super::DataThread;
