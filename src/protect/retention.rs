@@ -368,7 +368,7 @@ async fn tend_summaries(vault: &Vault, shared: &Shared) -> Result<bool> {
     Ok(true)
 }
 
-/// Sets an error aside that says that there is no space.
+/// Sets an error aside, the first one, unless it says that the group stops: what comes next may succeed all the same.
 fn set_aside(result: Result<()>, first: &mut Option<Error>) -> Result<()> {
     match result {
         Err(error) if error.kind() != ErrorKind::Shutdown => {

@@ -173,10 +173,7 @@ impl Inner {
         let found = VaultDamage::of(report, self.environment.wall());
         self.note_damage(id, "vault", |damage| {
             let is_newer = damage.vault.as_ref().is_some_and(|known| known.found >= begun);
-            if found.is_none() && is_newer {
-                return false;
-            }
-            std::mem::replace(&mut damage.vault, found).is_some() && damage.vault.is_none()
+            replace(&mut damage.vault, found, is_newer)
         })
         .await;
     }
@@ -186,10 +183,7 @@ impl Inner {
         let found = DiskDamage::of(report, self.environment.wall());
         self.note_damage(id, "disks", |damage| {
             let is_newer = damage.disks.as_ref().is_some_and(|known| known.found >= begun);
-            if found.is_none() && is_newer {
-                return false;
-            }
-            std::mem::replace(&mut damage.disks, found).is_some() && damage.disks.is_none()
+            replace(&mut damage.disks, found, is_newer)
         })
         .await;
     }
@@ -242,6 +236,15 @@ impl Inner {
     }
 }
 
+/// Puts what a verification found in the place of what was known, unless it found nothing and that is newer than its beginning.
+/// Whether what was damaged is sound now.
+fn replace<T>(known: &mut Option<T>, found: Option<T>, is_newer: bool) -> bool {
+    if found.is_none() && is_newer {
+        return false;
+    }
+    std::mem::replace(known, found).is_some() && known.is_none()
+}
+
 /// What is known of a group; what its file says where that was not looked at yet.
 async fn known(damages: &mut HashMap<GroupId, Damage>, id: GroupId, path: &Path) -> Damage {
     if let Some(damage) = damages.get(&id) {
@@ -280,4 +283,21 @@ fn write(path: &Path, damage: &Damage) -> Result<()> {
         path.parent().map_or(Ok(()), |parent| std::fs::File::open(parent)?.sync_all())
     };
     write().map_err(|error| Error::io("writing what a verification found", error).at_path(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_verification_that_began_afterwards_finds_damage_mended() {
+        let mut known = Some("damage");
+        assert!(!replace(&mut known, None, true));
+        assert_eq!(known, Some("damage"), "it may have read the place before");
+        assert!(!replace(&mut known, Some("more"), true));
+        assert_eq!(known, Some("more"));
+        assert!(replace(&mut known, None, false));
+        assert_eq!(known, None);
+        assert!(!replace(&mut known, None, false), "there was nothing to mend");
+    }
 }
