@@ -12,7 +12,7 @@ mod ram_volume;
 use afterimage::block::Export;
 use afterimage::capture::nbd::ExportInfo;
 use afterimage::error::{Error, Result};
-use afterimage::listen::ListenAddress;
+use afterimage::listen::{ListenAddress, SocketMode};
 use afterimage::site::{DataThreads, DataThreadsOptions, SessionLimits};
 use afterimage::storage::{BackendOptions, OpenOptions, open_best};
 use afterimage::units::{DiskId, GroupId};
@@ -49,7 +49,7 @@ fn main() -> Result<()> {
     let export = Export::Disk(GROUP, DiskId(1));
     let info = ExportInfo { export, size: SIZE_BYTES, read_only: false, description: "memory".into() };
     threads.exports().add("ram", info)?;
-    let endpoint = threads.listen(&ListenAddress::Unix(path.into()))?;
+    let endpoint = threads.listen(&ListenAddress::Unix(path.into()), SocketMode::Owner)?;
     println!("serving ram at {endpoint}; end it with ^C");
     loop {
         std::thread::park();

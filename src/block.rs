@@ -150,6 +150,10 @@ pub trait Volume {
     /// Adds the replies that are due.
     fn take_replies(&mut self, replies: &mut Vec<(Ticket, Reply)>);
 
+    /// It is about to be dropped, and nothing is submitted any more: whatever it has not answered yet is refused with
+    /// [`Refusal::Shutdown`], so that every ticket comes out of [`Volume::take_replies`] once.
+    fn close(&mut self);
+
     /// When [`Volume::advance`] must be called even if nothing happens. The loop keeps it to the millisecond.
     fn next_deadline(&self) -> Option<MonotonicNanos>;
 

@@ -4,9 +4,11 @@
 //! there says nothing. Journal segments and images carry their own locks besides, on the descriptors of their I/O.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use rustix::fs::{Access, AtFlags, CWD, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -19,6 +21,10 @@ const KEYS: &str = "keys";
 const CATALOGUE: &str = "catalogue.sqlite";
 const GROUPS: &str = "groups";
 const VAULT: &str = "vault";
+/// What a killed gateway's requests are given to land before its successor takes it for a living one.
+const OWNER_ENDS_WITHIN: Duration = Duration::from_secs(2);
+/// What a first start needs, about: lock, key, directories.
+const FIRST_BYTES: usize = 64 << 10;
 /// Made and removed at once, to see whether a directory takes files.
 const PROBE: &str = ".afterimage-probe";
 
@@ -56,12 +62,12 @@ impl DataDirectory {
 
     /// The catalogue, a cache that may be deleted.
     pub fn catalogue(&self) -> PathBuf {
-        self.path.join(CATALOGUE)
+        catalogue(&self.path)
     }
 
     /// Where the groups' journals, images and overlays are.
     pub fn groups(&self) -> PathBuf {
-        self.path.join(GROUPS)
+        groups(&self.path)
     }
 
     /// A group's journal, images and overlays.
@@ -71,8 +77,18 @@ impl DataDirectory {
 
     /// The local vault.
     pub fn vault(&self) -> PathBuf {
-        self.path.join(VAULT)
+        vault(&self.path)
     }
+}
+
+/// Where the groups' journals, images and overlays are in a data directory.
+pub fn groups(data_dir: &Path) -> PathBuf {
+    data_dir.join(GROUPS)
+}
+
+/// Where the local vault is in a data directory.
+pub fn vault(data_dir: &Path) -> PathBuf {
+    data_dir.join(VAULT)
 }
 
 /// Where a data directory's keys are unless the configuration names another place; made when it is needed.
@@ -110,6 +126,8 @@ pub enum Obstacle {
     Unwritable(Errno),
     /// Nobody can create files there: it belongs to a file system like `/proc`.
     TakesNoFiles(Errno),
+    /// There is no space for what has to be made in it.
+    Full(Errno),
     /// Another living process holds its lock.
     InUse,
 }
@@ -117,10 +135,11 @@ pub enum Obstacle {
 /// Looks for an obstacle in a directory, or in those that we make in it, and says where it is; leaves nothing behind.
 pub fn obstacle(path: &Path) -> Option<(PathBuf, Obstacle)> {
     let own = writable_directory(path).or_else(|| match is_in_use(path) {
-        Some(true) => Some(Obstacle::InUse),
+        Some(true) => stays_in_use(path).then_some(Obstacle::InUse),
         Some(false) => None,
-        // It never was anybody's.
-        None => takes_no_files(path),
+        // It never was anybody's: a lock and more must be made.
+        None if holds_groups(path) => takes_no_files(path),
+        None => takes_no_files(path).or_else(|| lacks_room(path)),
     });
     let own = own.map(|obstacle| (path.to_owned(), obstacle));
     own.or_else(|| {
@@ -137,6 +156,25 @@ pub fn is_in_use(path: &Path) -> Option<bool> {
     Some(matches!(free, Ok(false)))
 }
 
+/// Whether it is still somebody's in a moment: a gateway that was killed owns it until the last of its requests has landed.
+fn stays_in_use(path: &Path) -> bool {
+    let Ok(lock) = File::open(lock_path(path)) else { return false };
+    let (tell, told) = mpsc::channel();
+    // Whoever waits for longer ends with this process, which has nothing else to do then.
+    std::thread::spawn(move || {
+        let is_free = rustix::fs::flock(&lock, FlockOperation::LockShared).is_ok();
+        drop(lock);
+        // Nobody listens any more if it took too long.
+        let _ = tell.send(is_free);
+    });
+    told.recv_timeout(OWNER_ENDS_WITHIN) != Ok(true)
+}
+
+/// The catalogue of a data directory.
+pub fn catalogue(path: &Path) -> PathBuf {
+    path.join(CATALOGUE)
+}
+
 /// What keeps a directory from being used that is made if it is missing.
 fn made_directory(path: &Path) -> Option<Obstacle> {
     match writable_directory(path)? {
@@ -146,20 +184,41 @@ fn made_directory(path: &Path) -> Option<Obstacle> {
     }
 }
 
-/// Whether a directory that we may write to takes no files all the same. A file without a name is made where there is such,
-/// else one that is removed at once. A full file system is no obstacle: what is there can be served.
-fn takes_no_files(path: &Path) -> Option<Obstacle> {
+/// Whether groups may be there: then there is something to serve, also where no space is left.
+pub fn holds_groups(data_dir: &Path) -> bool {
+    let has_entries = |name: &&str| {
+        std::fs::read_dir(data_dir.join(name)).is_ok_and(|mut entries| entries.next().is_some())
+    };
+    [GROUPS, VAULT].iter().any(has_entries)
+}
+
+/// Whether a directory that takes files has no space for what a first start makes; leaves nothing behind.
+pub fn lacks_room(path: &Path) -> Option<Obstacle> {
+    let written = unnamed_file(path).and_then(|mut file| file.write_all(&[1; FIRST_BYTES]));
+    let errno = Errno::from_io_error(&written.err()?)?;
+    // Whatever else fails, or is not known there, is said by whoever makes the files.
+    matches!(errno, Errno::NOSPC | Errno::DQUOT).then_some(Obstacle::Full(errno))
+}
+
+/// A file that is there while it is open: one without a name where there is such, else one whose name is removed at once.
+fn unnamed_file(path: &Path) -> io::Result<File> {
     let flags = OFlags::WRONLY | OFlags::TMPFILE | OFlags::CLOEXEC;
-    if rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR).is_ok() {
-        return None;
+    if let Ok(file) = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR) {
+        return Ok(File::from(file));
     }
     let probe = path.join(PROBE);
-    match OpenOptions::new().create_new(true).write(true).mode(0o600).open(&probe) {
-        Ok(_) => std::fs::remove_file(&probe).err().map(|error| unwritable(&error)),
-        Err(error) => match error.kind() {
-            io::ErrorKind::AlreadyExists | io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => None,
-            _ => Some(Obstacle::TakesNoFiles(Errno::from_io_error(&error).unwrap_or(Errno::IO))),
-        },
+    let file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&probe)?;
+    std::fs::remove_file(&probe)?;
+    Ok(file)
+}
+
+/// Whether a directory that we may write to takes no files all the same. A full file system is no obstacle: what is there can
+/// be served.
+fn takes_no_files(path: &Path) -> Option<Obstacle> {
+    let error = unnamed_file(path).err()?;
+    match error.kind() {
+        io::ErrorKind::AlreadyExists | io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => None,
+        _ => Some(Obstacle::TakesNoFiles(Errno::from_io_error(&error).unwrap_or(Errno::IO))),
     }
 }
 
@@ -211,6 +270,16 @@ mod tests {
         drop(owner);
         assert_eq!(obstacle(directory.path()), None);
         DataDirectory::acquire(directory.path()).expect("the last owner is gone");
+    }
+
+    #[test]
+    fn an_owner_that_is_about_to_end_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let owner = DataDirectory::acquire(directory.path()).unwrap();
+        let path = directory.path().to_owned();
+        let looking = std::thread::spawn(move || obstacle(&path));
+        drop(owner);
+        assert_eq!(looking.join().unwrap(), None);
     }
 
     #[test]

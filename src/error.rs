@@ -7,6 +7,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 /// What a caller can do about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
@@ -61,17 +63,23 @@ impl Error {
         Error { inner: Box::new(inner) }
     }
 
-    /// An operating-system error; the kind follows from it (no space, exists, not found, or I/O).
+    /// An operating-system error; the kind follows from it (no space, exists, not found, or I/O). That no more files can be opened is
+    /// no fault of a file: it passes, and is tried again as on a full file system.
     pub fn io(context: impl Into<String>, source: io::Error) -> Error {
         let kind = match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
                 ErrorKind::NoSpace
             }
+            _ if lacks_descriptors(&source) => ErrorKind::NoSpace,
             io::ErrorKind::AlreadyExists => ErrorKind::AlreadyExists,
             io::ErrorKind::NotFound => ErrorKind::NotFound,
             io::ErrorKind::Unsupported => ErrorKind::Unsupported,
             _ => ErrorKind::Io,
         };
+        let mut context = context.into();
+        if lacks_descriptors(&source) {
+            context += ": raise the limit on open files (LimitNOFILE=, ulimit -Hn)";
+        }
         let mut error = Error::new(kind, context);
         error.inner.source = Some(source);
         error
@@ -80,6 +88,14 @@ impl Error {
     /// Stored bytes that are not what was stored.
     pub fn corrupt(context: impl Into<String>) -> Error {
         Error::new(ErrorKind::Corrupt, context)
+    }
+
+    /// A file in a version of its format that this program does not know; `known` says which it does.
+    pub fn unknown_version(what: &str, found: impl fmt::Display, known: impl fmt::Display) -> Error {
+        let text = format!(
+            "{what} has format version {found}, and this program reads {known}: start the program that wrote it, or a later one"
+        );
+        Error::new(ErrorKind::Unsupported, text)
     }
 
     /// A request that cannot be; the text says how to mend it.
@@ -133,6 +149,11 @@ impl Error {
         self.inner.source.as_ref().map(io::Error::kind)
     }
 
+    /// Whether what is missing is a descriptor, not room on a file system.
+    pub fn lacks_descriptors(&self) -> bool {
+        self.inner.source.as_ref().is_some_and(lacks_descriptors)
+    }
+
     /// The file concerned, where one is known.
     pub fn path(&self) -> Option<&Path> {
         self.inner.path.as_deref()
@@ -142,6 +163,12 @@ impl Error {
     pub fn offset(&self) -> Option<u64> {
         self.inner.offset
     }
+}
+
+/// Whether this process, or the system, has as many files open as it may.
+fn lacks_descriptors(error: &io::Error) -> bool {
+    let code = error.raw_os_error();
+    code == Some(Errno::MFILE.raw_os_error()) || code == Some(Errno::NFILE.raw_os_error())
 }
 
 impl fmt::Display for Error {

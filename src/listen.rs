@@ -22,6 +22,25 @@ pub enum ListenAddress {
     Tcp(SocketAddr),
 }
 
+/// Who may connect to a Unix socket. Nobody else ever may: on a disk's socket nobody is asked who they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SocketMode {
+    /// 0600: the gateway's user.
+    #[default]
+    Owner,
+    /// 0660: and the gateway's group.
+    Group,
+}
+
+impl SocketMode {
+    fn bits(self) -> u32 {
+        match self {
+            SocketMode::Owner => 0o600,
+            SocketMode::Group => 0o660,
+        }
+    }
+}
+
 /// What is wrong with an address, and how to mend it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AddressFault {
@@ -173,8 +192,8 @@ fn unix_in_use(path: &Path) -> Option<AddressFault> {
     }
 }
 
-/// Binds a unix socket that only the owner may connect to, over a dead process's socket if one lies there.
-pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+/// Binds a unix socket that only those whom `mode` names may connect to, over a dead process's socket if one lies there.
+pub fn bind_unix(path: &Path, mode: SocketMode) -> io::Result<UnixListener> {
     if let Some(fault) = unix_in_use(path) {
         return Err(io::Error::new(io::ErrorKind::AddrInUse, fault.problem));
     }
@@ -183,7 +202,7 @@ pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
         _ => {}
     }
     let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode.bits()))?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }
@@ -261,13 +280,17 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.sock");
         drop(UnixListener::bind(&path).unwrap());
-        let living = bind_unix(&path).expect("nobody answers on it");
-        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(bind_unix(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let mode = || path.metadata().unwrap().permissions().mode() & 0o777;
+        let living = bind_unix(&path, SocketMode::Group).expect("nobody answers on it");
+        assert_eq!(mode(), 0o660);
+        drop(living);
+        let living = bind_unix(&path, SocketMode::Owner).expect("nobody answers on it");
+        assert_eq!(mode(), 0o600);
+        assert_eq!(bind_unix(&path, SocketMode::Owner).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(living);
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, "not a socket").unwrap();
-        assert_eq!(bind_unix(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(bind_unix(&path, SocketMode::Owner).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "not a socket");
     }
 }

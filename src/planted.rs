@@ -41,6 +41,8 @@ pub enum Bug {
     DeltaFromOpenMap,
     /// Group time is the wall clock's at each opening, also where that was set back.
     GroupTimeFromClock,
+    /// Ages of points count group time that a clock which was ahead made pass, also once it was set right.
+    LeapCounted,
     /// Points are published before their records are durable in the journal.
     PublishAheadOfDurable,
     /// A create whose reply was lost is taken for a loss to another writer.
@@ -89,11 +91,19 @@ pub enum Bug {
     VerifyForgetsWaiting,
     /// A verification leaves a whole piece out where any of it was written.
     VerifySkips,
+    /// A repair takes what it writes anew for holes.
+    RenewedAsHoles,
+    /// What is read from a base is not compared with its sums.
+    BaseUnverified,
+    /// The base is said to be advanced before its sums are synced.
+    SumsNotSynced,
+    /// The two copies of a block of sums are written at once.
+    SumCopiesTogether,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 41] = [
+    pub const ALL: [Bug; 46] = [
         Bug::AcknowledgeBeforeWritten,
         Bug::VisibleAfterAcknowledged,
         Bug::SyncCoversInFlight,
@@ -111,6 +121,7 @@ impl Bug {
         Bug::EarlyRecycling,
         Bug::DeltaFromOpenMap,
         Bug::GroupTimeFromClock,
+        Bug::LeapCounted,
         Bug::PublishAheadOfDurable,
         Bug::LostCreateReply,
         Bug::BlobNotSynced,
@@ -135,6 +146,10 @@ impl Bug {
         Bug::SummaryOldestWins,
         Bug::VerifyForgetsWaiting,
         Bug::VerifySkips,
+        Bug::RenewedAsHoles,
+        Bug::BaseUnverified,
+        Bug::SumsNotSynced,
+        Bug::SumCopiesTogether,
     ];
 }
 

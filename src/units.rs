@@ -42,6 +42,12 @@ impl Lsn {
         Lsn(self.0.checked_add(count).expect("2^64 records outlast any disk"))
     }
 
+    /// Whether no opening lies between two records. Of an incarnation of more than [`Lsn::INCARNATION_STRIDE`] records the
+    /// parts pass for different ones.
+    pub fn shares_incarnation(self, other: Lsn) -> bool {
+        self.0 / Self::INCARNATION_STRIDE == other.0 / Self::INCARNATION_STRIDE
+    }
+
     /// First number of an incarnation that follows one whose last accepted record is `self`.
     #[must_use]
     pub fn first_of_next_incarnation(self) -> Lsn {
@@ -262,6 +268,7 @@ mod tests {
             [0, 1, Lsn::INCARNATION_STRIDE - 1, Lsn::INCARNATION_STRIDE, 7 * Lsn::INCARNATION_STRIDE + 5]
         {
             let first = Lsn(last).first_of_next_incarnation();
+            assert!(!first.shares_incarnation(Lsn(last)) && first.shares_incarnation(first.next()));
             assert!(first.0 > last);
             assert_eq!(first.0 % Lsn::INCARNATION_STRIDE, 0);
         }

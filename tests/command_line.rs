@@ -75,8 +75,11 @@ fn every_listing_is_text_or_json() {
     assert_eq!(json(&gateway, "failover list"), Value::Array(Vec::new()));
     assert_eq!(json(&gateway, "status")["storage"]["backend"], "blocking");
     assert_eq!(json(&gateway, "vault verify")["blobs"], 3);
-    says(&gateway, "vault verify", "of bases read, which have none: 0 faults");
+    says(&gateway, "vault verify", "of bases, with their sums: 0 faults");
     says(&gateway, "verify erp", "512 B that are not in the vault yet left out: 0 faults");
+    says(&gateway, "attach erp/db --for qemu", "-blockdev driver=nbd,node-name=afterimage-");
+    says(&gateway, "attach erp/db --for libvirt", "<reconnect delay=");
+    assert_eq!(json(&gateway, "attach erp/db --for proxmox")["address"], "unix:/x");
     let event = &json(&gateway, "events --group erp")[0];
     assert_eq!((&event["group"], &event["group_id"]), (&"erp".into(), &format!("{:032x}", 1).into()));
 }
@@ -85,6 +88,7 @@ fn every_listing_is_text_or_json() {
 fn status_says_what_runs_and_why() {
     let gateway = with_a_point("before");
     let text = says(&gateway, "status", "blocking (io_uring_setup: EPERM), through the page cache (tmpfs");
+    assert!(text.contains("clients  3, 2 turned away, the last 2026-"), "{text}");
     for fragment in [
         "LATCHED",
         "EIO on segment-3",

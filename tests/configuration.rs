@@ -2,6 +2,9 @@
 //! and nothing touched. Each case runs the real program.
 #![cfg(feature = "server")]
 
+#[path = "configuration/hooks.rs"]
+mod hooks;
+
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
@@ -14,7 +17,7 @@ use std::sync::{Mutex, PoisonError};
 use afterimage::byte_size::ByteSize;
 use afterimage::config::{Configuration, LogFormat, LogLevel, StorageChoice};
 use afterimage::data_directory::DataDirectory;
-use afterimage::listen::ListenAddress;
+use afterimage::listen::{ListenAddress, SocketMode};
 use afterimage::seal::SiteKey;
 use tempfile::TempDir;
 
@@ -170,6 +173,10 @@ fn what_the_text_can_not_say_is_refused() {
             "[journal]\nsize = \"99999999999GiB\"\n",
             &["journal.size = \"99999999999GiB\": too large: write less"],
         ),
+        (
+            "[nbd]\nsocket_mode = \"0666\"\n",
+            &["nbd.socket_mode = \"0666\": not a known choice: write one of \"0600\", \"0660\""],
+        ),
         ("[nbd]\nlisten = []\n", &["nbd.listen = []", "name an address"]),
         ("[nbd]\nlisten = [\"/x\"]\n", &["nbd.listen = \"/x\"", "write \"unix:/PATH\""]),
         ("[nbd]\nlisten = [\"127.0.0.1:port\"]\n", &["nbd.listen = \"127.0.0.1:port\"", "write HOST:PORT"]),
@@ -182,8 +189,27 @@ fn what_the_text_can_not_say_is_refused() {
             &["nbd.listen = \"0.0.0.0:10809\": not a loopback address", "allow_insecure = true"],
         ),
         ("[nbd]\nlisten = [\"[::]:10809\"]\n", &["nbd.listen = \"[::]:10809\"", "allow_insecure = true"]),
+        (
+            "[metrics]\nlisten = \"0.0.0.0:9469\"\n",
+            &["metrics.listen = \"0.0.0.0:9469\": not a loopback address", "allow_insecure = true"],
+        ),
+        (
+            "[metrics]\nlisten = \"unix:/run/metrics.sock\"\n",
+            &["metrics.listen = \"unix:/run/metrics.sock\": a unix socket", "scrape the API's socket"],
+        ),
+        ("[metrics]\nlisten = \"\"\n", &["metrics.listen = \"\": not a TCP address: write HOST:PORT"]),
+        ("[metrics]\nlisten = \"9469\"\n", &["metrics.listen = \"9469\": not a TCP address", "HOST:PORT"]),
+        (
+            "[nbd]\nlisten = [\"127.0.0.1:1\"]\n[metrics]\nlisten = \"127.0.0.1:1\"\n",
+            &["metrics.listen = \"127.0.0.1:1\": nbd.listen has the same address: give each its own port"],
+        ),
         ("[nbd]\nallow_insecure = \"yes\"\n", &["[nbd] allow_insecure = \"yes\"", "expected a boolean"]),
         ("[nbd]\nconnections_max = -1\n", &["nbd.connections_max = -1: out of range: write a number from 1"]),
+        (
+            "[api]\nconnections_max = 65537\n",
+            &["api.connections_max = 65537: out of range: write a number from 1 to 65536"],
+        ),
+        ("[api]\nconnections_max = 0\n", &["api.connections_max = 0: out of range"]),
         ("[api]\nsocket = \"DATA/nbd.sock\"\n", &["api.socket = \"DATA/nbd.sock\"", "each its own path"]),
         ("[log]\nformat = \"xml\"\n", &["log.format = \"xml\"", "write one of \"text\", \"json\""]),
         ("[log]\nlevel = \"loud\"\n", &["log.level = \"loud\"", "\"debug\""]),
@@ -214,6 +240,21 @@ fn what_the_text_can_not_say_is_refused() {
     ];
     for (toml, fragments) in after_site {
         refused(&place, &format!("{SITE}{toml}"), fragments);
+    }
+}
+
+/// All of history went within seconds to keep free what no file system here has.
+#[test]
+fn more_than_the_file_system_has_cannot_stay_free() {
+    let place = Place::new();
+    for table in ["vault", "images"] {
+        let toml = format!("{SITE}[{table}]\nfree_min = \"10P\"\n");
+        let value = format!("{table}.free_min = \"10PiB\": the file system of DATA has ");
+        refused(
+            &place,
+            &toml,
+            &[value.as_str(), " in all: write how much of it is to stay free, for example \"1G\""],
+        );
     }
 }
 
@@ -572,6 +613,11 @@ fn the_documented_example_is_true() {
     plain.keys.site_key.clone_from(&example.keys.site_key);
     assert_eq!((plain.vault.history_max, plain.vault.free_min), (None, None), "by default there is none");
     plain.vault = example.vault;
+    assert_eq!(plain.images.free_min, None);
+    plain.images = example.images;
+    assert_eq!(plain.metrics.listen, [], "nowhere unless asked for");
+    assert_eq!(example.metrics.listen, ["127.0.0.1:9469".parse().unwrap()]);
+    plain.metrics.clone_from(&example.metrics);
     assert_eq!(plain, example);
 }
 
@@ -579,15 +625,18 @@ fn the_documented_example_is_true() {
 fn the_values_arrive_typed() {
     let place = Place::new();
     let file = place.configure(&format!(
-        "{SITE}data_threads = 3\n[nbd]\nlisten = [\"0.0.0.0:10809\"]\nallow_insecure = true\nconnections_max = 7\nbuffers = \"2G\"\n\
-         [log]\nformat = \"json\"\nlevel = \"debug\"\n[storage]\nbackend = \"io_uring\"\n\
+        "{SITE}data_threads = 3\n[nbd]\nlisten = [\"0.0.0.0:10809\"]\nallow_insecure = true\nsocket_mode = \"0660\"\nconnections_max = 7\nbuffers = \"2G\"\n\
+         [api]\nconnections_max = 9\n[log]\nformat = \"json\"\nlevel = \"debug\"\n[storage]\nbackend = \"io_uring\"\n\
          [journal]\nsize = 67108864\nsegment_size = \"4M\"\n\
-         [memory]\nmaps = \"20M\"\nframes = 0\n[vault]\nhistory_max = \"1G\"\nfree_min = 0\n"
+         [memory]\nmaps = \"20M\"\nframes = 0\n[vault]\nhistory_max = \"1G\"\nfree_min = 0\n[images]\nfree_min = \"2G\"\n\
+         [metrics]\nlisten = \"0.0.0.0:9469\"\nallow_insecure = true\n"
     ));
     let configuration = Configuration::load(&file).unwrap();
     assert_eq!(configuration.site.data_threads.get(), 3);
     assert_eq!(configuration.nbd.listen, [ListenAddress::Tcp("0.0.0.0:10809".parse().unwrap())]);
     assert_eq!(configuration.nbd.connections_max.get(), 7);
+    assert_eq!(configuration.nbd.socket_mode, SocketMode::Group);
+    assert_eq!(configuration.api.connections_max.get(), 9);
     // What all may hold is never less than what one may.
     let (buffers, total) = (configuration.nbd.buffers, configuration.nbd.buffers_total);
     assert_eq!((buffers, total), (ByteSize(2 << 30), ByteSize(2 << 30)));
@@ -596,6 +645,8 @@ fn the_values_arrive_typed() {
     assert_eq!(configuration.journal.size, ByteSize(64 << 20));
     assert_eq!(configuration.journal.segment_size, ByteSize(4 << 20));
     assert_eq!((configuration.memory.maps, configuration.memory.frames), (ByteSize(20 << 20), ByteSize(0)));
+    assert_eq!(configuration.metrics.listen, ["0.0.0.0:9469".parse().unwrap()]);
+    assert_eq!(configuration.images.free_min, Some(ByteSize(2 << 30)));
     let vault = configuration.vault;
     assert_eq!((vault.history_max, vault.free_min), (Some(ByteSize(1 << 30)), Some(ByteSize(0))));
 }

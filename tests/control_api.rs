@@ -3,6 +3,12 @@
 
 mod fake_site;
 
+use std::io::{Read, Write};
+use std::num::NonZeroUsize;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use afterimage::control::server::ApiLimits;
 use fake_site::Gateway;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
@@ -195,4 +201,199 @@ async fn a_stalled_client_holds_up_nobody() {
     tokio::task::spawn_blocking(move || drop(gateway))
         .await
         .expect("the API stops though a request is unfinished");
+}
+
+fn limits(connections_max: usize) -> ApiLimits {
+    ApiLimits::new(NonZeroUsize::new(connections_max).unwrap())
+}
+
+/// What comes on a socket until the other end closes it.
+fn rest(mut socket: &UnixStream) -> String {
+    let mut text = Vec::new();
+    // Closed with unread bytes on our side of it, it is reset.
+    let _ = socket.read_to_end(&mut text);
+    String::from_utf8(text).unwrap()
+}
+
+fn connect(gateway: &Gateway) -> UnixStream {
+    let socket = UnixStream::connect(&gateway.socket).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    socket
+}
+
+#[tokio::test]
+async fn one_too_many_is_told_so_and_the_next_is_not() {
+    let gateway = Gateway::with_limits(limits(2));
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let mut socket = connect(&gateway);
+        socket.write_all(b"GET /v1/groups HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        socket.read_exact(&mut [0; 15]).unwrap();
+        held.push(socket);
+    }
+    for _ in 0..40 {
+        let (status, refusal) = ask(&gateway, "POST", "/v1/groups", r#"{"name": "erp"}"#).await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(refusal["kind"], "no_space");
+        let message = refusal["message"].as_str().unwrap();
+        assert!(message.contains("[api] connections_max = 2: try again"), "{message}");
+    }
+    held.pop();
+    // Its end is seen in time; until then there are two.
+    let status = loop {
+        let (code, status) = ask(&gateway, "GET", "/v1/status", "").await;
+        if code == StatusCode::OK {
+            break status;
+        }
+    };
+    assert_eq!((&status["api_connections"], &status["api_connections_limit"]), (&json!(2), &json!(2)));
+    let turned_away = &status["api_turned_away"];
+    assert!(
+        turned_away["clients"].as_u64() >= Some(40) && turned_away["newest"].is_string(),
+        "{turned_away}"
+    );
+}
+
+/// They were kept for as long as they liked, each with a descriptor.
+#[test]
+fn clients_that_do_nothing_are_ended() {
+    let short = Duration::from_millis(100);
+    let gateway = Gateway::with_limits(ApiLimits { head: short, body: short, stalled: short, ..limits(16) });
+    let silent = connect(&gateway);
+    assert_eq!(rest(&silent), "");
+    let mut half = connect(&gateway);
+    half.write_all(b"GET /v1/status HTTP/1.1\r\nHost:").unwrap();
+    assert!(!rest(&half).contains("200 OK"));
+    let mut idle = connect(&gateway);
+    idle.write_all(b"GET /v1/groups HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    assert!(rest(&idle).ends_with("[]"), "answered, and closed when nothing else came");
+    let mut late = connect(&gateway);
+    late.write_all(b"POST /v1/groups HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n{").unwrap();
+    assert!(rest(&late).contains("the request's body did not come within"));
+    // More answers than its socket takes.
+    let mut deaf = connect(&gateway);
+    deaf.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
+    let request = b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n".repeat(64);
+    let ended = (0..100_000).find_map(|_| deaf.write_all(&request).err());
+    assert!(ended.is_some_and(|error| error.kind() != std::io::ErrorKind::WouldBlock), "hung up on");
+}
+
+#[test]
+fn who_follows_waits_for_longer_than_a_client_may_do_nothing() {
+    let short = Duration::from_millis(500);
+    let gateway = Gateway::with_limits(ApiLimits { head: short, body: short, stalled: short, ..limits(16) });
+    let mut follower = connect(&gateway);
+    follower.write_all(b"GET /v1/events?wait_ms=2000 HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let answer = rest(&follower);
+    assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.contains(r#""events":[]"#), "{answer}");
+}
+
+#[tokio::test]
+async fn bodies_are_bounded() {
+    let gateway = Gateway::start();
+    // One byte too many: who is refused while it still writes may see that it is hung up on before it sees why.
+    let long = format!(r#"{{"name": "{}"#, "x".repeat((256 << 10) - 9));
+    assert_eq!(long.len(), (256 << 10) + 1);
+    let (status, refusal) = ask(&gateway, "POST", "/v1/groups", &long).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{refusal}");
+    assert!(refusal["message"].as_str().is_some_and(|text| text.contains("length limit")), "{refusal}");
+}
+
+/// What the trail says, oldest first.
+async fn audit(gateway: &Gateway) -> Vec<Value> {
+    let (status, records) = ask(gateway, "GET", "/v1/audit?limit=100", "").await;
+    assert_eq!(status, StatusCode::OK);
+    records.as_array().unwrap().iter().rev().cloned().collect()
+}
+
+#[tokio::test]
+async fn what_changes_something_is_recorded_with_who_and_how_it_went() {
+    let gateway = Gateway::start();
+    ask(&gateway, "GET", "/v1/groups", "").await;
+    ask(&gateway, "POST", "/v1/groups", r#"{"name": "erp"}"#).await;
+    ask(&gateway, "POST", "/v1/groups", r#"{"name": "erp"}"#).await;
+    ask(&gateway, "DELETE", "/v1/groups/erp/disks/db", "").await;
+    ask(&gateway, "PUT", "/v1/groups/erp/policy", "{").await;
+    let (_, job) = ask(&gateway, "POST", "/v1/vault/verify", "").await;
+    ask(&gateway, "POST", "/v1/none", "").await;
+    let records = audit(&gateway).await;
+    let said: Vec<_> = records
+        .iter()
+        .map(|record| (record["verb"].as_str().unwrap(), &record["outcome"]["failed"]["kind"]))
+        .collect();
+    let expected = [
+        ("group create", &Value::Null),
+        ("group create", &json!("already_exists")),
+        ("disk remove", &json!("not_found")),
+        ("policy set", &json!("invalid")),
+        ("vault verify", &Value::Null),
+        ("POST /v1/none", &json!("not_found")),
+    ];
+    assert_eq!(said, expected);
+    assert_eq!((&records[0]["subject"], &records[0]["parameters"]), (&json!("erp"), &json!({"name": "erp"})));
+    assert_eq!(records[2]["subject"], json!("erp/db"));
+    assert_eq!(records[4]["job"], job["id"]);
+    for record in &records {
+        let (uid, pid) = (rustix::process::getuid().as_raw(), std::process::id());
+        assert_eq!((&record["asked_by"]["uid"], &record["asked_by"]["pid"]), (&json!(uid), &json!(pid)));
+    }
+    let (_, jobs) = ask(&gateway, "GET", "/v1/jobs", "").await;
+    assert_eq!(jobs[0]["asked_by"], records[4]["asked_by"]);
+}
+
+#[tokio::test]
+async fn no_key_is_recorded_whatever_is_sent() {
+    let gateway = Gateway::start();
+    ask(&gateway, "POST", "/v1/keys/export", "").await;
+    for body in [
+        r#"{"key": "TOPSECRET", "replace": true}"#,
+        r#"{"key": "TOPSECRET"}"#,
+        r#"{"TOPSECRET": true}"#,
+        r#"{"replace": "TOPSECRET"}"#,
+        r#""TOPSECRET""#,
+        "TOPSECRET",
+    ] {
+        ask(&gateway, "POST", "/v1/keys/import", body).await;
+    }
+    let records = audit(&gateway).await;
+    assert_eq!(records.len(), 7);
+    assert_eq!((&records[0]["verb"], &records[1]["verb"]), (&json!("key export"), &json!("key import")));
+    assert_eq!(records[1]["parameters"], json!({"replace": true}));
+    assert_eq!(
+        (&records[1]["outcome"], &records[2]["outcome"]["failed"]["kind"]),
+        (&json!("done"), &json!("already_exists"))
+    );
+    for name in ["catalogue.sqlite", "catalogue.sqlite-wal"] {
+        let kept = std::fs::read(gateway.directory.path().join(name)).unwrap();
+        for secret in [&b"TOPSECRET"[..], b"the key"] {
+            assert!(!kept.windows(secret.len()).any(|bytes| bytes == secret), "{name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_trail_that_takes_no_records_fails_no_verb() {
+    use sqlx::{Connection, Executor};
+    let gateway = Gateway::start();
+    ask(&gateway, "GET", "/v1/groups", "").await;
+    let file = gateway.directory.path().join("catalogue.sqlite").display().to_string();
+    let mut catalogue = sqlx::SqliteConnection::connect(&file).await.unwrap();
+    catalogue.execute("DROP TABLE audit").await.unwrap();
+    let (status, _) = ask(&gateway, "POST", "/v1/groups", r#"{"name": "erp"}"#).await;
+    assert_eq!(status, StatusCode::CREATED);
+    let (status, error) = ask(&gateway, "GET", "/v1/audit", "").await;
+    assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR, "{error}");
+}
+
+#[tokio::test]
+async fn who_follows_gets_pages_and_who_looks_back_lists() {
+    let gateway = Gateway::start();
+    let (status, page) = ask(&gateway, "GET", "/v1/events?after=3&wait_ms=0", "").await;
+    assert_eq!((status, &page["next"], &page["gap"]), (StatusCode::OK, &json!(0), &json!("cut_back")));
+    let (status, page) = ask(&gateway, "GET", "/v1/events?wait_ms=0", "").await;
+    assert_eq!((status, &page["events"], &page["gap"]), (StatusCode::OK, &json!([]), &Value::Null));
+    assert!(ask(&gateway, "GET", "/v1/events?severity=error", "").await.1.is_array());
+    for wrong in ["severity=loud", "since=soon", "after=-1", "wait_ms=x"] {
+        assert_eq!(ask(&gateway, "GET", &format!("/v1/events?{wrong}"), "").await.0, StatusCode::BAD_REQUEST);
+    }
 }

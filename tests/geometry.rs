@@ -9,6 +9,8 @@
 mod machine;
 #[path = "support/pieces.rs"]
 mod pieces;
+#[path = "support/stepped.rs"]
+mod stepped;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -23,7 +25,7 @@ use afterimage::storage::sim::{FaultKind, Matcher, OpKind};
 use afterimage::units::{DiskId, PointId, SectorCount, SectorRange, to_usize};
 use afterimage::vault::verify;
 use afterimage::view::View;
-use machine::{Machine, SECTORS, fill, image, part, plan};
+use machine::{Machine, SECTORS, Steps, fill, image, part, plan};
 use pieces::flatten;
 
 /// Smaller than a disk of the machine, by no whole block.

@@ -1,6 +1,7 @@
 //! A group on a real disk, stepped by hand: requests, points, stop, reopening, test failover.
 
 use std::cell::RefCell;
+use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -9,57 +10,74 @@ use afterimage::env::{Environment, OsEnvironment};
 use afterimage::error::{ErrorKind, Result};
 use afterimage::failover::{TestFailover, TestFailovers};
 use afterimage::format::frame::RecordKind;
-use afterimage::format::ladder::Ladder;
-use afterimage::format::record::{DiskRecord, GroupRecord, PinKind, PointRecord, TestUse};
+use afterimage::format::record::{PinKind, PointRecord, TestUse};
 use afterimage::journal::scan::{Checks, scan_segment};
 use afterimage::journal::segments::SegmentIndex;
-use afterimage::planted::Planted;
 use afterimage::protect::adopt;
 use afterimage::protect::group::Group;
-use afterimage::protect::membership::Content;
-use afterimage::protect::open::{self, GroupPlan, INDEX_BYTES_MIN};
-use afterimage::protect::shrinking::SpaceLimits;
+use afterimage::protect::open::{self, GroupPlan};
 use afterimage::protect::status::Condition;
 use afterimage::runtime::Runtime;
-use afterimage::seal::{SiteKey, SiteKeys};
 use afterimage::storage::blocking::Blocking;
-use afterimage::units::{GroupId, PointId, SectorCount, SectorRange, WallNanos, to_usize};
+use afterimage::units::{GroupId, PointId, SectorRange, to_usize};
 use bytes::Bytes;
 use pieces::flatten;
+use stepped::{GROUP, Stepped, Steps, record};
 
+#[path = "group/checkpoint.rs"]
+mod checkpoint;
+#[path = "group/closing.rs"]
+mod closing;
 #[cfg(feature = "sim")]
 #[path = "group/full_disk.rs"]
 mod full_disk;
+#[path = "group/many_points.rs"]
+mod many_points;
 #[path = "support/pieces.rs"]
 mod pieces;
+#[path = "group/repair.rs"]
+mod repair;
 #[path = "group/stalled.rs"]
 mod stalled;
+#[path = "support/stepped.rs"]
+mod stepped;
 #[path = "group/suspension.rs"]
 mod suspension;
 #[path = "group/verify.rs"]
 mod verify;
 
-struct Harness {
-    runtime: Rc<Runtime>,
-    group: Group,
-    next: u64,
+/// A group on a real disk.
+struct Harness(Stepped);
+
+impl Deref for Harness {
+    type Target = Stepped;
+
+    fn deref(&self) -> &Stepped {
+        &self.0
+    }
+}
+
+impl DerefMut for Harness {
+    fn deref_mut(&mut self) -> &mut Stepped {
+        &mut self.0
+    }
+}
+
+impl Steps for Harness {
+    /// The storage's own waiting is the only wait.
+    const ROUNDS_MAX: u64 = u64::MAX;
+
+    fn stepped(&mut self) -> &mut Stepped {
+        &mut self.0
+    }
+
+    fn step(&mut self) {
+        self.round();
+    }
 }
 
 fn plan(root: &Path) -> GroupPlan {
-    GroupPlan {
-        directory: root.join("groups/g"),
-        vault: root.join("vault/g"),
-        segment_bytes: 4 << 20,
-        journal_bytes: 64 << 20,
-        cache_bytes_max: 8 << 20,
-        map_bytes_max: 16 << 20,
-        index_bytes_min: INDEX_BYTES_MIN,
-        fan_out: afterimage::vault::FAN_OUT,
-        space: SpaceLimits::default(),
-        site_keys: SiteKeys::new(vec![SiteKey::drawn([1, 2])]),
-        seals: true,
-        planted: Planted::NONE,
-    }
+    stepped::plan(root.join("groups/g"), root.join("vault/g"))
 }
 
 fn runtime() -> Rc<Runtime> {
@@ -84,16 +102,10 @@ impl Harness {
     }
 
     fn create_with(plan: GroupPlan) -> Harness {
-        let record = GroupRecord {
-            name: "g".into(),
-            created: WallNanos(0),
-            interval_ms: 3_600_000,
-            retain: Ladder::keep_all(),
-        };
         let runtime = runtime();
-        let opening = open::create(Rc::clone(&runtime), plan, GroupId(7), record);
+        let opening = open::create(Rc::clone(&runtime), plan, GROUP, record(3_600_000));
         let group = runtime.block_on(opening).expect("create");
-        Harness { runtime, group, next: 0 }.serving()
+        Harness(Stepped::new(runtime, group)).serving()
     }
 
     fn open(root: &Path) -> Result<Harness> {
@@ -103,7 +115,7 @@ impl Harness {
     fn open_in(root: &Path, environment: Rc<dyn Environment>) -> Result<Harness> {
         let runtime = runtime_in(environment);
         let group = runtime.block_on(open::open(Rc::clone(&runtime), plan(root)))?;
-        Ok(Harness { runtime, group, next: 0 }.serving())
+        Ok(Harness(Stepped::new(runtime, group)).serving())
     }
 
     fn serving(mut self) -> Harness {
@@ -111,63 +123,20 @@ impl Harness {
         self
     }
 
-    fn step(&mut self) {
-        let mut events = Vec::new();
-        self.runtime.step(&mut events);
-        for event in events {
-            self.group.handle(event);
-        }
-        self.group.advance();
-        self.runtime.storage().start();
-    }
-
-    /// Steps until `until` holds; the storage's own waiting is the only wait.
     fn drive(&mut self, mut until: impl FnMut(&mut Group) -> bool) {
-        self.step();
-        while !until(&mut self.group) {
-            self.step();
-        }
+        self.until("a group", |harness| until(&mut harness.group));
     }
 
     fn ask(&mut self, export: Export, request: Request) -> Reply {
-        self.next += 1;
-        let ticket = Ticket { session: 1, request: self.next };
-        self.group.submit(ticket, export, request);
-        let mut replies = Vec::new();
-        self.drive(|group| {
-            group.take_replies(&mut replies);
-            !replies.is_empty()
-        });
-        let (answered, reply) = replies.pop().expect("one reply");
-        assert_eq!(answered, ticket);
-        reply
-    }
-
-    fn called<T: 'static>(
-        &mut self,
-        start: impl FnOnce(&mut Group, Box<dyn FnOnce(Result<T>)>),
-    ) -> Result<T> {
-        let slot = Rc::new(RefCell::new(None));
-        let filled = Rc::clone(&slot);
-        start(&mut self.group, Box::new(move |result| drop(filled.replace(Some(result)))));
-        self.drive(|_| slot.borrow().is_some());
-        slot.take().expect("filled")
+        self.answer(export, request)
     }
 
     fn add_disk(&mut self, name: &str, sectors: u64) -> Export {
-        let disk: DiskRecord = self
-            .called(|group, done| group.add_disk(name.into(), SectorCount(sectors), Content::Empty, done))
-            .expect("disk");
-        Export::Disk(self.group.id(), disk.id)
+        Export::Disk(GROUP, self.join(name, sectors).id)
     }
 
     fn write(&mut self, disk: Export, start: u64, byte: u8, sectors: u64) {
-        let bytes = vec![byte; usize::try_from(sectors * 512).expect("small")];
-        let request = Request::Write {
-            range: SectorRange::new(start, start + sectors),
-            payload: Bytes::from(bytes),
-            durable: false,
-        };
+        let request = stepped::write(start, byte, sectors);
         assert!(matches!(self.ask(disk, request), Ok(Response::Done)));
     }
 
@@ -434,11 +403,7 @@ fn counters_count_what_was_answered() {
     let write = |range, durable| Request::Write { range, payload: Bytes::from(vec![7; 4096]), durable };
     harness.group.submit(Ticket { session: 1, request: 0 }, disk, write(SectorRange::new(0, 8), false));
     assert_eq!(counted(&harness), (0, 0, 0), "it has only arrived");
-    let mut replies = Vec::new();
-    harness.drive(|group| {
-        group.take_replies(&mut replies);
-        !replies.is_empty()
-    });
+    harness.until("an answer", |harness| !harness.replies.is_empty());
     assert_eq!(counted(&harness), (1, 4096, 0));
     harness.ask(disk, write(SectorRange::new(8, 16), true)).expect("durable");
     harness.ask(disk, Request::Flush).expect("a flush is no write");

@@ -515,6 +515,38 @@ fn an_empty_directory_is_no_journal_unless_it_stands_beside_images() {
     assert_eq!(faults(&survey).len(), 1);
 }
 
+/// The other slot is used, and nothing is lost: but a bit that flipped on disk is told, wherever it did.
+#[test]
+fn a_flipped_bit_in_a_checkpoint_beside_a_sound_journal_is_named() {
+    use afterimage::format::checkpoint::{Checkpoint, FILE_BYTES};
+    use afterimage::units::{DiskId, TimelineId};
+    let (root, directory) = journal(|directory| {
+        let mut journal = Journal::open(directory, GROUP);
+        journal.write(0, 1, 8);
+        journal.seal();
+    });
+    let path = root.path().join(format!("{GROUP}/images/{}.checkpoint", DiskId(9)));
+    fs::create_dir_all(path.parent().expect("images")).expect("a directory");
+    let mut bytes = vec![0; FILE_BYTES];
+    for (sequence, page) in [2, 3].into_iter().zip(bytes.chunks_mut(4096)) {
+        let (disk, timeline, sectors) = (DiskId(9), TimelineId(1), SectorCount(64));
+        Checkpoint { sequence, disk, timeline, destaged: Lsn::ZERO, sectors, resizing_to: None }.encode(page);
+    }
+    let verdict = |bytes: &[u8]| {
+        fs::write(&path, bytes).expect("written");
+        survey(&directory).verdict
+    };
+    assert_eq!(verdict(&bytes), Verdict::Sound);
+    let mut torn = bytes.clone();
+    torn[4096 + 16..4096 + 90].fill(7);
+    assert_eq!(verdict(&torn), Verdict::Sound, "as a power cut may leave it");
+    bytes[4096 + 70] ^= 1;
+    let Verdict::Damaged(faults) = verdict(&bytes) else { panic!("a bit has flipped") };
+    let [fault] = &faults[..] else { panic!("{faults:?}") };
+    assert_eq!((&fault.path, fault.offset), (&path, Some(4096)));
+    assert!(fault.what.contains("a bit has flipped"), "{fault}");
+}
+
 #[test]
 fn a_recycled_journal_is_sound_and_its_free_segments_are_told() {
     let (_root, directory) = journal(|directory| {

@@ -26,7 +26,7 @@ const HALF: u8 = 2;
 const ALL: u8 = 6;
 
 /// Bugs that a journal's fuzzer must find; the others need more than a short script can do.
-const FOUND: [Bug; 14] = [
+const FOUND: [Bug; 15] = [
     Bug::AcknowledgeBeforeWritten,
     Bug::VisibleAfterAcknowledged,
     Bug::SyncCoversInFlight,
@@ -39,6 +39,7 @@ const FOUND: [Bug; 14] = [
     Bug::CheckpointBeforeImageSync,
     Bug::EarlyRecycling,
     Bug::GroupTimeFromClock,
+    Bug::LeapCounted,
     Bug::DeltaFromOpenMap,
     Bug::PublishAheadOfDurable,
 ];
@@ -277,6 +278,18 @@ fn points_and_faults() -> Vec<(&'static str, Script)> {
                     &[Act::Point, AWAIT, Act::SetClock { step: -5000 }, power_cut(HALF), AWAIT],
                     &batch(0),
                     &[Act::Point, AWAIT],
+                ],
+            ),
+        ),
+        (
+            "clock_ahead_at_one_start",
+            script(
+                Setting { ladder: 3, ..small() },
+                &[
+                    &batch(0),
+                    &[Act::Point, AWAIT, Act::SetClock { step: 20_000 }, KILL, work(250)],
+                    &[Act::SetClock { step: -20_000 }, write(0, 8, 4), Act::Point, work(120), work(120)],
+                    &[[Act::Pass { time: 60_000 }, work(120)]; 3].concat(),
                 ],
             ),
         ),

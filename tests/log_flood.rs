@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
-use afterimage::listen::ListenAddress;
+use afterimage::listen::{ListenAddress, SocketMode};
 use afterimage::site::{DataThreads, DataThreadsOptions, Member, SessionLimits};
 use afterimage::storage::{BackendOptions, open_best};
 use serde_json::Value;
@@ -60,7 +60,7 @@ fn a_flood_of_clients_is_a_few_lines_that_count_all_of_them() {
     let threads: DataThreads<Member> =
         DataThreads::start(DataThreadsOptions { threads: 1, limits }, open_storage).expect("starts");
     let socket = directory.path().join("nbd.sock");
-    threads.listen(&ListenAddress::Unix(socket.clone())).expect("listens");
+    threads.listen(&ListenAddress::Unix(socket.clone()), SocketMode::Owner).expect("listens");
     let connect = || {
         let client = UnixStream::connect(&socket).expect("connects");
         client.set_read_timeout(Some(PATIENCE)).expect("set");
@@ -77,8 +77,12 @@ fn a_flood_of_clients_is_a_few_lines_that_count_all_of_them() {
     let mut held = connect();
     held.read_exact(&mut [0; 18]).expect("a greeting");
     for _ in 0..CLIENTS {
-        assert_eq!(connect().read(&mut [0; 1]).expect("closed"), 0, "turned away without a word");
+        let mut next = connect();
+        next.read_exact(&mut [0; 18]).expect("a greeting: who negotiates for longest gives way");
+        assert_eq!(held.read(&mut [0; 1]).expect("closed"), 0, "turned away without a word");
+        held = next;
     }
+    assert_eq!(threads.turned_away().clients, CLIENTS);
     let lines = lines_until_told(&log, "a client is turned away", "more clients were turned away");
     assert!(lines <= LINES_MAX, "{lines} lines for {CLIENTS} clients");
     drop(held);

@@ -51,7 +51,10 @@ fn a_clean_sweep_meets_everything_and_breaks_no_rule() {
         ("deaths while opening", report.opening_deaths),
         ("groups opened again", report.reopenings),
         ("clean stops", report.stops),
+        ("late writes", report.late_writes),
         ("points", report.points_checked),
+        ("points that went", report.points_dropped),
+        ("views", report.views),
         ("faults", report.faults),
         ("broken images", report.breaks),
         ("side files", report.side_files),
@@ -66,6 +69,7 @@ fn a_clean_sweep_meets_everything_and_breaks_no_rule() {
         ("verifications", report.verifications),
         ("verifications beside writes", report.verified_beside_writes),
         ("flipped bits in raw files that were found", report.raw_rots_found),
+        ("repairs of vaults", report.repairs),
         ("summaries read", report.summaries),
         ("settings of the clock", report.clock_steps),
         ("days", report.days),
@@ -75,6 +79,7 @@ fn a_clean_sweep_meets_everything_and_breaks_no_rule() {
         assert!(count > CLEAN_SEEDS / 10, "only {count} {what} in {CLEAN_SEEDS} seeds");
     }
     // Few of the bits that flip are of a record that anybody reads.
+    assert!(report.renewals > CLEAN_SEEDS / 20, "only {} repairs wrote sectors anew", report.renewals);
     assert!(report.losses > CLEAN_SEEDS / 20, "only {} losses were accepted", report.losses);
     for (what, count) in [
         ("openings refused for a page", report.withheld_openings),
@@ -82,9 +87,10 @@ fn a_clean_sweep_meets_everything_and_breaks_no_rule() {
     ] {
         assert!(count > CLEAN_SEEDS / 60, "only {count} {what} in {CLEAN_SEEDS} seeds");
     }
+    assert!(report.leaps > CLEAN_SEEDS / 30, "only {} clocks leapt", report.leaps);
     // Summaries are few until a history is long.
     let in_summaries = report.rots_in_summaries;
-    assert!(in_summaries > CLEAN_SEEDS / 20, "only {in_summaries} bits flipped in summaries");
+    assert!(in_summaries > CLEAN_SEEDS / 40, "only {in_summaries} bits flipped in summaries");
     // Two seeds in five have a limit to their history, and few of these reach it.
     assert!(report.shrinks > CLEAN_SEEDS / 20, "only {} announcements of a shorter history", report.shrinks);
 }

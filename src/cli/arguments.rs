@@ -1,14 +1,22 @@
 //! The command line's grammar. Text is parsed here, and nowhere below.
 
+mod history;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::error::ErrorKind as UsageKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use super::attach::Consumer;
+use super::check::CheckArguments;
+use super::doctor::DoctorArguments;
+use super::documents::Shell;
+pub use history::{AuditArguments, EventsArguments, HooksCommand, JobCommand};
+
 use super::tools::ImageFormat;
-use super::values::{count, disk_size, interval, label, partition, point, rate, retain, test};
-use crate::control::model::{EventQuery, Policy};
+use super::values::{disk_size, interval, label, partition, point, rate, retain, test};
+use crate::control::model::Policy;
 use crate::control::name::{DiskPath, Label, Name};
 use crate::control::retain::Retain;
 use crate::control::selector::PointSelector;
@@ -20,8 +28,14 @@ pub const DEFAULT_SOCKET: &str = "/run/afterimage/api.sock";
 /// Where it is looked for instead; set and empty is not set.
 pub const SOCKET_VARIABLE: &str = "AFTERIMAGE_SOCKET";
 /// Options of all commands but those which they mean nothing to: they neither list nor take them.
-const NOT_TAKEN: [(&str, &[&str]); 3] =
-    [("serve", &["socket", "json"]), ("demo", &["socket", "json"]), ("journal", &["socket"])];
+const NOT_TAKEN: [(&str, &[&str]); 6] = [
+    ("serve", &["socket", "json"]),
+    ("demo", &["socket", "json"]),
+    ("doctor", &["socket"]),
+    ("journal", &["socket"]),
+    ("completions", &["socket", "json"]),
+    ("man", &["socket", "json"]),
+];
 
 /// Continuous replication and point-in-time recovery for VM disks.
 #[derive(Debug, Parser)]
@@ -90,7 +104,10 @@ impl Arguments {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a gateway in the foreground, until SIGTERM
-    #[command(after_help = "Example:\n  afterimage serve --config /etc/afterimage/afterimage.toml")]
+    #[command(
+        after_help = "It raises its limit on open files to the hard one: it keeps one for each disk, 5 to 64 for each group's journal, and one for each \
+                      client (docs/limits.md).\n\nExample:\n  afterimage serve --config /etc/afterimage/afterimage.toml"
+    )]
     Serve {
         /// The configuration; docs/afterimage.example.toml documents every key
         #[arg(long, value_name = "FILE")]
@@ -106,6 +123,12 @@ pub enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// Look at what this machine can do for a gateway: io_uring, O_DIRECT, space, limits, clock, disk speed; no gateway is needed
+    ///
+    /// Each with a verdict and a mend: `degraded` is what serve goes on without, `refused` what it refuses, or what would stop it soon: exit status 1
+    /// if anything is. For the disk's speed, 128 MiB are written to a file that has no name and is gone afterwards.
+    #[command(after_help = "Example:\n  afterimage doctor --config /etc/afterimage/afterimage.toml")]
+    Doctor(DoctorArguments),
     /// Look into a journal's files, read-only; no gateway is needed
     #[command(subcommand, arg_required_else_help = true)]
     #[command(
@@ -114,6 +137,20 @@ pub enum Command {
     Journal(JournalCommand),
     #[command(flatten)]
     Client(ClientCommand),
+    /// Print what a shell completes the words of `afterimage` by; the Debian package has it in place already
+    #[command(after_help = "Example:\n  afterimage completions bash")]
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+    /// Write the man pages, made of what --help says: for packages
+    #[command(hide = true, after_help = "Example:\n  afterimage man --to /usr/local/share/man/man1")]
+    Man {
+        /// An existing directory
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -136,7 +173,8 @@ pub enum JournalCommand {
     ///
     /// Nothing in a journal says that its newest used segments are missing, as they are from a copy that was made too early: their
     /// records are missed where the images' checkpoints or an index run beside the journal tell of them, and not otherwise.
-    /// A gateway that opens it knows the newest recovery point, too.
+    /// A gateway that opens it knows the newest recovery point, too. Segments that no opening would take (they are free: ready for
+    /// use, or to be used again) are listed by `journal inspect` and not checked.
     #[command(
         after_help = "Example:\n  afterimage journal verify /var/lib/afterimage/groups/GROUP_ID/journal"
     )]
@@ -204,16 +242,44 @@ pub enum ClientCommand {
         #[arg(long)]
         watch: bool,
     },
+    /// For monitoring: one line, and exit status 0 OK, 1 WARNING, 2 CRITICAL, or 3 UNKNOWN
+    ///
+    /// In the form of the Monitoring Plugins, with figures. UNKNOWN is also wrong usage, a gateway that does not answer, and a group that
+    /// there is not. What is how bad: docs/metrics.md.
+    #[command(after_help = "Example:\n  afterimage check\n  \
+                            afterimage check erp --warning-age 30s --critical-age 5m")]
+    Check(CheckArguments),
     /// What happened to groups, newest first
-    #[command(after_help = "Example:\n  afterimage events --group erp --limit 20")]
-    Events {
-        /// Only this group's
-        #[arg(long, value_name = "GROUP")]
-        group: Option<Name>,
-        /// The newest so many
-        #[arg(long, value_name = "COUNT", default_value_t = EventQuery::LIMIT_DEFAULT, value_parser = count,
-              allow_hyphen_values = true)]
-        limit: u32,
+    #[command(after_help = "Example:\n  afterimage events --group erp --limit 20\n  \
+                            afterimage events --follow --severity warning")]
+    Events(EventsArguments),
+    /// List jobs: what is at work, and what ended, also before a restart
+    #[command(after_help = "Example:\n  afterimage jobs")]
+    Jobs,
+    /// One job: an import, a restore, a verification, an adoption
+    #[command(subcommand, arg_required_else_help = true)]
+    #[command(after_help = "Example:\n  afterimage job show 0123456789abcdef0123456789abcdef")]
+    Job(JobCommand),
+    /// Who asked for what, and how it went, newest first
+    #[command(after_help = "Example:\n  afterimage audit --limit 20")]
+    Audit(AuditArguments),
+    /// Hooks: who is told of events
+    #[command(subcommand, arg_required_else_help = true)]
+    #[command(after_help = "Example:\n  afterimage hooks list")]
+    Hooks(HooksCommand),
+    /// Print what attaches a disk to a machine, to be pasted: reconnecting, so that it survives restarts of the gateway
+    #[command(after_help = "Example:\n  afterimage attach erp/database --for libvirt\n  \
+                            afterimage attach erp/database --for qemu --at 127.0.0.1:10809")]
+    Attach {
+        /// The disk
+        #[arg(value_name = "GROUP/DISK")]
+        disk: DiskPath,
+        /// What it is attached to: arguments of QEMU, a <disk> of libvirt, a line of a Proxmox VE machine, a load by fio
+        #[arg(long = "for", value_name = "PROGRAM", value_enum)]
+        consumer: Consumer,
+        /// One of the addresses that `status` says the gateway listens on; the first unless given
+        #[arg(long, value_name = "ADDRESS")]
+        at: Option<String>,
     },
     /// The vault, where deltas and recovery points are kept
     #[command(subcommand, arg_required_else_help = true)]
@@ -399,7 +465,7 @@ pub enum PointCommand {
     Hold {
         /// The group
         group: Name,
-        /// latest, an id's first digits, a label, or a time
+        /// latest, an id's first digits (4 at least), a label, or a time
         #[arg(value_name = "POINT", value_parser = point, allow_hyphen_values = true)]
         point: PointSelector,
     },
@@ -408,7 +474,7 @@ pub enum PointCommand {
     Release {
         /// The group
         group: Name,
-        /// latest, an id's first digits, a label, or a time
+        /// latest, an id's first digits (4 at least), a label, or a time
         #[arg(value_name = "POINT", value_parser = point, allow_hyphen_values = true)]
         point: PointSelector,
     },
@@ -417,7 +483,7 @@ pub enum PointCommand {
     Delete {
         /// The group
         group: Name,
-        /// latest, an id's first digits, a label, or a time
+        /// latest, an id's first digits (4 at least), a label, or a time
         #[arg(value_name = "POINT", value_parser = point, allow_hyphen_values = true)]
         point: PointSelector,
         #[command(flatten)]
@@ -493,7 +559,7 @@ pub enum FailoverCommand {
 
 #[derive(Debug, Subcommand)]
 pub enum VaultCommand {
-    /// Read every stored byte: keys, manifest and deltas are compared with their checksums; bases have none, and are only read
+    /// Read every stored byte, and compare it with its checksum: keys, manifest, deltas, bases
     #[command(after_help = "Example:\n  afterimage vault verify erp\n  afterimage vault verify --rate 100M")]
     Verify {
         /// Only this group's
@@ -501,6 +567,21 @@ pub enum VaultCommand {
         /// Bytes to read in a second at most; without it, as many as there are
         #[arg(long, value_name = "SIZE", value_parser = rate, allow_hyphen_values = true)]
         rate: Option<ByteRate>,
+    },
+    /// Give up what is lost in a group's vault: recovery points that need it go, and the newest is made sound from the disks
+    ///
+    /// The vault is read whole first. Without --yes, it is only said which points would go, and how much would be written
+    /// anew. Try to put back an earlier copy of the damaged file before: then nothing has to go.
+    #[command(after_help = "Example:\n  afterimage vault repair erp\n  afterimage vault repair erp --yes")]
+    Repair {
+        /// The group
+        group: Name,
+        /// Bytes to read in a second at most while the vault is read; without it, as many as there are
+        #[arg(long, value_name = "SIZE", value_parser = rate, allow_hyphen_values = true)]
+        rate: Option<ByteRate>,
+        /// Do it: recovery points that need what is lost go for good
+        #[arg(long)]
+        yes: bool,
     },
     /// Make a group of a vault whose gateway is gone: images from the newest point, a new journal, all points kept
     ///
@@ -516,7 +597,7 @@ pub enum VaultCommand {
 
 #[derive(Debug, Args)]
 pub struct PointArgument {
-    /// latest, an id's first digits, a label, or a time: RFC 3339, "2026-11-21 14:03[:05]" (local; or with UTC
+    /// latest, an id's first digits (4 at least), a label, or a time: RFC 3339, "2026-11-21 14:03[:05]" (local; or with UTC
     /// behind it), "10m ago"; the newest point at or before it. A time after the newest point is refused
     #[arg(long, value_name = "latest|ID|LABEL|TIME", value_parser = point, allow_hyphen_values = true)]
     pub point: PointSelector,
@@ -556,8 +637,10 @@ mod tests {
             if path.contains(" help") {
                 return;
             }
-            let asks_nobody = ["serve", "demo", "journal"].iter().any(|name| path.contains(name));
-            let is_for_people = ["serve", "demo"].iter().any(|name| path.ends_with(name));
+            let starts =
+                |names: &[&str]| names.iter().any(|name| path.starts_with(&format!("afterimage {name}")));
+            let asks_nobody = starts(&["serve", "demo", "doctor", "journal", "completions", "man"]);
+            let is_for_people = starts(&["serve", "demo", "completions", "man"]);
             assert_eq!(help.contains("--socket"), !asks_nobody, "{path}: {help}");
             assert_eq!(help.contains("--json"), !is_for_people, "{path}: {help}");
         });

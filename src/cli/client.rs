@@ -1,6 +1,6 @@
 //! The API's client: one HTTP request a connection over the gateway's unix socket.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
@@ -25,6 +25,11 @@ impl Client {
     /// A client of the gateway on `socket`.
     pub fn new(socket: PathBuf) -> Client {
         Client { socket }
+    }
+
+    /// Where it is asked.
+    pub fn socket(&self) -> &Path {
+        &self.socket
     }
 
     /// `GET path`

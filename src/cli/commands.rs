@@ -13,11 +13,11 @@ use super::failure::Failure;
 use super::interrupt::Interrupts;
 use super::output::{Output, complain, confirm, print};
 use super::tools::{self, ImageFormat};
-use super::{keys, progress, render, waiting};
+use super::{attach, check, history, keys, progress, render, waiting};
 use crate::byte_size::ByteSize;
 use crate::control::model::{
-    AdoptRequest, Disk, DiskRequest, DiskSource, Event, Group, GroupRequest, GroupVerifyRequest, JobResult,
-    Point, PointCreated, PointRequest, PointSelection, PolicyForecast, PolicyRequest, ResizeRequest,
+    AdoptRequest, Disk, DiskRequest, DiskSource, Group, GroupRequest, GroupVerifyRequest, JobResult, Point,
+    PointCreated, PointRequest, PointSelection, PolicyForecast, PolicyRequest, RepairRequest, ResizeRequest,
     RestoreRequest, Restored, ResumeRequest, Resumed, Status, Test, TestRequest, VerifyRequest,
 };
 use crate::control::name::{DiskPath, Name};
@@ -31,15 +31,15 @@ const WATCH_PERIOD: Duration = Duration::from_secs(1);
 
 /// Whether a test failover outlives the work that it was started for.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Keep {
+pub(super) enum Keep {
     Never,
     OnSuccess,
 }
 
 /// One connection to one gateway, and the form of the answers.
-struct Session {
-    client: Client,
-    output: Output,
+pub(super) struct Session {
+    pub(super) client: Client,
+    pub(super) output: Output,
 }
 
 /// Does what `command` says.
@@ -57,11 +57,22 @@ pub async fn run(command: ClientCommand, client: Client, output: Output) -> Resu
         ClientCommand::Restore { group, point, to, format, consent } => {
             session.restore_as(format, &group, point.point, &to, consent).await
         }
-        ClientCommand::Events { group, limit } => session.events(group.as_ref(), limit).await,
+        ClientCommand::Events(arguments) => history::events(&arguments, &session.client, output).await,
+        ClientCommand::Jobs => history::jobs(&session.client, output).await,
+        ClientCommand::Job(command) => history::job(command, &session.client, output).await,
+        ClientCommand::Audit(arguments) => history::audit(arguments.limit, &session.client, output).await,
+        ClientCommand::Hooks(command) => history::hooks(command, &session.client, output).await,
         ClientCommand::Status { watch } => session.status(watch).await,
+        ClientCommand::Check(arguments) => check::run(arguments, &session.client, session.output).await,
         ClientCommand::Verify { group, rate } => session.group_verify(&group, rate).await,
         ClientCommand::Vault(VaultCommand::Verify { group, rate }) => session.vault_verify(group, rate).await,
+        ClientCommand::Vault(VaultCommand::Repair { group, rate, yes }) => {
+            session.vault_repair(&group, rate, yes).await
+        }
         ClientCommand::Vault(VaultCommand::Adopt { path }) => session.vault_adopt(&path).await,
+        ClientCommand::Attach { disk, consumer, at } => {
+            attach::run(&disk, consumer, at.as_deref(), &session.client, session.output).await
+        }
         ClientCommand::Key(command) => keys::run(command, &session.client, session.output).await,
     }
 }
@@ -72,7 +83,7 @@ fn of_group(group: Option<&Name>) -> String {
 }
 
 /// A directory that is there, by the one name that the kernel has for it.
-fn existing(directory: &Path) -> Result<PathBuf, Failure> {
+pub(super) fn existing(directory: &Path) -> Result<PathBuf, Failure> {
     let found = directory.canonicalize().ok().filter(|found| found.is_dir());
     found.ok_or_else(|| {
         Failure::Usage(format!("`{}` is not a directory: create it first", directory.display()))
@@ -116,7 +127,10 @@ impl Session {
             }
             GroupCommand::Resume { group, accept_loss, consent } => {
                 if accept_loss {
-                    let what = format!("giving up what was written to {group} and rotted in its journal");
+                    let what = format!(
+                        "giving up what was written to {group} and rotted in its journal (a recovery point may still hold it: \
+                         `point list {group}`)"
+                    );
                     confirm(consent.yes, &what).await?;
                 }
                 let route = format!("/v1/groups/{group}/resume");
@@ -137,12 +151,6 @@ impl Session {
                 self.removed(&format!("group {group}"))
             }
         }
-    }
-
-    async fn events(&self, group: Option<&Name>, limit: u32) -> Result<(), Failure> {
-        let group = group.map(|group| format!("&group={group}")).unwrap_or_default();
-        let events: Vec<Event> = self.client.get(&format!("/v1/events?limit={limit}{group}")).await?;
-        self.output.show(&events, |events| render::events(events))
     }
 
     async fn disk(&self, command: DiskCommand) -> Result<(), Failure> {
@@ -218,21 +226,9 @@ impl Session {
                 self.output.show(&points, |points| render::points(points))
             }
             PointCommand::Mount { disk, point, partition, directory } => {
-                let directory = existing(&directory)?;
-                let mounting = async |test: &Test, interrupts: &mut Interrupts| {
-                    tools::mount(test, &disk, partition, &directory, interrupts).await
-                };
-                // Writable: before it can be read, a file system that was in use at the point replays its own journal.
-                let request = TestRequest { point: point.point, read_only: false, for_restore: false };
-                let mounted = self.with_test(&disk.group, &request, Keep::OnSuccess, mounting).await;
-                let (_, mounted) = mounted?;
-                self.output.show(&mounted, render::mounted)
+                self.mount(&disk, point.point, partition, &directory).await
             }
-            PointCommand::Unmount { directory } => {
-                let mounted = tools::unmount(&existing(&directory)?).await?;
-                self.end_test(&mounted.group, mounted.test).await?;
-                self.output.show(&mounted, render::unmounted)
-            }
+            PointCommand::Unmount { directory } => self.unmount(&directory).await,
         }
     }
 
@@ -287,7 +283,7 @@ impl Session {
         }
     }
 
-    async fn tests(&self, group: Option<&Name>) -> Result<Vec<Test>, Failure> {
+    pub(super) async fn tests(&self, group: Option<&Name>) -> Result<Vec<Test>, Failure> {
         self.client.get(&format!("/v1/tests{}", of_group(group))).await
     }
 
@@ -386,7 +382,7 @@ impl Session {
 
     /// Does `work` on a test failover of a point, which ends with it, also when it fails or is interrupted: interruptions
     /// are the work's to hear, and to put right what it did before the test failover goes.
-    async fn with_test<T>(
+    pub(super) async fn with_test<T>(
         &self,
         group: &Name,
         request: &TestRequest,
@@ -405,7 +401,7 @@ impl Session {
         worked.map(|done| (test, done))
     }
 
-    async fn end_test(&self, group: &str, number: u64) -> Result<(), Failure> {
+    pub(super) async fn end_test(&self, group: &str, number: u64) -> Result<(), Failure> {
         self.client.delete::<Vec<u64>>(&format!("/v1/groups/{group}/tests/{number}")).await.map(drop)
     }
 
@@ -432,10 +428,11 @@ impl Session {
         let request = GroupVerifyRequest { rate_bytes_per_s: rate.map(|rate| rate.0) };
         let route = format!("/v1/groups/{group}/verify");
         let asked = self.client.post(&route, &request);
-        let report = match progress::run(&self.client, asked, &format!("verifying {group}")).await? {
-            JobResult::GroupVerified(report) => report,
-            other => return Err(unexpected(&other)),
-        };
+        let report =
+            match progress::run_verification(&self.client, asked, &format!("verifying {group}")).await? {
+                JobResult::GroupVerified(report) => report,
+                other => return Err(unexpected(&other)),
+            };
         self.output.show(&report, render::group_verified)?;
         match report.faults.len() as u64 + report.more_faults {
             0 => Ok(()),
@@ -447,7 +444,7 @@ impl Session {
         let label = format!("verifying {}", group.as_ref().map_or("every group", Name::as_str));
         let request = VerifyRequest { group, rate_bytes_per_s: rate.map(|rate| rate.0) };
         let asked = self.client.post("/v1/vault/verify", &request);
-        let report = match progress::run(&self.client, asked, &label).await? {
+        let report = match progress::run_verification(&self.client, asked, &label).await? {
             JobResult::Verified(report) => report,
             other => return Err(unexpected(&other)),
         };
@@ -455,6 +452,28 @@ impl Session {
         match report.faults.len() {
             0 => Ok(()),
             count => Err(Error::corrupt(format!("the vault has {}", counted(count, "fault"))).into()),
+        }
+    }
+
+    async fn vault_repair(&self, group: &Name, rate: Option<ByteRate>, yes: bool) -> Result<(), Failure> {
+        let request = RepairRequest { lose_points: yes, rate_bytes_per_s: rate.map(|rate| rate.0) };
+        let route = format!("/v1/groups/{group}/repair");
+        let label = if yes { format!("repairing {group}") } else { format!("verifying {group}") };
+        let report = match progress::run(&self.client, self.client.post(&route, &request), &label).await? {
+            JobResult::Repaired(report) => report,
+            other => return Err(unexpected(&other)),
+        };
+        self.output.show(&report, render::repaired)?;
+        let (count, what) = match report.done {
+            true => (report.left.len(), "left: 'vault verify' says what"),
+            false => (report.faults.len(), "and nothing was changed: --yes repairs it"),
+        };
+        match count {
+            0 => Ok(()),
+            count => {
+                Err(Error::corrupt(format!("the vault of {group} has {} {what}", counted(count, "fault")))
+                    .into())
+            }
         }
     }
 

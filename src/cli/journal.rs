@@ -163,7 +163,8 @@ impl Verification {
         match (&self.torn_tail, self.verdict) {
             (Some(tail), _) => {
                 let _ = writeln!(text, "torn tail (normal after a crash): {took}\n  {}", tail.line);
-                text += "  what stands there was never acknowledged as durable; opening leaves it out\n";
+                text +=
+                    "  nothing that is left says that what stands there was durable; opening leaves it out\n";
             }
             (None, "sound") => {
                 let _ = writeln!(text, "sound{closed}: {took}");

@@ -7,7 +7,8 @@ use tracing_subscriber::EnvFilter;
 use super::failure::Failure;
 use crate::config::{Log, LogFormat, LogLevel};
 
-const VARIABLE: &str = "AFTERIMAGE_LOG";
+/// Says more precisely than the configuration what is logged.
+pub const VARIABLE: &str = "AFTERIMAGE_LOG";
 
 /// Starts logging for the rest of the process.
 pub fn start(log: Log) -> Result<(), Failure> {

@@ -1,17 +1,24 @@
-//! The command line: text in, text out. Every verb but `serve`, `demo` and `journal` is a thin client of the API.
+//! The command line: text in, text out. Every verb but `serve`, `demo`, `doctor`, `journal` and what prints
+//! documents is a thin client of the API.
 //!
-//! Exit statuses: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted. Errors are one line on standard error that begins
+//! Exit statuses: 0 done, 1 failed, 2 wrong usage or configuration, 130 interrupted; of `check`, those of monitoring ([`check`]). Errors are one line on standard error that begins
 //! with `error: `. Whoever stops reading our output (`| head`) ends us quietly.
 
 mod arguments;
+mod attach;
+mod check;
 pub mod client;
 mod commands;
 pub mod demo;
+mod doctor;
+mod documents;
 mod failure;
+mod history;
 mod interrupt;
 pub mod journal;
 mod keys;
 mod logging;
+mod mounting;
 pub mod output;
 mod progress;
 mod render;
@@ -20,6 +27,7 @@ mod tools;
 mod values;
 mod waiting;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind as UsageKind;
@@ -30,9 +38,10 @@ use output::Output;
 
 /// Parses the process's arguments, does what they say, and tells how it went.
 pub fn main() -> ExitCode {
-    let arguments = match Arguments::of(std::env::args_os()) {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let arguments = match Arguments::of(&words) {
         Ok(arguments) => arguments,
-        Err(refusal) => return usage(&refusal),
+        Err(refusal) => return usage(&refusal, check::is_meant(&words)),
     };
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
@@ -41,7 +50,7 @@ pub fn main() -> ExitCode {
 }
 
 /// What clap says instead of arguments: help or version, or an error, which becomes one line.
-fn usage(refusal: &clap::Error) -> ExitCode {
+fn usage(refusal: &clap::Error, for_monitoring: bool) -> ExitCode {
     match refusal.kind() {
         UsageKind::DisplayHelp | UsageKind::DisplayVersion => output::print(&refusal.render().to_string())
             .map_or_else(|failure| failure.report(), |()| ExitCode::SUCCESS),
@@ -53,8 +62,11 @@ fn usage(refusal: &clap::Error) -> ExitCode {
             let text = refusal.render().to_string();
             let (problem, _) = text.split_once("\n\nUsage:").unwrap_or((&text, ""));
             let problem = problem.split("\n\nFor more information").next().unwrap_or(problem);
-            Failure::Usage(format!("{}; see --help", problem.trim_start_matches("error: ").trim_end()))
-                .report()
+            let problem = format!("{}; see --help", problem.trim_start_matches("error: ").trim_end());
+            match for_monitoring {
+                true => check::refused(&problem).report(),
+                false => Failure::Usage(problem).report(),
+            }
         }
     }
 }
@@ -65,10 +77,13 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Command::Serve { config, dies_with } => serve::run(&config, dies_with),
         Command::Demo { keep } => demo::run(keep),
+        Command::Doctor(arguments) => doctor::run(&arguments, output),
         Command::Journal(JournalCommand::Inspect { path, frames, records }) => {
             journal::inspect(&path, journal::Depth::chosen(frames, records), output)
         }
         Command::Journal(JournalCommand::Verify { path }) => journal::verify(&path, output),
+        Command::Completions { shell } => output::print(&documents::completions(shell)),
+        Command::Man { to } => documents::write_man_pages(&to),
         Command::Client(command) => {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()

@@ -2,20 +2,21 @@
 //!
 //! A point's time is exact everywhere, because people copy it into `--point`.
 
+pub mod history;
 mod verify;
 
 use std::fmt::Write;
 use std::time::Duration;
 
 use verify::verify_lines;
-pub use verify::{group_verified, verified};
+pub use verify::{group_verified, repaired, verified};
 
 use super::output::table;
 use super::tools::Mounted;
 use crate::byte_size::ByteSize;
 use crate::control::model::{
-    Condition, Disk, Event, Failure, Group, GroupLimits, GroupStatus, JournalStatus, Keys, Point,
-    PointCreated, PointKind, Policy, PolicyForecast, Reason, Restored, Resumed, Severity, Status, Test,
+    Condition, Disk, Failure, Group, GroupLimits, GroupStatus, JournalStatus, Keys, Point, PointCreated,
+    PointKind, Policy, PolicyForecast, Reason, Restored, Resumed, Status, Test, TurnedAway,
 };
 use crate::control::wire::rfc3339;
 use crate::counted::counted;
@@ -181,20 +182,6 @@ pub fn resumed(resumed: &Resumed) -> String {
     text
 }
 
-pub fn events(events: &[Event]) -> String {
-    let rows = events.iter().map(|event| {
-        let severity = match event.severity {
-            Severity::Info => "info",
-            Severity::Warning => "WARNING",
-            Severity::Error => "ERROR",
-        };
-        let name = event.group.as_ref().map(ToString::to_string);
-        let name = name.or(event.group_id.map(|group| group.to_string())).unwrap_or_default();
-        [rfc3339(event.time), name, severity.to_owned(), event.code.clone(), event.message.clone()]
-    });
-    table(["TIME", "GROUP", "SEVERITY", "EVENT", "MESSAGE"], rows)
-}
-
 pub fn point_created(point: &Point) -> String {
     format!("point {} of {} created\n", point.id, rfc3339(point.time))
 }
@@ -308,6 +295,15 @@ pub fn mounted(mounted: &Mounted) -> String {
     )
 }
 
+/// What was unmounted while no gateway answered.
+pub fn test_left(mounted: &Mounted) -> String {
+    let Mounted { test, group, .. } = mounted;
+    format!(
+        "no gateway answers: test-{test} of {group} stays until one does; then the next `afterimage point mount` or `point \
+         unmount` ends it, or `afterimage failover cleanup {group} --test {test}`\n"
+    )
+}
+
 pub fn unmounted(mounted: &Mounted) -> String {
     format!("{} is no longer on {}\n", mounted.disk, mounted.directory.display())
 }
@@ -319,20 +315,42 @@ pub fn status(status: &Status) -> String {
         (false, None) => "through the page cache".to_owned(),
     };
     let mut text = format!(
-        "site {}, afterimage {}, serving since {}\nlisten   {}\nstorage  {} ({}), {direct}\nclients  {}\n\n",
+        "site {}, afterimage {}, serving since {}\nlisten   {}\nstorage  {} ({}), {direct}\nclients  {}{}\n\n",
         status.site,
         status.version,
         status.started,
         status.listen.join(" "),
         status.storage.backend,
         status.storage.backend_reason,
-        status.connections
+        status.connections,
+        turned_away(status.turned_away)
     );
+    if let Some(waited) = status.buffers_waiting_ms {
+        text.truncate(text.len() - 1);
+        let _ = writeln!(text, "buffers  {}\n", buffers_waiting(status, waited));
+    }
     text += &group_table(&status.groups);
     for group in &status.groups {
         text += &group_details(group);
     }
     text
+}
+
+/// Why requests are left unread, and what to do.
+pub fn buffers_waiting(status: &Status, waited_ms: u64) -> String {
+    format!(
+        "for {} requests have had to wait for room in [nbd] buffers_total ({} of {} are taken): end clients, have fewer requests in \
+         flight, or write a larger value",
+        duration(waited_ms),
+        size(status.buffers_total_bytes),
+        size(status.buffers_total_limit_bytes)
+    )
+}
+
+fn turned_away(turned_away: TurnedAway) -> String {
+    let newest =
+        turned_away.newest.map(|newest| format!(", {} turned away, the last {newest}", turned_away.clients));
+    newest.unwrap_or_default()
 }
 
 fn group_table(groups: &[GroupStatus]) -> String {
@@ -417,8 +435,11 @@ fn limits_line(limits: &GroupLimits) -> String {
         None => size(limits.history_bytes),
     };
     let free = limits.free_bytes.map_or_else(String::new, |free| format!(", free {}", size(free)));
+    // Where it is the vault's file system, that is said already.
+    let images = limits.images_free_bytes.filter(|_| limits.images_free_bytes != limits.free_bytes);
+    let images = images.map_or_else(String::new, |free| format!(", free for images {}", size(free)));
     format!(
-        "  takes  maps {} of {}, frames {} of {}, history {history}{free}\n",
+        "  takes  maps {} of {}, frames {} of {}, history {history}{free}{images}\n",
         size(limits.maps_bytes),
         size(limits.maps_limit_bytes),
         size(limits.frames_bytes),

@@ -8,6 +8,7 @@ use std::fmt::Display;
 use std::num::NonZeroU64;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
+use std::time::Duration;
 
 use crate::byte_size::ByteSize;
 use crate::control::model::Policy;
@@ -17,7 +18,7 @@ use crate::control::selector::PointSelector;
 use crate::env::{Environment, OsEnvironment};
 use crate::error::{Error, Result};
 use crate::throttle::ByteRate;
-use crate::units::{SECTOR_BYTES, SectorCount};
+use crate::units::{SECTOR_BYTES, SectorCount, WallNanos};
 
 /// That `text` is no option that stands where a value should; `example` is one.
 fn value<'a>(text: &'a str, example: &str) -> Result<&'a str> {
@@ -47,6 +48,22 @@ pub(super) fn disk_size(text: &str) -> Result<SectorCount> {
         "`{text}` is no positive multiple of {SECTOR_BYTES} bytes, as a disk is: write for example 20G"
     );
     size.sectors().map_err(|_| Error::invalid(no_size))
+}
+
+pub(super) fn duration(text: &str) -> Result<Duration> {
+    let no_duration =
+        |error| Error::invalid(format!("`{text}` is not a duration ({error}): write for example 2m"));
+    humantime::parse_duration(value(text, "2m")?).map_err(no_duration)
+}
+
+/// How long to wait for an answer.
+pub(super) fn timeout(text: &str) -> Result<Duration> {
+    match duration(text)? {
+        Duration::ZERO => {
+            Err(Error::invalid(format!("`{text}`: nothing answers in no time: write for example 10s")))
+        }
+        timeout => Ok(timeout),
+    }
 }
 
 pub(super) fn interval(text: &str) -> Result<Policy> {
@@ -81,6 +98,32 @@ pub(super) fn point(text: &str) -> Result<PointSelector> {
 
 pub(super) fn count(text: &str) -> Result<u32> {
     number(text, 0..=u32::MAX, "20")
+}
+
+/// So long ago, or then.
+pub(super) fn since(text: &str) -> Result<WallNanos> {
+    let text = value(text, "2h")?;
+    if let Ok(age) = humantime::parse_duration(text) {
+        let age = i64::try_from(age.as_nanos()).unwrap_or(i64::MAX);
+        return Ok(WallNanos(OsEnvironment::new().wall().0.saturating_sub(age)));
+    }
+    let time = text.parse::<jiff::Timestamp>().ok().and_then(|time| i64::try_from(time.as_nanosecond()).ok());
+    time.map(WallNanos).ok_or_else(|| {
+        Error::invalid(format!(
+            "`{text}` is neither a duration nor a time: write for example 2h, or 2026-11-21T14:03:00Z"
+        ))
+    })
+}
+
+/// A job's id: 32 hexadecimal digits.
+pub(super) fn job(text: &str) -> Result<String> {
+    let is_id = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_id {
+        return Ok(text.to_ascii_lowercase());
+    }
+    Err(Error::invalid(format!(
+        "`{text}` is no job's id, which has 32 hexadecimal digits: `jobs` lists them"
+    )))
 }
 
 pub(super) fn partition(text: &str) -> Result<u32> {

@@ -5,8 +5,12 @@
 
 use std::path::Path;
 
+use rustix::fs::statvfs;
+use rustix::io::Errno;
+
 use super::error::{Fault, quoted, quoted_path};
-use super::{Configuration, StorageChoice};
+use super::{Configuration, HookAction, StorageChoice};
+use crate::byte_size::ByteSize;
 use crate::data_directory::{self, Obstacle};
 use crate::key_file;
 use crate::listen::{self, ListenAddress};
@@ -23,8 +27,34 @@ pub(super) fn check(configuration: &Configuration) -> Result<(), Fault> {
         check_address(socket)?;
     }
     check_beside_each_other(&sockets)?;
+    check_free_min(configuration)?;
     check_site_key(configuration)?;
+    check_hooks(configuration)?;
     check_backend(configuration)
+}
+
+/// That so much can be free at all: where it cannot, all of history would go, and in vain.
+fn check_free_min(configuration: &Configuration) -> Result<(), Fault> {
+    let data_dir = &configuration.site.data_dir;
+    let Configuration { vault, images, .. } = configuration;
+    let kept_free = [
+        ("vault.free_min", vault.free_min, data_directory::vault(data_dir)),
+        ("images.free_min", images.free_min, data_directory::groups(data_dir)),
+    ];
+    for (key, wanted, directory) in kept_free {
+        let Some(wanted) = wanted else { continue };
+        let directory = if directory.exists() { &directory } else { data_dir };
+        // One that does not tell is none to refuse anybody for.
+        let Ok(stat) = statvfs(directory) else { continue };
+        let total = ByteSize(stat.f_blocks.saturating_mul(stat.f_frsize));
+        if wanted >= total {
+            let problem =
+                format!("the file system of {} has {} in all", directory.display(), total.approximate());
+            let mend = "write how much of it is to stay free, for example \"1G\"";
+            return Err(Fault::of(key, quoted(&wanted.to_string()), problem, mend));
+        }
+    }
+    Ok(())
 }
 
 /// An address with the key and the value that it comes from.
@@ -38,7 +68,10 @@ fn sockets(configuration: &Configuration) -> Vec<Socket> {
     let listen = configuration.nbd.listen.iter().zip(&configuration.written.listen);
     let nbd = listen.map(|(address, written)| ("nbd.listen", written, address.clone()));
     let api = ListenAddress::Unix(configuration.api.socket.clone());
-    let all = nbd.chain([("api.socket", &configuration.written.api_socket, api)]);
+    let written = &configuration.written.metrics_listen;
+    let metrics = configuration.metrics.listen.iter();
+    let metrics = metrics.map(|address| ("metrics.listen", written, ListenAddress::Tcp(*address)));
+    let all = nbd.chain([("api.socket", &configuration.written.api_socket, api)]).chain(metrics);
     let sockets = all.map(|(key, written, address)| {
         let shown = match &address {
             ListenAddress::Unix(path) => quoted_path(written, path),
@@ -82,7 +115,11 @@ fn check_places(configuration: &Configuration, sockets: &[Socket]) -> Result<(),
                     Fault::of(key, shown, "keys.site_key has the same path", "give each its own path")
                 }
                 other => {
-                    Fault::of(key, shown, format!("{other} has the same socket"), "give each its own path")
+                    let (what, mend) = match address {
+                        ListenAddress::Unix(_) => ("socket", "give each its own path"),
+                        ListenAddress::Tcp(_) => ("address", "give each its own port"),
+                    };
+                    Fault::of(key, shown, format!("{other} has the same {what}"), mend)
                 }
             });
         }
@@ -111,6 +148,24 @@ fn check_beside_each_other(sockets: &[Socket]) -> Result<(), Fault> {
     Ok(())
 }
 
+/// That programs which are to be told of events are there, and may be run by us.
+fn check_hooks(configuration: &Configuration) -> Result<(), Fault> {
+    for hook in &configuration.hooks {
+        let HookAction::Exec(program, _) = &hook.action else { continue };
+        let (problem, mend) = match program.metadata() {
+            Err(error) => (format!("the program cannot be found ({error})"), "name one that is there"),
+            Ok(found) if !found.is_file() => ("this is no file".to_owned(), "name a program"),
+            Ok(_) => match rustix::fs::access(program, rustix::fs::Access::EXEC_OK) {
+                Ok(()) => continue,
+                Err(errno) => (format!("it cannot be run ({errno})"), "make it executable for this user"),
+            },
+        };
+        let value = quoted(&program.to_string_lossy());
+        return Err(Fault::of(&format!("hooks.{}.exec", hook.name), value, problem, mend));
+    }
+    Ok(())
+}
+
 /// Where io_uring must be, every data thread opens a ring: whether it works is found out by using it.
 fn check_backend(configuration: &Configuration) -> Result<(), Fault> {
     if configuration.storage.backend != StorageChoice::Uring {
@@ -122,7 +177,7 @@ fn check_backend(configuration: &Configuration) -> Result<(), Fault> {
     opened.map(drop).map_err(|error| {
         let problem = format!("io_uring cannot be used here: {error}");
         let mend = "allow it (sysctl kernel.io_uring_disabled, the container's seccomp profile), or write \"auto\", which \
-                    takes blocking threads instead";
+                    takes blocking threads instead; `afterimage doctor` looks at the machine";
         Fault::of("storage.backend", quoted("io_uring"), problem, mend)
     })
 }
@@ -153,17 +208,27 @@ fn check_site_key(configuration: &Configuration) -> Result<(), Fault> {
     if let Some(obstacle @ (Obstacle::Missing | Obstacle::NotADirectory)) = obstacle {
         return Err(directory_fault(KEY, &value, directory, obstacle));
     }
+    let mut is_there = false;
     // One that waits to take its place is read as well.
     for file in [path.clone(), key_file::next(path)] {
         let found = key_file::look(&file).map_err(|unusable| {
             let which = if file == *path { String::new() } else { format!("{}: ", file.display()) };
             Fault::of(KEY, &value, which + &unusable.problem, unusable.mend)
         })?;
+        is_there |= found.is_some();
         if let Some(obstacle) = obstacle.filter(|_| found.is_none() && file == *path) {
             return Err(directory_fault(KEY, &value, directory, obstacle));
         }
     }
-    Ok(())
+    if is_there || data_directory::holds_groups(data_dir) {
+        return Ok(());
+    }
+    // One is made.
+    match data_directory::lacks_room(if is_own { data_dir } else { directory }) {
+        Some(full) if is_own => Err(data_directory_fault(configuration, data_dir, full)),
+        Some(full) => Err(directory_fault(KEY, &value, directory, full)),
+        None => Ok(()),
+    }
 }
 
 fn check_address(socket: &Socket) -> Result<(), Fault> {
@@ -188,6 +253,12 @@ fn directory_fault(key: &str, value: &str, directory: &Path, obstacle: Obstacle)
             format!("create it (`mkdir -p {shown}`) or name another"),
         ),
         Obstacle::NotADirectory => (format!("{shown} is not a directory"), "name a directory".to_owned()),
+        Obstacle::Unwritable(Errno::ROFS) => (
+            format!("directory {shown} is on a file system that is read-only here"),
+            format!(
+                "mount it writable or name another; in the sandbox of afterimage.service, `systemctl edit afterimage`: ReadWritePaths={shown}"
+            ),
+        ),
         Obstacle::Unwritable(errno) => (
             format!("directory {shown} is not writable ({errno})"),
             "give this user write permission, or name another".to_owned(),
@@ -195,6 +266,10 @@ fn directory_fault(key: &str, value: &str, directory: &Path, obstacle: Obstacle)
         Obstacle::TakesNoFiles(errno) => (
             format!("no file can be created in {shown} ({errno})"),
             "name a directory of a file system that keeps files".to_owned(),
+        ),
+        Obstacle::Full(errno) => (
+            format!("no space is left in {shown} for a first start ({errno})"),
+            "free some, or name a directory of a file system that has room".to_owned(),
         ),
         Obstacle::InUse => (
             "data directory in use by another gateway".to_owned(),

@@ -13,13 +13,15 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Visitor};
 
 use super::error::{Fault, quoted};
+use super::hooks::{self, RawHook};
+use super::metrics::{RawMetrics, metrics};
 use super::{
-    Api, Configuration, Journal, Keys, Log, LogFormat, LogLevel, Memory, Nbd, Site, Storage, StorageChoice,
-    Vault, Verify, Written,
+    Api, Configuration, Images, Journal, Keys, Log, LogFormat, LogLevel, Memory, Nbd, Site, Storage,
+    StorageChoice, Vault, Verify, Written,
 };
 use crate::byte_size::{ByteSize, SizeFault};
 use crate::data_directory;
-use crate::listen::{self, ListenAddress};
+use crate::listen::{self, ListenAddress, SocketMode};
 use crate::protect::open::MAP_BYTES_MIN;
 use crate::throttle::ByteRate;
 
@@ -48,6 +50,9 @@ const VERIFY_EVERY_MIN: Duration = Duration::from_secs(1);
 const VERIFY_RATE: ByteSize = ByteSize(20 << 20);
 const VERIFY_RATE_MIN: ByteSize = ByteSize(64 << 10);
 const CONNECTIONS_MAX: usize = 1024;
+/// A command line has one connection at a time.
+const API_CONNECTIONS_MAX: usize = 256;
+const API_CONNECTIONS_MOST: usize = 1 << 16;
 const DATA_THREADS_MAX: usize = 64;
 
 #[derive(Deserialize)]
@@ -69,9 +74,15 @@ struct RawFile {
     #[serde(default)]
     vault: RawVault,
     #[serde(default)]
+    images: RawImages,
+    #[serde(default)]
     keys: RawKeys,
     #[serde(default)]
     verify: RawVerify,
+    #[serde(default)]
+    metrics: RawMetrics,
+    #[serde(default)]
+    hooks: Vec<RawHook>,
 }
 
 #[derive(Deserialize)]
@@ -86,6 +97,7 @@ struct RawSite {
 #[serde(deny_unknown_fields)]
 struct RawNbd {
     listen: Option<Vec<String>>,
+    socket_mode: Option<String>,
     #[serde(default)]
     allow_insecure: bool,
     connections_max: Option<toml::Value>,
@@ -97,6 +109,7 @@ struct RawNbd {
 #[serde(deny_unknown_fields)]
 struct RawApi {
     socket: Option<String>,
+    connections_max: Option<toml::Value>,
 }
 
 #[derive(Default, Deserialize)]
@@ -130,6 +143,12 @@ struct RawMemory {
 #[serde(deny_unknown_fields)]
 struct RawVault {
     history_max: Option<RawSize>,
+    free_min: Option<RawSize>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawImages {
     free_min: Option<RawSize>,
 }
 
@@ -181,9 +200,10 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Configuration, Fault> {
     let (api, api_socket) = api(raw.api, &site.data_dir)?;
     let (nbd, listen) = nbd(raw.nbd, &site.data_dir)?;
     let (keys, site_key) = keys(raw.keys, &site.data_dir)?;
+    let (metrics, metrics_listen) = metrics(raw.metrics)?;
     Ok(Configuration {
         file: file.to_owned(),
-        written: Written { data_dir, listen, api_socket, site_key },
+        written: Written { data_dir, listen, api_socket, site_key, metrics_listen },
         keys,
         site,
         nbd,
@@ -199,7 +219,10 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Configuration, Fault> {
             history_max: optional_size("vault.history_max", raw.vault.history_max, HISTORY_MIN)?,
             free_min: optional_size("vault.free_min", raw.vault.free_min, ByteSize(0))?,
         },
+        images: Images { free_min: optional_size("images.free_min", raw.images.free_min, ByteSize(0))? },
         verify: verify(raw.verify)?,
+        metrics,
+        hooks: hooks::parse(raw.hooks)?,
     })
 }
 
@@ -214,7 +237,10 @@ fn toml_fault(text: &str, error: &toml::de::Error) -> Fault {
     let message = error.message();
     // Serde names the type of ours that a table becomes.
     let is_table = message.contains("expected struct");
-    let mend = if message.starts_with("unknown field") {
+    let place = error.span().map(|span| place_in(text, &span)).unwrap_or_default();
+    let mend = if message.contains("expected a sequence") && place.contains("[hooks]") {
+        "write [[hooks]], with two brackets: there may be several"
+    } else if message.starts_with("unknown field") {
         "remove or rename it"
     } else if is_table {
         "write its name as [NAME] on a line of its own, and its keys below"
@@ -222,7 +248,7 @@ fn toml_fault(text: &str, error: &toml::de::Error) -> Fault {
         MENDS.iter().find(|(said, _)| message.contains(said)).map_or("correct this line", |(_, mend)| mend)
     };
     Fault {
-        place: error.span().map(|span| place_in(text, &span)).unwrap_or_default(),
+        place,
         problem: if is_table { "not a table".to_owned() } else { message.to_owned() },
         mend: mend.to_owned(),
     }
@@ -304,9 +330,11 @@ fn nbd(raw: RawNbd, data_dir: &Path) -> Result<(Nbd, Vec<String>), Fault> {
         Some(count) => count_between("nbd.connections_max", &count, 1 << 20)?,
         None => NonZeroUsize::new(CONNECTIONS_MAX).expect("not zero"),
     };
+    let modes = [("0600", SocketMode::Owner), ("0660", SocketMode::Group)];
+    let socket_mode = one_of("nbd.socket_mode", raw.socket_mode.as_deref(), &modes)?;
     let buffers = size_of_at_least("nbd.buffers", raw.buffers, BUFFERS, BUFFERS_MIN)?;
     let buffers_total = buffers_total(raw.buffers_total, buffers)?;
-    Ok((Nbd { listen, connections_max, buffers, buffers_total }, written))
+    Ok((Nbd { listen, socket_mode, connections_max, buffers, buffers_total }, written))
 }
 
 /// Where it is left out, it is never what is wrong: it follows larger buffers of each client.
@@ -343,7 +371,11 @@ fn api(raw: RawApi, data_dir: &Path) -> Result<(Api, String), Fault> {
     let path = text.strip_prefix("unix:").unwrap_or(&text);
     let path = absolute(KEY, &text, path, "/run/afterimage/api.sock")?;
     let socket = listen::socket_path(&path).map_err(|fault| Fault::of_address(KEY, quoted(&text), fault))?;
-    Ok((Api { socket }, text))
+    let connections_max = match raw.connections_max {
+        Some(count) => count_between("api.connections_max", &count, API_CONNECTIONS_MOST)?,
+        None => NonZeroUsize::new(API_CONNECTIONS_MAX).expect("not zero"),
+    };
+    Ok((Api { socket, connections_max }, text))
 }
 
 /// The table, and the site key's path as it is written.

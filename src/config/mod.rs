@@ -7,19 +7,23 @@
 mod check;
 mod error;
 mod file;
+mod hooks;
+mod metrics;
 
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use error::ConfigurationError;
 pub(crate) use error::one_line;
+pub use hooks::{Hook, HookAction, WebhookAddress};
 
 use crate::byte_size::ByteSize;
 use crate::control::name::Name;
 use crate::data_directory::DataDirectory;
-use crate::listen::ListenAddress;
+use crate::listen::{ListenAddress, SocketMode};
 use crate::throttle::ByteRate;
 
 /// Everything that a gateway process is told.
@@ -45,10 +49,16 @@ pub struct Configuration {
     pub memory: Memory,
     /// `[vault]`
     pub vault: Vault,
+    /// `[images]`
+    pub images: Images,
     /// `[keys]`
     pub keys: Keys,
     /// `[verify]`
     pub verify: Verify,
+    /// `[metrics]`
+    pub metrics: Metrics,
+    /// `[[hooks]]`
+    pub hooks: Vec<Hook>,
 }
 
 /// Paths and addresses as the file has them, or as their defaults would be written.
@@ -62,6 +72,8 @@ pub struct Written {
     pub api_socket: String,
     /// `keys.site_key`
     pub site_key: String,
+    /// `metrics.listen`; empty if it is not there.
+    pub metrics_listen: String,
 }
 
 /// `[site]`: what this process is called and where it keeps its state.
@@ -80,6 +92,8 @@ pub struct Site {
 pub struct Nbd {
     /// Where it listens; never empty.
     pub listen: Vec<ListenAddress>,
+    /// Who may connect to its Unix sockets.
+    pub socket_mode: SocketMode,
     /// How many clients may be connected at once.
     pub connections_max: NonZeroUsize,
     /// Bytes of requests in flight and of replies that wait, of one client.
@@ -93,6 +107,8 @@ pub struct Nbd {
 pub struct Api {
     /// The unix socket of the HTTP API, absolute.
     pub socket: PathBuf,
+    /// How many clients may be connected at once.
+    pub connections_max: NonZeroUsize,
 }
 
 /// `[log]`: what the process says on standard error.
@@ -174,6 +190,13 @@ pub struct Vault {
     pub free_min: Option<ByteSize>,
 }
 
+/// `[images]`: what their file system is to have left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Images {
+    /// Below so many free bytes that is told. `None`: a twentieth of it, 1 GiB at most.
+    pub free_min: Option<ByteSize>,
+}
+
 /// `[keys]`: what seals the groups.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keys {
@@ -190,6 +213,13 @@ pub struct Verify {
     pub every: Option<Duration>,
     /// Bytes that are read in a second at most.
     pub rate: ByteRate,
+}
+
+/// `[metrics]`: a socket of their own for `GET /metrics`, which the API's serves too.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Metrics {
+    /// Where they are served: all addresses of the host that is named; none unless asked for.
+    pub listen: Vec<SocketAddr>,
 }
 
 impl Configuration {

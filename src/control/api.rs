@@ -2,6 +2,7 @@
 //!
 //! | route | answer |
 //! |---|---|
+//! | `GET /metrics` | metrics, as text: [`metrics`] |
 //! | `GET /v1/status` | [`Status`](super::model::Status) |
 //! | `GET, POST /v1/groups` · `GET, DELETE /v1/groups/{group}` | [`Group`](super::model::Group) |
 //! | `PUT /v1/groups/{group}/policy` | [`Group`](super::model::Group) |
@@ -9,7 +10,10 @@
 //! | `POST /v1/groups/{group}/points/hold`, `…/release`, `…/delete` | [`Point`](super::model::Point) |
 //! | `POST /v1/groups/{group}/resume` [`ResumeRequest`](super::model::ResumeRequest) | [`Resumed`](super::model::Resumed) |
 //! | `POST /v1/groups/{group}/pause` | [`Group`](super::model::Group) |
-//! | `GET /v1/events?group=…&limit=…` | [`Event`](super::model::Event)s, newest first |
+//! | `GET /v1/events?group=…&severity=…&since=…&limit=…` | [`Event`](super::model::Event)s, newest first |
+//! | `GET /v1/events?after=ID&catalogue=…&wait_ms=…` | [`EventPage`](super::model::EventPage): what came after, oldest first; waits until there is some |
+//! | `GET /v1/audit?limit=…` | [`AuditRecord`](super::model::AuditRecord)s, newest first |
+//! | `GET /v1/hooks` · `POST /v1/hooks/{name}/test` | [`HookStatus`](super::model::HookStatus) |
 //! | `GET /v1/disks?group=` | a list of [`Disk`] |
 //! | `POST /v1/groups/{group}/disks` · `DELETE /v1/groups/{group}/disks/{disk}` | [`Disk`], or a [`Job`](super::model::Job) for an import |
 //! | `POST /v1/groups/{group}/disks/{disk}/resize` | [`Disk`] |
@@ -24,29 +28,32 @@
 //! `{group}` is a group's name or its id. Errors are [`ApiError`] with a status that follows from the kind. Who may connect is decided by the socket's
 //! permissions alone. Bodies are JSON whatever the content type says, so that `curl -d` needs no header.
 
-use std::future::Future;
+mod parts;
+mod recording;
+
 use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::StatusCode;
-use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
-use bytes::Bytes;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 
+use self::parts::{Answered, Body, Parameters, Refused, Segments};
+use super::audit::AuditTrail;
 use super::backend::Backend;
 use super::jobs::Jobs;
+use super::metrics;
 use super::model::{
-    AdoptRequest, ApiError, Disk, DiskRequest, DiskSource, EventQuery, GroupRequest, GroupVerifyRequest,
-    JobKind, JobResult, KeyImport, KeyRotation, PointRequest, PointSelection, PolicyRequest, ResizeRequest,
-    RestoreRequest, ResumeRequest, TestRequest, VerifyRequest,
+    AdoptRequest, ApiError, AuditQuery, Disk, DiskRequest, DiskSource, EventQuery, GroupRequest,
+    GroupVerifyRequest, JobKind, JobResult, KeyImport, KeyRotation, PointRequest, PointSelection,
+    PolicyRequest, RepairRequest, ResizeRequest, RestoreRequest, ResumeRequest, TestRequest, VerifyRequest,
 };
 use super::name::{DiskPath, Name};
+use super::server::ApiConnections;
 use crate::block::TestId;
 use crate::byte_size::ByteSize;
 use crate::env::Environment;
@@ -56,19 +63,30 @@ use crate::throttle::ByteRate;
 /// Longest that one request waits for a job.
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
-/// Longest that stopping waits for requests at work: a client may be slow, or wait for a job.
-const GRACE: Duration = Duration::from_secs(5);
+/// Most bytes of a request's body: names, numbers, a key.
+const BODY_BYTES_MAX: usize = 256 << 10;
 
 /// What every handler needs.
 #[derive(Clone)]
 struct Api {
     backend: Arc<dyn Backend>,
     jobs: Jobs,
+    trail: AuditTrail,
+    connections: Arc<ApiConnections>,
 }
 
-/// The API's routes over a site.
-pub fn router(backend: Arc<dyn Backend>, environment: Arc<dyn Environment + Send + Sync>) -> Router {
+/// The API's routes over a site, for clients that are counted in `connections`.
+pub fn router(
+    backend: Arc<dyn Backend>,
+    connections: Arc<ApiConnections>,
+    environment: Arc<dyn Environment + Send + Sync>,
+) -> Router {
+    let catalogue = backend.catalogue();
+    let trail = AuditTrail::new(catalogue.clone(), Arc::clone(&environment));
+    let api = Api { backend, jobs: Jobs::new(environment, catalogue), trail, connections };
+    let recording = axum::middleware::from_fn_with_state(api.clone(), recording::record);
     Router::new()
+        .route(metrics::PATH, get(scrape))
         .route("/v1/status", get(status))
         .route("/v1/groups", get(groups).post(group_create))
         .route("/v1/groups/{group}", get(group).delete(group_remove))
@@ -76,6 +94,9 @@ pub fn router(backend: Arc<dyn Backend>, environment: Arc<dyn Environment + Send
         .route("/v1/groups/{group}/resume", post(group_resume))
         .route("/v1/groups/{group}/pause", post(group_pause))
         .route("/v1/events", get(events))
+        .route("/v1/audit", get(audit_trail))
+        .route("/v1/hooks", get(hooks))
+        .route("/v1/hooks/{name}/test", post(hook_test))
         .route("/v1/groups/{group}/disks", post(disk_create))
         .route("/v1/groups/{group}/disks/{disk}", delete(disk_remove))
         .route("/v1/groups/{group}/disks/{disk}/resize", post(disk_resize))
@@ -92,6 +113,7 @@ pub fn router(backend: Arc<dyn Backend>, environment: Arc<dyn Environment + Send
         .route("/v1/vault/verify", post(vault_verify))
         .route("/v1/vault/adopt", post(vault_adopt))
         .route("/v1/groups/{group}/verify", post(group_verify))
+        .route("/v1/groups/{group}/repair", post(vault_repair))
         .route("/v1/keys", get(keys))
         .route("/v1/keys/rotate", post(key_rotate))
         .route("/v1/keys/export", post(key_export))
@@ -100,105 +122,9 @@ pub fn router(backend: Arc<dyn Backend>, environment: Arc<dyn Environment + Send
         .route("/v1/jobs/{id}", get(job).delete(job_cancel))
         .fallback(no_such_route)
         .method_not_allowed_fallback(no_such_method)
-        .with_state(Api { backend, jobs: Jobs::new(environment) })
-}
-
-/// Serves the API until `shutdown` resolves and the requests at work have been answered, for five seconds at most.
-pub async fn serve(
-    listener: std::os::unix::net::UnixListener,
-    router: Router,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
-    let listener = tokio::net::UnixListener::from_std(listener)?;
-    let (tell, told) = tokio::sync::oneshot::channel::<()>();
-    let serving = axum::serve(listener, router).with_graceful_shutdown(async move {
-        // A sender that is dropped tells as well.
-        let _ = told.await;
-    });
-    let patience = async move {
-        shutdown.await;
-        drop(tell);
-        tokio::time::sleep(GRACE).await;
-    };
-    tokio::select! {
-        served = serving => served,
-        () = patience => Ok(()),
-    }
-}
-
-/// An error on its way to a client.
-struct Refused(Error);
-
-impl From<Error> for Refused {
-    fn from(error: Error) -> Refused {
-        Refused(error)
-    }
-}
-
-impl IntoResponse for Refused {
-    fn into_response(self) -> Response {
-        (status_of(self.0.kind()), Json(ApiError::from(&self.0))).into_response()
-    }
-}
-
-fn status_of(kind: ErrorKind) -> StatusCode {
-    match kind {
-        ErrorKind::Invalid | ErrorKind::Protocol => StatusCode::BAD_REQUEST,
-        ErrorKind::NotFound => StatusCode::NOT_FOUND,
-        ErrorKind::AlreadyExists | ErrorKind::Fenced | ErrorKind::Latched | ErrorKind::NoKey => {
-            StatusCode::CONFLICT
-        }
-        ErrorKind::Unsupported => StatusCode::NOT_IMPLEMENTED,
-        ErrorKind::Shutdown => StatusCode::SERVICE_UNAVAILABLE,
-        ErrorKind::NoSpace => StatusCode::INSUFFICIENT_STORAGE,
-        ErrorKind::Io | ErrorKind::Corrupt => StatusCode::INTERNAL_SERVER_ERROR,
-    }
-}
-
-type Answered<T> = Result<T, Refused>;
-
-/// A JSON body; an empty one is an empty object.
-struct Body<T>(T);
-
-impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
-    type Rejection = Refused;
-
-    async fn from_request(request: Request, state: &S) -> Answered<Body<T>> {
-        let bytes = Bytes::from_request(request, state)
-            .await
-            .map_err(|rejection| Refused(Error::invalid(rejection.body_text())))?;
-        let text: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
-        serde_json::from_slice(text)
-            .map(Body)
-            .map_err(|error| Refused(Error::invalid(format!("the request's body: {error}"))))
-    }
-}
-
-/// Parts of the path.
-struct Segments<T>(T);
-
-impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Segments<T> {
-    type Rejection = Refused;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Answered<Segments<T>> {
-        let path = Path::<T>::from_request_parts(parts, state).await;
-        path.map(|Path(segments)| Segments(segments))
-            .map_err(|rejection| Refused(Error::invalid(rejection.body_text())))
-    }
-}
-
-/// The query string.
-struct Parameters<T>(T);
-
-impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Parameters<T> {
-    type Rejection = Refused;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Answered<Parameters<T>> {
-        let query = Query::<T>::from_request_parts(parts, state).await;
-        query
-            .map(|Query(parameters)| Parameters(parameters))
-            .map_err(|rejection| Refused(Error::invalid(rejection.body_text())))
-    }
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(recording)
+        .with_state(api)
 }
 
 #[derive(Deserialize)]
@@ -225,7 +151,13 @@ async fn no_such_method(request: Request) -> Response {
 }
 
 async fn status(State(api): State<Api>) -> Answered<impl IntoResponse> {
-    Ok(Json(api.backend.status().await?))
+    let mut status = api.backend.status().await?;
+    api.connections.describe(&mut status);
+    Ok(Json(status))
+}
+
+async fn scrape(State(api): State<Api>) -> Answered<Response> {
+    Ok(metrics::scrape(&*api.backend, &api.connections).await?)
 }
 
 async fn groups(State(api): State<Api>) -> Answered<impl IntoResponse> {
@@ -260,11 +192,27 @@ async fn group_pause(State(api): State<Api>, Segments(group): Segments<Name>) ->
     Ok(Json(api.backend.group_pause(group).await?))
 }
 
-async fn events(
+async fn events(State(api): State<Api>, Parameters(query): Parameters<EventQuery>) -> Answered<Response> {
+    if query.is_following() {
+        let wait = Duration::from_millis(query.wait_ms.unwrap_or(0)).min(WAIT_MAX);
+        return Ok(Json(api.backend.events_after(query, wait).await?).into_response());
+    }
+    Ok(Json(api.backend.events(query).await?).into_response())
+}
+
+async fn audit_trail(
     State(api): State<Api>,
-    Parameters(query): Parameters<EventQuery>,
+    Parameters(query): Parameters<AuditQuery>,
 ) -> Answered<impl IntoResponse> {
-    Ok(Json(api.backend.events(query).await?))
+    Ok(Json(api.trail.newest(query.limit.unwrap_or(AuditQuery::LIMIT_DEFAULT)).await?))
+}
+
+async fn hooks(State(api): State<Api>) -> Answered<impl IntoResponse> {
+    Ok(Json(api.backend.hooks().await?))
+}
+
+async fn hook_test(State(api): State<Api>, Segments(name): Segments<Name>) -> Answered<impl IntoResponse> {
+    Ok(Json(api.backend.hook_test(name).await?))
 }
 
 async fn policy_set(
@@ -429,6 +377,18 @@ async fn group_verify(
     let job = api.jobs.start(JobKind::Verify, group.to_string(), |progress| async move {
         let rate = request.rate_bytes_per_s.map(ByteRate);
         backend.group_verify(group, rate, progress).await.map(JobResult::GroupVerified)
+    })?;
+    Ok((StatusCode::ACCEPTED, Json(job)))
+}
+
+async fn vault_repair(
+    State(api): State<Api>,
+    Segments(group): Segments<Name>,
+    Body(request): Body<RepairRequest>,
+) -> Answered<impl IntoResponse> {
+    let backend = Arc::clone(&api.backend);
+    let job = api.jobs.start(JobKind::Repair, group.to_string(), |progress| async move {
+        backend.vault_repair(group, request, progress).await.map(JobResult::Repaired)
     })?;
     Ok((StatusCode::ACCEPTED, Json(job)))
 }

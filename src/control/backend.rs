@@ -6,14 +6,16 @@
 //! nothing behind.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 
+use super::catalogue::Catalogue;
 use super::jobs::Progress;
 use super::model::{
-    Disk, Event, EventQuery, Group, GroupVerified, KeyImport, KeyRotation, KeyText, Keys, Point,
-    PointCreated, PolicyForecast, PolicyRequest, RestoreRequest, Restored, ResumeRequest, Resumed, Status,
-    Test, TestRequest, VerifyReport,
+    Disk, Event, EventPage, EventQuery, Group, GroupVerified, HookStatus, KeyImport, KeyRotation, KeyText,
+    Keys, Point, PointCreated, PolicyForecast, PolicyRequest, RepairReport, RepairRequest, RestoreRequest,
+    Restored, ResumeRequest, Resumed, Status, Test, TestRequest, VerifyReport,
 };
 use super::name::{DiskPath, Label, Name};
 use super::selector::PointSelector;
@@ -77,6 +79,17 @@ pub trait Backend: Send + Sync + 'static {
     fn restore(&self, group: Name, request: RestoreRequest, progress: Progress) -> Answer<'_, Restored>;
     /// What happened, newest first.
     fn events(&self, query: EventQuery) -> Answer<'_, Vec<Event>>;
+    /// What came after an event; waits so long until there is some.
+    fn events_after(&self, query: EventQuery, wait: Duration) -> Answer<'_, EventPage>;
+    /// How the hooks stand, as they are configured.
+    fn hooks(&self) -> Answer<'_, Vec<HookStatus>>;
+    /// Has a hook told an event that is only for it; how it stands then.
+    ///
+    /// # Errors
+    /// Whatever kept it from being told.
+    fn hook_test(&self, name: Name) -> Answer<'_, HookStatus>;
+    /// The catalogue, where there is one: the API keeps its jobs and its audit trail there.
+    fn catalogue(&self) -> Option<Catalogue>;
     /// What there is of keys, and what the groups need.
     fn keys(&self) -> Answer<'_, Keys>;
     /// Wraps every group's keys under a new site key.
@@ -102,6 +115,14 @@ pub trait Backend: Send + Sync + 'static {
         rate: Option<ByteRate>,
         progress: Progress,
     ) -> Answer<'_, GroupVerified>;
+    /// Has the recovery points go that need what is lost in a group's vault, and writes anew what the newest shows of it; without
+    /// consent, only says what would be done. Refused while such a point is held, or in use.
+    fn vault_repair(
+        &self,
+        group: Name,
+        request: RepairRequest,
+        progress: Progress,
+    ) -> Answer<'_, RepairReport>;
     /// Makes a group of the vault in `directory`, whose gateway is gone.
     fn vault_adopt(&self, directory: PathBuf, progress: Progress) -> Answer<'_, Group>;
 }

@@ -1,35 +1,47 @@
 //! The catalogue: an SQL copy of what manifests and journals say, to list and search without reading them.
 //!
-//! It is a cache. Nothing is true because it stands here; every row but the events can be made again with
-//! [`Catalogue::rebuild`], so a file that is damaged, or that another version wrote, is moved aside and begun anew.
-//! It therefore trades durability for speed: a power cut may lose its newest rows.
+//! It is a cache. Nothing is true because it stands here; what it says of groups can be made again with
+//! [`Catalogue::rebuild`], so a file that is damaged is moved aside and begun anew. What it says of
+//! the past can't: events, the audit trail and ended jobs are gone then, which its other id tells (docs/events.md). So what a later
+//! version wrote is refused, and what the version before wrote is taken over. What it took is synced, so that a power cut loses none of it.
 //!
 //! The SQL is the subset that PostgreSQL takes too: TEXT, BIGINT and BLOB, `$n`, `ON CONFLICT`. Ids are 16 bytes,
 //! big-endian, so that they sort like their text; PRAGMAs are set by the connection's options only.
+
+mod audit;
+mod events;
+mod jobs;
+mod rows;
 
 use std::ffi::OsString;
 use std::fs::{File, Permissions};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
-};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Row, SqliteConnection, SqlitePool};
 
-use super::model::{Event, Point, PointKind, Policy, Severity};
+pub use self::events::{EventFilter, EventsFound};
+use self::rows::{
+    bigint, blob, column, delete_group, id, insert_disk, insert_group, insert_point, insert_policy,
+    insert_test, name, point, unblob, unsigned, unword,
+};
+use super::model::{Job, Point, Policy};
 use super::name::Name;
 use crate::block::TestId;
+use crate::env::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{DiskId, GroupId, Lsn, PointId, SectorCount, WallNanos};
 
 /// Given a new number with every change of the tables.
-const SCHEMA_VERSION: i64 = 2;
-/// How many events are kept.
-const EVENTS_MAX: i64 = 10_000;
+const SCHEMA_VERSION: i64 = 3;
+/// Its tables are ours, as far as it had them, but for the table `catalogue`.
+const SCHEMA_VERSION_BEFORE: i64 = 2;
 
-const SCHEMA: [&str; 7] = [
-    "CREATE TABLE IF NOT EXISTS catalogue (singleton BIGINT PRIMARY KEY, schema_version BIGINT NOT NULL)",
+const SCHEMA: [&str; 10] = [
+    "CREATE TABLE IF NOT EXISTS catalogue (singleton BIGINT PRIMARY KEY, schema_version BIGINT NOT NULL,
+        id BLOB NOT NULL)",
     "CREATE TABLE IF NOT EXISTS protection_groups (id BLOB PRIMARY KEY, name TEXT NOT NULL UNIQUE,
         created_ns BIGINT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS policies (group_id BLOB PRIMARY KEY, interval_ms BIGINT NOT NULL)",
@@ -42,6 +54,9 @@ const SCHEMA: [&str; 7] = [
         started_ns BIGINT NOT NULL, PRIMARY KEY (group_id, number))",
     "CREATE TABLE IF NOT EXISTS events (sequence BIGINT PRIMARY KEY, time_ns BIGINT NOT NULL, group_id BLOB,
         name TEXT, severity TEXT NOT NULL, code TEXT NOT NULL, message TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS hook_cursors (name TEXT PRIMARY KEY, sequence BIGINT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS audit (sequence BIGINT PRIMARY KEY, record TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS jobs (sequence BIGINT PRIMARY KEY, id TEXT NOT NULL UNIQUE, job TEXT NOT NULL)",
 ];
 
 /// What manifests and journals say, all of it.
@@ -117,23 +132,41 @@ pub enum Content {
 pub struct Catalogue {
     pool: SqlitePool,
     path: PathBuf,
+    /// Drawn when the file was begun.
+    id: u128,
+    /// The newest record of the audit trail when it was opened: those up to it are of earlier processes.
+    audited_before: u64,
+    /// The jobs that it knew when it was opened, oldest first: in mind, since nobody who asks for jobs waits for its disk.
+    earlier_jobs: Arc<[Job]>,
 }
 
 /// What lies at a catalogue's path.
 enum Found {
-    Current,
+    /// Ours, with its id.
+    Current(u128),
+    /// Of the version before.
+    Earlier,
     New,
     /// To be moved aside, and why.
     Unusable(String),
 }
 
 impl Catalogue {
-    /// Opens the catalogue, creating it, or moving an unusable one aside to `PATH.unusable`.
-    pub async fn open(path: &Path) -> Result<(Catalogue, Content)> {
+    /// Opens the catalogue, creating it, or moving an unusable one aside to `PATH.unusable`. One that is begun draws its id.
+    pub async fn open(path: &Path, environment: &dyn Environment) -> Result<(Catalogue, Content)> {
         make_private(path)?;
-        let catalogue = Catalogue::connect(path);
+        let mut catalogue = Catalogue::connect(path, environment.random_u128());
         let reason = match catalogue.look().await {
-            Ok(Found::Current) => return Ok((catalogue, Content::Kept)),
+            Ok(Found::Current(id)) => {
+                catalogue.id = id;
+                catalogue.audited_before = catalogue.newest_audit().await?;
+                catalogue.earlier_jobs = catalogue.jobs().await?.into();
+                return Ok((catalogue, Content::Kept));
+            }
+            Ok(Found::Earlier) => {
+                catalogue.take_over().await?;
+                return Ok((catalogue, Content::Kept));
+            }
             Ok(Found::New) => {
                 catalogue.create().await?;
                 return Ok((catalogue, Content::Empty));
@@ -146,20 +179,20 @@ impl Catalogue {
         move_aside(path)?;
         make_private(path)?;
         tracing::warn!(path = %path.display(), reason, "catalogue moved aside to be rebuilt; no data is lost by it");
-        let catalogue = Catalogue::connect(path);
+        let catalogue = Catalogue::connect(path, environment.random_u128());
         catalogue.create().await?;
         Ok((catalogue, Content::Empty))
     }
 
-    fn connect(path: &Path) -> Catalogue {
+    fn connect(path: &Path, id: u128) -> Catalogue {
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Normal);
+            .synchronous(SqliteSynchronous::Full);
         // One connection: a cache's writers need no concurrency, and never see SQLITE_BUSY.
         let pool = SqlitePoolOptions::new().max_connections(1).connect_lazy_with(options);
-        Catalogue { pool, path: path.to_owned() }
+        Catalogue { pool, path: path.to_owned(), id, audited_before: 0, earlier_jobs: Arc::default() }
     }
 
     async fn look(&self) -> Result<Found> {
@@ -176,7 +209,15 @@ impl Catalogue {
         }
         let version = sqlx::query("SELECT schema_version FROM catalogue").fetch_optional(&self.pool).await;
         match version.and_then(|row| row.map(|row| row.try_get::<i64, _>(0)).transpose()) {
-            Ok(Some(SCHEMA_VERSION)) => Ok(Found::Current),
+            Ok(Some(SCHEMA_VERSION)) => {
+                let row =
+                    sqlx::query("SELECT id FROM catalogue").fetch_one(&self.pool).await.map_err(failed)?;
+                Ok(Found::Current(id(&row, "id")?))
+            }
+            Ok(Some(SCHEMA_VERSION_BEFORE)) => Ok(Found::Earlier),
+            Ok(Some(later)) if later > SCHEMA_VERSION => {
+                Err(Error::unknown_version("the catalogue", later, SCHEMA_VERSION).at_path(&self.path))
+            }
             Ok(Some(other)) => Ok(Found::Unusable(format!(
                 "it has schema version {other}, this program writes {SCHEMA_VERSION}"
             ))),
@@ -187,15 +228,31 @@ impl Catalogue {
 
     async fn create(&self) -> Result<()> {
         let mut transaction = self.pool.begin().await.map_err(failed)?;
-        for statement in SCHEMA {
-            sqlx::query(statement).execute(&mut *transaction).await.map_err(failed)?;
-        }
-        sqlx::query("INSERT INTO catalogue (singleton, schema_version) VALUES (0, $1)")
-            .bind(SCHEMA_VERSION)
-            .execute(&mut *transaction)
-            .await
-            .map_err(failed)?;
+        self.complete(&mut transaction).await?;
         transaction.commit().await.map_err(failed)
+    }
+
+    /// Makes ours of one that the version before wrote: its events stay.
+    async fn take_over(&self) -> Result<()> {
+        let mut transaction = self.pool.begin().await.map_err(failed)?;
+        sqlx::query("DROP TABLE catalogue").execute(&mut *transaction).await.map_err(failed)?;
+        self.complete(&mut transaction).await?;
+        transaction.commit().await.map_err(failed)
+    }
+
+    /// Makes the tables that are missing.
+    async fn complete(&self, connection: &mut SqliteConnection) -> Result<()> {
+        for statement in SCHEMA {
+            sqlx::query(statement).execute(&mut *connection).await.map_err(failed)?;
+        }
+        let query = sqlx::query("INSERT INTO catalogue (singleton, schema_version, id) VALUES (0, $1, $2)");
+        let query = query.bind(SCHEMA_VERSION).bind(blob(self.id));
+        query.execute(connection).await.map(drop).map_err(failed)
+    }
+
+    /// Which one it is: 32 hexadecimal digits, others once it had to be begun anew.
+    pub fn id(&self) -> String {
+        format!("{:032x}", self.id)
     }
 
     /// Where it is.
@@ -357,205 +414,12 @@ impl Catalogue {
             .collect()
     }
 
-    /// Remembers events, all or none, and forgets those that are too many.
-    pub async fn record_events(&self, events: &[Event]) -> Result<()> {
-        let mut transaction = self.pool.begin().await.map_err(failed)?;
-        for event in events {
-            sqlx::query(
-                "INSERT INTO events (sequence, time_ns, group_id, name, severity, code, message)
-                 VALUES ((SELECT COALESCE(MAX(sequence), 0) + 1 FROM events), $1, $2, $3, $4, $5, $6)",
-            )
-            .bind(event.time.0)
-            .bind(event.group_id.map(|group| blob(group.0)))
-            .bind(event.group.as_ref().map(Name::as_str))
-            .bind(word(SEVERITIES, event.severity))
-            .bind(&event.code)
-            .bind(&event.message)
-            .execute(&mut *transaction)
-            .await
-            .map_err(failed)?;
-        }
-        sqlx::query("DELETE FROM events WHERE sequence <= (SELECT MAX(sequence) FROM events) - $1")
-            .bind(EVENTS_MAX)
-            .execute(&mut *transaction)
-            .await
-            .map_err(failed)?;
-        transaction.commit().await.map_err(failed)
-    }
-
-    /// The newest events, of one group or of all, newest first.
-    pub async fn events(&self, group: Option<GroupId>, count_max: u32) -> Result<Vec<Event>> {
-        let query = sqlx::query(
-            "SELECT time_ns, group_id, name, severity, code, message FROM events
-             WHERE $1 IS NULL OR group_id = $1 ORDER BY sequence DESC LIMIT $2",
-        );
-        let query = query.bind(group.map(|group| blob(group.0))).bind(i64::from(count_max));
-        let rows = query.fetch_all(&self.pool).await.map_err(failed)?;
-        rows.iter()
-            .map(|row| {
-                let id: Option<Vec<u8>> = column(row, "group_id")?;
-                Ok(Event {
-                    time: WallNanos(column(row, "time_ns")?),
-                    group: column::<Option<String>>(row, "name")?.and_then(|name| name.parse().ok()),
-                    group_id: id.map(|bytes| unblob(&bytes)).transpose()?.map(GroupId),
-                    code: column(row, "code")?,
-                    severity: unword(SEVERITIES, &column::<String>(row, "severity")?)?,
-                    message: column(row, "message")?,
-                })
-            })
-            .collect()
-    }
-
     async fn execute(&self, query: Query<'_>) -> Result<()> {
         query.execute(&self.pool).await.map(drop).map_err(failed)
     }
 }
 
 type Query<'a> = sqlx::query::Query<'a, sqlx::Sqlite, sqlx::sqlite::SqliteArguments>;
-
-const POINT_KINDS: [(PointKind, &str); 2] =
-    [(PointKind::Crash, "crash"), (PointKind::Application, "application")];
-const SEVERITIES: [(Severity, &str); 3] =
-    [(Severity::Info, "info"), (Severity::Warning, "warning"), (Severity::Error, "error")];
-
-async fn insert_group(connection: &mut SqliteConnection, group: &GroupRecord) -> Result<()> {
-    sqlx::query("INSERT INTO protection_groups (id, name, created_ns) VALUES ($1, $2, $3)")
-        .bind(blob(group.id.0))
-        .bind(group.name.as_str())
-        .bind(group.created.0)
-        .execute(&mut *connection)
-        .await
-        .map_err(failed)?;
-    insert_policy(connection, group.id, group.policy).await?;
-    for disk in &group.disks {
-        insert_disk(connection, group.id, disk).await?;
-    }
-    for point in &group.points {
-        insert_point(connection, group.id, point).await?;
-    }
-    for test in &group.tests {
-        insert_test(connection, group.id, *test).await?;
-    }
-    Ok(())
-}
-
-async fn delete_group(connection: &mut SqliteConnection, group: GroupId) -> Result<()> {
-    for statement in [
-        "DELETE FROM tests WHERE group_id = $1",
-        "DELETE FROM points WHERE group_id = $1",
-        "DELETE FROM disks WHERE group_id = $1",
-        "DELETE FROM policies WHERE group_id = $1",
-        "DELETE FROM protection_groups WHERE id = $1",
-    ] {
-        sqlx::query(statement).bind(blob(group.0)).execute(&mut *connection).await.map_err(failed)?;
-    }
-    Ok(())
-}
-
-async fn insert_policy(connection: &mut SqliteConnection, group: GroupId, policy: Policy) -> Result<()> {
-    let query = sqlx::query(
-        "INSERT INTO policies (group_id, interval_ms) VALUES ($1, $2)
-         ON CONFLICT (group_id) DO UPDATE SET interval_ms = excluded.interval_ms",
-    );
-    let query = query.bind(blob(group.0)).bind(bigint(policy.interval_ms)?);
-    query.execute(connection).await.map(drop).map_err(failed)
-}
-
-async fn insert_disk(connection: &mut SqliteConnection, group: GroupId, disk: &DiskRecord) -> Result<()> {
-    let query = sqlx::query(
-        "INSERT INTO disks (id, group_id, name, sectors) VALUES ($1, $2, $3, $4)
-         ON CONFLICT (id) DO UPDATE SET name = excluded.name, sectors = excluded.sectors",
-    );
-    let query =
-        query.bind(blob(disk.id.0)).bind(blob(group.0)).bind(disk.name.as_str()).bind(bigint(disk.size.0)?);
-    query.execute(connection).await.map(drop).map_err(failed)
-}
-
-async fn insert_point(connection: &mut SqliteConnection, group: GroupId, point: &Point) -> Result<()> {
-    let query = sqlx::query(
-        "INSERT INTO points (group_id, lsn, id, time_ns, kind, label, delta_bytes)
-         VALUES ($1, $2, $3, $4, $5, $6, $7)
-         ON CONFLICT (group_id, lsn) DO UPDATE SET id = excluded.id, time_ns = excluded.time_ns,
-             kind = excluded.kind, label = excluded.label, delta_bytes = excluded.delta_bytes",
-    );
-    let query = query
-        .bind(blob(group.0))
-        .bind(bigint(point.lsn.0)?)
-        .bind(blob(point.id.0))
-        .bind(point.time.0)
-        .bind(word(POINT_KINDS, point.kind))
-        .bind(point.label.as_deref())
-        .bind(bigint(point.delta_bytes)?);
-    query.execute(connection).await.map(drop).map_err(failed)
-}
-
-async fn insert_test(connection: &mut SqliteConnection, group: GroupId, test: TestRecord) -> Result<()> {
-    let query = sqlx::query(
-        "INSERT INTO tests (group_id, number, point_id, started_ns) VALUES ($1, $2, $3, $4)
-         ON CONFLICT (group_id, number) DO UPDATE SET point_id = excluded.point_id, started_ns = excluded.started_ns",
-    );
-    let query =
-        query.bind(blob(group.0)).bind(bigint(test.number.0)?).bind(blob(test.point.0)).bind(test.started.0);
-    query.execute(connection).await.map(drop).map_err(failed)
-}
-
-fn point(row: &SqliteRow) -> Result<Point> {
-    Ok(Point {
-        id: PointId(id(row, "id")?),
-        lsn: Lsn(unsigned(row, "lsn")?),
-        time: WallNanos(column(row, "time_ns")?),
-        kind: unword(POINT_KINDS, &column::<String>(row, "kind")?)?,
-        label: column(row, "label")?,
-        delta_bytes: unsigned(row, "delta_bytes")?,
-        // The manifest's pins say which are; nobody asks the cache.
-        held: false,
-        lacks: Vec::new(),
-    })
-}
-
-fn name(row: &SqliteRow) -> Result<Name> {
-    let text: String = column(row, "name")?;
-    text.parse().map_err(|_| Error::corrupt(format!("catalogue: `{text}` is not a name")))
-}
-
-fn column<'r, T>(row: &'r SqliteRow, name: &str) -> Result<T>
-where
-    T: sqlx::Decode<'r, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>,
-{
-    row.try_get(name).map_err(failed)
-}
-
-fn unsigned(row: &SqliteRow, name: &str) -> Result<u64> {
-    let value: i64 = column(row, name)?;
-    u64::try_from(value).map_err(|_| Error::corrupt(format!("catalogue: {name} = {value} is negative")))
-}
-
-fn bigint(value: u64) -> Result<i64> {
-    i64::try_from(value)
-        .map_err(|_| Error::new(ErrorKind::Unsupported, format!("catalogue: {value} does not fit a BIGINT")))
-}
-
-fn id(row: &SqliteRow, name: &str) -> Result<u128> {
-    unblob(&column::<Vec<u8>>(row, name)?)
-}
-
-fn blob(id: u128) -> Vec<u8> {
-    id.to_be_bytes().to_vec()
-}
-
-fn unblob(bytes: &[u8]) -> Result<u128> {
-    let bytes = bytes.try_into().map_err(|_| Error::corrupt("catalogue: an id does not have 16 bytes"))?;
-    Ok(u128::from_be_bytes(bytes))
-}
-
-fn word<T: PartialEq, const N: usize>(words: [(T, &'static str); N], value: T) -> &'static str {
-    words.iter().find(|(known, _)| *known == value).expect("every value has a word").1
-}
-
-fn unword<T: Copy, const N: usize>(words: [(T, &'static str); N], text: &str) -> Result<T> {
-    let known = words.iter().find(|(_, word)| *word == text);
-    known.map(|(value, _)| *value).ok_or_else(|| Error::corrupt(format!("catalogue: unknown word `{text}`")))
-}
 
 /// Result codes of sqlite.org/rescode.html, in the low byte of extended ones.
 const SQLITE_CORRUPT: u32 = 11;
@@ -574,8 +438,6 @@ fn failed(error: sqlx::Error) -> Error {
     Error::new(kind, format!("catalogue: {error}"))
 }
 
-/// Renames the database with its write-ahead log; an earlier one that was moved aside is overwritten, so that they
-/// never add up.
 /// Makes the file one that nobody else may read, before anything is in it; SQLite makes the files beside it like it.
 fn make_private(path: &Path) -> Result<()> {
     let private = Permissions::from_mode(0o600);
@@ -589,6 +451,8 @@ fn make_private(path: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Renames the database with its write-ahead log; an earlier one that was moved aside is overwritten, so that they
+/// never add up.
 fn move_aside(path: &Path) -> Result<()> {
     for suffix in ["", "-wal", "-shm"] {
         let from = with_suffix(path, suffix);

@@ -1,6 +1,8 @@
 //! The catalogue against real SQLite files, whole and broken ones.
 
 use super::*;
+use crate::control::model::PointKind;
+use crate::env::OsEnvironment;
 
 fn point(lsn: u64, label: Option<&str>) -> Point {
     Point {
@@ -30,12 +32,12 @@ fn group(id: u128, name: &str) -> GroupRecord {
     }
 }
 
-fn snapshot() -> Snapshot {
+pub(super) fn snapshot() -> Snapshot {
     Snapshot { groups: vec![group(0x10, "erp"), group(u128::MAX - 9, "mail")] }
 }
 
-async fn open(path: &Path) -> (Catalogue, Content) {
-    Catalogue::open(path).await.unwrap()
+pub(super) async fn open(path: &Path) -> (Catalogue, Content) {
+    Catalogue::open(path, &OsEnvironment::new()).await.unwrap()
 }
 
 #[tokio::test]
@@ -94,29 +96,6 @@ async fn small_changes_end_where_a_rebuild_would() {
 }
 
 #[tokio::test]
-async fn events_outlive_a_rebuild_and_are_bounded() {
-    let directory = tempfile::tempdir().unwrap();
-    let (catalogue, _) = open(&directory.path().join("catalogue.sqlite")).await;
-    let event = |n: i64| Event {
-        time: WallNanos(n),
-        group: (n % 2 == 0).then(|| "erp".parse().unwrap()),
-        group_id: (n % 2 == 0).then_some(GroupId(0x10)),
-        severity: Severity::Warning,
-        code: "space_low".to_owned(),
-        message: format!("event {n}"),
-    };
-    catalogue.record_events(&[]).await.unwrap();
-    catalogue.record_events(&[1, 2, 3].map(event)).await.unwrap();
-    catalogue.rebuild(&snapshot()).await.unwrap();
-    assert_eq!(catalogue.events(None, 2).await.unwrap(), [event(3), event(2)]);
-    let far = sqlx::query("UPDATE events SET sequence = sequence + $1 WHERE sequence = 3").bind(EVENTS_MAX);
-    catalogue.execute(far).await.unwrap();
-    catalogue.record_events(&[event(4)]).await.unwrap();
-    assert_eq!(catalogue.events(None, 100).await.unwrap(), [event(4), event(3)]);
-    assert_eq!(catalogue.events(Some(GroupId(0x10)), 100).await.unwrap(), [event(4)]);
-}
-
-#[tokio::test]
 async fn a_file_that_is_no_database_is_moved_aside() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("catalogue.sqlite");
@@ -146,21 +125,63 @@ async fn a_damaged_page_is_found_at_opening() {
 }
 
 #[tokio::test]
-async fn another_version_is_moved_aside() {
+async fn an_ancient_version_is_moved_aside_and_a_later_one_refused() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("catalogue.sqlite");
     let (catalogue, _) = open(&path).await;
     catalogue.rebuild(&snapshot()).await.unwrap();
     catalogue.execute(sqlx::query("UPDATE catalogue SET schema_version = 999")).await.unwrap();
     catalogue.close().await;
+    let error = Catalogue::open(&path, &OsEnvironment::new()).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    let told = error.to_string();
+    assert!(told.contains("format version 999") && told.contains("catalogue.sqlite"), "{told}");
+    assert!(!directory.path().join("catalogue.sqlite.unusable").exists());
+
+    let catalogue = Catalogue::connect(&path, 1);
+    catalogue.execute(sqlx::query("UPDATE catalogue SET schema_version = 1")).await.unwrap();
+    catalogue.close().await;
     assert_eq!(open(&path).await.1, Content::Empty);
     assert!(directory.path().join("catalogue.sqlite.unusable").exists());
+}
+
+/// What was before an upgrade is looked back at after it.
+#[tokio::test]
+async fn the_version_before_is_taken_over_with_its_events() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("catalogue.sqlite");
+    let (catalogue, _) = open(&path).await;
+    for statement in [
+        "DROP TABLE hook_cursors",
+        "DROP TABLE audit",
+        "DROP TABLE jobs",
+        "DROP TABLE catalogue",
+        "CREATE TABLE catalogue (singleton BIGINT PRIMARY KEY, schema_version BIGINT NOT NULL)",
+        "INSERT INTO catalogue (singleton, schema_version) VALUES (0, 2)",
+        "INSERT INTO events (sequence, time_ns, severity, code, message) VALUES (7, 1, 'info', 'paused', 'paused')",
+    ] {
+        catalogue.execute(sqlx::query(statement)).await.unwrap();
+    }
+    catalogue.rebuild(&snapshot()).await.unwrap();
+    catalogue.close().await;
+    let (catalogue, content) = open(&path).await;
+    assert_eq!(content, Content::Kept);
+    assert_eq!(catalogue.snapshot().await.unwrap(), snapshot());
+    assert_eq!(catalogue.events(EventFilter::default(), 9).await.unwrap()[0].id, Some(7));
+    assert_eq!(catalogue.newest_audit().await.unwrap(), 0);
+    let id = catalogue.id();
+    catalogue.close().await;
+    let (catalogue, content) = open(&path).await;
+    assert_eq!((content, catalogue.id()), (Content::Kept, id), "once for all");
+    assert!(!directory.path().join("catalogue.sqlite.unusable").exists());
 }
 
 #[tokio::test]
 async fn a_directory_that_is_not_there_is_an_error_and_not_a_rebuild() {
     let directory = tempfile::tempdir().unwrap();
-    let error = Catalogue::open(&directory.path().join("none/catalogue.sqlite")).await.unwrap_err();
+    let error = Catalogue::open(&directory.path().join("none/catalogue.sqlite"), &OsEnvironment::new())
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
 }
 

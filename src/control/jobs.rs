@@ -1,7 +1,8 @@
 //! Jobs: what takes too long for one answer, how far it is, and how it ended.
 //!
-//! The table lives as long as the process; ids are random, so that a client that watches a job over a restart is
-//! told `NotFound` and never shown another's. Running jobs and remembered ended ones are both bounded.
+//! A job lives as long as the process. The catalogue, where there is one, has what became of it, also after a restart: what it knows as
+//! running and this process does not was cut off. Ids are random, so that a client that watches a job over a restart is never shown
+//! another's. Running jobs and remembered ended ones are both bounded.
 //!
 //! A job is cancelled by its own work: it asks its [`Progress`] between two pieces whether to go on, gives up as after a
 //! failure, and removes what it had made.
@@ -15,7 +16,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::model::{ApiError, Job, JobKind, JobResult, JobState};
+use super::audit;
+use super::catalogue::Catalogue;
+use super::model::{ApiError, Asker, Job, JobKind, JobResult, JobState};
 use crate::env::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::WallNanos;
@@ -24,6 +27,8 @@ use crate::units::WallNanos;
 pub const RUNNING_MAX: usize = 32;
 /// How many jobs the table holds; the oldest ended one makes room.
 pub const REMEMBERED_MAX: usize = 256;
+/// How long a job's end waits for the catalogue to take it.
+const TAKEN_WITHIN: Duration = Duration::from_secs(2);
 
 /// How far a job is; clones count together.
 #[derive(Clone, Debug, Default)]
@@ -81,6 +86,9 @@ impl Progress {
 #[derive(Clone)]
 pub struct Jobs {
     environment: Arc<dyn Environment + Send + Sync>,
+    catalogue: Option<Catalogue>,
+    /// Those of earlier processes, oldest first.
+    earlier: Arc<[Job]>,
     entries: Arc<Mutex<VecDeque<Arc<Entry>>>>,
 }
 
@@ -88,6 +96,7 @@ struct Entry {
     id: String,
     kind: JobKind,
     what: String,
+    asked_by: Option<Asker>,
     started: WallNanos,
     progress: Progress,
     ended: watch::Sender<Option<Ended>>,
@@ -106,6 +115,10 @@ impl Entry {
 
     fn job(&self) -> Job {
         let ended = self.ended.borrow().clone();
+        self.job_as(ended)
+    }
+
+    fn job_as(&self, ended: Option<Ended>) -> Job {
         Job {
             id: self.id.clone(),
             kind: self.kind,
@@ -114,15 +127,17 @@ impl Entry {
             ended: ended.as_ref().map(|ended| ended.time),
             bytes_done: self.progress.bytes_done(),
             bytes_total: self.progress.bytes_total(),
+            asked_by: self.asked_by.clone(),
             state: ended.map_or(JobState::Running, |ended| ended.state),
         }
     }
 }
 
 impl Jobs {
-    /// An empty table.
-    pub fn new(environment: Arc<dyn Environment + Send + Sync>) -> Jobs {
-        Jobs { environment, entries: Arc::default() }
+    /// An empty table, with those in mind that `catalogue` knows.
+    pub fn new(environment: Arc<dyn Environment + Send + Sync>, catalogue: Option<Catalogue>) -> Jobs {
+        let earlier = catalogue.as_ref().map(Catalogue::earlier_jobs).unwrap_or_default();
+        Jobs { environment, catalogue, earlier, entries: Arc::default() }
     }
 
     /// Starts `work` on the current tokio runtime.
@@ -134,15 +149,18 @@ impl Jobs {
             id: format!("{:032x}", self.environment.random_u128()),
             kind,
             what,
+            asked_by: audit::asked_by(),
             started: self.environment.wall(),
             progress: Progress::default(),
             ended: watch::Sender::new(None),
         });
         self.admit(Arc::clone(&entry))?;
+        audit::note_job(&entry.id);
         let task = tokio::spawn(work(entry.progress.clone()));
-        let environment = Arc::clone(&self.environment);
         let job = entry.job();
+        let (jobs, begun) = (self.clone(), job.clone());
         tokio::spawn(async move {
+            let known = tokio::spawn(remember(jobs.catalogue.clone(), begun));
             let state = match task.await {
                 Ok(Ok(result)) => JobState::Done(result),
                 Ok(Err(error)) if entry.progress.is_cancelled() && error.kind() == ErrorKind::Shutdown => {
@@ -154,7 +172,15 @@ impl Jobs {
                     message: format!("the job stopped before its end ({stopped})"),
                 }),
             };
-            entry.ended.send_replace(Some(Ended { time: environment.wall(), state }));
+            let ended = Ended { time: jobs.environment.wall(), state };
+            let job = entry.job_as(Some(ended.clone()));
+            let writing = async {
+                let _ = known.await;
+                let _ = tokio::spawn(remember(jobs.catalogue.clone(), job)).await;
+            };
+            // Who is told the end finds it after a restart, too; but nobody waits long for a catalogue.
+            let _ = tokio::time::timeout(TAKEN_WITHIN, writing).await;
+            entry.ended.send_replace(Some(ended));
         });
         Ok(job)
     }
@@ -176,14 +202,22 @@ impl Jobs {
         Ok(())
     }
 
-    /// Every job, oldest first.
+    /// Every job, oldest first: the newest of earlier processes, and those of this one.
     pub fn list(&self) -> Vec<Job> {
-        self.entries.lock().iter().map(|entry| entry.job()).collect()
+        let here: Vec<Job> = self.entries.lock().iter().map(|entry| entry.job()).collect();
+        let room = REMEMBERED_MAX.saturating_sub(here.len());
+        let newest = self.earlier.len().saturating_sub(room);
+        self.earlier[newest..].iter().cloned().map(cut_off).chain(here).collect()
     }
 
-    fn find(&self, id: &str) -> Result<Arc<Entry>> {
-        let entry = self.entries.lock().iter().find(|entry| entry.id == id).cloned();
-        entry.ok_or_else(|| {
+    fn find(&self, id: &str) -> Option<Arc<Entry>> {
+        self.entries.lock().iter().find(|entry| entry.id == id).cloned()
+    }
+
+    /// A job that this process does not know.
+    fn find_earlier(&self, id: &str) -> Result<Job> {
+        let known = self.earlier.iter().find(|job| job.id == id);
+        known.cloned().map(cut_off).ok_or_else(|| {
             let text = format!("no job {id}: it was forgotten, or the gateway was restarted meanwhile");
             Error::new(ErrorKind::NotFound, text)
         })
@@ -192,7 +226,7 @@ impl Jobs {
     /// Asks a job to give up; it ends soon after, as cancelled unless it was done before it heard. One that has ended
     /// stays as it ended.
     pub fn cancel(&self, id: &str) -> Result<Job> {
-        let entry = self.find(id)?;
+        let Some(entry) = self.find(id) else { return self.find_earlier(id) };
         if entry.is_running() {
             tracing::info!(job = %entry.id, what = %entry.what, "the job is cancelled");
             entry.progress.cancel();
@@ -202,12 +236,27 @@ impl Jobs {
 
     /// One job: at once if it has ended, else when it ends, and after `wait` at the latest.
     pub async fn get(&self, id: &str, wait: Duration) -> Result<Job> {
-        let entry = self.find(id)?;
+        let Some(entry) = self.find(id) else { return self.find_earlier(id) };
         let mut ended = entry.ended.subscribe();
         // Late or ended: the answer says which.
         let _ = tokio::time::timeout(wait, ended.wait_for(Option::is_some)).await;
         Ok(entry.job())
     }
+}
+
+/// Has the catalogue know a job as it stands.
+async fn remember(catalogue: Option<Catalogue>, job: Job) {
+    if let Some(catalogue) = catalogue
+        && let Err(error) = catalogue.put_job(&job, REMEMBERED_MAX).await
+    {
+        tracing::warn!(%error, job = %job.id, "the catalogue took no note of a job: a restart forgets it");
+    }
+}
+
+/// What an earlier process left at work was cut off by its end.
+fn cut_off(job: Job) -> Job {
+    let state = if job.state == JobState::Running { JobState::CutOff } else { job.state };
+    Job { state, ..job }
 }
 
 #[cfg(test)]
@@ -219,7 +268,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(60);
 
     fn jobs() -> Jobs {
-        Jobs::new(Arc::new(OsEnvironment::new()))
+        Jobs::new(Arc::new(OsEnvironment::new()), None)
     }
 
     fn verified() -> JobResult {
@@ -312,5 +361,29 @@ mod tests {
         }
         let refused = jobs.start(JobKind::Verify, "x".into(), |_| std::future::pending());
         assert_eq!(refused.unwrap_err().kind(), ErrorKind::NoSpace);
+    }
+
+    #[tokio::test]
+    async fn a_restart_knows_what_ended_and_what_it_cut_off() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("catalogue.sqlite");
+        let open = async || Catalogue::open(&path, &OsEnvironment::new()).await.unwrap().0;
+        let table = |catalogue| Jobs::new(Arc::new(OsEnvironment::new()), Some(catalogue));
+        let catalogue = open().await;
+        let jobs = table(catalogue.clone());
+        let running = jobs.start(JobKind::Import, "b".into(), |_| std::future::pending()).unwrap();
+        let ended = jobs.start(JobKind::Verify, "a".into(), |_| async { Ok(verified()) }).unwrap();
+        let ended = jobs.get(&ended.id, LONG).await.unwrap();
+        // The connection is one, and takes turns: the one that began first is in before the other's end.
+        assert_eq!(catalogue.jobs().await.unwrap().len(), 2);
+        assert_eq!(jobs.list().len(), 2, "none is listed twice");
+        catalogue.close().await;
+        let jobs = table(open().await);
+        assert_eq!(jobs.get(&ended.id, LONG).await.unwrap(), ended);
+        let cut = jobs.cancel(&running.id).unwrap();
+        assert_eq!((cut.state, cut.ended), (JobState::CutOff, None));
+        let states: Vec<JobState> = jobs.list().into_iter().map(|job| job.state).collect();
+        assert_eq!(states, [JobState::CutOff, JobState::Done(verified())]);
+        assert_eq!(jobs.get("nothing", LONG).await.unwrap_err().kind(), ErrorKind::NotFound);
     }
 }

@@ -4,11 +4,16 @@
 //! went. The command line is a client of it and shares [`model`]; nothing here knows threads of the data path.
 
 pub mod api;
+pub mod audit;
 pub mod backend;
 pub mod catalogue;
+pub mod event_codes;
 pub mod jobs;
+pub mod metrics;
 pub mod model;
 pub mod name;
 pub mod retain;
 pub mod selector;
+pub mod server;
+pub mod turned_away;
 pub(crate) mod wire;

@@ -2,6 +2,8 @@
 //!
 //! Plain values, no behaviour. Sizes are bytes, durations milliseconds, times RFC 3339 in UTC; see `wire.rs`.
 
+mod audit;
+mod events;
 mod keys;
 mod status;
 mod verify;
@@ -9,6 +11,8 @@ mod verify;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 
+pub use audit::*;
+pub use events::*;
 pub use keys::*;
 use serde::{Deserialize, Serialize};
 pub use status::*;
@@ -325,6 +329,18 @@ pub struct GroupVerifyRequest {
     pub rate_bytes_per_s: Option<NonZeroU64>,
 }
 
+/// `POST /v1/groups/{group}/repair`; answered with a [`Job`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RepairRequest {
+    /// Whether recovery points that need what is lost may go. Else it is only said what would be done.
+    #[serde(default)]
+    pub lose_points: bool,
+    /// Bytes that are read in a second at most while the vault is looked through; without it, as many as there are.
+    #[serde(default)]
+    pub rate_bytes_per_s: Option<NonZeroU64>,
+}
+
 /// `POST /v1/vault/adopt`; answered with a [`Job`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -383,6 +399,9 @@ pub struct Job {
     pub bytes_done: u64,
     /// Bytes to do, once known.
     pub bytes_total: Option<u64>,
+    /// Who asked for it, where that is known.
+    #[serde(default)]
+    pub asked_by: Option<Asker>,
     /// How it stands.
     pub state: JobState,
 }
@@ -399,6 +418,8 @@ pub enum JobKind {
     Verify,
     /// A group is made of a vault.
     Adopt,
+    /// A vault is repaired, or looked at for that.
+    Repair,
 }
 
 /// How a job stands.
@@ -413,6 +434,8 @@ pub enum JobState {
     Failed(ApiError),
     /// Somebody cancelled it, and what it had made is gone.
     Cancelled,
+    /// The gateway ended before it did; nobody goes on with it.
+    CutOff,
 }
 
 /// What a job made.
@@ -429,6 +452,8 @@ pub enum JobResult {
     Adopted(Group),
     /// A comparison's.
     GroupVerified(GroupVerified),
+    /// A repair's.
+    Repaired(RepairReport),
 }
 
 /// An error as the API says it.
@@ -450,48 +475,4 @@ impl From<ApiError> for Error {
     fn from(error: ApiError) -> Error {
         Error::new(error.kind, error.message)
     }
-}
-
-/// Something that happened, for people to look back at.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Event {
-    /// When.
-    pub time: WallNanos,
-    /// To which group: what that was called then.
-    pub group: Option<Name>,
-    /// Its id.
-    pub group_id: Option<GroupId>,
-    /// How grave it is.
-    pub severity: Severity,
-    /// What kind of event, in one word for programs: docs/limits.md has those of limits.
-    pub code: String,
-    /// One line for people.
-    pub message: String,
-}
-
-/// `GET /v1/events`
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct EventQuery {
-    /// Only this group's.
-    pub group: Option<Name>,
-    /// The newest so many.
-    pub limit: Option<u32>,
-}
-
-impl EventQuery {
-    /// How many are given unless said.
-    pub const LIMIT_DEFAULT: u32 = 100;
-}
-
-/// How grave an event is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Severity {
-    /// Worth knowing.
-    Info,
-    /// To be looked at.
-    Warning,
-    /// To be mended.
-    Error,
 }

@@ -38,8 +38,8 @@ impl Backing {
         }
     }
 
-    /// Does what a client asks.
-    pub(super) async fn answer(&self, request: Request) -> Reply {
+    /// Does what a client asks; `note` is told why it cannot be done.
+    pub(super) async fn answer(&self, request: Request, note: impl FnOnce(&Error)) -> Reply {
         let result = match self {
             Backing::Overlay(overlay) => ask_overlay(overlay, request).await,
             Backing::View(view, disk) => match request {
@@ -52,7 +52,10 @@ impl Backing {
                 Request::Write { .. } | Request::Zero { .. } => return Err(Refusal::ReadOnly),
             },
         };
-        result.map_err(|error| refusal(&error))
+        result.map_err(|error| {
+            note(&error);
+            refusal(&error)
+        })
     }
 }
 
@@ -71,7 +74,6 @@ async fn ask_overlay(overlay: &Overlay, request: Request) -> Result<Response> {
 }
 
 fn refusal(error: &Error) -> Refusal {
-    tracing::warn!(%error, "a request to a test failover failed");
     match error.kind() {
         ErrorKind::NoSpace => Refusal::NoSpace,
         ErrorKind::Invalid => Refusal::Invalid,

@@ -7,7 +7,7 @@
 //! One that a restore reads ends with the process: qemu-img gives up with its connection, so nobody would ever end it.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -15,7 +15,9 @@ use super::backing::Backing;
 use crate::block::{Export, Refusal, Reply, Request, TestId, Ticket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::{Change, PinKind, PinRecord, PointRecord, TestUse};
+use crate::protect::events::{GroupEvent, TimedEvent};
 use crate::protect::group::Callback;
+use crate::protect::repetition::Repetition;
 use crate::runtime::Runtime;
 use crate::units::{DiskId, PinId, PointId, SectorCount, WallNanos};
 use crate::vault::Vault;
@@ -106,7 +108,30 @@ pub struct TestFailovers {
     tests: BTreeMap<TestId, TestFailover>,
     backings: HashMap<(TestId, DiskId), Backing>,
     mailbox: Rc<RefCell<VecDeque<Done>>>,
+    /// Requests that are not answered yet.
+    asked: BTreeSet<Ticket>,
     replies: Vec<(Ticket, Reply)>,
+    failures: Rc<RefCell<Failures>>,
+}
+
+/// Requests that failed, and what is to be told of them.
+#[derive(Default)]
+struct Failures {
+    repetition: Repetition,
+    events: Vec<TimedEvent>,
+}
+
+impl Failures {
+    fn note(&mut self, runtime: &Runtime, error: &Error) {
+        if matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Shutdown) {
+            return;
+        }
+        if let Some(times) = self.repetition.failed(runtime.now(), error.kind()) {
+            tracing::warn!(%error, times, "requests to a test failover failed");
+            let event = GroupEvent::RequestsFailed { error: error.to_string(), times };
+            self.events.push(TimedEvent { time: runtime.wall(), event });
+        }
+    }
 }
 
 impl TestFailovers {
@@ -142,7 +167,9 @@ impl TestFailovers {
             tests: BTreeMap::new(),
             backings: HashMap::new(),
             mailbox: Rc::default(),
+            asked: BTreeSet::new(),
             replies: Vec::new(),
+            failures: Rc::default(),
         };
         let pins: Vec<_> = opened.vault.manifest().state().pins().to_vec();
         for pin in pins {
@@ -240,11 +267,19 @@ impl TestFailovers {
             self.replies.push((ticket, Err(Refusal::Shutdown)));
             return;
         };
-        let mailbox = Rc::clone(&self.mailbox);
+        self.asked.insert(ticket);
+        let (mailbox, failures) = (Rc::clone(&self.mailbox), Rc::clone(&self.failures));
+        let runtime = Rc::clone(&self.runtime);
         self.runtime.spawn(async move {
-            let reply = backing.answer(request).await;
+            let note = |error: &Error| failures.borrow_mut().note(&runtime, error);
+            let reply = backing.answer(request, note).await;
             mailbox.borrow_mut().push_back(Done::Reply(ticket, reply));
         });
+    }
+
+    /// What happened since this was asked last.
+    pub fn take_events(&mut self) -> Vec<TimedEvent> {
+        std::mem::take(&mut self.failures.borrow_mut().events)
     }
 
     /// Takes what tasks left behind.
@@ -253,7 +288,12 @@ impl TestFailovers {
             let done = self.mailbox.borrow_mut().pop_front();
             match done {
                 None => return,
-                Some(Done::Reply(ticket, reply)) => self.replies.push((ticket, reply)),
+                Some(Done::Reply(ticket, reply)) => {
+                    // It may have been refused meanwhile.
+                    if self.asked.remove(&ticket) {
+                        self.replies.push((ticket, reply));
+                    }
+                }
                 Some(Done::Started(result, callback)) => {
                     if let Ok(failover) = &result {
                         self.insert(failover.clone());
@@ -262,6 +302,12 @@ impl TestFailovers {
                 }
             }
         }
+    }
+
+    /// Refuses what is not answered yet: nobody will come for the answers.
+    pub fn refuse_all(&mut self) {
+        let refused = |ticket| (ticket, Err(Refusal::Shutdown));
+        self.replies.extend(std::mem::take(&mut self.asked).into_iter().map(refused));
     }
 
     /// Moves the replies that are ready to `out`.

@@ -183,7 +183,9 @@ impl Header {
         if raw.magic != HEADER_MAGIC {
             return Err(Error::corrupt("not a delta: its magic is wrong").at_offset(0));
         }
-        check_known("delta version", raw.version.get().into(), VERSION.into(), 8)?;
+        if raw.version.get() != VERSION {
+            return Err(Error::unknown_version("the delta", raw.version, VERSION).at_offset(8));
+        }
         if raw.checksum.get() != checksum(summed(raw.as_bytes())) {
             return Err(Error::corrupt("the delta header's checksum does not match").at_offset(0));
         }

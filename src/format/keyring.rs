@@ -6,7 +6,7 @@ use zerocopy::little_endian::{I64, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::checksum;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::seal::{Generation, SiteKeyId, TAG_BYTES, WrappedKey};
 use crate::units::{GroupId, WallNanos};
 
@@ -133,8 +133,7 @@ fn decode_copy(bytes: &[u8]) -> Result<Keyring> {
         return Err(corrupt("not a keyring: its magic is wrong", 0));
     }
     if raw.version.get() != VERSION {
-        let text = format!("keyring version {} is not known; this build reads {VERSION}", raw.version.get());
-        return Err(Error::new(ErrorKind::Unsupported, text).at_offset(8));
+        return Err(Error::unknown_version("the keyring", raw.version, VERSION).at_offset(8));
     }
     let count = raw.keys.get() as usize;
     if !(1..=GENERATIONS_MAX).contains(&count) || rest.len() != count * ENTRY_BYTES + SUM_BYTES {
@@ -167,6 +166,7 @@ fn decode_copy(bytes: &[u8]) -> Result<Keyring> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     fn keyring() -> Keyring {
         let key = |generation| WrappedKey {

@@ -355,8 +355,7 @@ fn open<'a>(
         return Err(corrupt("its magic is wrong", 0));
     }
     if raw.version.get() != VERSION {
-        let text = format!("{what} version {} is not known; this build reads {VERSION}", raw.version.get());
-        return Err(Error::new(ErrorKind::Unsupported, text).at_offset(8));
+        return Err(Error::unknown_version(&format!("the {what}"), raw.version, VERSION).at_offset(8));
     }
     if raw.checksum.get() != checksum(&raw.as_bytes()[..HEADER_BYTES - 16]) {
         return Err(corrupt("its header's checksum does not match", 0));

@@ -15,6 +15,7 @@ pub mod record;
 pub mod run;
 pub mod side;
 pub mod summary;
+pub mod sums;
 
 use xxhash_rust::xxh3::xxh3_128;
 

@@ -20,7 +20,7 @@ use zerocopy::little_endian::{U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::checksum;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::format::delta::DISK_SECTORS_MAX;
 use crate::format::frame::RECORD_PAYLOAD_BYTES_MAX;
 use crate::seal::{Generation, TAG_BYTES, Tag};
@@ -323,8 +323,8 @@ impl Footer {
             return Err(corrupt("the side file does not end in a footer: it was cut off"));
         }
         if ![VERSION, VERSION_SEALED].contains(&raw.version.get()) {
-            let text = format!("side file version {} is not known to this build", raw.version.get());
-            return Err(Error::new(ErrorKind::Unsupported, text).at_offset(at + 8));
+            let known = format!("{VERSION} and {VERSION_SEALED}");
+            return Err(Error::unknown_version("the side file", raw.version, known).at_offset(at + 8));
         }
         if raw.checksum.get() != checksum(summed(raw)) {
             return Err(corrupt("the side file's footer does not match its checksum"));

@@ -24,7 +24,7 @@ use super::delta::{
     CHUNK_BYTES_MAX, CHUNK_ENTRY_BYTES, Chunk, Content, DISK_SECTORS_MAX, DeltaExtent, EXTENT_ENTRY_BYTES,
     RawChunk, RawExtent, decode_chunk, decode_extent, encode_chunk, encode_extent,
 };
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::seal::{Generation, sealed_len};
 use crate::units::{BlobId, DiskSlot, GroupId, SectorRange, SummaryId, WallNanos, to_usize};
 
@@ -230,8 +230,7 @@ impl Footer {
             return Err(corrupt("the summary does not end in a footer"));
         }
         if raw.version.get() != VERSION {
-            let text = format!("summary version {} is not known; this build reads {VERSION}", raw.version);
-            return Err(Error::new(ErrorKind::Unsupported, text).at_offset(at + 8));
+            return Err(Error::unknown_version("the summary", raw.version, VERSION).at_offset(at + 8));
         }
         if raw.checksum.get() != checksum(&raw.as_bytes()[..FOOTER_BYTES - 16]) {
             return Err(corrupt("the summary footer's checksum does not match"));

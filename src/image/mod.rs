@@ -21,7 +21,7 @@ use std::time::Duration;
 use futures::future::{Either, select};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::checkpoint::{Checkpoint, FILE_BYTES};
+use crate::format::checkpoint::{self, Checkpoint, FILE_BYTES, offset_of};
 use crate::runtime::Runtime;
 use crate::storage::{Buffer, Create, File, OpenOptions};
 use crate::units::{DiskId, Lsn, PAGE_BYTES, SectorCount, TimelineId};
@@ -42,11 +42,15 @@ pub struct Image {
     pub disk: DiskId,
     /// Its content.
     pub file: File,
-    checkpoint_file: File,
+    /// Opened and locked anew for each statement: a disk keeps one file open, not two. The image's lock keeps others out meanwhile,
+    /// and a write on its way holds the lock of its own descriptor.
+    checkpoint_path: Rc<PathBuf>,
     checkpoint: Checkpoint,
     /// Whether the newest statement may be in the page cache only, and never reach the disk: a process that died after a
     /// failed sync leaves such. The other slot then holds the one before, durably.
     in_doubt: bool,
+    /// The slot of the checkpoint that was rotten when it was opened; the next statement goes there.
+    rotten_slot: Option<u8>,
     /// Shared by the clones: what a failed attempt achieved counts for the next.
     synced: Rc<Cell<Lsn>>,
 }
@@ -75,12 +79,15 @@ impl Image {
         let file = runtime.open(image_path(directory, disk), options).await?;
         set_disk_length(runtime, &file, size, TOO_LONG).await?;
         runtime.sync(&file).await?;
-        let checkpoint_file = runtime.open(checkpoint_path(directory, disk), options).await?;
+        let checkpoint_path = Rc::new(checkpoint_path(directory, disk));
+        let checkpoint_file = runtime.open(checkpoint_path.as_path(), options).await?;
         runtime.write(&checkpoint_file, 0, Buffer::zeroed(FILE_BYTES).freeze()).await?;
+        // The first statement takes the lock itself.
+        drop(checkpoint_file);
         let checkpoint =
             Checkpoint { sequence: 0, disk, timeline, destaged: Lsn::ZERO, sectors: size, resizing_to: None };
-        let (in_doubt, synced) = (false, Rc::default());
-        let mut image = Image { disk, file, checkpoint_file, checkpoint, in_doubt, synced };
+        let (in_doubt, rotten_slot, synced) = (false, None, Rc::default());
+        let mut image = Image { disk, file, checkpoint_path, checkpoint, in_doubt, rotten_slot, synced };
         image.advance(runtime, Lsn::ZERO).await?;
         runtime.sync_directory(directory).await?;
         Ok(image)
@@ -112,9 +119,14 @@ impl Image {
         size: SectorCount,
     ) -> Result<Image> {
         let file = open_owned(runtime, image_path(directory, disk), "the image").await?;
-        let checkpoint_file = open_owned(runtime, checkpoint_path(directory, disk), "the checkpoint").await?;
+        let checkpoint_path = Rc::new(checkpoint_path(directory, disk));
+        let checkpoint_file = open_owned(runtime, PathBuf::clone(&checkpoint_path), "the checkpoint").await?;
         let settled = runtime.settle(&checkpoint_file).await;
         let bytes = runtime.read(&checkpoint_file, 0, FILE_BYTES).await?;
+        if let Some(found) = Checkpoint::unknown_version(&bytes) {
+            let error = Error::unknown_version("the checkpoint", found, checkpoint::VERSION);
+            return Err(error.at_path(checkpoint_file.path()));
+        }
         let checkpoint = Checkpoint::newest(&bytes).filter(|checkpoint| checkpoint.disk == disk);
         // A slot is only written while the statement in the other one is durable: one that is alone is durable.
         let in_doubt = settled.is_err() && Checkpoint::slots(&bytes).iter().all(Option::is_some);
@@ -122,11 +134,19 @@ impl Image {
             let text = "the checkpoint has no valid slot for this disk: restore the file with its image";
             return Err(Error::corrupt(text).at_path(checkpoint_file.path()));
         };
+        // A resize that is settled states so, under its own lock.
+        drop(checkpoint_file);
         let synced = Rc::new(Cell::new(checkpoint.destaged));
-        let mut image = Image { disk, file, checkpoint_file, checkpoint, in_doubt, synced };
+        let rotten_slot = rotten_slot(&checkpoint_path, &bytes);
+        let mut image = Image { disk, file, checkpoint_path, checkpoint, in_doubt, rotten_slot, synced };
         image.check_length(runtime, size).await?;
         image.settle_size(runtime, size).await?;
         Ok(image)
+    }
+
+    /// Where a bit of its checkpoint had flipped when it was opened: file and offset. The other slot was used.
+    pub fn rot(&self) -> Option<(&Path, u64)> {
+        Some((self.checkpoint_path.as_path(), offset_of(self.rotten_slot?)))
     }
 
     /// Every record up to here is in the image, durably.
@@ -164,12 +184,24 @@ impl Image {
     async fn put(&mut self, runtime: &Rc<Runtime>, statement: Checkpoint) -> Result<()> {
         let mut page = Buffer::zeroed(PAGE_BYTES);
         statement.encode(&mut page);
-        runtime.write(&self.checkpoint_file, statement.slot_offset(), page.freeze()).await?;
-        runtime.sync(&self.checkpoint_file).await?;
+        // Nobody else has its lock but a write of ours that has yet to land.
+        let file = runtime.open(self.checkpoint_path.as_path(), OpenOptions::OWNED).await?;
+        runtime.write(&file, statement.slot_offset(), page.freeze()).await?;
+        runtime.sync(&file).await?;
         self.checkpoint = statement;
         self.in_doubt = false;
         Ok(())
     }
+}
+
+/// The slot in which a bit has flipped. One that may as well be torn is what power cuts leave: the log notes it.
+fn rotten_slot(checkpoint_path: &Path, bytes: &[u8]) -> Option<u8> {
+    let bad = Checkpoint::bad_slot(bytes)?;
+    if !bad.is_rotten {
+        let path = checkpoint_path.display();
+        tracing::info!(%path, offset = offset_of(bad.number), "a slot of the checkpoint is torn, as after a power cut; the other is used");
+    }
+    bad.is_rotten.then_some(bad.number)
 }
 
 /// Opens a file that only this process may use. A dead owner's requests end in time, and its lock with them; whoever else

@@ -67,7 +67,7 @@ impl Image {
                 sectors.bytes(),
                 size.bytes()
             );
-            return Err(Error::corrupt(text).at_path(self.checkpoint_file.path()));
+            return Err(Error::corrupt(text).at_path(&self.checkpoint_path));
         }
         Ok(())
     }

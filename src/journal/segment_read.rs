@@ -7,8 +7,8 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use crate::error::{Error, ErrorKind, Result};
-use crate::format::frame::{FrameFault, UntrustedHeader};
+use crate::error::{Error, Result};
+use crate::format::frame::{FrameFault, UntrustedHeader, VERSION};
 use crate::journal::patience::{READ_ATTEMPTS, READ_DELAY, is_refusal};
 use crate::journal::segments::Segment;
 use crate::runtime::Runtime;
@@ -124,11 +124,9 @@ fn halves(range: &Range<u64>) -> Vec<Range<u64>> {
 
 fn refuse_newer_version(page: &[u8], segment: &Segment) -> Result<()> {
     match UntrustedHeader::read(page) {
-        Err(FrameFault::Version(version)) => Err(Error::new(
-            ErrorKind::Unsupported,
-            format!("the journal has format version {version}; open it with the version that wrote it"),
-        )
-        .at_path(segment.file.path())),
+        Err(FrameFault::Version(version)) => {
+            Err(Error::unknown_version("the journal", version, VERSION).at_path(segment.file.path()))
+        }
         _ => Ok(()),
     }
 }

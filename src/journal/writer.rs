@@ -366,13 +366,9 @@ impl Writer {
     fn submit_frame(&mut self, segments: &mut Segments) -> bool {
         let Some(room) = self.room_for_next(segments) else { return false };
         let mut plan = FramePlan::new(self.key.is_some());
-        let mut is_ended = false;
-        while !is_ended && let Some(pending) = self.control.pop_front() {
-            // Nothing stands behind a marker in its frame, so that what it ends can be told by whole frames.
-            is_ended = matches!(pending.entry, Entry::Marker(_));
-            // Control records are few and small: they fit in any fresh frame with room for one record.
-            plan.push(pending);
-        }
+        let (controls, is_ended) = self.next_controls();
+        // They are few and small: they fit in any fresh segment.
+        self.control.drain(..controls).for_each(|pending| plan.push(pending));
         let limit = room.min(FRAME_BYTES_TARGET);
         let may_take_data = !is_ended && segments.is_reserve_whole();
         while let Some(pending) = self.next_data().filter(|_| may_take_data) {
@@ -387,10 +383,17 @@ impl Writer {
         true
     }
 
+    /// How many control records the next frame takes, and whether it ends with them: nothing stands behind a marker in its frame,
+    /// so that what it ends can be told by whole frames.
+    fn next_controls(&self) -> (usize, bool) {
+        let marker = self.control.iter().position(|pending| matches!(pending.entry, Entry::Marker(_)));
+        (marker.map_or(self.control.len(), |marker| marker + 1), marker.is_some())
+    }
+
     /// Room in the segment that the next frame goes to, after switching to a fresh one if need be.
     fn room_for_next(&mut self, segments: &mut Segments) -> Option<usize> {
         let mut need = FramePlan::new(self.key.is_some());
-        for pending in &self.control {
+        for pending in self.control.iter().take(self.next_controls().0) {
             need.reserve(control_bytes(&pending.entry));
         }
         // What is neither data nor the group's own is a statement, for which the reserve is not meant either.

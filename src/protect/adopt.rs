@@ -15,7 +15,7 @@ use crate::protect::open::GroupPlan;
 use crate::runtime::Runtime;
 use crate::storage::{File, OpenOptions};
 use crate::units::{Lsn, SECTOR_BYTES, SectorCount, SectorRange, TimelineId};
-use crate::vault::{self, Vault, copy_data};
+use crate::vault::{self, Base, Vault};
 use crate::view::{View, ViewDisk, allocated_pieces, copy_pieces};
 
 /// The file that says that a vault is not copied yet,
@@ -158,7 +158,7 @@ enum Content<'a> {
     /// What the newest point holds of it.
     Viewed(&'a ViewDisk, Vec<SectorRange>),
     /// What its base holds: it joined after the newest point.
-    Based(File, u64),
+    Based(Base, u64),
 }
 
 /// Makes the images as of the newest point, and gives its marker.
@@ -191,7 +191,7 @@ async fn make_images(
             }
             None => {
                 let base = vault.bases().open(disk.id).await?;
-                let data = runtime.data_ranges(&base, 0..runtime.length(&base).await?).await?;
+                let data = base.data_ranges(0..base.bytes().await?).await?;
                 let bytes = data.iter().map(|range| range.end - range.start).sum();
                 total += bytes;
                 Content::Based(base, bytes)
@@ -229,7 +229,7 @@ async fn make_image(
         }
         (Content::Viewed(..), None) => unreachable!("a disk of a view has its view"),
         (Content::Based(base, bytes), _) => {
-            copy_data(runtime, &base, image, disk.sectors.0 * SECTOR_BYTES, &|_| Ok(())).await?;
+            base.copy_to(image, disk.sectors.0 * SECTOR_BYTES, &|_| Ok(())).await?;
             advance(bytes)
         }
     };

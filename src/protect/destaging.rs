@@ -36,7 +36,10 @@ impl Group {
     pub(super) fn start_destage(&mut self) {
         let now = self.runtime.now();
         let pressed = self.segments.room_bytes() < self.segments.limit_bytes() / FREE_PART_PRESSED;
-        let is_waited_for = self.stopping || self.is_acceptance_waiting() || self.has_resize_waiting();
+        let is_waited_for = self.stopping
+            || self.is_acceptance_waiting()
+            || self.has_resize_waiting()
+            || self.is_look_waited_for();
         let wanted = pressed || self.are_maps_full() || is_waited_for || now >= self.idle_at();
         self.pace.hold(!wanted);
         if !self.destage_retry.take_turn(now) || self.destaging || !wanted {

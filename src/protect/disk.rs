@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind};
 use crate::extent::Ranges;
 use crate::format::record::DiskRecord;
 use crate::image::Image;
-use crate::image::side::SideFile;
+use crate::image::side::{self, SideFile};
 use crate::protect::renewal::Renewal;
 use crate::protect::repetition::Repetition;
 use crate::units::{Lsn, MonotonicNanos, SectorRange};
@@ -130,6 +130,11 @@ impl Disk {
     pub fn latch(&mut self, error: &Error) {
         self.latched = Some(error.kind());
         self.last_failure = Some(error.to_string());
+    }
+
+    /// Whether it was latched because stored bytes are not what was written, and no side file has noted yet which.
+    pub fn lacks_rotten(&self) -> bool {
+        self.latched == Some(ErrorKind::Corrupt) && side::lost(&self.sides).is_empty()
     }
 
     /// Every record of the disk up to here is in its image or in its side files, durably.

@@ -2,15 +2,18 @@
 //!
 //! The log has every event at once; whoever hosts the group takes them from [`Group::take_events`] and keeps them.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::byte_size::ByteSize;
 use crate::counted::counted;
 use crate::extent::Ranges;
+use crate::image::Image;
 use crate::protect::group::Group;
-use crate::protect::shrinking::SpaceStatus;
+use crate::protect::shrinking::{ImagesSpace, SpaceStatus};
 use crate::protect::status::Condition;
-use crate::units::{MonotonicNanos, WallNanos};
+use crate::protect::suspension::{Suspension, stretch};
+use crate::units::{DiskSlot, MonotonicNanos, WallNanos};
 use crate::vault::Forecast;
 
 /// Most events that wait for somebody to take them, who does so every turn; beyond that the oldest are only counted.
@@ -36,6 +39,8 @@ pub enum GroupEvent {
     PointsInTime,
     /// Little space is left until history shrinks.
     SpaceLow(SpaceStatus),
+    /// Little space is left in the images' file system, which is another one than the vault's.
+    ImagesSpaceLow(ImagesSpace),
     /// History is about to shrink because of space: these points would go first.
     HistoryWillShrink {
         /// What goes first.
@@ -54,6 +59,13 @@ pub enum GroupEvent {
     },
     /// History should shrink, but the oldest point is held or being read.
     HistoryCannotShrink,
+    /// The wall clock was set, or is far ahead at a start: no point goes by its age for a while.
+    ClockStepped(Suspension),
+    /// The wall clock was set back: group time that an earlier start had taken to have passed is no part of ages any more.
+    LeapExcluded {
+        /// How much, at most.
+        doubtful: Duration,
+    },
     /// Points and retention rest until somebody resumes the group.
     Paused,
     /// They go on.
@@ -91,6 +103,23 @@ pub enum GroupEvent {
         /// The sectors.
         sectors: Ranges,
     },
+    /// A bit of a disk's checkpoint has flipped. Its other slot was used: nothing is lost.
+    CheckpointRotten {
+        /// The disk's name.
+        disk: String,
+        /// The checkpoint,
+        path: PathBuf,
+        /// and where in it the slot begins.
+        offset: u64,
+    },
+    /// Requests of clients failed, for a device or for bytes that are not what was stored: told when that begins or changes, and once a
+    /// minute while it goes on.
+    RequestsFailed {
+        /// Why the newest one did.
+        error: String,
+        /// How many since it was told last.
+        times: u64,
+    },
     /// So many were told before this one that nobody took in time.
     EventsLost {
         /// How many.
@@ -116,10 +145,12 @@ impl GroupEvent {
             GroupEvent::Condition(_) => "condition",
             GroupEvent::PointsLate => "points_late",
             GroupEvent::PointsInTime => "points_in_time",
-            GroupEvent::SpaceLow(_) => "space_low",
+            GroupEvent::SpaceLow(_) | GroupEvent::ImagesSpaceLow(_) => "space_low",
             GroupEvent::HistoryWillShrink { .. } => "history_will_shrink",
             GroupEvent::HistoryShrinks { .. } => "history_shrinks",
             GroupEvent::HistoryCannotShrink => "history_cannot_shrink",
+            GroupEvent::ClockStepped(_) => "clock_stepped",
+            GroupEvent::LeapExcluded { .. } => "leap_excluded",
             GroupEvent::Paused => "paused",
             GroupEvent::Resumed => "resumed",
             GroupEvent::DiskLacking { .. } => "disk_lacking",
@@ -127,6 +158,8 @@ impl GroupEvent {
             GroupEvent::Renewed { .. } => "renewed",
             GroupEvent::Withheld { .. } => "withheld",
             GroupEvent::LossAccepted { .. } => "loss_accepted",
+            GroupEvent::CheckpointRotten { .. } => "checkpoint_rotten",
+            GroupEvent::RequestsFailed { .. } => "requests_failed",
             GroupEvent::EventsLost { .. } => "events_lost",
         }
     }
@@ -151,14 +184,19 @@ impl GroupEvent {
             },
             GroupEvent::PointsLate
             | GroupEvent::SpaceLow(_)
+            | GroupEvent::ImagesSpaceLow(_)
             | GroupEvent::HistoryWillShrink { .. }
             | GroupEvent::HistoryShrinks { .. }
+            | GroupEvent::ClockStepped(_)
             | GroupEvent::LossAccepted { .. }
+            | GroupEvent::CheckpointRotten { .. }
             | GroupEvent::EventsLost { .. } => Gravity::Warning,
             GroupEvent::HistoryCannotShrink
             | GroupEvent::DiskLacking { .. }
+            | GroupEvent::RequestsFailed { .. }
             | GroupEvent::Withheld { .. } => Gravity::Fault,
             GroupEvent::PointsInTime
+            | GroupEvent::LeapExcluded { .. }
             | GroupEvent::Paused
             | GroupEvent::Resumed
             | GroupEvent::DiskWhole { .. }
@@ -176,6 +214,12 @@ impl GroupEvent {
             GroupEvent::PointsLate => "recovery points are late".to_owned(),
             GroupEvent::PointsInTime => "recovery points are in time again".to_owned(),
             GroupEvent::SpaceLow(space) => format!("little space is left: {}", room(*space)),
+            GroupEvent::ImagesSpaceLow(space) => format!(
+                "little space is left in the file system of the images: {} free, less than {} ([images] free_min): free space \
+                 there; once it is full and the journal, too, writes wait",
+                ByteSize(space.free_bytes).approximate(),
+                ByteSize(space.free_bytes_min).approximate()
+            ),
             GroupEvent::HistoryWillShrink { forecast, space, grace, .. } => format!(
                 "history will shrink in {} s because of space ({}): the oldest points go, {} first, which take {}; free space, \
                  raise [vault] history_max, or set a shorter ladder by `policy set --retain`",
@@ -192,6 +236,15 @@ impl GroupEvent {
             GroupEvent::HistoryCannotShrink => "history should shrink because of space, but the oldest point is held, or \
                  being read, or the only one: release it by `point release`, end its test failovers, or free space"
                 .to_owned(),
+            GroupEvent::ClockStepped(suspension) => format!(
+                "no point goes by its age {}: if the clock is right, there is nothing to do; if not, set it right before then, or \
+                 keep points from going by `group pause`",
+                suspension.text()
+            ),
+            GroupEvent::LeapExcluded { doubtful } => format!(
+                "the clock was set back: what a start took to have passed, {}, does not count as age of points any more",
+                stretch(*doubtful)
+            ),
             GroupEvent::Paused => "paused: no timed points are made, and none go, until `group resume`".to_owned(),
             GroupEvent::Resumed => "resumed: timed points are made again".to_owned(),
             GroupEvent::DiskLacking { disk, sectors } => format!(
@@ -212,6 +265,14 @@ impl GroupEvent {
                 "writes to sectors {} of disk {disk} are lost, as was accepted: they hold something older",
                 ranges(sectors)
             ),
+            GroupEvent::CheckpointRotten { disk, path, offset } => format!(
+                "a bit has flipped in the checkpoint of disk {disk}: {} at byte {offset}: its other slot was used, and nothing is \
+                 lost; a device that flips bits flips others: replace it",
+                path.display()
+            ),
+            GroupEvent::RequestsFailed { error, times } => {
+                format!("{} of clients failed: {error}", counted(*times, "request"))
+            }
             GroupEvent::EventsLost { count } => {
                 format!("{} up to here that nobody took in time; the log has them", counted(*count, "lost event"))
             }
@@ -278,6 +339,14 @@ impl Group {
             lose_oldest(&mut self.events);
         }
         self.events.push(told);
+    }
+
+    /// Says that a disk's checkpoint had rotted when its image was opened, if so.
+    pub(super) fn tell_of_rot(&mut self, slot: DiskSlot, image: &Image) {
+        if let (Some(disk), Some((path, offset))) = (self.disks.get(&slot), image.rot()) {
+            let (disk, path) = (disk.record.name.clone(), path.to_owned());
+            self.tell(GroupEvent::CheckpointRotten { disk, path, offset });
+        }
     }
 
     /// Says what tasks have noted.

@@ -25,17 +25,19 @@ use crate::journal::reader::Reader;
 use crate::journal::segments::Segments;
 use crate::journal::writer::{Identity, Visible, VisibleEvent, Writer};
 use crate::planted::Bug;
+use crate::protect::clock::GroupClock;
 use crate::protect::disk::Disk;
-use crate::protect::events::TimedEvent;
+use crate::protect::events::{GroupEvent, TimedEvent};
 use crate::protect::indexing::Indexing;
 use crate::protect::interval::{ClosedInterval, OpenInterval, Schedule};
-use crate::protect::latching::Resume;
+use crate::protect::latching::{Resume, ResumeReport};
 use crate::protect::lateness::Lateness;
 use crate::protect::layers::{Layer, Layers};
 use crate::protect::mailbox::Mailbox;
 use crate::protect::open::GroupPlan;
 use crate::protect::publisher::Job;
 use crate::protect::reads::{OPERATION_READ, Reads};
+use crate::protect::repair::Repairing;
 use crate::protect::repetition::Repetition;
 use crate::protect::requests::{Barrier, WriteInFlight};
 use crate::protect::resizing::{Resize, ZEROED};
@@ -44,9 +46,7 @@ use crate::protect::retry::Retry;
 use crate::protect::status::{Condition, RateMeter};
 use crate::protect::tasks::Tasks;
 use crate::runtime::{Event, Runtime};
-use crate::units::{
-    DiskId, DiskSlot, GroupId, GroupNanos, Lsn, MonotonicNanos, PointId, SectorRange, WallNanos,
-};
+use crate::units::{DiskId, DiskSlot, GroupId, Lsn, MonotonicNanos, PointId, SectorRange, WallNanos};
 use crate::vault::Vault;
 
 /// Called once with a result.
@@ -76,6 +76,8 @@ pub struct Counters {
     pub journal_bytes: u64,
     /// Bytes written to the vault as deltas.
     pub vault_bytes: u64,
+    /// Points published.
+    pub points: u64,
 }
 
 /// A group at work.
@@ -87,6 +89,8 @@ pub struct Group {
     pub(super) settings: GroupSettings,
     pub(super) name: String,
     pub(super) resumes: Vec<Resume>,
+    /// Those that wait until what the opening found has been looked at, and whether they accept a loss.
+    pub(super) resumes_early: Vec<(bool, Callback<ResumeReport>)>,
     /// The resize that is under way.
     pub(super) resize: Option<Resize>,
     /// Points that somebody asked for, and that have to wait.
@@ -131,29 +135,35 @@ pub struct Group {
     pub(super) segment_failures: Repetition,
     pub(super) publish_retry: Retry,
     pub(super) last_activity: MonotonicNanos,
-    pub(super) started: MonotonicNanos,
-    pub(super) group_time: GroupNanos,
+    pub(super) clock: GroupClock,
     pub(super) mailbox: Mailbox,
     pub(super) counters: Counters,
     pub(super) rates: RateMeter,
     pub(super) condition: (Condition, WallNanos),
     pub(super) events: Vec<TimedEvent>,
+    pub(super) failed_reads: Repetition,
     pub(super) vault_failed: Option<ErrorKind>,
     pub(super) vault_failed_because: Option<String>,
     pub(super) serving: bool,
     /// Timed points and retention rest.
     pub(super) is_paused: bool,
     pub(super) stopping: bool,
+    /// When a stop waits no longer for what fails.
+    pub(super) stops_in_vain_at: Option<MonotonicNanos>,
     /// The disks that the newest point lacks something of.
     pub(super) lacking: BTreeSet<DiskSlot>,
     /// Some disk has a renewal.
     pub(super) is_renewing: bool,
+    /// What a repair has written anew.
+    pub(super) repairing: Option<Repairing>,
     pub(super) sealed: bool,
     /// Markers on their way into the journal.
     pub(super) markers_pending: usize,
     pub(super) writes: Slab<WriteInFlight>,
     pub(super) barriers: Vec<Barrier>,
     pub(super) reads: Reads,
+    /// Questions for allocations that are not answered yet.
+    pub(super) allocations: BTreeSet<Ticket>,
     pub(super) replies: Vec<(Ticket, Reply)>,
     delayed: Vec<(DiskSlot, SectorRange, crate::journal::segments::Source)>,
 }
@@ -181,7 +191,7 @@ pub(super) struct Parts {
     pub retention: Rc<retention::Shared>,
     pub retention_jobs: mpsc::UnboundedSender<retention::Job>,
     pub vaulted: Lsn,
-    pub group_time: GroupNanos,
+    pub(super) clock: GroupClock,
     pub mailbox: Mailbox,
 }
 
@@ -203,6 +213,7 @@ impl Group {
             settings: parts.settings,
             name: parts.name,
             resumes: Vec::new(),
+            resumes_early: Vec::new(),
             resize: None,
             points_delayed: Vec::new(),
             ends_waits: false,
@@ -238,25 +249,28 @@ impl Group {
             segment_failures: Repetition::default(),
             publish_retry: Retry::default(),
             last_activity: now,
-            started: now,
-            group_time: parts.group_time,
+            clock: parts.clock,
             mailbox: parts.mailbox,
             counters: Counters::default(),
             rates: RateMeter::default(),
             condition: (Condition::Opening, wall),
             events: Vec::new(),
+            failed_reads: Repetition::default(),
             vault_failed: None,
             vault_failed_because: None,
             serving: false,
             is_paused,
             stopping: false,
+            stops_in_vain_at: None,
             lacking,
             is_renewing: false,
+            repairing: None,
             sealed: false,
             markers_pending: 0,
             writes: Slab::new(),
             barriers: Vec::new(),
             reads,
+            allocations: BTreeSet::new(),
             replies: Vec::new(),
             delayed: Vec::new(),
         };
@@ -307,8 +321,17 @@ impl Group {
             if let Some((ticket, reply)) = self.reads.handle(operation, event.result) {
                 self.answer_read(ticket, reply);
             }
+            self.tell_failed_read();
         } else {
             self.writer.handle(operation, event.result);
+        }
+    }
+
+    fn tell_failed_read(&mut self) {
+        if let Some(error) = self.reads.take_failure()
+            && let Some(times) = self.failed_reads.failed(self.runtime.now(), error.kind())
+        {
+            self.tell(GroupEvent::RequestsFailed { error: error.to_string(), times });
         }
     }
 
@@ -324,6 +347,7 @@ impl Group {
         self.writer.advance(&mut self.segments);
         self.serve_when_stated();
         self.answer_barriers();
+        self.care_for_repair();
         if let Some(kind) = self.writer.failure() {
             self.fail_writes(kind);
             return;
@@ -335,6 +359,7 @@ impl Group {
         self.make_due_marker();
         self.publish_waiting();
         self.writer.hold_data(self.are_maps_full());
+        self.take_up_resumes();
         self.care_for_latched();
         self.care_for_renewals();
         self.advance_resize();
@@ -367,7 +392,8 @@ impl Group {
             .lateness
             .due(self.schedule.interval())
             .filter(|_| self.late_since.is_none() && !self.is_paused);
-        [self.writer.next_deadline(), marker, idle, late].into_iter().chain(retries).flatten().min()
+        let gives_up = self.stops_in_vain_at.filter(|at| *at > self.runtime.now());
+        [self.writer.next_deadline(), marker, idle, late, gives_up].into_iter().chain(retries).flatten().min()
     }
 
     /// The opening frame names what was accepted; until that is durable, nobody may see it.

@@ -10,6 +10,7 @@ use crate::format::marker::Marker;
 use crate::journal::reader::Reader;
 use crate::protect::layers::Layer;
 use crate::units::{Lsn, MonotonicNanos};
+use crate::vault::Moment;
 
 /// The records since the last marker.
 #[derive(Debug, Default)]
@@ -28,6 +29,13 @@ pub struct ClosedInterval {
     pub marker: Marker,
     /// Where payloads are read; it pins their segments.
     pub reader: Reader,
+}
+
+impl ClosedInterval {
+    /// When its point was made.
+    pub fn moment(&self) -> Moment {
+        Moment { group: self.marker.group_time, wall: self.marker.wall, lsn: self.marker_lsn }
+    }
 }
 
 impl OpenInterval {

@@ -108,6 +108,26 @@ impl Group {
         self.look_at_latches(true, done);
     }
 
+    /// Whether what the opening found in the journal has been destaged, or latched its disk: before, nobody knows whether it can be
+    /// read. Where that waits for space, nobody waits for it.
+    fn has_looked(&self) -> bool {
+        self.layers.destaged(self.accepted) >= self.accepted || self.destage_retry.wants_space()
+    }
+
+    /// Whether somebody asked for a resume before that.
+    pub(super) fn is_look_waited_for(&self) -> bool {
+        !self.resumes_early.is_empty()
+    }
+
+    /// Takes up the resumes that came early.
+    pub(super) fn take_up_resumes(&mut self) {
+        if self.is_look_waited_for() && self.has_looked() {
+            for (accepts_loss, done) in std::mem::take(&mut self.resumes_early) {
+                self.look_at_latches(accepts_loss, done);
+            }
+        }
+    }
+
     fn look_at_latches(&mut self, accepts_loss: bool, done: Callback<ResumeReport>) {
         if self.writer.failure().is_some() || self.vault_failed.is_some() {
             let text =
@@ -116,6 +136,9 @@ impl Group {
         }
         if self.stopping {
             return done(Err(Error::new(ErrorKind::Shutdown, "the group is stopping")));
+        }
+        if !self.has_looked() {
+            return self.resumes_early.push((accepts_loss, done));
         }
         let mut resume = Resume { waiting: BTreeSet::new(), found: Vec::new(), done };
         for (&slot, disk) in &mut self.disks {
@@ -152,6 +175,10 @@ impl Group {
                 // What is kept is asked for again first.
                 Care::Kept if disk.mend_asked || self.lets_go() => self.begin_side_file(slot),
                 Care::Kept => {}
+                // What rotted is noted first, so that who asks hears of it and not of the image.
+                Care::None if disk.mend_asked && disk.lacks_rotten() && self.layers.held(slot).is_some() => {
+                    self.begin_side_file(slot)
+                }
                 Care::None | Care::Waiting(_) if disk.mend_asked => self.begin_mend(slot),
                 Care::Waiting(at) if at > now => {}
                 Care::None | Care::Waiting(_) => self.begin_side_file(slot),
@@ -336,7 +363,7 @@ impl Group {
                 disk.care = Care::Renewing;
                 disk.accepted = lost.clone();
                 // Points may lack more of it.
-                self.renew(slot, lost.union(lacked));
+                self.renew(slot, lost.union(lacked), false);
             }
             Err(error) => {
                 disk.care = Care::None;
@@ -412,6 +439,9 @@ impl Group {
     }
 
     pub(super) fn finish_reattach(&mut self, slot: DiskSlot, result: Result<Reattached>) {
+        if let Ok(reattached) = &result {
+            self.tell_of_rot(slot, &reattached.image);
+        }
         if let (Some(disk), Ok(Reattached { image, sides, last_side })) = (self.disks.get_mut(&slot), &result)
         {
             disk.last_side = disk.last_side.max(*last_side);
@@ -484,8 +514,9 @@ impl Group {
         for disk in self.disks.values_mut() {
             (disk.mend_asked, disk.accepts_loss) = (false, false);
         }
-        for resume in self.resumes.drain(..) {
-            (resume.done)(Err(Error::new(kind, why)));
+        let early = self.resumes_early.drain(..).map(|(_, done)| done);
+        for done in self.resumes.drain(..).map(|resume| resume.done).chain(early) {
+            done(Err(Error::new(kind, why)));
         }
     }
 }

@@ -42,9 +42,14 @@ impl Lateness {
         self.closed.pop_front();
     }
 
+    /// When the oldest write was made that no point holds; at an opening, if it is from before.
+    pub(super) fn oldest(&self) -> Option<MonotonicNanos> {
+        self.closed.iter().copied().flatten().next().or(self.open)
+    }
+
     /// When the points are late, if nothing becomes one before.
     pub(super) fn due(&self, interval: Duration) -> Option<MonotonicNanos> {
-        let oldest = self.closed.iter().copied().flatten().next().or(self.open)?;
+        let oldest = self.oldest()?;
         let patience = nanos(interval.saturating_mul(2).max(LATE_AFTER_MIN));
         Some(MonotonicNanos(oldest.0.saturating_add(patience)))
     }

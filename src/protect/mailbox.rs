@@ -8,8 +8,6 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use crate::block::{Reply, Ticket};
 use crate::error::{ErrorKind, Result};
 use crate::format::record::DiskRecord;
@@ -22,14 +20,16 @@ use crate::protect::group::{Callback, Group};
 use crate::protect::indexing::StoredRun;
 use crate::protect::membership::Joined;
 use crate::protect::publisher::Published;
+use crate::protect::renewal::Held;
+use crate::protect::repair::Order;
 use crate::protect::resizing::Resized;
 use crate::protect::verify::Question;
 use crate::units::{DiskId, DiskSlot, Lsn, SectorRange};
 
 /// What a task left behind.
 pub(super) enum Done {
-    /// A request's answer.
-    Reply(Ticket, Reply),
+    /// The answer to a question for the allocation of a range.
+    Allocation(Ticket, Reply),
     /// A destage batch ended.
     Destaged { through: Lsn, disks: Vec<DiskResult> },
     /// A side file of a latched disk was written, or not.
@@ -39,7 +39,7 @@ pub(super) enum Done {
     /// The image of a disk has taken all but what is lost, whose loss is accepted, or not.
     Taken(DiskSlot, Result<Image>),
     /// Sectors were read that are to be written anew, or not.
-    Renewed(DiskSlot, SectorRange, Result<Bytes>),
+    Renewed(DiskSlot, SectorRange, Result<Held>),
     /// The files of a detached disk were attached, or not.
     Reattached(DiskSlot, Result<Reattached>),
     /// A segment was created, or not.
@@ -68,6 +68,8 @@ pub(super) enum Done {
     Retained { changed: bool },
     /// A verification asks something.
     Asked(Question),
+    /// A repair wants something done.
+    Ordered(Order),
 }
 
 /// The group's mailbox.
@@ -79,7 +81,7 @@ impl Group {
             let done = self.mailbox.borrow_mut().pop_front();
             match done {
                 None => return,
-                Some(Done::Reply(ticket, reply)) => self.replies.push((ticket, reply)),
+                Some(Done::Allocation(ticket, reply)) => self.answer_allocation(ticket, reply),
                 Some(Done::Destaged { through, disks }) => self.finish_destage(through, disks),
                 Some(Done::SideFile(slot, id, result)) => self.finish_side_file(slot, id, result),
                 Some(Done::Mended(slot, result)) => self.finish_mend(slot, result),
@@ -104,6 +106,7 @@ impl Group {
                 Some(Done::Paused(paused, result, callback)) => self.finish_pause(paused, result, callback),
                 Some(Done::Retained { changed }) => self.finish_retained(changed),
                 Some(Done::Asked(question)) => self.answer_question(question),
+                Some(Done::Ordered(order)) => self.take_order(order),
             }
         }
     }

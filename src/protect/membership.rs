@@ -18,7 +18,7 @@ use crate::protect::mailbox::Done;
 use crate::runtime::Runtime;
 use crate::storage::OpenOptions;
 use crate::units::{DiskId, DiskSlot, SectorCount, TimelineId};
-use crate::vault::{Vault, copy_sparse};
+use crate::vault::Vault;
 
 /// What a new disk holds at first.
 pub enum Content {
@@ -192,10 +192,7 @@ impl Files<'_> {
         let image = Image::create(self.runtime, self.images, self.id, self.timeline, self.size).await?;
         let base = bases.open(self.id).await?;
         let half = total / 2;
-        copy_sparse(self.runtime, &base, &image.file, self.size.bytes(), &|done| {
-            progress(half + done, total)
-        })
-        .await?;
+        base.copy_to(&image.file, self.size.bytes(), &|done| progress(half + done, total)).await?;
         self.runtime.sync(&image.file).await?;
         Ok(image)
     }

@@ -8,7 +8,7 @@
 
 pub mod adopt;
 pub mod allocation;
-mod clock;
+pub mod clock;
 mod destaging;
 pub mod disk;
 pub mod events;
@@ -28,7 +28,8 @@ pub mod publisher;
 pub mod reads;
 mod recycling;
 pub mod renewal;
-mod repetition;
+pub mod repair;
+pub mod repetition;
 mod requests;
 mod resizing;
 pub mod resume;
@@ -37,5 +38,6 @@ mod retry;
 pub mod shrinking;
 pub mod status;
 mod stopping;
+pub mod suspension;
 pub mod tasks;
 pub mod verify;

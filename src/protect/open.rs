@@ -30,7 +30,7 @@ use crate::journal::writer::{Entry, Identity, Writer};
 use crate::journal::{self};
 use crate::planted::{Bug, Planted};
 use crate::protect::adopt;
-use crate::protect::clock::{GroupClock, Moment};
+use crate::protect::clock::GroupClock;
 use crate::protect::disk::Disk;
 use crate::protect::group::{Group, GroupSettings, Parts};
 use crate::protect::indexing::Indexing;
@@ -45,7 +45,7 @@ use crate::protect::tasks::Tasks;
 use crate::runtime::Runtime;
 use crate::seal::{GroupKeys, SiteKeys};
 use crate::units::{DiskSlot, GroupId, IncarnationId, Lsn, TimelineId};
-use crate::vault::Vault;
+use crate::vault::{Moment, Vault};
 
 /// Where a group's files are, and its limits.
 #[derive(Clone, Debug)]
@@ -81,20 +81,27 @@ pub const MAP_BYTES_MIN: usize = 1 << 20;
 /// Less is read from the journal as fast as from an index run.
 pub const INDEX_BYTES_MIN: u64 = 64 << 20;
 
+/// Where a group's journal, images and overlays are in its directory.
+pub const JOURNAL: &str = "journal";
+/// See [`JOURNAL`].
+pub const IMAGES: &str = "images";
+/// See [`JOURNAL`].
+pub const TESTS: &str = "tests";
+
 impl GroupPlan {
     /// Directory of the journal's segments.
     pub fn journal(&self) -> PathBuf {
-        self.directory.join("journal")
+        self.directory.join(JOURNAL)
     }
 
     /// Directory of the images.
     pub fn images(&self) -> PathBuf {
-        self.directory.join("images")
+        self.directory.join(IMAGES)
     }
 
     /// Directory of the test failovers' overlays.
     pub fn tests(&self) -> PathBuf {
-        self.directory.join("tests")
+        self.directory.join(TESTS)
     }
 }
 
@@ -287,19 +294,19 @@ async fn assemble(
     let tasks = Tasks::new(&runtime);
     let (space, results) = (plan.space, Rc::clone(&mailbox));
     tasks.spawn(publisher::run(Rc::clone(&runtime), Rc::clone(&vault), space, jobs, results));
-    let (name, interval_ms, points, group_time) = {
+    let (name, interval_ms, points, clock) = {
         let state = vault.manifest().state();
         let record = state.record();
-        let published =
-            state.points().last().map(|point| Moment { group: point.group_time, wall: point.wall });
-        let waiting = intervals_waiting.back().map(|interval: &ClosedInterval| &interval.marker);
-        let waiting = waiting.map(|marker| Moment { group: marker.group_time, wall: marker.wall });
-        let time = GroupClock::take_up(waiting.or(published), &runtime, planted);
-        (record.name.clone(), record.interval_ms, state.points().to_vec(), time)
+        let published = || state.points().last().map(Moment::of);
+        let newest = intervals_waiting.back().map(ClosedInterval::moment).or_else(published);
+        let known = state.points().iter().map(Moment::of);
+        let clock = GroupClock::take_up(newest, known, writer.first(), &runtime, planted);
+        (record.name.clone(), record.interval_ms, state.points().to_vec(), clock)
     };
-    let (retention, retention_jobs) = start_retention(&tasks, &runtime, &vault, &mailbox, group_time, &plan);
-    let group_time = group_time.at_opening();
-    Ok(Group::from_parts(Parts {
+    let (retention, retention_jobs) = start_retention(&tasks, &runtime, &vault, &mailbox, clock, &plan);
+    let images = disks.iter().filter_map(|(&slot, disk)| Some((slot, disk.image.clone()?)));
+    let images: Vec<_> = images.collect();
+    let mut group = Group::from_parts(Parts {
         runtime,
         tasks,
         owner,
@@ -321,9 +328,11 @@ async fn assemble(
         retention,
         retention_jobs,
         vaulted: needs.vaulted,
-        group_time,
+        clock,
         mailbox,
-    }))
+    });
+    images.iter().for_each(|(slot, image)| group.tell_of_rot(*slot, image));
+    Ok(group)
 }
 
 /// Starts the group's retention; gives what it shares with the group, and the way to ask it.
@@ -338,15 +347,7 @@ fn start_retention(
     let (sender, jobs) = mpsc::unbounded();
     let shared = Rc::new(retention::Shared::default());
     let (runtime, vault, mailbox) = (Rc::clone(runtime), Rc::clone(vault), Rc::clone(mailbox));
-    let task = Retention::new(
-        Rc::clone(&runtime),
-        vault,
-        Rc::clone(&shared),
-        mailbox,
-        clock,
-        plan.space,
-        plan.planted,
-    );
+    let task = Retention::new(Rc::clone(&runtime), vault, Rc::clone(&shared), mailbox, clock, plan);
     tasks.spawn(task.run(jobs));
     (shared, sender)
 }

@@ -16,6 +16,7 @@ use crate::protect::group::{Callback, Group};
 use crate::protect::publisher::{Job, Published};
 use crate::protect::status::Condition;
 use crate::units::{GroupNanos, Lsn, PointId};
+use crate::vault::Moment;
 
 /// Closed intervals that may wait for the vault before timed markers are left out.
 const INTERVALS_WAITING_MAX: usize = 2;
@@ -72,9 +73,14 @@ impl Group {
         point
     }
 
+    /// Both clocks of the group as they stand.
+    pub fn moment(&self) -> Moment {
+        self.clock.now(&self.runtime)
+    }
+
     /// The group's own time: what it was at opening, plus what passed since.
     pub fn group_time(&self) -> GroupNanos {
-        GroupNanos(self.group_time.0 + (self.runtime.now().0 - self.started.0))
+        self.moment().group
     }
 
     /// Makes a recovery point now; `callback` gets it when it is restorable.
@@ -135,6 +141,7 @@ impl Group {
                 self.publish_retry.succeeded();
                 self.vaulted = published.point.marker;
                 self.counters.vault_bytes += published.stored_bytes;
+                self.counters.points += 1;
                 self.forced_points.remove(&published.point.id);
                 let callback = self.waiting_points.remove(&published.point.id);
                 let point = published.point.clone();
@@ -147,6 +154,10 @@ impl Group {
                 }
                 self.tell_lacking(&point);
                 self.renew_lacking();
+            }
+            // Nothing failed: whoever removed the group is about to close it.
+            Err(_) if self.settings.vault.manifest().state().is_removed() => {
+                self.refuse_waiting_points(|| Error::new(ErrorKind::NotFound, "the group was removed"));
             }
             Err(error) => {
                 tracing::error!(group = %self.name, %error, "a recovery point could not be published");

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use slab::Slab;
 
 use crate::block::{DataPiece, Refusal, Reply, Response, Ticket};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::image::side::{ChunkPart, SidePiece};
 use crate::journal::cache::FrameCache;
 use crate::journal::reader::{Located, PayloadRead, locate};
@@ -29,6 +29,7 @@ pub struct Reads {
     owner: u32,
     planted: Planted,
     in_flight: Slab<Read>,
+    failure: Option<Error>,
 }
 
 struct Read {
@@ -49,7 +50,7 @@ enum Piece {
 impl Reads {
     /// No reads; operations carry `owner`.
     pub fn new(runtime: Rc<Runtime>, owner: u32, planted: Planted) -> Reads {
-        Reads { runtime, owner, planted, in_flight: Slab::new() }
+        Reads { runtime, owner, planted, in_flight: Slab::new(), failure: None }
     }
 
     /// Number in flight.
@@ -60,6 +61,11 @@ impl Reads {
     /// Whether none is in flight.
     pub fn is_empty(&self) -> bool {
         self.in_flight.is_empty()
+    }
+
+    /// Forgets all that are in flight; tells whose they are.
+    pub fn abandon(&mut self) -> impl Iterator<Item = Ticket> {
+        self.in_flight.drain().map(|read| read.ticket)
     }
 
     /// Starts a read whose bytes are at `parts`, where `image` is the disk's. Answers at once if memory has it all.
@@ -94,6 +100,11 @@ impl Reads {
         None
     }
 
+    /// Why a read failed, if one did since this was asked last.
+    pub fn take_failure(&mut self) -> Option<Error> {
+        self.failure.take()
+    }
+
     /// Takes a piece's completion; returns the answer if it was the last one.
     pub fn handle(&mut self, operation: u64, result: Result<Outcome>) -> Option<(Ticket, Reply)> {
         let operation = operation & !OPERATION_READ;
@@ -104,7 +115,7 @@ impl Reads {
         match result.and_then(|outcome| piece.take(outcome.into_buffer(), self.planted)) {
             Ok(data) => *piece = Piece::Here(data),
             Err(error) => {
-                tracing::error!(%error, "a read failed");
+                self.failure = Some(error);
                 read.failed = true;
             }
         }

@@ -1,9 +1,9 @@
 //! Writing sectors anew with what their disk holds: a record of the group's own, so that disk, deltas and points say the same
 //! of them from there on.
 //!
-//! Points may lack what a disk has, when a record rotted that only a delta still needed; and when the loss of a record is
-//! accepted, what the image has instead must become a write like any other. Either way the sectors are read and written
-//! piece by piece, through the journal.
+//! Points may lack what a disk has, when a record rotted that only a delta still needed, or when a delta itself is damaged
+//! ([`super::repair`]); and when the loss of a record is accepted, what the image has instead must become a write like any other.
+//! Either way the sectors are read and written piece by piece, through the journal.
 //!
 //! ```text
 //!  piece ─▶ read what the disk holds ─▶ nobody wrote there meanwhile? ─▶ journal ─▶ visible ─▶ durable
@@ -23,6 +23,8 @@ use crate::image::side::SidePiece;
 use crate::journal::reader::Reader;
 use crate::journal::segments::Source;
 use crate::journal::writer::Entry;
+use crate::planted::Bug;
+use crate::protect::allocation;
 use crate::protect::disk::{Care, Disk};
 use crate::protect::events::GroupEvent;
 use crate::protect::group::{Group, nanos};
@@ -33,12 +35,24 @@ use crate::runtime::Runtime;
 use crate::storage::File;
 use crate::units::{DiskSlot, Lsn, MonotonicNanos, SECTOR_BYTES, SectorRange, to_usize};
 
-/// Sectors of a piece: a record's.
+/// Sectors of a piece, at most: a record's.
 const PIECE_SECTORS: u64 = RECORD_PAYLOAD_BYTES_MAX as u64 / SECTOR_BYTES;
+/// Sectors of a piece that may be a hole: if it is not, it is read in pieces of records.
+const HOLE_SECTORS: u64 = (64 << 20) / SECTOR_BYTES;
 /// Pieces that wait for the journal at a time.
 const QUEUED_MAX: usize = 16;
 /// Marks the cookies of renewals among those of requests; the rest of one is the slot.
 const COOKIE: u64 = 1 << 63;
+
+/// What a disk holds at a piece.
+#[derive(Debug)]
+pub(super) enum Held {
+    Bytes(Bytes),
+    /// It has no space there, and reads as zeros.
+    Hole,
+    /// More than a record takes: it is read in parts.
+    Much,
+}
 
 /// Sectors of a disk on their way into the journal.
 #[derive(Debug)]
@@ -54,13 +68,24 @@ pub struct Renewal {
     last: Lsn,
     /// After a failure: when it goes on.
     due: Option<MonotonicNanos>,
+    /// Where the disk has no space, zeros that take none are written.
+    keeps_holes: bool,
+    /// Sectors that are read at a time.
+    piece_sectors: u64,
 }
 
 impl Renewal {
-    fn of(ranges: &Ranges) -> Renewal {
-        let mut pieces: Vec<_> = ranges.pieces(PIECE_SECTORS).collect();
+    fn of(ranges: &Ranges, keeps_holes: bool, piece_sectors: u64) -> Renewal {
+        let first = if keeps_holes { HOLE_SECTORS } else { piece_sectors };
+        let mut pieces: Vec<_> = ranges.pieces(first).collect();
         pieces.reverse();
-        Renewal { pieces, sectors: ranges.sectors(), reading: None, queued: 0, last: Lsn::ZERO, due: None }
+        let (sectors, last) = (ranges.sectors(), Lsn::ZERO);
+        Renewal { pieces, sectors, reading: None, queued: 0, last, due: None, keeps_holes, piece_sectors }
+    }
+
+    /// Sectors that were not read yet.
+    pub(super) fn unread(&self) -> u64 {
+        self.pieces.iter().map(|piece| piece.sectors()).sum()
     }
 
     /// Somebody writes to `range`.
@@ -68,6 +93,12 @@ impl Renewal {
         if let Some((piece, is_disturbed)) = &mut self.reading {
             *is_disturbed |= piece.intersection(range).is_some();
         }
+    }
+
+    /// A piece that is not a hole is read in parts.
+    fn split(&mut self, piece: SectorRange) {
+        let parts: Vec<_> = Ranges::of([piece]).pieces(self.piece_sectors).collect();
+        self.pieces.extend(parts.into_iter().rev());
     }
 
     fn is_whole(&self) -> bool {
@@ -83,11 +114,13 @@ pub(super) fn renewed_slot(cookie: u64) -> Option<DiskSlot> {
 
 impl Group {
     /// Begins to write `ranges` of a disk anew.
-    pub(super) fn renew(&mut self, slot: DiskSlot, ranges: Ranges) {
+    pub(super) fn renew(&mut self, slot: DiskSlot, ranges: Ranges, keeps_holes: bool) {
         let Some(disk) = self.disks.get_mut(&slot) else { return };
+        // The smallest segments do not take the largest records.
+        let piece_sectors = PIECE_SECTORS.min(self.settings.plan.segment_bytes / 2 / SECTOR_BYTES);
         // It may have become smaller.
         let ranges = ranges.without([SectorRange::new(disk.record.sectors.0, u64::MAX)]);
-        disk.renewal = Some(Renewal::of(&ranges));
+        disk.renewal = Some(Renewal::of(&ranges, keeps_holes, piece_sectors));
         self.is_renewing = true;
     }
 
@@ -104,7 +137,7 @@ impl Group {
                 |disk: &Disk| disk.latched.is_none() && disk.renewal.is_none() && disk.renewed <= marker;
             // What is renewed must not come after the zeros of a growth.
             if self.disks.get(&slot).is_some_and(wants) && !self.resizes(slot) {
-                self.renew(slot, ranges);
+                self.renew(slot, ranges, false);
             }
         }
     }
@@ -143,8 +176,16 @@ impl Group {
         }
         let is_due = renewal.due.is_none_or(|due| due <= now);
         let Some(&piece) = renewal.pieces.last().filter(|_| is_due) else { return };
-        if renewal.reading.is_some() || renewal.queued >= QUEUED_MAX || self.has_writes_under_way(slot, piece)
-        {
+        if renewal.reading.is_some() || renewal.queued >= QUEUED_MAX {
+            return;
+        }
+        if self.has_writes_under_way(slot, piece) {
+            // Where there is always somebody who writes to a large piece, small ones get their turn.
+            let renewal = self.disks.get_mut(&slot).and_then(|disk| disk.renewal.as_mut());
+            if let Some(renewal) = renewal.filter(|renewal| piece.sectors() > renewal.piece_sectors) {
+                renewal.pieces.pop();
+                renewal.split(piece);
+            }
             return;
         }
         self.begin_piece(slot, is_acceptance);
@@ -155,17 +196,24 @@ impl Group {
         let renewal = disk.renewal.as_mut().expect("it was looked for");
         let piece = renewal.pieces.pop().expect("there is one");
         (renewal.reading, renewal.due) = (Some((piece, false)), None);
+        let (keeps_holes, piece_sectors) = (renewal.keeps_holes, renewal.piece_sectors);
         let image = disk.attached().file.clone();
         // An image that took all but what is lost has what is to be written; over it are the notes.
         let parts = if is_acceptance { vec![(piece, Place::Image)] } else { self.places(slot, piece) };
         let (runtime, reader, mailbox) = (Rc::clone(&self.runtime), self.reader(), Rc::clone(&self.mailbox));
+        let is_forgetful = self.settings.plan.planted.is(Bug::RenewedAsHoles);
         self.tasks.spawn(async move {
-            let result = read(&runtime, &reader, &image, &parts).await;
+            let result = match keeps_holes && (is_forgetful || is_hole(&runtime, &image, &parts).await) {
+                true => Ok(Held::Hole),
+                false if piece.sectors() > piece_sectors => Ok(Held::Much),
+                false => read(&runtime, &reader, &image, &parts).await.map(Held::Bytes),
+            };
             mailbox.borrow_mut().push_back(Done::Renewed(slot, piece, result));
         });
     }
 
-    pub(super) fn finish_piece(&mut self, slot: DiskSlot, piece: SectorRange, result: Result<Bytes>) {
+    /// A piece was read, or not.
+    pub(super) fn finish_piece(&mut self, slot: DiskSlot, piece: SectorRange, result: Result<Held>) {
         let now = self.runtime.now();
         let Some(disk) = self.disks.get_mut(&slot) else { return };
         // It may have been given up, and another begun.
@@ -173,15 +221,25 @@ impl Group {
         let Some(renewal) = disk.renewal.as_mut().filter(reading) else { return };
         let is_disturbed = renewal.reading.take().is_some_and(|(_, is_disturbed)| is_disturbed);
         match result {
-            Ok(_) if is_disturbed => renewal.pieces.push(piece),
-            Ok(payload) => {
+            Ok(Held::Much) => renewal.split(piece),
+            Ok(_) if is_disturbed => renewal.split(piece),
+            Ok(Held::Bytes(payload)) => {
                 renewal.queued += 1;
                 let entry = Entry::Write { disk: slot, range: piece, payload };
+                self.writer.enqueue(entry, Some(COOKIE | u64::from(slot.0)));
+            }
+            Ok(Held::Hole) => {
+                renewal.queued += 1;
+                let entry = Entry::Zero { disk: slot, range: piece, allocated: false };
                 self.writer.enqueue(entry, Some(COOKIE | u64::from(slot.0)));
             }
             Err(error) if disk.care == Care::Renewing => {
                 (disk.renewal, disk.care) = (None, Care::None);
                 self.stays_latched(slot, &error);
+            }
+            Err(error) if self.repairing.as_ref().is_some_and(|repairing| repairing.renews(slot)) => {
+                disk.renewal = None;
+                self.fail_repair(error);
             }
             Err(error) => {
                 tracing::warn!(group = %self.name, disk = %disk.record.name, %error, "what points lack of a disk cannot be read yet");
@@ -204,6 +262,9 @@ impl Group {
         let disk = self.disks.get_mut(&slot).expect("it was looked for");
         let renewal = disk.renewal.take().expect("it was looked for");
         disk.renewed = renewal.last;
+        if let Some(repairing) = &mut self.repairing {
+            repairing.ended(slot);
+        }
         if disk.care == Care::Renewing {
             // The records hide the notes now: the image can be mended like any other.
             (disk.care, disk.accepts_loss) = (Care::None, false);
@@ -217,6 +278,12 @@ impl Group {
     pub(super) fn renewal_due(&self) -> Option<MonotonicNanos> {
         self.disks.values().filter_map(|disk| disk.renewal.as_ref()?.due).min()
     }
+}
+
+/// Whether the disk has no space at `parts`; where that cannot be told, they are read.
+async fn is_hole(runtime: &Rc<Runtime>, image: &File, parts: &[(SectorRange, Place)]) -> bool {
+    let runs = allocation::describe(runtime, image, parts).await;
+    runs.is_ok_and(|runs| runs.iter().all(|run| !run.allocated))
 }
 
 /// What the disk holds at `parts`.

@@ -4,7 +4,7 @@
 //! is visible, and a flush, or a write that is to be durable, becomes a barrier.
 //!
 //! Invariants: a change is acknowledged only after its records are in the open layer, and a barrier passed only once all that it
-//! waits for is durable; each request gets one reply, also when the journal fails.
+//! waits for is durable; each request gets one reply, also when the journal fails, and when the group is closed.
 
 use std::rc::Rc;
 
@@ -161,11 +161,17 @@ impl Group {
         let parts = self.places(slot, range);
         let image = self.disks[&slot].attached().file.clone();
         let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
+        self.allocations.insert(ticket);
         self.tasks.spawn(async move {
             let reply = allocation::describe(&runtime, &image, &parts).await;
             let reply = reply.map(Response::Allocation).map_err(|_| Refusal::Io);
-            mailbox.borrow_mut().push_back(Done::Reply(ticket, reply));
+            mailbox.borrow_mut().push_back(Done::Allocation(ticket, reply));
         });
+    }
+
+    pub(super) fn answer_allocation(&mut self, ticket: Ticket, reply: Reply) {
+        self.allocations.remove(&ticket);
+        self.replies.push((ticket, reply));
     }
 
     pub(super) fn acknowledge(&mut self, cookie: u64, lsn: Lsn) {
@@ -198,12 +204,7 @@ impl Group {
     pub(super) fn fail_writes(&mut self, kind: ErrorKind) {
         self.writer.abandon_queue();
         let refusal = if kind == ErrorKind::NoSpace { Refusal::NoSpace } else { Refusal::Io };
-        for write in self.writes.drain() {
-            self.replies.push((write.ticket, Err(refusal)));
-        }
-        for barrier in self.barriers.drain(..) {
-            self.replies.push((barrier.ticket, Err(refusal)));
-        }
+        self.refuse_changes(refusal);
         self.abandon_resize();
         self.make_delayed_points();
         self.fail_waiting_points();
@@ -213,6 +214,22 @@ impl Group {
         );
     }
 
+    fn refuse_changes(&mut self, refusal: Refusal) {
+        let writes = self.writes.drain().map(|write| write.ticket);
+        let barriers = self.barriers.drain(..).map(|barrier| barrier.ticket);
+        self.replies.extend(writes.chain(barriers).map(|ticket| (ticket, Err(refusal))));
+    }
+
+    /// Lets the group go, with all that works for it, whatever it is doing; gives the answers that are due, and a refusal to each
+    /// request that waits. A change that is refused may be in the journal all the same.
+    #[must_use]
+    pub fn close(mut self) -> Vec<(Ticket, Reply)> {
+        self.refuse_changes(Refusal::Shutdown);
+        let rest = self.reads.abandon().chain(std::mem::take(&mut self.allocations));
+        self.replies.extend(rest.map(|ticket| (ticket, Err(Refusal::Shutdown))));
+        self.replies
+    }
+
     /// When the oldest write was issued that is not answered yet.
     pub(super) fn oldest_write(&self) -> Option<MonotonicNanos> {
         self.writes.iter().map(|(_, write)| write.since).min()
@@ -220,6 +237,9 @@ impl Group {
 
     /// Whether somebody still waits for an answer.
     pub(super) fn owes_replies(&self) -> bool {
-        !(self.writes.is_empty() && self.reads.is_empty() && self.barriers.is_empty())
+        !(self.writes.is_empty()
+            && self.reads.is_empty()
+            && self.barriers.is_empty()
+            && self.allocations.is_empty())
     }
 }

@@ -13,16 +13,17 @@ use futures::{FutureExt, StreamExt};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::ladder::Ladder;
-use crate::planted::Planted;
-use crate::protect::clock::{self, GroupClock, Moment, STEP_MIN};
+use crate::protect::clock::GroupClock;
 use crate::protect::events::{GroupEvent, TimedEvent};
 use crate::protect::group::{Callback, Group, nanos};
 use crate::protect::mailbox::{Done, Mailbox};
+use crate::protect::open::GroupPlan;
 use crate::protect::retry::RETRY_DELAY;
-use crate::protect::shrinking::{Shrink, Shrinking, SpaceLimits, SpaceStatus};
+use crate::protect::shrinking::{ImagesSpace, Shrink, Shrinking, SpaceStatus};
+use crate::protect::suspension::{ClockWatch, Suspension};
 use crate::runtime::Runtime;
-use crate::units::{GroupNanos, MonotonicNanos, PointId};
-use crate::vault::{Advance, Forecast, Vault};
+use crate::units::{MonotonicNanos, PointId};
+use crate::vault::{Advance, Detour, Forecast, Vault};
 
 /// A pass is due after the first rung's age divided by this,
 const PASSES_PER_RUNG: u64 = 60;
@@ -48,12 +49,14 @@ pub struct RetentionStatus {
     pub stalled: Option<String>,
     /// Whether it failed because something in the vault is damaged, which no other try mends.
     pub meets_damage: bool,
-    /// Whether it waits because of a step of the clock.
-    pub suspended: bool,
+    /// Why no point goes by its age, if so.
+    pub suspended: Option<Suspension>,
     /// Whether the base waits for a view of a point that is gone.
     pub waits_for_view: bool,
     /// How much room there is, as far as it was looked at.
     pub space: Option<SpaceStatus>,
+    /// How much room the images have, once that was looked at.
+    pub images: Option<ImagesSpace>,
     /// Whether points go because of space.
     pub shrink: Shrink,
 }
@@ -85,18 +88,16 @@ pub(super) struct Retention {
     vault: Rc<Vault>,
     shared: Rc<Shared>,
     mailbox: Mailbox,
-    clock: GroupClock,
-    /// Wall minus monotonic clock, as seen last.
-    offset: i128,
-    /// When a step of the clock was noticed last.
-    step: Option<GroupNanos>,
+    clock: ClockWatch,
     shrinking: Shrinking,
     /// When space is to be looked at again,
     space_due: MonotonicNanos,
     /// and summaries, if they failed,
     summaries_due: MonotonicNanos,
-    /// and the reserve.
+    /// and the reserve,
     reserve_due: MonotonicNanos,
+    /// and bases without sums.
+    sums_due: MonotonicNanos,
 }
 
 impl Retention {
@@ -106,42 +107,25 @@ impl Retention {
         shared: Rc<Shared>,
         mailbox: Mailbox,
         clock: GroupClock,
-        limits: SpaceLimits,
-        planted: Planted,
+        plan: &GroupPlan,
     ) -> Retention {
-        let offset = offset(&runtime);
-        let (shrinking, space_due) = (Shrinking::new(limits, planted), MonotonicNanos(0));
-        let mut task = Retention {
+        let first_rung = first_rung(&vault.manifest().state().record().retain);
+        let (clock, event) = ClockWatch::new(clock, &runtime, &vault, first_rung);
+        event.into_iter().for_each(|event| shared.tell(&runtime, event));
+        let shrinking = Shrinking::new(plan.space, plan.images(), plan.planted);
+        let space_due = MonotonicNanos(0);
+        Retention {
             runtime,
             vault,
             shared,
             mailbox,
             clock,
-            offset,
-            step: None,
             shrinking,
             space_due,
             summaries_due: MonotonicNanos(0),
             reserve_due: MonotonicNanos(0),
-        };
-        if let Some(first_rung) = task.first_rung() {
-            let step = {
-                let manifest = task.vault.manifest();
-                let state = manifest.state();
-                let points = state.points().iter().rev();
-                let moments = points.map(|point| Moment { group: point.group_time, wall: point.wall });
-                clock.step_before_opening(moments, first_rung)
-            };
-            if let Some(step) = step {
-                task.suspend(step);
-            }
+            sums_due: MonotonicNanos(0),
         }
-        task
-    }
-
-    /// The age that the ladder's first rung ends at.
-    fn first_rung(&self) -> Option<Duration> {
-        self.ladder().rungs().first().map(|rung| Duration::from_millis(rung.until_ms))
     }
 
     fn ladder(&self) -> Ladder {
@@ -247,7 +231,7 @@ impl Retention {
     async fn pass(&mut self) -> Result<()> {
         let vault = Rc::clone(&self.vault);
         let _turn = vault.retention_turn().await;
-        self.watch_clock();
+        self.mind_clock();
         vault.sweep().await?;
         // What lacks space waits for it, and what meets damage for a person; what gives space back comes all the more.
         let mut failed = None;
@@ -256,30 +240,51 @@ impl Retention {
         if self.shared.quiet.get() {
             vault.delete_unneeded_bases().await?;
         }
+        self.mind_sums(&vault).await;
         failed.map_or(Ok(()), Err)
+    }
+
+    /// Gives bases of before there were sums theirs. What fails stalls nothing: it is tried again.
+    async fn mind_sums(&mut self, vault: &Vault) {
+        if self.runtime.now() < self.sums_due {
+            return;
+        }
+        let wait = match sum_bases(vault, &self.shared).await {
+            // No base is made without them.
+            Ok(true) => Duration::from_nanos(u64::MAX / 2),
+            Ok(false) => Duration::ZERO,
+            Err(error) if error.kind() == ErrorKind::Shutdown => return,
+            Err(error) => {
+                tracing::warn!(%error, "a base of a version without checksums gets none; it is tried again");
+                PASS_MAX
+            }
+        };
+        self.sums_due = MonotonicNanos(self.runtime.now().0.saturating_add(nanos(wait)));
     }
 
     /// Does what the ladder asks for.
     async fn thin(&mut self, vault: &Vault) -> Result<()> {
+        let mut detour = Detour::default();
         loop {
-            let advance = vault.finish_advance().await?;
+            let advance = detour.finish_advance(vault).await?;
             self.shared.status.borrow_mut().waits_for_view = advance == Advance::Waits;
             vault.sweep().await?;
             self.report(advance == Advance::Done);
             self.runtime.yield_now().await;
-            if self.shared.stopping.get() || self.is_suspended() || self.is_paused() {
+            if self.shared.stopping.get() || self.mind_clock() || self.is_paused() {
                 break;
             }
             let ladder = self.ladder();
-            let Some(step) = vault.next_step(&ladder, self.clock.now(&self.runtime)) else { break };
-            match vault.take_step(step, Some(&ladder)).await {
+            let now = self.clock.now(&self.runtime);
+            let Some(step) = vault.next_step(&detour, &ladder, now) else { break };
+            match detour.take_step(vault, step, &ladder).await {
                 // Since then somebody pinned one of the points, or set another policy: the next pass plans anew.
                 Err(error) if matches!(error.kind(), ErrorKind::Invalid | ErrorKind::NotFound) => break,
                 taken => taken?,
             }
             self.report(true);
         }
-        Ok(())
+        detour.end()
     }
 
     fn is_paused(&self) -> bool {
@@ -332,27 +337,20 @@ impl Retention {
         }
     }
 
-    fn watch_clock(&mut self) {
-        let offset = offset(&self.runtime);
-        if offset.abs_diff(self.offset) > STEP_MIN.as_nanos() {
-            self.suspend(self.clock.now(&self.runtime));
-        }
-        self.offset = offset;
+    /// Looks at the clock; whether no point may go by its age now.
+    fn mind_clock(&mut self) -> bool {
+        let first_rung = first_rung(&self.ladder());
+        let events = self.clock.look(&self.runtime, &self.vault, first_rung);
+        events.into_iter().for_each(|event| self.shared.tell(&self.runtime, event));
+        let suspension = self.clock.suspension(&self.runtime, first_rung);
+        self.shared.status.borrow_mut().suspended = suspension;
+        suspension.is_some()
     }
+}
 
-    fn suspend(&mut self, step: GroupNanos) {
-        tracing::warn!("the clock may have been set: for an hour at most, no recovery point goes by its age");
-        self.step = Some(step);
-    }
-
-    /// A ladder whose first rung is shorter shortens the suspension, too.
-    fn is_suspended(&self) -> bool {
-        let until =
-            self.step.zip(self.first_rung()).map(|(step, rung)| step.0 + nanos(clock::suspension(rung)));
-        let suspended = until.is_some_and(|until| self.clock.now(&self.runtime).0 < until);
-        self.shared.status.borrow_mut().suspended = suspended;
-        suspended
-    }
+/// The age that a ladder's first rung ends at.
+fn first_rung(ladder: &Ladder) -> Option<Duration> {
+    ladder.rungs().first().map(|rung| Duration::from_millis(rung.until_ms))
 }
 
 async fn tend_summaries(vault: &Vault, shared: &Shared) -> Result<bool> {
@@ -379,6 +377,26 @@ fn set_aside(result: Result<()>, first: &mut Option<Error>) -> Result<()> {
     }
 }
 
+/// Gives bases their sums that have none, unless one is being written to; whether all have them.
+async fn sum_bases(vault: &Vault, shared: &Shared) -> Result<bool> {
+    let disks: Vec<_> = {
+        let state = vault.manifest().state();
+        if state.base_advance().is_some() {
+            return Ok(false);
+        }
+        let needed = state.all_disks().iter().filter(|disk| state.needs_base(disk));
+        needed.map(|disk| disk.record.id).collect()
+    };
+    for disk in vault.bases().unsummed(&disks).await? {
+        vault.bases().sum(disk, |_| proceed(shared)).await?;
+        tracing::warn!(
+            %disk,
+            "its base is of a version without checksums, and has them now: what flips from here on is found, not what flipped before"
+        );
+    }
+    Ok(true)
+}
+
 /// Fails once the group stops.
 fn proceed(shared: &Shared) -> Result<()> {
     if shared.stopping.get() { Err(stopping()) } else { Ok(()) }
@@ -386,10 +404,6 @@ fn proceed(shared: &Shared) -> Result<()> {
 
 fn stopping() -> Error {
     Error::new(ErrorKind::Shutdown, "the group is stopping")
-}
-
-fn offset(runtime: &Runtime) -> i128 {
-    i128::from(runtime.wall().0) - i128::from(runtime.now().0)
 }
 
 fn period(ladder: &Ladder) -> Duration {
@@ -428,12 +442,17 @@ impl Group {
 
     /// What a ladder would do to the points now.
     pub fn forecast(&self, ladder: &Ladder) -> Forecast {
-        self.settings.vault.forecast(ladder, self.group_time())
+        self.settings.vault.forecast(ladder, self.moment())
     }
 
     /// How retention stands.
     pub fn retention(&self) -> RetentionStatus {
         self.retention.status.borrow().clone()
+    }
+
+    /// Whether a step of it may be under way.
+    pub fn is_retaining(&self) -> bool {
+        self.retention.busy.get()
     }
 
     /// Has the ladder looked at again.

@@ -5,7 +5,7 @@
 //! later. Held points, those that are read, and the newest stay; where one of them is the oldest, nothing goes, and
 //! `status` says so. What shortage remains then is the full disk's: writes wait.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::byte_size::ByteSize;
@@ -31,6 +31,8 @@ pub struct SpaceLimits {
     pub history_bytes_max: Option<u64>,
     /// Bytes that stay free in the vault's file system; the twentieth part of it, 1 GiB at most, unless said.
     pub free_bytes_min: Option<u64>,
+    /// The same of the images' file system, of which only warnings are given.
+    pub images_free_bytes_min: Option<u64>,
     /// Most bytes of the room that a vault keeps back for giving space back, 64 MiB unless said; half of what is to stay free, if
     /// that is less.
     pub reserve_bytes_max: u64,
@@ -43,6 +45,7 @@ impl Default for SpaceLimits {
         SpaceLimits {
             history_bytes_max: None,
             free_bytes_min: None,
+            images_free_bytes_min: None,
             reserve_bytes_max: 64 << 20,
             grace: Duration::from_secs(10),
         }
@@ -50,9 +53,9 @@ impl Default for SpaceLimits {
 }
 
 impl SpaceLimits {
-    /// Bytes that are to stay free where the file system is like that.
+    /// Bytes that are to stay free where the vault's file system is like that.
     fn free_min(self, space: Space) -> u64 {
-        self.free_bytes_min.unwrap_or((space.total / FREE_PART).min(FREE_BYTES_ENOUGH))
+        self.free_bytes_min.unwrap_or(free_min_of(space))
     }
 
     /// Bytes of the room that is to be made in a file system like that: none where too little is free.
@@ -73,6 +76,37 @@ impl SpaceLimits {
         let free = ByteSize(space.free).approximate();
         let text = format!("{free} free: what is left is kept for giving space back");
         Err(Error::new(ErrorKind::NoSpace, text).at_path(directory))
+    }
+}
+
+/// Bytes that are to stay free in a file system, unless said.
+fn free_min_of(space: Space) -> u64 {
+    (space.total / FREE_PART).min(FREE_BYTES_ENOUGH)
+}
+
+/// How much room a group's images have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImagesSpace {
+    /// Free bytes of their file system.
+    pub free_bytes: u64,
+    /// When fewer are free, that is told.
+    pub free_bytes_min: u64,
+    /// Whether the vault is in the same one, which is told of already.
+    pub is_vaults: bool,
+}
+
+impl ImagesSpace {
+    fn new(limits: SpaceLimits, images: Space, vault: Space) -> ImagesSpace {
+        ImagesSpace {
+            free_bytes: images.free,
+            free_bytes_min: limits.images_free_bytes_min.unwrap_or(free_min_of(images)),
+            is_vaults: images.device == vault.device,
+        }
+    }
+
+    /// Whether it is to be told that little is left.
+    fn is_low(self) -> bool {
+        !self.is_vaults && self.free_bytes < self.free_bytes_min
     }
 }
 
@@ -142,7 +176,9 @@ pub enum Shrink {
 pub(super) struct Shrinking {
     limits: SpaceLimits,
     announced: Option<MonotonicNanos>,
+    images: PathBuf,
     is_low: bool,
+    are_images_low: bool,
     planted: Planted,
 }
 
@@ -150,8 +186,8 @@ pub(super) struct Shrinking {
 const LOOKS_A_GRACE: u32 = 10;
 
 impl Shrinking {
-    pub(super) fn new(limits: SpaceLimits, planted: Planted) -> Shrinking {
-        Shrinking { limits, announced: None, is_low: false, planted }
+    pub(super) fn new(limits: SpaceLimits, images: PathBuf, planted: Planted) -> Shrinking {
+        Shrinking { limits, announced: None, images, is_low: false, are_images_low: false, planted }
     }
 
     /// Looks at space, and lets the oldest points go if there is too little. How long to wait until the next look.
@@ -242,7 +278,20 @@ impl Shrinking {
         }
         self.is_low = space.is_low();
         shared.status.borrow_mut().space = Some(space);
+        self.measure_images(runtime, shared, found).await;
         Ok(space)
+    }
+
+    /// The same of the images, whose file system may be another one. If it cannot be asked, nothing is known of it.
+    async fn measure_images(&mut self, runtime: &Runtime, shared: &Shared, vault: Space) {
+        let found = runtime.space(self.images.clone()).await.ok();
+        let space = found.map(|found| ImagesSpace::new(self.limits, found, vault));
+        let low = space.filter(|space| space.is_low());
+        if let Some(space) = low.filter(|_| !self.are_images_low) {
+            shared.tell(runtime, GroupEvent::ImagesSpaceLow(space));
+        }
+        self.are_images_low = low.is_some();
+        shared.status.borrow_mut().images = space;
     }
 }
 
@@ -250,14 +299,15 @@ impl Shrinking {
 mod tests {
     use super::*;
 
-    const FREE: Space = Space { free: 100 << 30, total: 200 << 30 };
+    const FREE: Space = Space { free: 100 << 30, total: 200 << 30, device: 0 };
 
     #[test]
     fn the_larger_shortage_counts() {
         let limits =
             SpaceLimits { history_bytes_max: Some(1000), free_bytes_min: Some(50), ..SpaceLimits::default() };
-        let shortage =
-            |history, free| SpaceStatus::new(limits, history, Space { free, total: 10_000 }, 0).shortage();
+        let shortage = |history, free| {
+            SpaceStatus::new(limits, history, Space { free, total: 10_000, device: 0 }, 0).shortage()
+        };
         assert_eq!(shortage(1000, 50), 0);
         assert_eq!(shortage(1001, 50), 1);
         assert_eq!(shortage(1001, 0), 50);
@@ -268,8 +318,9 @@ mod tests {
     fn a_warning_comes_before_the_shortage() {
         let limits =
             SpaceLimits { history_bytes_max: Some(1000), free_bytes_min: Some(50), ..SpaceLimits::default() };
-        let is_low =
-            |history, free| SpaceStatus::new(limits, history, Space { free, total: 10_000 }, 0).is_low();
+        let is_low = |history, free| {
+            SpaceStatus::new(limits, history, Space { free, total: 10_000, device: 0 }, 0).is_low()
+        };
         assert!(!is_low(900, 100) && is_low(901, 100) && is_low(0, 99));
     }
 
@@ -283,9 +334,21 @@ mod tests {
     }
 
     #[test]
+    fn little_room_for_images_is_told_of_where_it_is_another_file_system_than_the_vaults() {
+        let space = |free, device| Space { free, total: 200 << 20, device };
+        let is_low =
+            |limits, free, device| ImagesSpace::new(limits, space(free, device), space(0, 1)).is_low();
+        let limits = SpaceLimits { images_free_bytes_min: Some(50), ..SpaceLimits::default() };
+        assert!(is_low(limits, 49, 2) && !is_low(limits, 50, 2) && !is_low(limits, 0, 1));
+        let unsaid = SpaceLimits::default();
+        assert!(is_low(unsaid, (10 << 20) - 1, 2) && !is_low(unsaid, 10 << 20, 2), "a twentieth");
+    }
+
+    #[test]
     fn what_is_kept_back_counts_as_free() {
         let limits = SpaceLimits { free_bytes_min: Some(50), ..SpaceLimits::default() };
-        let space = |free, reserve| SpaceStatus::new(limits, 0, Space { free, total: 10_000 }, reserve);
+        let space =
+            |free, reserve| SpaceStatus::new(limits, 0, Space { free, total: 10_000, device: 0 }, reserve);
         assert_eq!((space(40, 0).shortage(), space(30, 25).shortage(), space(0, 25).shortage()), (10, 0, 25));
         assert_eq!((space(80, 0).is_low(), space(80, 25).is_low()), (true, false));
     }

@@ -31,7 +31,7 @@ pub enum Condition {
     MapsFull,
     /// Points do not come as often as the policy says.
     PointsLate,
-    /// Writes wait, or images lag: a file system is full.
+    /// Writes wait, or images lag: a file system is full, or no more files can be opened.
     NoSpace,
     /// The vault has too little room: its oldest points go, or should.
     SpaceShort,
@@ -93,7 +93,7 @@ impl Condition {
             ),
             Condition::RetentionStalled => (
                 "retention meets damage in the vault: points stay that should go, and history grows",
-                "`afterimage vault verify` names the points that the damage harms: put back an earlier copy of the file",
+                "`afterimage vault verify` names the points that the damage harms: put back an earlier copy of the file, or give them up by `afterimage vault repair`",
             ),
             Condition::JournalFull => (
                 "the journal is at its limit: writes wait until images and vault catch up",
@@ -108,7 +108,11 @@ impl Condition {
                 "nothing, if it passes; else a faster disk for the vault, or a longer interval",
             ),
             Condition::NoSpace => {
-                ("a file system is full: writes wait", "free space; it is tried again every second")
+                let what = "a file system is full, or no more files can be opened: writes wait";
+                (
+                    what,
+                    "free space, or raise the limit on open files (LimitNOFILE=); it is tried again every second",
+                )
             }
             Condition::Retrying => (
                 "an image, a new journal segment or the vault meets errors: points or destaging wait",
@@ -189,6 +193,8 @@ pub struct GroupSnapshot {
     pub newest_point: Option<PointRecord>,
     /// Since when points are late, if they are.
     pub late_since: Option<WallNanos>,
+    /// How long ago the oldest write was made that no point holds, if there is one.
+    pub unprotected: Option<Duration>,
     /// How long the oldest write has waited for its answer, if that is long.
     pub writes_waiting: Option<Duration>,
     /// Time of the oldest point.
@@ -327,6 +333,7 @@ impl Group {
             idle: self.vaulted_all(),
             newest_point: self.points.last().cloned(),
             late_since: self.late_since,
+            unprotected: self.lateness.oldest().map(|oldest| self.since(oldest)),
             writes_waiting: self.writes_waiting(),
             oldest: self.points.first().map(|point| point.wall),
             points: self.points.len() as u64,
@@ -345,9 +352,12 @@ impl Group {
     }
 
     fn writes_waiting(&self) -> Option<Duration> {
-        let since = self.oldest_write()?;
-        let waited = Duration::from_nanos(self.runtime.now().0.saturating_sub(since.0));
+        let waited = self.since(self.oldest_write()?);
         (waited >= WAITING_MIN).then_some(waited)
+    }
+
+    fn since(&self, then: MonotonicNanos) -> Duration {
+        Duration::from_nanos(self.runtime.now().0.saturating_sub(then.0))
     }
 
     /// Notes whether points are late, and tells it once, and when it is over.

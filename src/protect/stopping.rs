@@ -1,12 +1,19 @@
 //! A clean stop: requests end, the interval becomes a point, everything is destaged, the journal is sealed. What a latched
 //! disk lacks stays where it is, in side files or in the journal; and so does what there is no space for: the journal is not
-//! sealed then, and the next opening goes on.
+//! sealed then, and the next opening goes on. Whoever fails otherwise, as a vault whose device gives EIO, gets some seconds to come
+//! to its senses, and then the same: nothing that was acknowledged is lost by that, for the journal has it.
+
+use std::time::Duration;
 
 use crate::error::{Error, ErrorKind};
 use crate::journal::writer::Entry;
-use crate::protect::group::Group;
+use crate::protect::group::{Group, nanos};
 use crate::protect::retry::Retry;
 use crate::protect::status::Condition;
+use crate::units::MonotonicNanos;
+
+/// How long a stop waits for what fails, and is tried again each second.
+const FAILING_MAX: Duration = Duration::from_secs(5);
 
 impl Group {
     /// A stop is near: whoever waits for what cannot be had now is told so, and need not wait until the group stops.
@@ -34,18 +41,26 @@ impl Group {
     /// Begins a clean stop: refuses new requests, ends the interval, and seals the journal once all else is done.
     pub fn stop(&mut self) {
         self.stopping = true;
+        self.stops_in_vain_at = Some(MonotonicNanos(self.runtime.now().0 + nanos(FAILING_MAX)));
         self.ends_waits = true;
         self.refuse_resumes(ErrorKind::Shutdown, "the group is stopping");
         self.retention.stopping.set(true);
     }
 
-    /// Whether a stop has come to its end: drained, destaged, sealed and durable; or, where there is no space for that,
+    /// Whether a stop waits for what it cannot have: space, or a device that goes on failing.
+    fn stops_in_vain(&self) -> bool {
+        let is_over = || self.stops_in_vain_at.is_some_and(|at| at <= self.runtime.now());
+        let fails = || self.retries().iter().any(Retry::is_failing);
+        self.stopping && (self.wants_space() || fails() && is_over())
+    }
+
+    /// Whether a stop has come to its end: drained, destaged, sealed and durable; or, where that cannot be had,
     /// durable. To be polled after [`Group::advance`].
     pub fn is_stopped(&mut self) -> bool {
         if self.writer.failure().is_some() {
             return true;
         }
-        if self.stopping && self.wants_space() && self.waiting_points.is_empty() {
+        if self.stops_in_vain() && self.waiting_points.is_empty() {
             self.writer.want_durable(self.writer.visible());
             self.writer.advance(&mut self.segments);
             return self.writer.durable() >= self.writer.visible() && !self.retention.busy.get();

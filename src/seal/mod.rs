@@ -9,6 +9,7 @@
 //! are drawn anew and nonces are places or counters under them; no key is ever shown, and memory that held one is
 //! cleared. A group without keys seals nothing, and pays nothing.
 
+mod cipher;
 mod group_keys;
 mod in_units;
 mod sealer;

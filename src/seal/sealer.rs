@@ -3,10 +3,9 @@
 //! Invariant: whoever seals gives each [`Nonce`] once for this key; the simulator's [`Witness`](super::Witness) looks.
 
 use std::fmt;
+use std::sync::Arc;
 
-use aes_gcm::aead::inout::InOutBuf;
-use aes_gcm::{AeadInOut, Aes256Gcm, KeyInit};
-
+use super::cipher::Cipher;
 use super::group_keys::Habits;
 use super::secret::SecretKey;
 use super::witness::KeyWitness;
@@ -43,7 +42,7 @@ pub struct Forged;
 /// A key that is ready for use.
 #[derive(Clone)]
 pub struct Sealer {
-    cipher: Aes256Gcm,
+    cipher: Arc<Cipher>,
     witness: KeyWitness,
 }
 
@@ -56,7 +55,7 @@ impl fmt::Debug for Sealer {
 impl Sealer {
     pub(super) fn new(key: &SecretKey, habits: &Habits) -> Sealer {
         let witness = habits.witness.of_key(key.bytes());
-        Sealer { cipher: Aes256Gcm::new(key.bytes().into()), witness }
+        Sealer { cipher: Arc::new(Cipher::new(key.bytes())), witness }
     }
 
     /// Seals bytes in place, with `bound` bound to them.
@@ -65,7 +64,8 @@ impl Sealer {
     /// If there are more than 64 GiB of them; nothing here seals more than a unit.
     #[must_use]
     pub fn seal(&self, nonce: Nonce, bound: &[u8], bytes: &mut [u8]) -> Tag {
-        self.seal_buffer(nonce, bound, bytes.into())
+        self.witness.saw(nonce);
+        self.cipher.seal(nonce.to_bytes(), bound, bytes)
     }
 
     /// Seals `plain` into `sealed`, which is as long.
@@ -74,21 +74,14 @@ impl Sealer {
     /// As [`Sealer::seal`], and if it is not as long.
     #[must_use]
     pub fn seal_into(&self, nonce: Nonce, bound: &[u8], plain: &[u8], sealed: &mut [u8]) -> Tag {
-        let buffer = InOutBuf::new(plain, sealed).expect("sealed bytes are as long as plain ones");
-        self.seal_buffer(nonce, bound, buffer)
-    }
-
-    fn seal_buffer(&self, nonce: Nonce, bound: &[u8], buffer: InOutBuf<'_, '_, u8>) -> Tag {
+        assert_eq!(plain.len(), sealed.len(), "sealed bytes are as long as plain ones");
         self.witness.saw(nonce);
-        let tag = self.cipher.encrypt_inout_detached(&nonce.to_bytes().into(), bound, buffer);
-        tag.expect("a unit is shorter than what the cipher takes").into()
+        self.cipher.seal_into(nonce.to_bytes(), bound, plain, sealed)
     }
 
     /// Opens sealed bytes in place; on a fault they are of no use.
     pub fn open(&self, nonce: Nonce, bound: &[u8], bytes: &mut [u8], tag: &Tag) -> Result<(), Forged> {
-        let nonce = nonce.to_bytes();
-        let opened = self.cipher.decrypt_inout_detached(&nonce.into(), bound, bytes.into(), &(*tag).into());
-        opened.map_err(|_| Forged)
+        self.cipher.open(nonce.to_bytes(), bound, bytes, tag)
     }
 }
 

@@ -12,7 +12,14 @@ impl Site {
     /// Compares the answers that came with what is allowed.
     pub(super) fn take_replies(&mut self) -> Outcome {
         let replies = self.process.replies();
-        self.take(replies)
+        self.take(replies)?;
+        if std::mem::take(&mut self.was_closed) {
+            let mut pending = self.clients.pending.iter().filter(|(_, pending)| !pending.is_for_test());
+            if let Some((request, _)) = pending.next() {
+                return Err(format!("request {request} was not answered by the group that was closed"));
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn take(&mut self, replies: Vec<(Ticket, Reply)>) -> Outcome {

@@ -58,6 +58,12 @@ pub(super) enum Pending {
     TestWrite { test: TestId, disk: usize, range: SectorRange, stamp: Stamp },
 }
 
+impl Pending {
+    pub(super) fn is_for_test(&self) -> bool {
+        matches!(self, Pending::TestRead { .. } | Pending::TestWrite { .. })
+    }
+}
+
 /// How a change is asked for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Manner {

@@ -56,6 +56,8 @@ impl Site {
             self.go_on_twice()?;
             self.settle()?;
         }
+        self.damage_vault()?;
+        self.settle()?;
         self.stop()?;
         self.settle()
     }

@@ -29,6 +29,7 @@
 //! It proves itself by [planted bugs](crate::planted), which `tests/simulation.rs` has it find.
 
 mod administration;
+mod ages;
 mod answers;
 mod clients;
 mod copies;
@@ -52,6 +53,7 @@ mod site;
 mod space;
 mod sweep;
 mod trace;
+mod vault_rot;
 mod verify;
 mod withheld;
 
@@ -90,6 +92,8 @@ pub struct Report {
     pub kills: u64,
     /// Power cuts.
     pub power_cuts: u64,
+    /// Writes of dead processes that landed after their death.
+    pub late_writes: u64,
     /// Deaths while opening.
     pub opening_deaths: u64,
     /// Groups closed and opened again by one process.
@@ -142,6 +146,8 @@ pub struct Report {
     pub days: u64,
     /// Times that somebody set the clock.
     pub clock_steps: u64,
+    /// Times that a leap of group time was taken back.
+    pub leaps: u64,
     /// Verifications of the group that came to their end.
     pub verifications: u64,
     /// Of these, how many had to leave out what was written meanwhile.
@@ -150,6 +156,14 @@ pub struct Report {
     pub raw_rots: u64,
     /// Of these, how many were found.
     pub raw_rots_found: u64,
+    /// Vaults that were repaired,
+    pub repairs: u64,
+    /// or were not, since somebody kept a point that would have had to go;
+    pub repairs_refused: u64,
+    /// and of these, how many had what the newest point showed written anew.
+    pub renewals: u64,
+    /// Points that could not be read since a bit had flipped in what they show.
+    pub rots_unserved: u64,
     /// Pages of the journal that its device did not give,
     pub withheld: u64,
     /// openings that were refused for one,
@@ -168,6 +182,7 @@ impl Report {
         self.requests += other.requests;
         self.kills += other.kills;
         self.power_cuts += other.power_cuts;
+        self.late_writes += other.late_writes;
         self.opening_deaths += other.opening_deaths;
         self.reopenings += other.reopenings;
         self.stops += other.stops;
@@ -194,10 +209,15 @@ impl Report {
         self.rotations += other.rotations;
         self.days += other.days;
         self.clock_steps += other.clock_steps;
+        self.leaps += other.leaps;
         self.verifications += other.verifications;
         self.verified_beside_writes += other.verified_beside_writes;
         self.raw_rots += other.raw_rots;
         self.raw_rots_found += other.raw_rots_found;
+        self.repairs += other.repairs;
+        self.repairs_refused += other.repairs_refused;
+        self.renewals += other.renewals;
+        self.rots_unserved += other.rots_unserved;
         self.withheld += other.withheld;
         self.withheld_openings += other.withheld_openings;
         self.withheld_mended += other.withheld_mended;

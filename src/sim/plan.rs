@@ -46,6 +46,9 @@ pub struct Plan {
     pub steps: u64,
     /// One death in so many steps, about.
     pub death_every: u64,
+    /// The same while it opens, which is short, so that many of its moments must be met on purpose: in some runs many openings die
+    /// one after the other.
+    pub opening_death_every: u64,
     /// Power cuts among deaths, in 8.
     pub power_cuts: u64,
     /// One fault in so many steps, about; never, if zero.
@@ -89,6 +92,7 @@ impl Plan {
             space: SpaceLimits {
                 history_bytes_max: *random.choose(&[None, None, None, Some(64 << 10), Some(512 << 10)]),
                 free_bytes_min: None,
+                images_free_bytes_min: None,
                 reserve_bytes_max: RESERVE_BYTES_MAX,
                 grace: Duration::from_millis(*random.choose(&[10, 100, 1000])),
             },
@@ -116,6 +120,7 @@ impl Plan {
             verify_every: *random.choose(&[50, 200, 1000]),
             verify_bytes: *random.choose(&[4 << 10, 32 << 10, 1 << 20]),
             verify_rate: *random.choose(&[0, 0, 1 << 20]),
+            opening_death_every: *random.choose(&[200, 200, 200, 60]),
         }
     }
 

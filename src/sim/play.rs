@@ -69,6 +69,7 @@ fn plan(setting: Setting) -> Plan {
         space: SpaceLimits {
             history_bytes_max: choice(&HISTORY_BYTES, setting.space),
             free_bytes_min: None,
+            images_free_bytes_min: None,
             reserve_bytes_max: RESERVE_BYTES_MAX,
             grace: GRACE,
         },

@@ -92,7 +92,7 @@ impl Points {
         &mut self,
         points: &[PointRecord],
         history: &History,
-        rules: &Rules,
+        rules: &Rules<'_>,
     ) -> Result<u64, String> {
         let mut listed = points.iter().peekable();
         let mut gone = Vec::new();
@@ -119,7 +119,7 @@ impl Points {
     }
 
     /// A point is gone: that must be right.
-    fn drop_point(&mut self, record: &PointRecord, rules: &Rules) -> Result<(), String> {
+    fn drop_point(&mut self, record: &PointRecord, rules: &Rules<'_>) -> Result<(), String> {
         let PointRecord { id, group_time, .. } = record;
         if self.known.last().is_some_and(|newest| newest.record.id == *id) {
             return Err(format!("point {id}, the newest, is gone"));
@@ -131,7 +131,7 @@ impl Points {
         if is_right {
             Ok(())
         } else {
-            Err(format!("point {id} of group time {} is gone: {}", group_time.0, rules.describe()))
+            Err(format!("point {id} of group time {} is gone: {}", group_time.0, rules.describe(record)))
         }
     }
 

@@ -151,7 +151,7 @@ impl Process {
         let Life::Open(open) = life else { unreachable!("only an open group is closed") };
         let (group, tests) = *open;
         let vault = Rc::clone(group.vault());
-        drop(group);
+        self.replies.extend(group.close());
         let opening = open::reopen_over(Rc::clone(&self.runtime), plan, vault);
         self.runtime.spawn(async move { drop(filled.replace(Some(opening.await))) });
         self.life = Life::Reopening(opened, Box::new(tests));

@@ -22,6 +22,8 @@ impl Site {
     pub(super) fn verify_recovery(&mut self) -> Outcome {
         // What can't be read can't be compared.
         self.clear_faults();
+        // One that was under way when the group was closed and opened again fails after that.
+        self.note_failed_syncs(false);
         self.attach_disks()?;
         self.reconcile_disks()?;
         self.reconcile_sizes()?;

@@ -134,6 +134,7 @@ impl Site {
         self.tracer.note(|| "the group is closed and opened again".to_owned());
         self.report.reopenings += 1;
         self.process.reopen(self.group_plan());
+        self.was_closed = true;
         // It ended with the group.
         self.clients.verifying = 0;
         self.note_failed_syncs(false);

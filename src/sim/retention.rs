@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::ages::{Ages, TrueTime};
 use super::answers::joined;
 use super::clients::News;
 use super::history::Contents;
@@ -55,30 +56,34 @@ pub(super) struct Retention {
     /// Open views.
     pub(super) views: usize,
     newest: GroupNanos,
+    pub(super) true_time: TrueTime,
 }
 
 /// What may go.
-pub(super) struct Rules {
+pub(super) struct Rules<'a> {
     now: u64,
     ladders: Vec<Ladder>,
     /// The oldest point that is left, if older ones may have gone for lack of space.
     space: Option<Lsn>,
     kept: BTreeSet<PointId>,
+    ages: Ages<'a>,
 }
 
-impl Rules {
+impl Rules<'_> {
     /// Whether a ladder may have dropped a point; `seen` are the times and markers of all points that ever were.
     pub(super) fn allow(&self, point: &PointRecord, seen: &BTreeSet<(u64, Lsn)>) -> bool {
         let at = (point.group_time.0, point.marker);
-        let by_ladder =
-            |ladder: &Ladder| is_expired(ladder, at.0, self.now) || is_thinned(ladder, at, self.now, seen);
+        // Neither older than group time says, nor than the truth, as far as the clock allows that to be known.
+        let now = self.ages.most(point).map_or(self.now, |age| self.now.min(at.0.saturating_add(age)));
+        let by_ladder = |ladder: &Ladder| is_expired(ladder, at.0, now) || is_thinned(ladder, at, now, seen);
         let by_space = self.space.is_some_and(|oldest| point.marker < oldest);
         self.may_go(point.id) && (by_space || self.ladders.iter().any(by_ladder))
     }
 
     /// What was in force, for people.
-    pub(super) fn describe(&self) -> String {
-        format!("at {}, {} kept, {:?}", self.now, self.kept.len(), self.ladders)
+    pub(super) fn describe(&self, point: &PointRecord) -> String {
+        let age = self.ages.most(point);
+        format!("at {}, {age:?} ns old at most, {} kept, {:?}", self.now, self.kept.len(), self.ladders)
     }
 
     /// Whether nobody keeps the point.
@@ -121,6 +126,7 @@ impl Retention {
             ladders_asked: 0,
             views: 0,
             newest,
+            true_time: TrueTime::default(),
         }
     }
 
@@ -326,6 +332,8 @@ impl Site {
 
     /// How far the group's time ever came: a later process may be behind, if somebody set the clock back.
     pub(super) fn note_time(&mut self) {
+        let life = self.process.group().map(|group| group.moment());
+        self.retention.true_time.note(&*self.environment, life);
         if let Some(group) = self.process.group() {
             self.retention.newest = self.retention.newest.max(group.group_time());
         }
@@ -342,6 +350,7 @@ impl Site {
                 self.retention.announced = Some(since);
                 self.report.shrinks += 1;
             }
+            self.report.leaps += u64::from(matches!(event, GroupEvent::LeapExcluded { .. }));
         }
         let grace = u64::try_from(self.plan.space.grace.as_nanos()).expect("short");
         self.retention.may_shrink |= self.retention.announced.is_some_and(|at| at.0 + grace <= now.0);
@@ -362,11 +371,16 @@ impl Site {
         let (kept, ladders) = (tests.chain(held).collect(), self.retention.ladders.clone());
         let oldest = group.points().first().map(|point| point.marker);
         let space = oldest.filter(|_| self.retention.may_shrink);
-        let rules = Rules { now: now.0, ladders, space, kept };
+        let ages = self.retention.true_time.ages();
+        let is_at_rest = !group.is_retaining();
+        let rules = Rules { now: now.0, ladders, space, kept, ages };
         let dropped = self.points.observe(group.points(), &self.history, &rules)?;
         // What this process announced it goes on doing; what a dead one did is seen by now.
         self.retention.may_shrink &= self.retention.announced.is_some();
         self.report.points_dropped += dropped;
+        if is_at_rest {
+            self.retention.true_time.forget_plans();
+        }
         if let Some(ladder) = self.retention.confirmed.take() {
             self.retention.ladders = vec![ladder];
         }
@@ -428,7 +442,8 @@ impl Site {
         state.base_advance().is_none()
             && state.points().iter().all(|point| stay(point.id))
             && in_directory(&blobs) == named + read
-            && in_directory(&bases) == needed
+            // Each has its sums.
+            && in_directory(&bases) == 2 * needed
             // Each gathers two tables at least, so that there are always fewer.
             && in_directory(&index) <= named + read
     }

@@ -18,6 +18,7 @@ use crate::journal::scan::{Checks, scan_segment};
 use crate::journal::segments::parse_file_name;
 use crate::protect::group::Group;
 use crate::units::{PointId, SECTOR_BYTES, SectorRange};
+use crate::vault::{BaseName, parse_base_name};
 
 /// Bits flipped at rest in one run, each on a copy of its own.
 const ROTS: u64 = 2;
@@ -275,10 +276,11 @@ impl Site {
     }
 }
 
-/// Images and bases are raw, and what nobody sums nobody can tell.
+/// Images are raw, and so are overlays: what nobody sums nobody can tell. Bases have sums beside them.
 fn has_checksums(path: &Path) -> bool {
     let is_raw = path.extension().is_some_and(|extension| extension == "raw" || extension == "overlay");
-    !is_raw
+    let name = path.file_name().and_then(|name| name.to_str());
+    !is_raw || matches!(name.and_then(parse_base_name), Some(BaseName::Base(_)))
 }
 
 /// A flipped bit of a version number reads as a version that is yet to come.

@@ -72,6 +72,8 @@ pub(super) struct Site {
     pub(super) is_verified: bool,
     /// Whether this process met a fault, and may refuse or give up.
     pub(super) is_faulted: bool,
+    /// The group was closed since replies were taken last: every request to it is answered by now.
+    pub(super) was_closed: bool,
     /// Failed syncs of the journal that the history knows of: what they lost was acknowledged, but never durable.
     failed_syncs: usize,
     /// Side files at the last look.
@@ -130,6 +132,7 @@ impl Site {
             report: Report::default(),
             is_verified: false,
             is_faulted: false,
+            was_closed: false,
             failed_syncs: 0,
             side_files: 0,
             given_up: GivenUp::new(),
@@ -151,6 +154,7 @@ impl Site {
         self.check_seals()?;
         self.report.steps = *self.step.borrow();
         self.report.days = self.environment.monotonic().0 / DAY_NANOS;
+        self.report.late_writes = self.disk.late_writes();
         self.report.fingerprint = self.disk.fingerprint() ^ self.tracer.hash();
         self.process.bury();
         Ok(self.report)
@@ -186,8 +190,7 @@ impl Site {
             self.verify_recovery()?;
         }
         let (deaths, faults) = (self.plan.death_every, self.plan.fault_every);
-        // An opening is short, and so many of its moments must be met on purpose.
-        let deaths = if self.is_verified { deaths } else { deaths.min(200) };
+        let deaths = if self.is_verified { deaths } else { deaths.min(self.plan.opening_death_every) };
         if self.random.chance(1, deaths) {
             self.end_process()?;
         }

@@ -97,7 +97,7 @@ impl Site {
     }
 
     /// Acknowledged writes, and where they are.
-    fn write_somewhere(&mut self) -> std::result::Result<Vec<(DiskId, SectorRange)>, String> {
+    pub(super) fn write_somewhere(&mut self) -> std::result::Result<Vec<(DiskId, SectorRange)>, String> {
         let mut written = Vec::new();
         for _ in 0..self.random.below(WRITES_MAX) {
             let staying: Vec<Member> =
@@ -136,16 +136,19 @@ impl Site {
             What::Differs { live: LiveSide::Image { path, offset }, .. } if of_image.is_some() => {
                 *path == rot.path && *offset <= rot.offset && rot.offset - offset < SECTOR_BYTES
             }
-            What::Differs { vault: Origin::Base { path, offset }, .. } => {
-                *path == rot.path && *offset <= rot.offset && rot.offset - offset < SECTOR_BYTES
-            }
+            // It has sums: what does not match them is not given to be compared.
+            What::Unreadable { error } if of_base.is_some() => error.contains(&*rot.path.to_string_lossy()),
             _ => false,
+        };
+        let exactly = SectorRange::new(sector, sector + 1);
+        let is_there = |range: SectorRange| {
+            if of_base.is_some() { range.intersection(exactly).is_some() } else { range == exactly }
         };
         match &report.findings[..] {
             [] if is_written => Ok(Judged::Overwritten),
             [] if !is_shown => Ok(Judged::Hidden),
             [] => Err(format!("a verification does not find it: {report:?}")),
-            [only] if only.range == SectorRange::new(sector, sector + 1) && is_it(&only.what) => {
+            [only] if is_there(only.range) && is_it(&only.what) => {
                 self.report.raw_rots_found += 1;
                 Ok(Judged::Found)
             }

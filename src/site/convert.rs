@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use crate::control::catalogue;
 use crate::control::model::{
-    Condition as ApiCondition, Disk, Failure, Group, GroupLimits, GroupState, GroupStatus, HarmedPoint,
-    History, JournalStatus, LsnLadder, NewestPoint, Point, PointKind, Policy, Reason, ReasonCode, Test,
-    TestExport, WriteRate,
+    Condition as ApiCondition, Disk, Failure, Group, GroupLimits, GroupState, GroupStatus, GroupTotals,
+    HarmedPoint, History, JournalStatus, LsnLadder, NewestPoint, Point, PointKind, Policy, Reason,
+    ReasonCode, Test, TestExport, WriteRate,
 };
 use crate::control::name::{DiskPath, Name};
 use crate::control::retain::Retain;
@@ -15,6 +15,7 @@ use crate::failover::TestListing;
 use crate::format::marker::Consistency;
 use crate::format::record::{DiskRecord, GroupRecord, PointRecord, TestUse};
 use crate::listen::ListenAddress;
+use crate::protect::group::Counters;
 use crate::protect::retention::RetentionStatus;
 use crate::protect::status::{Condition, GroupSnapshot};
 use crate::site::member::{Description, Member};
@@ -208,6 +209,7 @@ pub fn status(group: Group, snapshot: &GroupSnapshot, connections: u64, now: Wal
         limits: Some(limits(snapshot)),
         idle: snapshot.idle,
         late_since: snapshot.late_since,
+        unprotected_ms: snapshot.unprotected.map(milliseconds),
         writes_waiting_ms: snapshot.writes_waiting.map(milliseconds),
         history: History {
             points: Some(snapshot.points),
@@ -216,17 +218,30 @@ pub fn status(group: Group, snapshot: &GroupSnapshot, connections: u64, now: Wal
             retention: retention(&snapshot.retention),
         },
         writes: WriteRate { writes_per_s: snapshot.writes_per_s, bytes_per_s: snapshot.bytes_per_s },
+        totals: Some(totals(&snapshot.counters)),
         connections,
         verify: None,
     }
 }
 
-fn milliseconds(duration: Duration) -> u64 {
+fn totals(counters: &Counters) -> GroupTotals {
+    GroupTotals {
+        writes: counters.writes,
+        written_bytes: counters.written_bytes,
+        reads: counters.reads,
+        journal_bytes: counters.journal_bytes,
+        images_bytes: counters.destaged_bytes,
+        vault_bytes: counters.vault_bytes,
+        points: counters.points,
+    }
+}
+
+pub(super) fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn limits(snapshot: &GroupSnapshot) -> GroupLimits {
-    let space = snapshot.retention.space;
+    let (space, images) = (snapshot.retention.space, snapshot.retention.images);
     GroupLimits {
         maps_bytes: snapshot.map_bytes as u64,
         maps_limit_bytes: snapshot.map_bytes_max as u64,
@@ -237,13 +252,15 @@ fn limits(snapshot: &GroupSnapshot) -> GroupLimits {
         free_bytes: space.map(|space| space.free_bytes),
         reserve_bytes: space.map(|space| space.reserve_bytes),
         free_min_bytes: space.map(|space| space.free_bytes_min),
+        images_free_bytes: images.map(|images| images.free_bytes),
+        images_free_min_bytes: images.map(|images| images.free_bytes_min),
     }
 }
 
 /// Why retention does not do what the policy says, if so.
 fn retention(status: &RetentionStatus) -> Option<String> {
     let stalled = status.stalled.as_ref().map(|why| format!("stalled: {why}; it is tried again"));
-    let suspended = || status.suspended.then(|| "suspended: the clock may have been set".to_owned());
+    let suspended = || status.suspended.map(|suspension| format!("suspended {}", suspension.text()));
     let waits = || status.waits_for_view.then(|| "waits for a view of a point that is gone".to_owned());
     stalled.or_else(suspended).or_else(waits)
 }
@@ -270,6 +287,7 @@ pub fn failed_status(
         newest_point: points.last().map(|point| newest_point(point, now)),
         idle: false,
         late_since: None,
+        unprotected_ms: None,
         writes_waiting_ms: None,
         history: History {
             points: count,
@@ -278,6 +296,7 @@ pub fn failed_status(
             retention: None,
         },
         writes: WriteRate::default(),
+        totals: None,
         connections: 0,
         verify: None,
     }

@@ -107,7 +107,9 @@ impl VaultDamage {
             true => format!("bring the disk back from a later point, or import it anew, then {again}"),
         };
         if !harmed.is_empty() {
-            mend += "; or delete these points, the newest first (`afterimage point delete`), once newer ones do not show the damage";
+            mend += &format!(
+                "; or give these points up: `afterimage vault repair {name}` says what goes and what stays"
+            );
         }
         Some(Reason { code: ReasonCode::VerifyFound, detail, mend })
     }

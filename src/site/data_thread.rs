@@ -23,7 +23,7 @@ mod room;
 mod sessions;
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BTreeSet, BinaryHeap, HashMap};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
@@ -71,6 +71,8 @@ pub(super) struct DataThread<V> {
     listening: Listening,
     lines: ClientLines,
     sessions: HashMap<u64, Session>,
+    /// Those that have not chosen an export yet, the one that came first first.
+    negotiating: BTreeSet<u64>,
     /// What is left of sessions that have ended while requests of theirs were in flight.
     orphans: HashMap<u64, Orphan>,
     /// Sessions on other threads that use volumes here, and their threads.
@@ -136,6 +138,7 @@ impl<V: Volume + 'static> DataThread<V> {
             listening: Listening::default(),
             lines: ClientLines::default(),
             sessions: HashMap::new(),
+            negotiating: BTreeSet::new(),
             orphans: HashMap::new(),
             remote: HashMap::new(),
             turns: Vec::new(),

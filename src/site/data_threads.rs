@@ -18,10 +18,12 @@ use super::listener::Listener;
 use super::message::Message;
 use crate::block::{Export, Volume};
 use crate::capture::nbd::{Budget, Limits};
+use crate::control::model::TurnedAway;
+use crate::control::turned_away::TurnedAwayCount;
 use crate::env::OsEnvironment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal::intake::{Closed, Intake, Publisher, Wake, intake};
-use crate::listen::ListenAddress;
+use crate::listen::{ListenAddress, SocketMode};
 use crate::runtime::Runtime;
 use crate::storage::Storage;
 use crate::units::GroupId;
@@ -29,7 +31,8 @@ use crate::units::GroupId;
 /// What sessions may take of the process.
 #[derive(Clone, Copy, Debug)]
 pub struct SessionLimits {
-    /// Connections in all; further clients are turned away. Default 1024.
+    /// Connections in all. Beyond it, a further client takes the place of the one that negotiates for longest, and is turned away if
+    /// none does. Default 1024.
     pub connections_max: usize,
     /// For the handshake. Default 10 s.
     pub handshake: Duration,
@@ -76,6 +79,7 @@ pub(super) struct Shared<V> {
     looking: Vec<AtomicBool>,
     publishers: Vec<Publisher<Message<V>>>,
     connections: AtomicUsize,
+    pub(super) turned_away: TurnedAwayCount,
     /// By thread.
     sessions: Vec<AtomicUsize>,
     next_session: AtomicU64,
@@ -198,6 +202,7 @@ impl<V: Volume + 'static> DataThreads<V> {
             looking: (0..options.threads).map(|_| AtomicBool::new(false)).collect(),
             publishers,
             connections: AtomicUsize::new(0),
+            turned_away: TurnedAwayCount::default(),
             sessions: (0..options.threads).map(|_| AtomicUsize::new(0)).collect(),
             next_session: AtomicU64::new(FIRST_SESSION),
         });
@@ -260,6 +265,11 @@ impl<V: Volume + 'static> DataThreads<V> {
         self.shared.connections.load(Ordering::Relaxed)
     }
 
+    /// Clients that were turned away because there were too many.
+    pub fn turned_away(&self) -> TurnedAway {
+        self.shared.turned_away.read()
+    }
+
     /// What connections hold together beyond their own, and may.
     pub fn budget(&self) -> &Budget {
         &self.shared.budget
@@ -284,9 +294,9 @@ impl<V: Volume + 'static> DataThreads<V> {
     }
 
     /// Accepts clients at `address`; returns it with the port that the system chose. A Unix socket that a dead
-    /// process left is replaced.
-    pub fn listen(&self, address: &ListenAddress) -> Result<ListenAddress> {
-        let listener = Listener::bind(address)?;
+    /// process left is replaced; this one is for those whom `mode` allows to connect.
+    pub fn listen(&self, address: &ListenAddress, mode: SocketMode) -> Result<ListenAddress> {
+        let listener = Listener::bind(address, mode)?;
         let bound = listener.address().clone();
         self.publish(0, Message::Listen(listener))?;
         Ok(bound)
@@ -321,6 +331,18 @@ impl<V: Volume + 'static> DataThreads<V> {
         // Whoever asked may have lost interest.
         self.command(thread, move |host| drop(sender.send(command(host))))?;
         Ok(receiver)
+    }
+
+    /// Waits until the loop of every thread has come round: that of one that hangs never does.
+    ///
+    /// # Errors
+    /// `Shutdown` if one has ended.
+    pub async fn answer(&self) -> Result<()> {
+        let asked = (0..self.count()).map(|thread| self.call(thread, |_| ()));
+        for answer in asked.collect::<Result<Vec<_>>>()? {
+            answer.await.map_err(|_| Error::new(ErrorKind::Shutdown, "a data thread has stopped"))?;
+        }
+        Ok(())
     }
 
     /// Closes the sessions of an export, which must have been taken off the registry before: requests that were not taken

@@ -1,13 +1,14 @@
 //! Keeps what happened to groups, for people to look back at.
 //!
 //! ```text
-//!   group ─▶ member ─▶ queue ─▶ the keeper ─▶ catalogue
-//!   gateway ───────────▲
+//!   group ─▶ member ─▶ queue ─▶ the keeper ─▶ catalogue ─▶ who follows
+//!   gateway ───────────▲                 └──▶ hooks
 //! ```
 //!
 //! An event bears the time at which it happened, and is in the queue by the end of the data thread's turn in which it did. The
 //! keeper writes down what is there as soon as something is, many in one go; what a group tells that has no name yet, since it is
-//! being opened, waits until it has one, and what the catalogue does not take until it does. The log has each event at once.
+//! being opened, waits until it has one, and what the catalogue does not take until it does. The log has each event at once. Hooks are
+//! told what the catalogue took, and without it what it did not take in time: it may be what fails.
 //!
 //! Invariant: an orderly stop loses none: it ends the keeper between two writes, and writes down the rest once all groups are
 //! stopped. A process that is killed loses what the catalogue had not taken yet: milliseconds, unless it was slow. What waits is
@@ -17,12 +18,14 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, Notify, watch};
 
-use crate::control::model::{Event, EventQuery, Severity};
+use crate::control::catalogue::{Catalogue, EventFilter};
+use crate::control::model::{Event, EventCount, EventGap, EventPage, EventQuery, Severity};
 use crate::control::name::Name;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::protect::events::{Gravity, TimedEvent};
+use crate::site::event_counts::EventCounts;
 use crate::site::gateway::Inner;
 use crate::units::{GroupId, WallNanos};
 
@@ -32,19 +35,48 @@ const WAITING_MAX: usize = 16_384;
 const BATCH: usize = 1024;
 /// After the catalogue took none it is asked again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long hooks wait for the catalogue, which gives events their ids.
+const HOOKS_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What happened and is not in the catalogue yet.
 #[derive(Debug, Default)]
 pub(super) struct EventQueue {
     waiting: parking_lot::Mutex<Waiting>,
+    /// All that there were.
+    counts: EventCounts,
     news: Notify,
     /// Held by who writes them down: events are taken off the queue before the catalogue has them.
     writing: Mutex<()>,
+    /// Changes when the catalogue took some.
+    recorded: watch::Sender<Recorded>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Recorded {
+    batches: u64,
+    /// Nobody who follows waits any longer.
+    ended: bool,
+}
+
+/// An event on its way.
+#[derive(Clone, Debug)]
+pub(super) struct Told {
+    pub event: Event,
+    /// The hook that it is about, which is not told it.
+    pub about: Option<Name>,
+    /// Whether hooks have it already.
+    pub offered: bool,
+}
+
+impl From<Event> for Told {
+    fn from(event: Event) -> Told {
+        Told { event, about: None, offered: false }
+    }
 }
 
 #[derive(Debug, Default)]
 struct Waiting {
-    events: VecDeque<Event>,
+    events: VecDeque<Told>,
     /// How many were too many, and when the last of these was.
     lost: Option<(u64, WallNanos)>,
     /// Whether the catalogue took none when it was asked last.
@@ -56,8 +88,8 @@ impl Waiting {
     fn bound(&mut self) {
         while self.events.len() > WAITING_MAX {
             let Some(gone) = self.events.pop_front() else { return };
-            let (count, last) = self.lost.unwrap_or((0, gone.time));
-            self.lost = Some((count + 1, last.max(gone.time)));
+            let (count, last) = self.lost.unwrap_or((0, gone.event.time));
+            self.lost = Some((count + 1, last.max(gone.event.time)));
         }
     }
 }
@@ -67,6 +99,7 @@ impl EventQueue {
     pub(super) fn tell(&self, id: GroupId, told: &TimedEvent) {
         let TimedEvent { time, event } = told;
         self.push(Event {
+            id: None,
             time: *time,
             group: None,
             group_id: Some(id),
@@ -76,16 +109,33 @@ impl EventQueue {
         });
     }
 
+    /// How many there were of each kind since the process began to serve.
+    pub(super) fn counts(&self) -> Vec<EventCount> {
+        self.counts.read()
+    }
+
     fn push(&self, event: Event) {
+        self.push_told(event.into());
+    }
+
+    /// Tells something about a hook; the log has it.
+    pub(super) fn tell_of_hook(&self, hook: &Name, time: WallNanos, kind: (Severity, &str), message: String) {
+        let (severity, code) = (kind.0, kind.1.to_owned());
+        let event = Event { id: None, time, group: None, group_id: None, severity, code, message };
+        self.push_told(Told { about: Some(hook.clone()), ..Told::from(event) });
+    }
+
+    fn push_told(&self, told: Told) {
+        self.counts.add(&told.event);
         let mut waiting = self.waiting.lock();
-        waiting.events.push_back(event);
+        waiting.events.push_back(told);
         waiting.bound();
         drop(waiting);
         self.news.notify_one();
     }
 
     /// What the catalogue did not take waits again. Whether it is the first refusal since it took some.
-    fn put_back(&self, events: &[Event]) -> bool {
+    fn put_back(&self, events: &[Told]) -> bool {
         let mut waiting = self.waiting.lock();
         let later = std::mem::take(&mut waiting.events);
         waiting.events = events.iter().cloned().chain(later).collect();
@@ -95,6 +145,12 @@ impl EventQueue {
 
     fn taken_down(&self) {
         self.waiting.lock().refused = false;
+        self.recorded.send_modify(|recorded| recorded.batches += 1);
+    }
+
+    /// Who waits for events is answered now.
+    pub(super) fn end_waits(&self) {
+        self.recorded.send_modify(|recorded| recorded.ended = true);
     }
 
     /// A group has got its name: what waits for that is news.
@@ -104,7 +160,7 @@ impl EventQueue {
 
     /// One that is gone leaves no events behind.
     pub(super) fn forget(&self, id: GroupId) {
-        self.waiting.lock().events.retain(|event| event.group_id != Some(id));
+        self.waiting.lock().events.retain(|told| told.event.group_id != Some(id));
     }
 
     /// No more news: the keeper ends.
@@ -122,19 +178,20 @@ impl EventQueue {
     }
 
     /// Takes the events that can be written down, in the order of their times: those of groups without a name have to wait.
-    fn take(&self, name_of: impl Fn(GroupId) -> Option<Name>) -> Vec<Event> {
+    fn take(&self, name_of: impl Fn(GroupId) -> Option<Name>) -> Vec<Told> {
         let mut waiting = self.waiting.lock();
         let (mut taken, mut left) = (Vec::new(), VecDeque::new());
-        taken.extend(waiting.lost.take().map(|(count, time)| loss(count, time)));
-        for mut event in waiting.events.drain(..) {
-            event.group = event.group.or_else(|| event.group_id.and_then(&name_of));
+        taken.extend(waiting.lost.take().map(|(count, time)| Told::from(loss(count, time))));
+        for mut told in waiting.events.drain(..) {
+            let event = &mut told.event;
+            event.group = event.group.take().or_else(|| event.group_id.and_then(&name_of));
             match (&event.group, event.group_id) {
-                (None, Some(_)) => left.push_back(event),
-                _ => taken.push(event),
+                (None, Some(_)) => left.push_back(told),
+                _ => taken.push(told),
             }
         }
         waiting.events = left;
-        taken.sort_by_key(|event| event.time);
+        taken.sort_by_key(|told| told.event.time);
         taken
     }
 }
@@ -142,12 +199,14 @@ impl EventQueue {
 /// What stands in the place of events that were too many.
 fn loss(count: u64, time: WallNanos) -> Event {
     let events = if count == 1 { "1 event was".to_owned() } else { format!("{count} events were") };
+    let (severity, code) = (Severity::Warning, "events_lost");
     Event {
+        id: None,
         time,
         group: None,
         group_id: None,
-        severity: Severity::Warning,
-        code: "events_lost".to_owned(),
+        severity,
+        code: code.to_owned(),
         message: format!(
             "{events} lost up to here, since the catalogue took none for too long; the log has them"
         ),
@@ -182,11 +241,16 @@ impl Inner {
     /// Whether the catalogue has all that can be written down.
     async fn write_events(&self) -> bool {
         let _writing = self.events.writing.lock().await;
-        let taken = self.events.take(|id| self.find_by_id(id).map(|(name, _)| name));
-        let Some(catalogue) = &self.catalogue else { return true };
-        for (index, batch) in taken.chunks(BATCH).enumerate() {
-            if let Err(error) = catalogue.record_events(batch).await {
-                let left = &taken[index * BATCH..];
+        let mut taken = self.events.take(|id| self.find_by_id(id).map(|(name, _)| name));
+        let Some(catalogue) = &self.catalogue else {
+            self.hooks.offer(&mut taken);
+            return true;
+        };
+        for from in (0..taken.len()).step_by(BATCH) {
+            let to = taken.len().min(from + BATCH);
+            if let Err(error) = self.write_batch(catalogue, &mut taken[from..to]).await {
+                let left = &mut taken[from..];
+                self.hooks.offer(left);
                 if self.events.put_back(left) {
                     tracing::warn!(%error, events = left.len(), "the catalogue takes no events: they wait");
                 }
@@ -195,6 +259,35 @@ impl Inner {
             self.events.taken_down();
         }
         true
+    }
+
+    /// Has the catalogue take events, which gives them their ids, and hooks be told.
+    async fn write_batch(&self, catalogue: &Catalogue, batch: &mut [Told]) -> Result<()> {
+        let events: Vec<Event> = batch.iter().map(|told| told.event.clone()).collect();
+        let mut writing = std::pin::pin!(catalogue.record_events(&events));
+        let first = loop {
+            match tokio::time::timeout(HOOKS_PATIENCE, writing.as_mut()).await {
+                Ok(written) => break written?,
+                Err(_) => {
+                    self.hooks.offer(batch);
+                    self.offer_waiting();
+                }
+            }
+        };
+        for (id, told) in (first..).zip(batch.iter_mut()) {
+            told.event.id = Some(id);
+        }
+        self.hooks.offer(batch);
+        Ok(())
+    }
+
+    /// Has hooks be told what waits for a catalogue that is at something else, and leaves it there.
+    fn offer_waiting(&self) {
+        let mut waiting = self.events.take(|id| self.find_by_id(id).map(|(name, _)| name));
+        self.hooks.offer(&mut waiting);
+        if self.events.put_back(&waiting) {
+            tracing::warn!(events = waiting.len(), "the catalogue is slow to take events: they wait");
+        }
     }
 
     /// Tells how an opening of a group ended at that time, which it cannot tell itself. The log has it already.
@@ -215,19 +308,68 @@ impl Inner {
     fn tell_event(&self, id: GroupId, name: &Name, time: WallNanos, kind: (Severity, &str), message: String) {
         let (severity, code) = kind;
         let (group, group_id, code) = (Some(name.clone()), Some(id), code.to_owned());
-        self.events.push(Event { time, group, group_id, severity, code, message });
+        self.events.push(Event { id: None, time, group, group_id, severity, code, message });
+    }
+
+    fn filter(&self, query: &EventQuery) -> Result<EventFilter> {
+        let group = match &query.group {
+            Some(name) => Some(self.find(name)?.1.id),
+            None => None,
+        };
+        Ok(EventFilter { group, severity: query.severity, since: query.since })
+    }
+
+    /// Tells what happened to the gateway as a whole.
+    pub(super) fn tell_of_gateway(&self, time: WallNanos, kind: (Severity, &str), message: String) {
+        let (severity, code) = (kind.0, kind.1.to_owned());
+        self.events.push(Event { id: None, time, group: None, group_id: None, severity, code, message });
     }
 
     pub(super) async fn events(&self, query: EventQuery) -> Result<Vec<Event>> {
         self.record_events().await;
-        let id = match &query.group {
-            Some(name) => Some(self.find(name)?.1.id),
-            None => None,
-        };
+        let filter = self.filter(&query)?;
         match &self.catalogue {
-            Some(catalogue) => catalogue.events(id, query.limit.unwrap_or(EventQuery::LIMIT_DEFAULT)).await,
+            Some(catalogue) => {
+                catalogue.events(filter, query.limit.unwrap_or(EventQuery::LIMIT_DEFAULT)).await
+            }
             None => Ok(Vec::new()),
         }
+    }
+
+    /// What came after an event, once there is some, or after `wait`.
+    pub(super) async fn events_after(&self, query: EventQuery, wait: Duration) -> Result<EventPage> {
+        let missing = || {
+            let text = "the catalogue could not be opened, so that only the log has events: see there why";
+            Error::new(ErrorKind::Unsupported, text)
+        };
+        let catalogue = self.catalogue.as_ref().ok_or_else(missing)?;
+        let filter = self.filter(&query)?;
+        let mut recorded = self.events.recorded.subscribe();
+        self.record_events().await;
+        let is_another = query.catalogue.as_ref().is_some_and(|asked| *asked != catalogue.id());
+        let after = match query.after {
+            Some(_) if is_another => 0,
+            Some(after) => after,
+            None => catalogue.newest_event().await?,
+        };
+        let count_max = query.limit.unwrap_or(EventQuery::PAGE_MAX).clamp(1, EventQuery::PAGE_MAX);
+        let mut found = catalogue.events_after(after, filter, count_max).await?;
+        if is_another {
+            found.gap = Some(EventGap::BegunAnew);
+        }
+        let waiting = async {
+            while found.events.is_empty() && found.gap.is_none() && !recorded.borrow_and_update().ended {
+                if recorded.changed().await.is_err() {
+                    break;
+                }
+                found = catalogue.events_after(found.next, filter, count_max).await?;
+            }
+            Ok::<(), Error>(())
+        };
+        if let Ok(looked) = tokio::time::timeout(wait, waiting).await {
+            looked?;
+        }
+        Ok(EventPage { catalogue: catalogue.id(), events: found.events, next: found.next, gap: found.gap })
     }
 }
 
@@ -254,7 +396,7 @@ mod tests {
     fn taken(queue: &EventQueue, known: &[GroupId]) -> Vec<(Option<GroupId>, i64)> {
         let name_of = |id| known.contains(&id).then(|| "erp".parse().unwrap());
         let events = queue.take(name_of).into_iter();
-        events.map(|event| (event.group_id, event.time.0)).collect()
+        events.map(|told| (told.event.group_id, told.event.time.0)).collect()
     }
 
     #[test]
@@ -280,7 +422,7 @@ mod tests {
         assert_eq!(taken(&queue, &[]), [], "none is lost yet, nor can one be written down");
         (count..count + 3).for_each(|time| told(&queue, OPENING, time));
         let lost = queue.take(|_| None);
-        let [lost] = &lost[..] else { panic!("one event: {lost:?}") };
+        let [Told { event: lost, .. }] = &lost[..] else { panic!("one event: {lost:?}") };
         assert_eq!((lost.code.as_str(), lost.time, lost.group_id), ("events_lost", WallNanos(2), None));
         assert!(lost.message.starts_with("3 events were lost"), "{}", lost.message);
         let left = taken(&queue, &[OPENING]);

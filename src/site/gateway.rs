@@ -21,23 +21,27 @@ use crate::control::backend::Answer;
 use crate::control::catalogue::Catalogue;
 use crate::control::model::Group;
 use crate::control::name::{DiskPath, Name};
+use crate::control::server::{self, ApiConnections};
 use crate::data_directory::DataDirectory;
+use crate::descriptors;
 use crate::env::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failover::TestListing;
 use crate::format::record::{DiskRecord, TestUse};
-use crate::listen::ListenAddress;
+use crate::listen::{ListenAddress, SocketMode};
 use crate::planted::Planted;
 use crate::protect::group::Callback;
 use crate::protect::open::GroupPlan;
 use crate::protect::shrinking::SpaceLimits;
 use crate::site::KeyStore;
 use crate::site::background_verification;
+use crate::site::clients::{self, BuffersWait};
 use crate::site::convert;
 use crate::site::damage::Damages;
 use crate::site::data_threads::DataThreads;
 use crate::site::events::{self, EventQueue};
 use crate::site::group_table::{Entry, GroupTable};
+use crate::site::hooks::{self, Hooks};
 use crate::site::member::Member;
 use crate::site::verification::Verifications;
 use crate::units::{GroupId, WallNanos, to_usize};
@@ -46,6 +50,8 @@ use crate::units::{GroupId, WallNanos, to_usize};
 pub(super) const INTERVAL_MS_DEFAULT: u32 = 5_000;
 /// How long writing down the last events may take.
 const EVENTS_END: Duration = Duration::from_secs(5);
+/// How long hooks may take to be told the last events.
+const HOOKS_END: Duration = Duration::from_secs(5);
 /// How long the sessions of a disk that is removed may take to end.
 pub(super) const SESSIONS_END: Duration = Duration::from_secs(5);
 
@@ -84,8 +90,12 @@ pub(super) struct Inner {
     pub(super) verifications: Verifications,
     /// and what any verification found.
     pub(super) damages: Damages,
+    /// Since when requests wait for shared buffers.
+    pub(super) buffers_wait: BuffersWait,
     /// What happened and is not in the catalogue yet,
     pub(super) events: Arc<EventQueue>,
+    /// who is told it,
+    pub(super) hooks: Hooks,
     /// and who writes it there.
     keeper: Mutex<Option<JoinHandle<()>>>,
     /// What goes on without anybody having asked; ended when the gateway stops.
@@ -118,6 +128,9 @@ impl Gateway {
         storage: StorageFound,
     ) -> Gateway {
         let started = environment.wall();
+        let events = Arc::<EventQueue>::default();
+        let Configuration { hooks, site, .. } = &configuration;
+        let hooks = Hooks::new(hooks, &site.name, &events, &environment, catalogue.as_ref());
         Gateway(Arc::new(Inner {
             configuration,
             directory,
@@ -133,7 +146,9 @@ impl Gateway {
             restoring: parking_lot::Mutex::default(),
             verifications: Verifications::default(),
             damages: Damages::default(),
-            events: Arc::default(),
+            events,
+            hooks,
+            buffers_wait: BuffersWait::default(),
             keeper: Mutex::default(),
             background: Mutex::default(),
         }))
@@ -142,6 +157,7 @@ impl Gateway {
     /// Opens every group of the data directory. One that cannot be opened is listed with the reason, and serves what its
     /// vault can give; the others go on.
     pub async fn open_groups(&self) -> Result<()> {
+        self.0.hooks.start().await;
         // Openings take long, and have much to tell.
         let keeper = events::keep(Arc::downgrade(&self.0), Arc::clone(&self.0.events));
         *self.0.keeper.lock().await = Some(tokio::spawn(keeper));
@@ -151,13 +167,30 @@ impl Gateway {
         Ok(())
     }
 
+    /// Has what clients share be watched; `api` are the API's.
+    pub(super) async fn watch_clients(&self, api: &Arc<ApiConnections>) {
+        self.0.background.lock().await.spawn(clients::watch(Arc::downgrade(&self.0), Arc::clone(api)));
+    }
+
     /// Lets block clients connect.
-    pub fn listen(&self, address: &ListenAddress) -> Result<ListenAddress> {
-        self.0.threads.listen(address)
+    pub fn listen(&self, address: &ListenAddress, mode: SocketMode) -> Result<ListenAddress> {
+        self.0.threads.listen(address, mode)
+    }
+
+    /// The data threads.
+    pub(super) fn threads(&self) -> &DataThreads<Member> {
+        &self.0.threads
+    }
+
+    /// How many groups there are now, and how many of them could not be opened.
+    pub(super) fn count_groups(&self) -> (usize, usize) {
+        let groups = self.0.groups_now();
+        (groups.len(), groups.iter().filter(|(_, entry)| entry.failure.is_some()).count())
     }
 
     /// A stop is near: whoever waits for what a full file system, or one that fails, does not give is told so now.
     pub fn end_waits(&self) {
+        self.0.events.end_waits();
         for (_, Entry { id, .. }) in self.0.groups_now() {
             // A group that is not on a thread has nobody who waits for it.
             let _ = self.0.threads.command_group(id, move |host| {
@@ -188,7 +221,10 @@ impl Gateway {
         if tokio::time::timeout(EVENTS_END, inner.end_events()).await.is_err() {
             tracing::warn!("the catalogue did not take the last events in time; the log has them");
         }
+        inner.hooks.stop(HOOKS_END).await;
         if let Some(catalogue) = &inner.catalogue {
+            // Also that a hook failed just now.
+            let _ = tokio::time::timeout(EVENTS_END, inner.record_events()).await;
             catalogue.close().await;
         }
     }
@@ -197,10 +233,13 @@ impl Gateway {
     pub fn end(self) -> Result<()> {
         match Arc::try_unwrap(self.0) {
             Ok(inner) => inner.threads.stop(),
-            Err(_) => Err(Error::new(
-                ErrorKind::Shutdown,
-                "a verb is still at work; the data threads end with the process",
-            )),
+            // Of groups nothing is left to be done; a job that is cut off leaves what the death of the process leaves.
+            Err(_) => {
+                tracing::warn!(
+                    "a job is still at work: it ends with the process, and so do the data threads"
+                );
+                Ok(())
+            }
         }
     }
 
@@ -247,12 +286,23 @@ impl Inner {
             space: SpaceLimits {
                 history_bytes_max: self.configuration.vault.history_max.map(|size| size.0),
                 free_bytes_min: self.configuration.vault.free_min.map(|size| size.0),
+                images_free_bytes_min: self.configuration.images.free_min.map(|size| size.0),
                 ..SpaceLimits::default()
             },
             site_keys: self.keys.site_keys(),
             seals: self.configuration.keys.seals_groups,
             planted: Planted::NONE,
         }
+    }
+
+    /// Whether so many more files can be kept open, and each client that may come has a descriptor all the same.
+    pub(super) fn check_descriptors(&self, more: usize) -> Result<()> {
+        let nbd = self.configuration.nbd.connections_max.get().saturating_sub(self.threads.connections());
+        // Who asks for this is one of the API's, and the others come and go.
+        let api = self.configuration.api.connections_max.get() + server::DESCRIPTORS_BEYOND;
+        let metrics = server::descriptors_of_metrics(self.configuration.metrics.listen.len());
+        let hooks = hooks::descriptors_of_hooks(self.configuration.hooks.len());
+        descriptors::check_room(more, nbd + api + metrics + hooks)
     }
 
     /// The group that a person means, with the name that it goes by.

@@ -140,7 +140,9 @@ impl OpeningFailure {
             ErrorKind::NoKey => {
                 "bring the site key that it names ('key import FILE', or put its file back), then"
             }
-            ErrorKind::Unsupported => "start a gateway that supports it, or change what is refused, then",
+            ErrorKind::Unsupported => {
+                "start the program that wrote it, or another that supports it, or change what is refused, then"
+            }
             _ => "mend what the reason names, then",
         };
         let meanwhile = match self.has_vault {

@@ -16,6 +16,7 @@ use super::removal;
 use crate::block::Export;
 use crate::control::model::{Group, ResumeRequest, Resumed};
 use crate::control::name::Name;
+use crate::descriptors::SEGMENTS_AT_REST;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::ladder::Ladder;
 use crate::format::record::{Change, GroupRecord};
@@ -33,6 +34,7 @@ impl Inner {
         if self.groups.read().has(&name) {
             return Err(Error::new(ErrorKind::AlreadyExists, format!("there is a group {name} already")));
         }
+        self.check_descriptors(SEGMENTS_AT_REST)?;
         if self.configuration.keys.seals_groups {
             self.keys.current()?;
         }
@@ -141,8 +143,7 @@ impl Inner {
         }
         let Some(error) = self.read(id, |member| member.failure()).await? else { return Ok(None) };
         let closed = Entry { id, failure: Some(self.failure(&error, true)) };
-        self.withdraw_disks(name, id).await?;
-        self.read(id, Member::close).await?;
+        self.close_group(name, id).await?;
         self.note(closed.clone(), Some(name.clone()));
         Ok(Some(closed))
     }
@@ -197,8 +198,14 @@ impl Inner {
             }
             appended => appended?,
         }
-        self.withdraw_disks(name, id).await?;
-        self.read(id, Member::close).await
+        self.close_group(name, id).await
+    }
+
+    /// Lets an open group go, and its clients with it. First the group, which refuses what waits in it, so that who is still there
+    /// hears of it, and no session has to be waited for.
+    async fn close_group(&self, name: &Name, id: GroupId) -> Result<()> {
+        self.read(id, Member::close_group).await?;
+        self.withdraw_disks(name, id).await
     }
 
     /// Ends the exports of a group's disks, and the sessions on them.

@@ -2,6 +2,9 @@
 //!
 //! Everything that happens to a group happens through its host, on its thread: requests, completions, commands of the
 //! control plane, and what tasks leave for [`Later`]. Nothing here waits.
+//!
+//! Invariant: a volume leaves its host with every request answered, refused if need be. A session counts until its last request is
+//! answered, so one that is forgotten would take its place, and its part of the buffers, until the gateway ends.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -16,12 +19,26 @@ use crate::units::{GroupId, MonotonicNanos};
 pub struct Host<V> {
     runtime: Rc<Runtime>,
     thread: usize,
-    volumes: HashMap<GroupId, V>,
+    volumes: HashMap<GroupId, Hosted<V>>,
     /// Which volume owns a tag's owner, as found by asking them.
     owners: HashMap<u32, GroupId>,
     later: Later<V>,
     events: Vec<Event>,
     replies: Vec<(Ticket, Reply)>,
+}
+
+/// A volume, and how many of its requests it has not answered yet.
+struct Hosted<V> {
+    volume: V,
+    unanswered: usize,
+}
+
+impl<V: Volume> Hosted<V> {
+    fn take_replies(&mut self, replies: &mut Vec<(Ticket, Reply)>) {
+        let before = replies.len();
+        self.volume.take_replies(replies);
+        self.unanswered -= replies.len() - before;
+    }
 }
 
 type LocalCommand<V> = Box<dyn FnOnce(&mut Host<V>)>;
@@ -81,37 +98,45 @@ impl<V: Volume> Host<V> {
     /// # Panics
     /// If the group is hosted already.
     pub fn insert(&mut self, group: GroupId, volume: V) {
-        let before = self.volumes.insert(group, volume);
+        let before = self.volumes.insert(group, Hosted { volume, unanswered: 0 });
         assert!(before.is_none(), "group {group} is hosted twice");
     }
 
-    /// Stops hosting a group. Replies that are due still leave; whatever else it holds it must have answered before.
+    /// Stops hosting a group. Replies that are due still leave; whatever else was asked of it is refused.
+    ///
+    /// # Panics
+    /// If the volume has forgotten a request.
     pub fn remove(&mut self, group: GroupId) -> Option<V> {
-        let mut volume = self.volumes.remove(&group)?;
-        volume.take_replies(&mut self.replies);
+        let mut hosted = self.volumes.remove(&group)?;
+        hosted.volume.close();
+        hosted.take_replies(&mut self.replies);
+        assert_eq!(hosted.unanswered, 0, "requests to group {group} would never be answered");
         self.owners.retain(|_, owner| *owner != group);
-        Some(volume)
+        Some(hosted.volume)
     }
 
     /// A hosted group.
     pub fn volume(&mut self, group: GroupId) -> Option<&mut V> {
-        self.volumes.get_mut(&group)
+        self.volumes.get_mut(&group).map(|hosted| &mut hosted.volume)
     }
 
     /// All hosted groups.
     pub fn volumes(&mut self) -> impl Iterator<Item = (GroupId, &mut V)> {
-        self.volumes.iter_mut().map(|(group, volume)| (*group, volume))
+        self.volumes.iter_mut().map(|(group, hosted)| (*group, &mut hosted.volume))
     }
 
     pub(super) fn submit(&mut self, ticket: Ticket, export: Export, request: Request) {
         match self.volumes.get_mut(&export.group()) {
-            Some(volume) => volume.submit(ticket, export, request),
+            Some(hosted) => {
+                hosted.unanswered += 1;
+                hosted.volume.submit(ticket, export, request);
+            }
             None => self.replies.push((ticket, Err(Refusal::Shutdown))),
         }
     }
 
     pub(super) fn session_ended(&mut self, group: GroupId, session: u64) {
-        if let Some(volume) = self.volumes.get_mut(&group) {
+        if let Some(volume) = self.volume(group) {
             volume.session_ended(session);
         }
     }
@@ -127,9 +152,9 @@ impl<V: Volume> Host<V> {
             self.handle(event);
         }
         self.events = events;
-        for volume in self.volumes.values_mut() {
-            volume.advance();
-            volume.take_replies(&mut self.replies);
+        for hosted in self.volumes.values_mut() {
+            hosted.volume.advance();
+            hosted.take_replies(&mut self.replies);
         }
         self.runtime.storage().start();
         had_events || had_commands || self.runtime.has_ready_tasks()
@@ -147,12 +172,12 @@ impl<V: Volume> Host<V> {
     fn handle(&mut self, event: Event) {
         let owner = event.tag.owner;
         let group = self.owners.get(&owner).copied().or_else(|| {
-            let (group, _) = self.volumes.iter().find(|(_, volume)| volume.owns(owner))?;
+            let (group, _) = self.volumes.iter().find(|(_, hosted)| hosted.volume.owns(owner))?;
             self.owners.insert(owner, *group);
             Some(*group)
         });
         // A volume that was removed left its last completions to nobody.
-        if let Some(volume) = group.and_then(|group| self.volumes.get_mut(&group)) {
+        if let Some(volume) = group.and_then(|group| self.volume(group)) {
             volume.handle(event);
         }
     }
@@ -169,7 +194,7 @@ impl<V: Volume> Host<V> {
 
     /// When a step is due although nothing happens.
     pub(super) fn next_deadline(&self) -> Option<MonotonicNanos> {
-        let volumes = self.volumes.values().filter_map(V::next_deadline);
+        let volumes = self.volumes.values().filter_map(|hosted| hosted.volume.next_deadline());
         volumes.chain(self.runtime.next_timer()).min()
     }
 }

@@ -5,13 +5,23 @@
 
 use std::io::{self, IoSlice, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use mio::event::Source;
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
+use rustix::net::sockopt;
 
 use crate::error::{Error, Result};
-use crate::listen::{ListenAddress, bind_unix};
+use crate::listen::{ListenAddress, SocketMode, bind_unix};
+
+/// After so long without a word, a TCP peer is asked whether it is still there,
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+/// then so often,
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(30);
+/// and so many times: after five minutes it counts as gone. So does one that acknowledges nothing for as long, or, which is why it is
+/// not less, takes nothing of what waits for it: a guest that is stopped for a while is no dead one.
+const KEEPALIVE_PROBES: u32 = 8;
 
 /// A socket that listens; a Unix socket's name goes when it is dropped.
 pub(super) struct Listener {
@@ -25,12 +35,12 @@ enum ListeningSocket {
 }
 
 impl Listener {
-    /// Listens at `address`.
-    pub(super) fn bind(address: &ListenAddress) -> Result<Listener> {
+    /// Listens at `address`; a Unix socket has that mode.
+    pub(super) fn bind(address: &ListenAddress, mode: SocketMode) -> Result<Listener> {
         let failed = |error| Error::io(format!("cannot listen at {address}"), error);
         match address {
             ListenAddress::Unix(path) => {
-                let socket = UnixListener::from_std(bind_unix(path).map_err(failed)?);
+                let socket = UnixListener::from_std(bind_unix(path, mode).map_err(failed)?);
                 Ok(Listener { socket: ListeningSocket::Unix(socket), address: address.clone() })
             }
             ListenAddress::Tcp(address) => {
@@ -52,9 +62,9 @@ impl Listener {
             ListeningSocket::Unix(listener) => listener.accept().map(|(socket, _)| Socket::Unix(socket)),
             ListeningSocket::Tcp(listener) => {
                 let (socket, _) = listener.accept()?;
-                // Replies are gathered by us already; and a peer that vanished is not kept for ever.
+                // Replies are gathered by us already.
                 socket.set_nodelay(true)?;
-                rustix::net::sockopt::set_socket_keepalive(&socket, true)?;
+                end_with_peer(&socket)?;
                 Ok(Socket::Tcp(socket))
             }
         }
@@ -66,6 +76,18 @@ impl Listener {
             ListeningSocket::Tcp(listener) => listener.register(registry, token, Interest::READABLE),
         }
     }
+}
+
+/// Has the kernel end a connection whose peer vanished, whether something is on its way to it or not: a host that lost its power says
+/// nothing, and an idle client is legal.
+fn end_with_peer(socket: &TcpStream) -> io::Result<()> {
+    sockopt::set_socket_keepalive(socket, true)?;
+    sockopt::set_tcp_keepidle(socket, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(socket, KEEPALIVE_EVERY)?;
+    sockopt::set_tcp_keepcnt(socket, KEEPALIVE_PROBES)?;
+    let gone = KEEPALIVE_IDLE + KEEPALIVE_EVERY * KEEPALIVE_PROBES;
+    sockopt::set_tcp_user_timeout(socket, u32::try_from(gone.as_millis()).expect("minutes"))?;
+    Ok(())
 }
 
 impl Drop for Listener {
@@ -119,5 +141,25 @@ impl AsFd for Socket {
             Socket::Unix(socket) => socket.as_fd(),
             Socket::Tcp(socket) => socket.as_fd(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// They were asked after two hours, as the kernel has it, and for as long took a place of `connections_max`.
+    #[test]
+    fn a_tcp_peer_that_vanished_is_gone_after_minutes() {
+        let listener =
+            Listener::bind(&ListenAddress::Tcp("127.0.0.1:0".parse().unwrap()), SocketMode::Owner).unwrap();
+        let ListenAddress::Tcp(address) = *listener.address() else { panic!("it listens on TCP") };
+        let _client = std::net::TcpStream::connect(address).unwrap();
+        let socket = listener.accept().unwrap();
+        assert!(sockopt::socket_keepalive(&socket).unwrap());
+        let probing = sockopt::tcp_keepintvl(&socket).unwrap() * sockopt::tcp_keepcnt(&socket).unwrap();
+        let gone = sockopt::tcp_keepidle(&socket).unwrap() + probing;
+        assert_eq!(gone, Duration::from_secs(300));
+        assert_eq!(u128::from(sockopt::tcp_user_timeout(&socket).unwrap()), gone.as_millis());
     }
 }

@@ -26,7 +26,7 @@ pub struct Member {
     tests: Result<TestFailovers>,
     when_serving: Option<Notice<Result<()>>>,
     when_stopped: Option<Notice<()>>,
-    /// Replies of what refused without the group.
+    /// What was refused without the group, and what the group refused when it was closed.
     replies: Vec<(Ticket, Reply)>,
     id: GroupId,
     /// For what the group tells.
@@ -95,10 +95,12 @@ impl Member {
         self.group.as_ref().and_then(Group::fatal)
     }
 
-    /// Lets the group go, with all that works for it. Whoever waited for it is told by its exports' end.
-    pub(super) fn close(&mut self) {
+    /// Lets the group go, with all that works for it. What it has not answered is refused.
+    pub(super) fn close_group(&mut self) {
         self.pass_events();
-        self.group = None;
+        if let Some(group) = self.group.take() {
+            self.replies.append(&mut group.close());
+        }
     }
 
     /// Whether all but the group is as it should be, so that opening the group is all that is left to do.
@@ -148,6 +150,9 @@ impl Member {
         if let Some(group) = &mut self.group {
             group.take_events().iter().for_each(|told| self.events.tell(self.id, told));
         }
+        if let Ok(tests) = &mut self.tests {
+            tests.take_events().iter().for_each(|told| self.events.tell(self.id, told));
+        }
     }
 
     fn notify(&mut self) {
@@ -155,7 +160,7 @@ impl Member {
             && let Some(result) = self.opened()
         {
             if result.is_err() {
-                self.group = None;
+                self.close_group();
             }
             if let Some(notice) = self.when_serving.take() {
                 notice(result);
@@ -226,6 +231,13 @@ impl Volume for Member {
         }
         if let Ok(tests) = &mut self.tests {
             tests.take_replies(replies);
+        }
+    }
+
+    fn close(&mut self) {
+        self.close_group();
+        if let Ok(tests) = &mut self.tests {
+            tests.refuse_all();
         }
     }
 

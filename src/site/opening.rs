@@ -357,18 +357,32 @@ impl Inner {
         id: GroupId,
         look: impl FnOnce(Rc<Vault>) -> W + Send + 'static,
     ) -> Result<T> {
+        let open_and_look = async move |runtime: Rc<Runtime>, plan: GroupPlan| {
+            let vault = Vault::open_as_it_is(&runtime, &plan.vault, &plan.site_keys).await?;
+            look(Rc::new(vault)).await
+        };
+        self.look(id, open_and_look).await
+    }
+
+    /// Reads the manifest of a vault that cannot be opened.
+    pub(super) async fn look_at_manifest(&self, id: GroupId) -> Result<vault::VerifyReport> {
+        let read = async move |runtime: Rc<Runtime>, plan: GroupPlan| {
+            vault::verify_manifest(&runtime, &plan.vault, &plan.site_keys).await
+        };
+        self.look(id, read).await
+    }
+
+    async fn look<T: Send + 'static, W: Future<Output = Result<T>>>(
+        &self,
+        id: GroupId,
+        look: impl FnOnce(Rc<Runtime>, GroupPlan) -> W + Send + 'static,
+    ) -> Result<T> {
         let (sender, receiver) = oneshot::channel();
         let plan = self.plan(id);
         // Any thread will do: nothing of it stays.
         self.threads.command(0, move |host| {
             let runtime = Rc::clone(host.runtime());
-            host.runtime().spawn(async move {
-                let looked = match Vault::open_as_it_is(&runtime, &plan.vault, &plan.site_keys).await {
-                    Ok(vault) => look(Rc::new(vault)).await,
-                    Err(error) => Err(error),
-                };
-                let _ = sender.send(looked);
-            });
+            host.runtime().spawn(async move { drop(sender.send(look(runtime, plan).await)) });
         })?;
         receiver.await.map_err(|_| stopped())?
     }

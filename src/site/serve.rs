@@ -13,14 +13,17 @@ use super::data_threads::{DataThreads, DataThreadsOptions, SessionLimits};
 use super::gateway::{Gateway, StorageFound};
 use super::keys::KeyStore;
 use super::member::Member;
+use super::metrics_listener::MetricsListener;
+use super::supervision::Supervision;
 use crate::capture::nbd::Limits;
 use crate::config::{Configuration, StorageChoice};
 use crate::control::api;
 use crate::control::catalogue::Catalogue;
+use crate::control::server::{self, ApiConnections, ApiLimits};
 use crate::data_directory::DataDirectory;
 use crate::env::{Environment, OsEnvironment};
-use crate::error::{Error, Result};
-use crate::listen::{ListenAddress, bind_unix};
+use crate::error::{Error, ErrorKind, Result};
+use crate::listen::{ListenAddress, SocketMode, bind_unix};
 use crate::storage::{BackendOptions, Preference, Storage, open_best};
 use crate::units::to_usize;
 
@@ -50,8 +53,10 @@ async fn run(configuration: Configuration, directory: DataDirectory) -> Result<(
     let keys = KeyStore::open(&configuration.keys.site_key, &directory, &*environment)?;
     let found = Arc::new(OnceLock::new());
     let threads = start_threads(&configuration, Arc::clone(&found))?;
-    let catalogue = match Catalogue::open(&directory.catalogue()).await {
+    let catalogue = match Catalogue::open(&directory.catalogue(), &*environment).await {
         Ok((catalogue, _)) => Some(catalogue),
+        // Events and audit trail cannot be made again: whoever has gone back goes forward again, or gives them up himself.
+        Err(error) if error.kind() == ErrorKind::Unsupported => return Err(error),
         Err(error) => {
             tracing::warn!(%error, "the catalogue cannot be opened; it is a cache, and nothing waits for it");
             None
@@ -59,26 +64,36 @@ async fn run(configuration: Configuration, directory: DataDirectory) -> Result<(
     };
     let storage = found.get().cloned().expect("every data thread opened its storage");
     tracing::info!(backend = %storage.backend, reason = %storage.reason, "the storage back end");
-    let listen = configuration.nbd.listen.clone();
+    let (listen, mode) = (configuration.nbd.listen.clone(), configuration.nbd.socket_mode);
     let socket = configuration.api.socket.clone();
+    let limits = ApiLimits::new(configuration.api.connections_max);
+    let metrics = configuration.metrics.listen.clone();
     let gateway =
         Gateway::new(configuration, directory, keys, threads, Arc::clone(&environment), catalogue, storage);
-    let waits = gateway.clone();
+    let supervision = Supervision::begin(&gateway);
+    let (waits, stopping) = (gateway.clone(), supervision.stopping());
     let stop = async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
         tracing::info!("stopping: sessions drain, journals are sealed");
+        stopping();
         waits.end_waits();
     };
-    let opened = open(&gateway, &listen, &socket).await;
+    let opened = open(&gateway, &listen, mode, &socket).await;
     let has_socket = opened.is_ok();
+    let opened = opened.and_then(|listener| Ok((listener, MetricsListener::bind(&metrics)?)));
     let served = match opened {
-        Ok(listener) => {
-            let router = api::router(Arc::new(gateway.clone()), environment);
+        Ok((listener, metrics)) => {
+            let connections = Arc::new(ApiConnections::new(limits, Arc::clone(&environment)));
+            gateway.watch_clients(&connections).await;
+            let metrics = metrics.serve(&gateway, &connections, Arc::clone(&environment));
+            let router = api::router(Arc::new(gateway.clone()), Arc::clone(&connections), environment);
             tracing::info!(socket = %socket.display(), "ready");
-            let served = api::serve(listener, router, stop).await;
+            supervision.ready();
+            let served = server::serve(listener, router, connections, stop).await;
+            metrics.end().await;
             served.map_err(|error| Error::io("serving the API", error))
         }
         Err(error) => {
@@ -93,6 +108,7 @@ async fn run(configuration: Configuration, directory: DataDirectory) -> Result<(
         // The socket's name goes with the gateway that answered on it.
         let _ = std::fs::remove_file(&socket);
     }
+    supervision.end().await;
     let ended = gateway.end();
     if ended.is_ok() {
         tracing::info!("stopped");
@@ -101,13 +117,20 @@ async fn run(configuration: Configuration, directory: DataDirectory) -> Result<(
 }
 
 /// Opens the groups, then lets clients connect, then administrators.
-async fn open(gateway: &Gateway, listen: &[ListenAddress], socket: &Path) -> Result<UnixListener> {
+async fn open(
+    gateway: &Gateway,
+    listen: &[ListenAddress],
+    mode: SocketMode,
+    socket: &Path,
+) -> Result<UnixListener> {
     gateway.open_groups().await?;
     for address in listen {
-        let bound = gateway.listen(address)?;
+        let bound = gateway.listen(address, mode)?;
         tracing::info!(address = %bound, "block clients may connect");
     }
-    bind_unix(socket).map_err(|error| Error::io("listening on the API's socket", error).at_path(socket))
+    // Whoever may connect to a disk need not be who may destroy it.
+    let bound = bind_unix(socket, SocketMode::Owner);
+    bound.map_err(|error| Error::io("listening on the API's socket", error).at_path(socket))
 }
 
 fn start_threads(
@@ -140,7 +163,7 @@ fn open_storage(preference: Preference, found: &OnceLock<StorageFound>) -> Resul
     let chosen = open_best(&BackendOptions { preference, ..BackendOptions::default() })?;
     let reason = match (&chosen.fallback, preference) {
         (Some(reason), _) => {
-            tracing::warn!(%reason, "io_uring cannot be used here; blocking threads take over");
+            tracing::warn!(%reason, "io_uring cannot be used here; blocking threads take over: `afterimage doctor` says what is missing");
             format!("io_uring cannot be used here: {reason}")
         }
         (None, Preference::Best) => "the best that works here".to_owned(),

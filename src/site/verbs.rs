@@ -2,22 +2,27 @@
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::convert;
 use super::gateway::{Answering, Gateway, Inner, SESSIONS_END, cached};
 use super::group_table::Entry;
 use super::member::Member;
+use super::reach::explained;
 use super::retention_verbs::PointVerb;
 use crate::block::{Export, TestId};
 use crate::control::backend::{Answer, Backend};
+use crate::control::catalogue::Catalogue;
 use crate::control::jobs::Progress;
 use crate::control::model::{
-    Disk, Event, EventQuery, Group, GroupStatus, GroupVerified, KeyImport, KeyRotation, KeyText, Keys, Point,
-    PointCreated, PolicyForecast, PolicyRequest, RestoreRequest, Restored, ResumeRequest, Resumed, Status,
-    StorageStatus, Test, TestRequest, VerifyReport,
+    Disk, Event, EventPage, EventQuery, Group, GroupStatus, GroupVerified, HookStatus, KeyImport,
+    KeyRotation, KeyText, Keys, Point, PointCreated, PolicyForecast, PolicyRequest, RepairReport,
+    RepairRequest, RestoreRequest, Restored, ResumeRequest, Resumed, Status, StorageStatus, Test,
+    TestRequest, TurnedAway, VerifyReport,
 };
 use crate::control::name::{DiskPath, Label, Name};
 use crate::control::selector::{PointSelector, refuse_ambiguous, resolve};
+use crate::descriptors;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failover::{TestFailover, TestListing};
 use crate::format::record::{DiskRecord, TestUse};
@@ -27,6 +32,9 @@ use crate::throttle::ByteRate;
 use crate::units::{GroupId, PointId, SECTOR_BYTES, SectorCount, WallNanos};
 use crate::vault::Vault;
 use crate::view::{self, View};
+
+/// Files that a disk keeps open, and one that it opens for a moment.
+const FILES_OF_DISK: usize = 2;
 
 impl Backend for Gateway {
     fn group_create(&self, name: Name) -> Answer<'_, Group> {
@@ -58,6 +66,23 @@ impl Backend for Gateway {
         self.detached(|inner| Box::pin(async move { inner.events(query).await }))
     }
 
+    /// Not detached: nothing is half done when who follows leaves.
+    fn events_after(&self, query: EventQuery, wait: Duration) -> Answer<'_, EventPage> {
+        Box::pin(self.0.events_after(query, wait))
+    }
+
+    fn hooks(&self) -> Answer<'_, Vec<HookStatus>> {
+        Box::pin(std::future::ready(Ok(self.0.hooks.status())))
+    }
+
+    fn hook_test(&self, name: Name) -> Answer<'_, HookStatus> {
+        self.detached(|inner| Box::pin(async move { inner.hooks.test(&name).await }))
+    }
+
+    fn catalogue(&self) -> Option<Catalogue> {
+        self.0.catalogue.clone()
+    }
+
     fn group_resume(&self, name: Name, request: ResumeRequest) -> Answer<'_, Resumed> {
         self.detached(move |inner| Box::pin(async move { inner.group_resume(name, request).await }))
     }
@@ -69,7 +94,9 @@ impl Backend for Gateway {
     }
 
     fn disk_import(&self, path: DiskPath, file: PathBuf, progress: Progress) -> Answer<'_, Disk> {
-        self.detached(|inner| Box::pin(async move { inner.disk_import(path, file, progress).await }))
+        self.detached(|inner| {
+            Box::pin(async move { explained(inner.disk_import(path, file, progress).await) })
+        })
     }
 
     fn disk_resize(&self, path: DiskPath, size: SectorCount, lose_tail: bool) -> Answer<'_, Disk> {
@@ -127,7 +154,9 @@ impl Backend for Gateway {
     }
 
     fn restore(&self, group: Name, request: RestoreRequest, progress: Progress) -> Answer<'_, Restored> {
-        self.detached(|inner| Box::pin(async move { inner.restore(group, request, progress).await }))
+        self.detached(|inner| {
+            Box::pin(async move { explained(inner.restore(group, request, progress).await) })
+        })
     }
 
     fn status(&self) -> Answer<'_, Status> {
@@ -168,8 +197,21 @@ impl Backend for Gateway {
         self.detached(move |inner| Box::pin(async move { inner.group_verify(group, rate, progress).await }))
     }
 
+    fn vault_repair(
+        &self,
+        group: Name,
+        request: RepairRequest,
+        progress: Progress,
+    ) -> Answer<'_, RepairReport> {
+        self.detached(move |inner| {
+            Box::pin(async move { inner.vault_repair(group, request, progress).await })
+        })
+    }
+
     fn vault_adopt(&self, directory: PathBuf, progress: Progress) -> Answer<'_, Group> {
-        self.detached(|inner| Box::pin(async move { inner.vault_adopt(directory, progress).await }))
+        self.detached(|inner| {
+            Box::pin(async move { explained(inner.vault_adopt(directory, progress).await) })
+        })
     }
 }
 
@@ -206,6 +248,7 @@ impl Inner {
         size: SectorCount,
         content: impl FnOnce() -> Content + Send + 'static,
     ) -> Result<Disk> {
+        self.check_descriptors(FILES_OF_DISK)?;
         // Copying an image takes its time, so this is in nobody's turn: the manifest gives a name once.
         let (_, id) = self.find_open(&path.group)?;
         let name = path.disk.to_string();
@@ -441,10 +484,20 @@ impl Inner {
             listen: self.configuration.nbd.listen.iter().map(ToString::to_string).collect(),
             connections: self.threads.connections() as u64,
             connections_limit: self.configuration.nbd.connections_max.get() as u64,
+            turned_away: self.threads.turned_away(),
             buffers_bytes: self.threads.buffered_bytes().await as u64,
             buffers_limit_bytes: self.configuration.nbd.buffers.0,
             buffers_total_bytes: self.threads.budget().held() as u64,
             buffers_total_limit_bytes: self.configuration.nbd.buffers_total.0,
+            buffers_waiting_ms: self.buffers_waiting().map(convert::milliseconds),
+            // What the API's own clients take is known to the API.
+            api_connections: 0,
+            api_connections_limit: 0,
+            api_turned_away: TurnedAway::default(),
+            descriptors: descriptors::open().unwrap_or(0) as u64,
+            descriptors_limit: descriptors::limit().map(|limit| limit as u64),
+            event_counts: self.events.counts(),
+            hooks: self.hooks.status(),
             storage: StorageStatus {
                 backend: self.storage.backend.clone(),
                 backend_reason: self.storage.reason.clone(),

@@ -17,7 +17,7 @@ use crate::control::jobs::Progress;
 use crate::control::model::{GroupFault, GroupVerified, Severity, VerifyLast, VerifyPart, VerifyReport};
 use crate::control::name::Name;
 use crate::counted::counted;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::protect::verify::{GroupReport, Verification};
 use crate::throttle::{ByteRate, Hold, Pacing};
 use crate::units::{GroupId, WallNanos};
@@ -64,33 +64,80 @@ impl Inner {
         };
         let mut report = VerifyReport::default();
         let pacing = Pacing { rate, hold: Hold::default() };
+        // Whichever of them the process dies at, the next one goes on with all that are left.
+        let mut waiting = self.keep_waiting(&groups).await;
         for (name, entry) in groups {
+            waiting.retain(|&id| id != entry.id);
             report.groups += 1;
             let begun = self.environment.wall();
             let work =
                 |bookmark| self.verify_vault(&entry, begun, pacing.clone(), bookmark, progress.clone());
-            let looked = match self.kept_while(entry.id, Scope::Vault, &progress, work).await {
+            match self.kept_while(entry.id, Scope::Vault, &progress, work).await {
+                Ok(looked) => self.report_vault(&name, &entry, &looked, &mut report),
                 Err(error) if !entry.is_hosted() && error.kind() != ErrorKind::Shutdown => {
                     report.faults.push(format!("group {}: its vault cannot be opened: {error}", entry.id));
-                    continue;
+                    report.faults.extend(self.further_faults(entry.id, &error).await);
                 }
-                looked => looked?,
-            };
-            report.steps += looked.manifest_files;
-            report.blobs += looked.blobs;
-            report.bytes += looked.blob_bytes;
-            report.base_bytes += looked.base_bytes;
-            report.harmed.extend(looked.harmed.iter().map(|point| convert::harmed_point(&name, point)));
-            for finding in &looked.findings {
-                let is_harmless = finding.severity == vault::Severity::Cache;
-                let lines = if is_harmless { &mut report.warnings } else { &mut report.faults };
-                lines.push(finding.to_string());
-            }
-            if !looked.is_sound() {
-                self.tell_faults(entry.id, &name, &damage(&looked), 0);
+                Err(error) => {
+                    if !is_cut_off(&error, &progress) {
+                        self.forget_waiting(waiting).await;
+                    }
+                    return Err(error);
+                }
             }
         }
         Ok(report)
+    }
+
+    /// Adds what a verification of a vault saw to what is reported of all.
+    fn report_vault(
+        &self,
+        name: &Name,
+        entry: &Entry,
+        looked: &vault::VerifyReport,
+        report: &mut VerifyReport,
+    ) {
+        report.steps += looked.manifest_files;
+        report.blobs += looked.blobs;
+        report.bytes += looked.blob_bytes;
+        report.base_bytes += looked.base_bytes;
+        report.harmed.extend(looked.harmed.iter().map(|point| convert::harmed_point(name, point)));
+        for finding in &looked.findings {
+            let is_harmless = finding.severity == vault::Severity::Cache;
+            let lines = if is_harmless { &mut report.warnings } else { &mut report.faults };
+            lines.push(finding.to_string());
+        }
+        if !looked.is_sound() {
+            self.tell_faults(entry.id, name, &damage(looked), 0);
+        }
+    }
+
+    /// Has the next process verify these vaults if this one dies before their turn; gives those of which that is kept.
+    async fn keep_waiting(&self, groups: &[(Name, Entry)]) -> Vec<GroupId> {
+        let mut kept = Vec::new();
+        for entry in groups.iter().map(|(_, entry)| entry).filter(|entry| entry.is_hosted()) {
+            if self.has_mark_of_another(entry.id).await {
+                continue;
+            }
+            let begun =
+                CutOff { started: self.environment.wall(), scope: Scope::Vault, mark: Mark::default() };
+            let keeper = Keeper { path: self.mark_path(entry.id), begun, bookmark: Bookmark::default() };
+            keeper.save(begun.mark).await;
+            kept.push(entry.id);
+        }
+        kept
+    }
+
+    /// Nobody wants these vaults verified any more, whose turn never came.
+    async fn forget_waiting(&self, waiting: Vec<GroupId>) {
+        for id in waiting.into_iter().filter(|&id| !self.is_verified_in_background(id)) {
+            verify_marks::remove(self.mark_path(id)).await;
+        }
+    }
+
+    /// Whether the file that says how far a verification is belongs to one that was cut off, or that is in the background.
+    async fn has_mark_of_another(&self, id: GroupId) -> bool {
+        self.cut_off(id).await.is_some() || self.is_verified_in_background(id)
     }
 
     /// `begun`: when, by this or an earlier process.
@@ -126,6 +173,20 @@ impl Inner {
             });
         })
         .await
+    }
+
+    /// What else is wrong with the manifest of a vault that cannot be opened: what lies behind what stopped the opening.
+    async fn further_faults(&self, id: GroupId, stopped: &Error) -> Vec<String> {
+        match self.look_at_manifest(id).await {
+            Ok(looked) => {
+                let others = looked.findings.iter().filter(|finding| Some(&*finding.path) != stopped.path());
+                others.map(ToString::to_string).collect()
+            }
+            Err(error) => {
+                tracing::warn!(group = %id, %error, "its manifest cannot be read");
+                Vec::new()
+            }
+        }
     }
 
     /// Compares a group with its vault.
@@ -171,16 +232,13 @@ impl Inner {
     ) -> Result<T> {
         let bookmark = Bookmark::default();
         let begun = CutOff { started: self.environment.wall(), scope, mark: Mark::default() };
-        if self.cut_off(id).await.is_some() || self.is_verified_in_background(id) {
-            // There is one file, and it is the other's.
+        if self.has_mark_of_another(id).await {
+            // There is one file.
             return work(bookmark).await;
         }
         let keeper = Keeper { path: self.mark_path(id), begun, bookmark: bookmark.clone() };
-        let is_cut_off = |result: &Result<T>| {
-            result.as_ref().is_err_and(|error| error.kind() == ErrorKind::Shutdown)
-                && progress.go_on().is_ok()
-        };
-        keeper.beside(work(bookmark), is_cut_off).await
+        let stays = |result: &Result<T>| result.as_ref().is_err_and(|error| is_cut_off(error, progress));
+        keeper.beside(work(bookmark), stays).await
     }
 
     fn is_verified_in_background(&self, id: GroupId) -> bool {
@@ -255,6 +313,11 @@ impl Inner {
         tracing::error!(group = %name, code = "verify_found", "{text}");
         self.tell_now(id, name, (Severity::Error, "verify_found"), text);
     }
+}
+
+/// Whether work that somebody asked for, and still wants, ended with the process.
+fn is_cut_off(error: &Error, progress: &Progress) -> bool {
+    error.kind() == ErrorKind::Shutdown && progress.go_on().is_ok()
 }
 
 pub(super) fn after(from: WallNanos, duration: Duration) -> WallNanos {

@@ -128,20 +128,25 @@ impl Keeper {
             () = save => unreachable!("it never ends"),
         };
         if !stays(&result) {
-            let path = self.path.clone();
-            // It may never have been there.
-            let _ = tokio::task::spawn_blocking(move || std::fs::remove_file(path)).await;
+            remove(self.path.clone()).await;
         }
         result
     }
 
-    async fn save(&self, mark: Mark) {
+    /// Keeps that it is so far.
+    pub(super) async fn save(&self, mark: Mark) {
         let (path, cut_off) = (self.path.clone(), CutOff { mark, ..self.begun });
         let written = tokio::task::spawn_blocking(move || write(&path, cut_off)).await;
         if let Ok(Err(error)) = written {
             tracing::debug!(path = %self.path.display(), %error, "how far a verification is cannot be kept");
         }
     }
+}
+
+/// Removes a bookmark: there is nothing to go on with.
+pub(super) async fn remove(path: PathBuf) {
+    // It may never have been there.
+    let _ = tokio::task::spawn_blocking(move || std::fs::remove_file(path)).await;
 }
 
 /// What is kept of the last verification: `groups/GROUP_ID/verified`. Whatever is wrong with it, it counts as never.

@@ -311,6 +311,8 @@ pub struct Space {
     pub free: u64,
     /// Bytes that it holds in all.
     pub total: u64,
+    /// Which one it is: the same number for all that is in it.
+    pub device: u64,
 }
 
 /// What a successful operation gives back.

@@ -319,9 +319,11 @@ fn list(path: &Path) -> Result<Vec<String>> {
 fn space(path: &Path) -> Result<Space> {
     let found = retry_on_intr(|| rustix::fs::statvfs(path));
     let found = found.map_err(|errno| failed("asking for free space", errno).at_path(path))?;
+    let device = retry_on_intr(|| rustix::fs::stat(path));
+    let device = device.map_err(|errno| failed("asking for the file system", errno).at_path(path))?.st_dev;
     let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
     // Blocks that only root may use are not free for whoever runs as somebody else; for root they are a last reserve.
-    Ok(Space { free: bytes(found.f_bavail), total: bytes(found.f_blocks) })
+    Ok(Space { free: bytes(found.f_bavail), total: bytes(found.f_blocks), device })
 }
 
 fn foreign_name(directory: &Path, name: OsString) -> Error {

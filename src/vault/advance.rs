@@ -9,20 +9,24 @@ use std::rc::Rc;
 use futures::stream::{self, StreamExt, TryStreamExt};
 
 use super::Vault;
-use super::thinning::batch;
+use super::base::BaseWriter;
+use super::state::Refusal;
+use super::thinning::{Opened, batch, check_hidden};
+use super::verify::is_of_the_file;
 use crate::delta::{DeltaReader, LayeredDisk, Layering, Place};
-use crate::error::Result;
-use crate::extent::FrozenMap;
+use crate::error::{Error, Result};
+use crate::extent::{FrozenMap, Ranges};
 use crate::format::delta::DeltaRef;
 use crate::format::ladder::Ladder;
 use crate::format::record::{Change, PointRecord};
 use crate::planted::Bug;
 use crate::runtime::Runtime;
-use crate::storage::File;
-use crate::units::{PointId, SECTOR_BYTES, SectorRange, to_usize};
+use crate::units::{DiskId, PointId, SECTOR_BYTES, SectorRange, to_usize};
 
 /// Chunks that are read, and written to bases, at a time.
 const CHUNKS_IN_FLIGHT: usize = 4;
+/// Chunks whose sums are kept in memory, until they are written.
+const CHUNKS_SUMMED: usize = 2048;
 /// Extents of zeros that are written at a time.
 const ZEROS_IN_FLIGHT: usize = 8;
 
@@ -44,6 +48,8 @@ struct Piece {
     sector: u32,
 }
 
+type Layered = Vec<LayeredDisk<FrozenMap<Place>>>;
+
 /// What is to be written to the bases.
 #[derive(Default)]
 struct Writes {
@@ -58,6 +64,10 @@ impl Vault {
     pub async fn retire_before(&self, point: PointId, ladder: Option<&Ladder>) -> Result<()> {
         let target = {
             let state = self.manifest.state();
+            // Only a repair has reason to send a base on that did not arrive.
+            if let Some((target, _)) = state.base_advance() {
+                return Err(Refusal::BaseOnItsWay(target.id).into());
+            }
             state.check(&Change::PointsRetired(point))?;
             let index = state.index_of(point).expect("checked");
             let run = &state.points()[..=index];
@@ -69,11 +79,7 @@ impl Vault {
     /// Brings the bases to the oldest point, if a retirement began that, and leaves the
     /// blobs that this makes superfluous to [`Vault::sweep`]. To be called again after an error.
     pub async fn finish_advance(&self) -> Result<Advance> {
-        let (target, deltas) = {
-            let state = self.manifest.state();
-            let Some((target, retired)) = state.base_advance() else { return Ok(Advance::None) };
-            (target.clone(), retired.iter().copied().chain(target.delta).collect::<Vec<_>>())
-        };
+        let Some((target, deltas)) = self.pending_advance() else { return Ok(Advance::None) };
         // Nobody can open a view of a retired point; one that was opened before reads the base as it is.
         if self.leases.holds_point_before(target.marker) {
             return Ok(Advance::Waits);
@@ -88,46 +94,79 @@ impl Vault {
 
     /// Writes what the deltas hold to the bases of the disks of `target`; durable when this returns.
     async fn apply(&self, target: &PointRecord, deltas: &[DeltaRef]) -> Result<()> {
-        let sizes = target.disks.iter().map(|disk| (disk.slot, disk.disk, disk.sectors));
-        let mut layering = Layering::new(sizes);
-        let mut layers = Vec::with_capacity(deltas.len());
-        for (layer, delta) in (0_u32..).zip(deltas) {
-            let reader = self.open_delta(delta).await?;
-            layering.add(&self.runtime, layer, &reader.tables().disks).await;
-            layers.push(reader);
-        }
-        let disks: Vec<_> = layering.finish().into_iter().filter(|disk| !disk.map.is_empty()).collect();
-        let mut files = Vec::with_capacity(disks.len());
+        let (readers, mut disks) = self.layer(target, deltas).await?;
+        disks.retain(|disk| !disk.map.is_empty());
+        let mut bases = Vec::with_capacity(disks.len());
         for disk in &disks {
-            files.push(self.open_base(disk).await?);
+            bases.push(self.open_base(disk).await?);
         }
         let writes = writes(&disks);
-        write_data(&self.runtime, &layers, &files, writes.data).await?;
-        let zeros = writes
-            .zeros
-            .into_iter()
-            .map(|(disk, range, allocated)| self.runtime.zero(&files[disk], range.byte_range(), allocated));
+        write_data(&self.runtime, &readers, &bases, writes.data).await?;
+        let zeros = writes.zeros.into_iter().map(|(disk, range, allocated)| {
+            bases[disk].sums.iter().for_each(|sums| sums.note_zeros(range));
+            self.runtime.zero(&bases[disk].file, range.byte_range(), allocated)
+        });
         stream::iter(zeros).buffer_unordered(ZEROS_IN_FLIGHT).try_collect::<()>().await?;
         if self.planted.is(Bug::BaseSetBeforeSync) {
             return Ok(());
         }
-        for file in &files {
-            self.runtime.sync(file).await?;
+        for BaseWriter { file, sums } in bases {
+            self.runtime.sync(&file).await?;
+            if let Some(sums) = sums {
+                sums.finish().await?;
+            }
         }
         Ok(())
     }
 
+    /// What the deltas say of the disks of `target`.
+    async fn layer(&self, target: &PointRecord, deltas: &[DeltaRef]) -> Result<(Vec<DeltaReader>, Layered)> {
+        let sizes = target.disks.iter().map(|disk| (disk.slot, disk.disk, disk.sectors));
+        let mut layering = Layering::new(sizes);
+        let Opened { readers, lost, .. } = self.open_layers(deltas.iter().copied()).await?;
+        for (layer, reader) in (0_u32..).zip(&readers) {
+            layering.add(&self.runtime, layer, &reader.tables().disks).await;
+        }
+        let disks = layering.finish();
+        check_hidden(lost, &disks)?;
+        Ok((readers, disks))
+    }
+
+    /// The sectors of a disk's base that are anything, since an advance of it was begun; `None` if nobody can tell. Base and
+    /// manifest must stay as they are meanwhile.
+    pub(super) async fn covered_by_advance(&self, disk: DiskId) -> Result<Option<Ranges>> {
+        let Some((target, deltas)) = self.pending_advance() else { return Ok(Some(Ranges::default())) };
+        let disks = match self.layer(&target, &deltas).await {
+            Err(error) if is_of_the_file(error.kind()) => return Ok(None),
+            layered => layered?.1,
+        };
+        let layered = disks.iter().find(|layered| layered.id == disk);
+        // What it loses at its end becomes zeros.
+        let tail = layered.map(|layered| SectorRange::new(layered.sectors.0, u64::MAX));
+        let covered = layered.into_iter().flat_map(|layered| layered.map.iter()).map(|extent| extent.range);
+        Ok(Some(Ranges::of(covered.chain(tail))))
+    }
+
+    /// The point that the base is on its way to, and the deltas that it takes up, oldest first.
+    fn pending_advance(&self) -> Option<(PointRecord, Vec<DeltaRef>)> {
+        let state = self.manifest.state();
+        let (target, retired) = state.base_advance()?;
+        Some((target.clone(), retired.iter().copied().chain(target.delta).collect()))
+    }
+
     /// Opens a base to write to it, as long as its disk at least; what a disk that shrank has lost becomes zeros. A dead
     /// process's writes have landed when this returns.
-    async fn open_base(&self, disk: &LayeredDisk<FrozenMap<Place>>) -> Result<File> {
-        let file = self.bases.open_to_write(disk.id).await?;
-        let (length, wanted) = (self.runtime.length(&file).await?, disk.sectors.bytes());
+    async fn open_base(&self, disk: &LayeredDisk<FrozenMap<Place>>) -> Result<BaseWriter> {
+        let base = self.bases.open_to_write(disk.id).await?;
+        let (length, wanted) = (self.runtime.length(&base.file).await?, disk.sectors.bytes());
         if length < wanted {
-            self.runtime.set_length(&file, wanted).await?;
+            self.runtime.set_length(&base.file, wanted).await?;
         } else if length > wanted {
-            self.runtime.zero(&file, wanted..length, false).await?;
+            self.runtime.zero(&base.file, wanted..length, false).await?;
+            let lost = SectorRange::new(disk.sectors.0, length / SECTOR_BYTES);
+            base.sums.iter().for_each(|sums| sums.note_zeros(lost));
         }
-        Ok(file)
+        Ok(base)
     }
 }
 
@@ -150,17 +189,26 @@ fn writes(disks: &[LayeredDisk<FrozenMap<Place>>]) -> Writes {
 async fn write_data(
     runtime: &Rc<Runtime>,
     layers: &[DeltaReader],
-    files: &[File],
+    bases: &[BaseWriter],
     data: BTreeMap<(u32, u32), Vec<Piece>>,
 ) -> Result<()> {
-    let chunks = data.into_iter().map(|((layer, chunk), pieces)| async move {
+    let write = async |((layer, chunk), pieces): ((u32, u32), Vec<Piece>)| {
         let bytes = layers[layer as usize].chunk(chunk).await?;
         for Piece { disk, range, sector } in pieces {
             let start = to_usize(u64::from(sector) * SECTOR_BYTES);
             let piece = bytes.slice(start..start + to_usize(range.bytes()));
-            runtime.write(&files[disk], range.byte_offset(), piece).await?;
+            bases[disk].sums.iter().for_each(|sums| sums.note(range, &piece));
+            runtime.write(&bases[disk].file, range.byte_offset(), piece).await?;
         }
-        Ok(())
-    });
-    stream::iter(chunks).buffer_unordered(CHUNKS_IN_FLIGHT).try_collect::<()>().await
+        Ok::<(), Error>(())
+    };
+    let mut data = data.into_iter().peekable();
+    while data.peek().is_some() {
+        let batch = data.by_ref().take(CHUNKS_SUMMED).map(&write);
+        stream::iter(batch).buffer_unordered(CHUNKS_IN_FLIGHT).try_collect::<()>().await?;
+        for sums in bases.iter().filter_map(|base| base.sums.as_ref()) {
+            sums.flush().await?;
+        }
+    }
+    Ok(())
 }

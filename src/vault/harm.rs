@@ -6,8 +6,9 @@
 //!             ✗ sectors 8..16       8..12      12..16      harmed: points 1, 2 and 3
 //! ```
 //!
-//! What cannot be told counts as harmed: a blob whose tables cannot be read harms all points from its own on, and hides nothing of
-//! what lies beneath it. Invariant: the points that one finding harms are neighbours.
+//! What cannot be told counts as harmed: a blob whose tables cannot be read may have held any sector, and hides nothing of what lies
+//! beneath it. It harms all points from its own on, for none of them can be opened while it is named; those after which every sector
+//! was written anew need nothing of it. Likewise a base that cannot be opened harms all points with its disk. Invariant: the points that one finding harms are neighbours.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -81,6 +82,18 @@ pub fn named(points: &[PointRecord], count: usize) -> String {
     names.join(", ")
 }
 
+/// What findings mean for the points, by their places.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Harm {
+    /// Those that show what was lost, or cannot be opened for it.
+    pub(super) harmed: BTreeSet<usize>,
+    /// Those that have to go, so that nothing needs what was lost: the harmed ones, but for those in which every sector was written
+    /// anew after a blob whose tables are lost.
+    pub(super) needing: BTreeSet<usize>,
+    /// What of the lost sectors the newest point shows.
+    pub(super) newest: BTreeMap<DiskSlot, Ranges>,
+}
+
 /// Says of each finding which points it harms, and gives all that are harmed, oldest first. `read` is told of bytes before they
 /// are read; its error ends it.
 pub(super) async fn find(
@@ -89,7 +102,18 @@ pub(super) async fn find(
     read: impl AsyncFn(u64) -> Result<()>,
 ) -> Result<Vec<PointRecord>> {
     let state = vault.manifest().state().clone();
-    let mut trails = Trails::new(&state, findings);
+    let harm = look(vault, &state, findings, read).await?;
+    Ok(harm.harmed.iter().map(|&index| state.points()[index].clone()).collect())
+}
+
+/// The same as of `state`, with what there is to say besides.
+pub(super) async fn look(
+    vault: &Vault,
+    state: &State,
+    findings: &mut [Finding],
+    read: impl AsyncFn(u64) -> Result<()>,
+) -> Result<Harm> {
+    let mut trails = Trails::new(state, findings);
     let retired = state.base_advance().map_or(&[][..], |(_, retired)| retired);
     let retired = retired.iter().map(|delta| (None, Some(*delta)));
     let points = state.points().iter().enumerate().map(|(index, point)| (Some(index), point.delta));
@@ -101,13 +125,13 @@ pub(super) async fn find(
             let marker = index.map_or(Lsn::ZERO, |index| state.points()[index].marker);
             read(delta.tables_bytes).await?;
             let tables = tables(vault, marker, delta).await?;
-            trails.pass(delta.blob, tables.as_ref());
+            trails.pass(state, delta.blob, tables.as_ref());
         }
         if let Some(index) = index {
             trails.show(index, &state.points()[index]);
         }
     }
-    Ok(trails.finish(&state, findings))
+    Ok(trails.finish(state, findings))
 }
 
 /// The tables of a delta; none where they cannot be read, or were merged into another's meanwhile.
@@ -127,15 +151,30 @@ async fn tables(vault: &Vault, marker: Lsn, delta: DeltaRef) -> Result<Option<Ta
 enum Left {
     /// All there is, whatever is written later.
     All,
+    /// Those of a blob that nobody can open, nor any point from its own on.
+    Unopened(BTreeMap<DiskSlot, Ranges>),
+    /// Those of a base that nobody can open, nor any point with its disk.
+    Baseless(DiskSlot, BTreeMap<DiskSlot, Ranges>),
     Sectors(BTreeMap<DiskSlot, Ranges>),
+}
+
+impl Left {
+    fn sectors(&mut self) -> Option<&mut BTreeMap<DiskSlot, Ranges>> {
+        match self {
+            Left::All => None,
+            Left::Unopened(left) | Left::Baseless(_, left) | Left::Sectors(left) => Some(left),
+        }
+    }
 }
 
 /// A finding on its way through the points.
 struct Trail {
     finding: usize,
     left: Left,
-    /// The first and last of the points that show it, by their places.
+    /// The first and last of the points that it harms, by their places,
     shown: Option<(usize, usize)>,
+    /// and of those that need what is lost.
+    needed: Option<(usize, usize)>,
 }
 
 #[derive(Default)]
@@ -158,9 +197,12 @@ impl Trails {
                     trails.pending.entry(blob).or_default().push((finding, Some(chunk)));
                 }
                 Lost::Base(disk, range) => {
-                    let slot = state.all_disks().iter().find(|known| known.record.id == disk);
-                    let left = slot.map(|known| (known.record.slot, Ranges::of([range])));
-                    trails.begin(finding, Left::Sectors(left.into_iter().collect()));
+                    let known = state.all_disks().iter().find(|known| known.record.id == disk);
+                    let Some(slot) = known.map(|known| known.record.slot) else { continue };
+                    let left = BTreeMap::from([(slot, Ranges::of([range]))]);
+                    let is_whole = range == SectorRange::new(0, u64::MAX);
+                    let left = if is_whole { Left::Baseless(slot, left) } else { Left::Sectors(left) };
+                    trails.begin(finding, left);
                 }
             }
         }
@@ -168,7 +210,7 @@ impl Trails {
     }
 
     fn begin(&mut self, finding: usize, left: Left) {
-        self.open.push(Trail { finding, left, shown: None });
+        self.open.push(Trail { finding, left, shown: None, needed: None });
     }
 
     fn are_over(&self) -> bool {
@@ -177,12 +219,12 @@ impl Trails {
 
     /// Whether a blob's tables say anything of what is looked for.
     fn want(&self, blob: BlobId) -> bool {
-        let is_open = |trail: &Trail| matches!(trail.left, Left::Sectors(_));
+        let is_open = |trail: &Trail| !matches!(trail.left, Left::All);
         self.pending.contains_key(&blob) || self.open.iter().any(is_open)
     }
 
     /// The next delta: it hides what lies beneath it, and what is lost of it begins here.
-    fn pass(&mut self, blob: BlobId, tables: Option<&Tables>) {
+    fn pass(&mut self, state: &State, blob: BlobId, tables: Option<&Tables>) {
         for (trail, table) in
             self.open.iter_mut().flat_map(|trail| tables.map(|tables| (trail, &tables.disks)))
         {
@@ -192,8 +234,8 @@ impl Trails {
         let chunks: BTreeSet<u32> = begun.iter().filter_map(|(_, chunk)| *chunk).collect();
         let mut sectors = tables.map(|tables| sectors_of(tables, &chunks)).unwrap_or_default();
         for (finding, chunk) in begun {
-            let left = chunk.and_then(|chunk| sectors.remove(&chunk)).map_or(Left::All, Left::Sectors);
-            self.begin(finding, left);
+            let known = chunk.and_then(|chunk| sectors.remove(&chunk));
+            self.begin(finding, known.map_or_else(|| Left::Unopened(all_sectors(state)), Left::Sectors));
         }
     }
 
@@ -201,32 +243,43 @@ impl Trails {
     fn show(&mut self, index: usize, point: &PointRecord) {
         for trail in &mut self.open {
             trail.cut(point);
+            let until =
+                |begun: Option<(usize, usize)>| Some((begun.map_or(index, |(first, _)| first), index));
             if trail.is_shown(point) {
-                let first = trail.shown.map_or(index, |(first, _)| first);
-                trail.shown = Some((first, index));
+                trail.shown = until(trail.shown);
+            }
+            if trail.is_needed(point) {
+                trail.needed = until(trail.needed);
             }
         }
-        let is_hidden = |trail: &mut Trail| match &trail.left {
-            Left::All => false,
-            Left::Sectors(left) => left.is_empty(),
-        };
+        let is_hidden = |trail: &mut Trail| matches!(&trail.left, Left::Sectors(left) if left.is_empty());
         self.ended.extend(self.open.extract_if(.., is_hidden));
     }
 
-    fn finish(self, state: &State, findings: &mut [Finding]) -> Vec<PointRecord> {
-        let mut harmed = BTreeSet::new();
+    fn finish(self, state: &State, findings: &mut [Finding]) -> Harm {
+        let mut harm = Harm::default();
         for trail in self.open.iter().chain(&self.ended) {
+            harm.needing.extend(trail.needed.iter().flat_map(|&(first, last)| first..=last));
             let Some((first, last)) = trail.shown else { continue };
             findings[trail.finding].harmed = Harmed::new(&state.points()[first..=last]);
-            harmed.extend(first..=last);
+            harm.harmed.extend(first..=last);
         }
-        harmed.into_iter().map(|index| state.points()[index].clone()).collect()
+        let disks = state.points().last().map_or(&[][..], |newest| &newest.disks);
+        for mut trail in self.open {
+            for (slot, ranges) in trail.left.sectors().map(std::mem::take).unwrap_or_default() {
+                if disks.iter().any(|disk| disk.slot == slot) {
+                    let shown = harm.newest.entry(slot).or_default();
+                    *shown = std::mem::take(shown).union(ranges.as_slice().iter().copied());
+                }
+            }
+        }
+        harm
     }
 }
 
 impl Trail {
     fn hide(&mut self, tables: &[DiskTable]) {
-        let Left::Sectors(left) = &mut self.left else { return };
+        let Some(left) = self.left.sectors() else { return };
         for table in tables {
             if let Some(ranges) = left.get_mut(&table.slot) {
                 let end = ranges.as_slice().last().map_or(0, |range| range.end);
@@ -241,7 +294,7 @@ impl Trail {
 
     /// What lies beyond a disk's end is gone for good: a disk that grows again shows zeros there.
     fn cut(&mut self, point: &PointRecord) {
-        let Left::Sectors(left) = &mut self.left else { return };
+        let Some(left) = self.left.sectors() else { return };
         for member in point.disks.iter() {
             if let Some(ranges) = left.get_mut(&member.slot) {
                 *ranges = ranges.without([SectorRange::new(member.sectors.0, u64::MAX)]);
@@ -252,10 +305,26 @@ impl Trail {
 
     fn is_shown(&self, point: &PointRecord) -> bool {
         match &self.left {
-            Left::All => true,
-            Left::Sectors(left) => point.disks.iter().any(|member| left.contains_key(&member.slot)),
+            Left::All | Left::Unopened(_) => true,
+            Left::Baseless(slot, _) => point.disks.iter().any(|member| member.slot == *slot),
+            Left::Sectors(_) => self.is_needed(point),
         }
     }
+
+    fn is_needed(&self, point: &PointRecord) -> bool {
+        match &self.left {
+            Left::All => true,
+            Left::Unopened(left) | Left::Baseless(_, left) | Left::Sectors(left) => {
+                point.disks.iter().any(|member| left.contains_key(&member.slot))
+            }
+        }
+    }
+}
+
+/// What a blob may have held of which nothing can be read.
+fn all_sectors(state: &State) -> BTreeMap<DiskSlot, Ranges> {
+    let all = || Ranges::of([SectorRange::new(0, u64::MAX)]);
+    state.all_disks().iter().map(|disk| (disk.record.slot, all())).collect()
 }
 
 /// The sectors that each of some chunks holds.

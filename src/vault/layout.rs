@@ -10,7 +10,9 @@ const STEP_DIGITS: usize = 16;
 const SNAPSHOT_SUFFIX: &str = ".snapshot";
 const BLOB_SUFFIX: &str = ".delta";
 const SUMMARY_SUFFIX: &str = ".summary";
-const BASE_SUFFIX: &str = ".raw";
+const BASE_SUFFIX: &str = ".summed.raw";
+const UNSUMMED_BASE_SUFFIX: &str = ".raw";
+const SUMS_SUFFIX: &str = ".sums";
 const PARTIAL_SUFFIX: &str = ".partial";
 const SPARE_PREFIX: &str = "reserve-";
 
@@ -111,9 +113,19 @@ impl Layout {
         self.index().join(format!("{level}-{first}-{members}-{digest:032x}{SUMMARY_SUFFIX}"))
     }
 
-    /// A disk's base.
+    /// A disk's base. Its name says that it has sums: one that lacks them lost them.
     pub fn base(&self, disk: DiskId) -> PathBuf {
         self.bases().join(format!("{disk}{BASE_SUFFIX}"))
+    }
+
+    /// A disk's base of before there were sums, until it has them.
+    pub fn unsummed_base(&self, disk: DiskId) -> PathBuf {
+        self.bases().join(format!("{disk}{UNSUMMED_BASE_SUFFIX}"))
+    }
+
+    /// The sums of a disk's base.
+    pub fn sums(&self, disk: DiskId) -> PathBuf {
+        self.bases().join(format!("{disk}{SUMS_SUFFIX}"))
     }
 }
 
@@ -183,9 +195,32 @@ pub fn parse_summary_name(name: &str) -> Option<Cover> {
     (parts.next().is_none() && spelled == name && level > 0 && members > 0).then_some(cover)
 }
 
+/// What a name in the bases' directory stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BaseName {
+    /// A base that has sums.
+    Base(DiskId),
+    /// One that never had.
+    Unsummed(DiskId),
+    /// The sums of one.
+    Sums(DiskId),
+}
+
+impl BaseName {
+    /// The disk.
+    pub fn disk(self) -> DiskId {
+        match self {
+            BaseName::Base(disk) | BaseName::Unsummed(disk) | BaseName::Sums(disk) => disk,
+        }
+    }
+}
+
 /// Reads a name in the bases' directory.
-pub fn parse_base_name(name: &str) -> Option<DiskId> {
-    parse_id(name.strip_suffix(BASE_SUFFIX)?).map(DiskId)
+pub fn parse_base_name(name: &str) -> Option<BaseName> {
+    let id = |suffix| name.strip_suffix(suffix).and_then(parse_id).map(DiskId);
+    let base = id(BASE_SUFFIX).map(BaseName::Base);
+    base.or_else(|| id(UNSUMMED_BASE_SUFFIX).map(BaseName::Unsummed))
+        .or_else(|| id(SUMS_SUFFIX).map(BaseName::Sums))
 }
 
 fn parse_id(text: &str) -> Option<u128> {
@@ -210,7 +245,10 @@ mod tests {
         assert_eq!(parse_manifest_name(name(&layout.snapshot(step))), Some(ManifestName::Snapshot(step)));
         assert_eq!(parse_keyring_name(name(&layout.keyring(12))), Some(12));
         assert_eq!(parse_blob_name(name(&layout.blob(BlobId(7)))), Some(BlobId(7)));
-        assert_eq!(parse_base_name(name(&layout.base(DiskId(9)))), Some(DiskId(9)));
+        let disk = DiskId(9);
+        assert_eq!(parse_base_name(name(&layout.base(disk))), Some(BaseName::Base(disk)));
+        assert_eq!(parse_base_name(name(&layout.unsummed_base(disk))), Some(BaseName::Unsummed(disk)));
+        assert_eq!(parse_base_name(name(&layout.sums(disk))), Some(BaseName::Sums(disk)));
         let cover = Cover { first: BlobId(7), members: 16, digest: u128::MAX - 3, level: 1 };
         assert_eq!(parse_summary_name(name(&layout.summary(&cover))), Some(cover));
         assert_eq!(parse_summary_name(&format!("0{}", name(&layout.summary(&cover)))), None);

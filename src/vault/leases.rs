@@ -7,6 +7,8 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+use futures::channel::oneshot;
+
 use crate::format::record::PointRecord;
 use crate::format::summary::Cover;
 use crate::units::{BlobId, Lsn};
@@ -21,6 +23,8 @@ struct Inner {
     doomed: BTreeSet<BlobId>,
     /// Whether a doomed blob lost its last lease since somebody looked.
     freed: bool,
+    /// Who waits for a view to end.
+    waiting: Vec<oneshot::Sender<()>>,
 }
 
 /// The leases of one vault.
@@ -72,6 +76,13 @@ impl Leases {
         self.0.borrow().points.range(..marker).next().is_some()
     }
 
+    /// Resolves once a view has ended that reads a point now: to be asked for before looking whether one has to be waited for.
+    pub(super) fn next_end(&self) -> oneshot::Receiver<()> {
+        let (ended, told) = oneshot::channel();
+        self.0.borrow_mut().waiting.push(ended);
+        told
+    }
+
     /// Whether each lease is for one of `points`, which ascend by marker.
     pub(super) fn are_for_points(&self, points: &[PointRecord]) -> bool {
         let is_point = |marker: &Lsn| points.binary_search_by_key(marker, |point| point.marker).is_ok();
@@ -121,6 +132,10 @@ impl Drop for Lease {
             let is_free = release(&mut inner.blobs, *blob);
             inner.freed |= is_free && inner.doomed.contains(blob);
         }
+        // Who does not wait any more needs no telling.
+        for waiting in inner.waiting.drain(..) {
+            let _ = waiting.send(());
+        }
     }
 }
 
@@ -144,6 +159,20 @@ fn release<K: Ord>(counts: &mut BTreeMap<K, usize>, key: K) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_waits_for_a_view_is_told_when_it_ends() {
+        let leases = Leases::default();
+        let [first, second] = [10, 20].map(|marker| leases.take(Lsn(marker), Vec::new()));
+        let mut told = leases.next_end();
+        assert_eq!(told.try_recv(), Ok(None));
+        drop(first);
+        assert_eq!(told.try_recv(), Ok(Some(())));
+        let mut told = leases.next_end();
+        assert_eq!(told.try_recv(), Ok(None), "the next one");
+        drop(second);
+        assert_eq!(told.try_recv(), Ok(Some(())));
+    }
 
     #[test]
     fn a_blob_is_deletable_once_its_last_reader_is_gone() {

@@ -271,12 +271,13 @@ impl Manifest {
             Err(PutError::Absent(error) | PutError::Unknown(error)) => return Err(error.at_path(&path)),
         }
         let listing = Listing::read(&self.runtime, &self.layout).await?;
-        let [.., keep, _] = listing.snapshots[..] else { return Ok(()) };
-        for &step in listing.steps.iter().filter(|&&step| step <= keep) {
-            self.runtime.remove(self.layout.step(step)).await?;
-        }
+        let keep = listing.kept_from();
+        // A snapshot before the steps that it needs: nobody is to take them for lost.
         for &snapshot in listing.snapshots.iter().filter(|&&snapshot| snapshot < keep) {
             self.runtime.remove(self.layout.snapshot(snapshot)).await?;
+        }
+        for &step in listing.steps.iter().filter(|&&step| step <= keep) {
+            self.runtime.remove(self.layout.step(step)).await?;
         }
         Ok(())
     }
@@ -308,6 +309,15 @@ impl Listing {
 
     pub(super) fn newest_snapshot(&self) -> StepNumber {
         self.snapshots.last().copied().unwrap_or_default()
+    }
+
+    /// The snapshot before the newest; zero if there is none. What is before it is replaced: it may be there in part, since whoever
+    /// removes it may die, and a power cut may give names back in any order.
+    pub(super) fn kept_from(&self) -> StepNumber {
+        match self.snapshots[..] {
+            [.., keep, _] => keep,
+            _ => StepNumber(0),
+        }
     }
 }
 

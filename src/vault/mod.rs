@@ -7,10 +7,12 @@
 //! Invariant: whatever the manifest names was durable before the step that names it.
 
 mod advance;
+mod age;
 mod base;
 mod blobs;
 mod copy;
 mod cover;
+mod detour;
 mod files;
 mod harm;
 mod keyring;
@@ -18,12 +20,15 @@ mod layout;
 mod leases;
 mod manifest;
 mod plan;
+mod repair;
 mod reserve;
 mod retention;
 mod state;
 mod summaries;
+mod sums;
 mod thinning;
 mod verify;
+mod verify_base;
 
 use std::path::Path;
 use std::rc::Rc;
@@ -31,21 +36,24 @@ use std::rc::Rc;
 use futures::lock::{Mutex, MutexGuard};
 
 pub use advance::Advance;
-pub use base::{Bases, copy_data, copy_sparse};
+pub use age::{Age, Moment, ages};
+pub use base::{Base, Bases, copy_sparse};
 pub use blobs::{BlobWriter, Blobs};
 pub use copy::copy;
 pub use cover::Stretch;
+pub use detour::Detour;
 pub use harm::{Harmed, POINTS_TOLD, named as named_points};
 pub use keyring::{Wrapped, describe as describe_keys, rewrap as rewrap_keys};
-pub use layout::{Layout, SPARES};
+pub use layout::{BaseName, Layout, SPARES, parse_base_name};
 pub use leases::{Lease, Leases, SummaryLease};
 pub use manifest::{Manifest, SNAPSHOT_STEPS};
 pub use plan::{Plan, PlannedPoint, plan};
+pub use repair::{RepairPlan, damage};
 pub use reserve::Reserve;
 pub use retention::{Forecast, RetentionStep};
 pub use state::{Refusal, State};
 pub use summaries::{FAN_OUT, Summaries};
-pub use verify::{Finding, Severity, VerifyReport, verify, verify_at};
+pub use verify::{Finding, Severity, VerifyReport, verify, verify_at, verify_manifest};
 
 use crate::delta::{Build, BuiltDelta, DeltaReader, DiskExtents, Source};
 use crate::error::{Error, ErrorKind, Result};
@@ -166,6 +174,7 @@ impl Vault {
         self.planted = planted;
         self.manifest.plant(planted);
         self.blobs.plant(planted);
+        self.bases.plant(planted);
         self.summaries.plant(planted);
         self
     }
@@ -205,7 +214,11 @@ impl Vault {
     /// Does what gives space back in the end, and takes some first: where there is none, with that of the reserve.
     async fn with_room<T>(&self, work: impl AsyncFn() -> Result<T>) -> Result<T> {
         match work().await {
-            Err(error) if error.kind() == ErrorKind::NoSpace && self.reserve().give_room().await => {
+            Err(error)
+                if error.kind() == ErrorKind::NoSpace
+                    && !error.lacks_descriptors()
+                    && self.reserve().give_room().await =>
+            {
                 work().await
             }
             done => done,

@@ -2,10 +2,11 @@
 //! `docs/retention.md`.
 //!
 //! Invariant: the newest point and those that must stay are in no plan; a plan that was carried out leaves nothing to
-//! plan at the same time.
+//! plan for the same ages.
 
 use std::collections::HashSet;
 use std::ops::Range;
+use std::time::Duration;
 
 use crate::format::ladder::{Ladder, Rung};
 use crate::units::GroupNanos;
@@ -17,6 +18,8 @@ const NANOS_PER_MS: u64 = 1_000_000;
 pub struct PlannedPoint {
     /// When it was made.
     pub group_time: GroupNanos,
+    /// How long ago that is ([`super::ages`]): an older point is not younger.
+    pub age: Duration,
     /// Whether it must stay: it is held, or somebody reads it.
     pub must_stay: bool,
 }
@@ -42,9 +45,9 @@ impl Plan {
     }
 }
 
-/// What a ladder makes of `points`, which ascend by group time, at `now`.
-pub fn plan(points: &[PlannedPoint], ladder: &Ladder, now: GroupNanos) -> Plan {
-    let stays = keep(points, ladder, now);
+/// What a ladder makes of `points`, which ascend by group time.
+pub fn plan(points: &[PlannedPoint], ladder: &Ladder) -> Plan {
+    let stays = keep(points, ladder);
     let Some(first) = stays.iter().position(|&stays| stays) else { return Plan::default() };
     let mut merges = Vec::new();
     let mut start = first;
@@ -60,11 +63,11 @@ pub fn plan(points: &[PlannedPoint], ladder: &Ladder, now: GroupNanos) -> Plan {
 }
 
 /// Which points stay.
-fn keep(points: &[PlannedPoint], ladder: &Ladder, now: GroupNanos) -> Vec<bool> {
+fn keep(points: &[PlannedPoint], ladder: &Ladder) -> Vec<bool> {
     let mut buckets = HashSet::new();
     let newest = points.len().checked_sub(1);
     let stays = |(index, point): (usize, &PlannedPoint)| {
-        let kept = match place(point.group_time, ladder.rungs(), now) {
+        let kept = match place(point, ladder.rungs()) {
             Place::Every => true,
             // The first of its bucket.
             Place::Bucket { rung, bucket } => buckets.insert((rung, bucket)),
@@ -82,21 +85,22 @@ enum Place {
     Expired,
 }
 
-fn place(time: GroupNanos, rungs: &[Rung], now: GroupNanos) -> Place {
+fn place(point: &PlannedPoint, rungs: &[Rung]) -> Place {
     let Some(last) = rungs.last() else { return Place::Every };
-    if time.0.saturating_add(nanos(last.until_ms)) < now.0 {
+    if Duration::from_millis(last.until_ms) < point.age {
         return Place::Expired;
     }
+    let time = point.group_time.0;
     for (index, rung) in rungs.iter().enumerate().rev() {
-        let begins = index.checked_sub(1).map_or(0, |before| nanos(rungs[before].until_ms));
+        let begins = index.checked_sub(1).map_or(0, |before| rungs[before].until_ms);
         if rung.spacing_ms == 0 {
             return Place::Every;
         }
         let spacing = nanos(rung.spacing_ms);
-        let bucket = time.0 / spacing;
+        let bucket = time / spacing;
         // Thinned only when all of it has aged past the rung's beginning.
-        let bucket_end = (bucket + 1).saturating_mul(spacing);
-        if bucket_end.saturating_add(begins) <= now.0 {
+        let rest = Duration::from_nanos((bucket + 1).saturating_mul(spacing) - time);
+        if Duration::from_millis(begins) + rest <= point.age {
             return Place::Bucket { rung: index, bucket };
         }
     }
@@ -119,8 +123,18 @@ mod tests {
     }
 
     fn points(times_ms: &[u64]) -> Vec<PlannedPoint> {
-        let point = |ms: &u64| PlannedPoint { group_time: at(*ms), must_stay: false };
+        let point = |ms: &u64| PlannedPoint { group_time: at(*ms), age: Duration::ZERO, must_stay: false };
         times_ms.iter().map(point).collect()
+    }
+
+    /// They, at a group time that nothing is doubtful of.
+    fn aged(points: &[PlannedPoint], now: GroupNanos) -> Vec<PlannedPoint> {
+        let age = |point: &PlannedPoint| Duration::from_nanos(now.0.saturating_sub(point.group_time.0));
+        points.iter().map(|point| PlannedPoint { age: age(point), ..*point }).collect()
+    }
+
+    fn plan(points: &[PlannedPoint], ladder: &Ladder, now: GroupNanos) -> Plan {
+        super::plan(&aged(points, now), ladder)
     }
 
     fn at(ms: u64) -> GroupNanos {
@@ -190,13 +204,39 @@ mod tests {
             let mut time = 0;
             let point = |(gap, must_stay)| {
                 time += gap;
-                PlannedPoint { group_time: at(time), must_stay }
+                PlannedPoint { group_time: at(time), age: Duration::ZERO, must_stay }
             };
             gaps.into_iter().map(point).collect()
         })
     }
 
+    #[test]
+    fn what_is_doubtful_of_an_age_keeps_a_point_and_moves_no_bucket() {
+        let ladder = ladder(&[(10, 0), (100, 10)]);
+        let mut points = aged(&points(&[0, 3, 6, 12, 15, 300]), at(310));
+        assert_eq!(super::plan(&points, &ladder), Plan { base: Some(5), merges: vec![] });
+        // A leap lay between the first five and the last: only the first bucket is old enough.
+        points[..5].iter_mut().for_each(|point| point.age -= Duration::from_millis(290));
+        assert_eq!(super::plan(&points, &ladder), Plan { base: None, merges: one(1..3) });
+    }
+
     proptest! {
+        #[test]
+        fn a_plan_that_was_carried_out_leaves_nothing_to_plan_for_the_same_ages(
+            points in histories(), ladder in ladders(), now in 0..400_u64, doubts in proptest::collection::vec(0..9_u64, 40),
+        ) {
+            let mut points = aged(&points, at(now));
+            let mut doubt = Duration::ZERO;
+            let mut later = Duration::ZERO;
+            for (point, more) in points.iter_mut().zip(doubts).rev() {
+                doubt += Duration::from_millis(more);
+                point.age = point.age.saturating_sub(doubt).max(later);
+                later = point.age;
+            }
+            let rest = left(&points, &super::plan(&points, &ladder));
+            prop_assert_eq!(super::plan(&rest, &ladder), Plan::default());
+        }
+
         #[test]
         fn a_plan_keeps_what_it_must_and_leaves_nothing_to_plan(
             points in histories(), ladder in ladders(), now in 0..400_u64,

@@ -38,6 +38,8 @@ pub struct Reserve {
     /// Numbers of the spares that are there.
     spares: RefCell<BTreeSet<u32>>,
     room_bytes: Cell<u64>,
+    /// Whether it is durable that there is no room.
+    is_given: Cell<bool>,
 }
 
 /// How many spares a change has to leave where it is; `None` if it may take none.
@@ -59,8 +61,8 @@ fn leaves(change: &Change) -> Option<usize> {
 impl Reserve {
     /// None so far: it is [loaded](Reserve::load), or [made](Reserve::refill).
     pub(super) fn new(runtime: &Rc<Runtime>, layout: &Layout) -> Reserve {
-        let (spares, room_bytes) = (RefCell::default(), Cell::new(0));
-        Reserve { runtime: Rc::clone(runtime), layout: layout.clone(), spares, room_bytes }
+        let (spares, room_bytes, is_given) = (RefCell::default(), Cell::new(0), Cell::new(false));
+        Reserve { runtime: Rc::clone(runtime), layout: layout.clone(), spares, room_bytes, is_given }
     }
 
     /// Takes over what the last owner left, and removes what it did not finish.
@@ -143,8 +145,7 @@ impl Reserve {
         full: PutError,
         planted: Planted,
     ) -> std::result::Result<Put, PutError> {
-        let is_full =
-            |error: &PutError| matches!(error, PutError::Absent(error) if error.kind() == ErrorKind::NoSpace);
+        let is_full = |error: &PutError| matches!(error, PutError::Absent(error) if error.kind() == ErrorKind::NoSpace && !error.lacks_descriptors());
         let fits = bytes.len() as u64 <= SPARE_BYTES && !planted.is(Bug::ReserveForgotten);
         let Some(left) = leaves(change).filter(|_| fits && is_full(&full)) else { return Err(full) };
         let mut failed = full;
@@ -199,10 +200,12 @@ impl Reserve {
         self.runtime.sync(&file).await
     }
 
-    /// Gives the room up; whether there was one.
+    /// Gives the room up; whether there may be more space now.
     pub(super) async fn give_room(&self) -> bool {
+        let was_given = self.is_given.replace(true);
         if self.room_bytes.replace(0) == 0 {
-            return false;
+            // A dead owner may have removed it without living to make that durable.
+            return !was_given && self.runtime.sync_directory(self.layout.root()).await.is_ok();
         }
         let given = async {
             self.runtime.remove(self.layout.room()).await?;

@@ -2,13 +2,16 @@
 //! `protect::retention`.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
+use super::age::{Age, Moment, ages};
 use super::plan::{Plan, PlannedPoint, plan};
-use super::{State, Vault};
+use super::{Detour, State, Vault};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::ladder::Ladder;
 use crate::format::record::{Change, PinKind, PinRecord, PointRecord};
-use crate::units::{GroupNanos, PinId, PointId};
+use crate::planted::Bug;
+use crate::units::{PinId, PointId};
 
 /// The next thing to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,23 +32,42 @@ pub struct Forecast {
 }
 
 impl Vault {
-    fn planned(&self, state: &State, ladder: &Ladder, now: GroupNanos) -> Plan {
-        let pinned: HashSet<PointId> = state.pins().iter().map(|pin| pin.point).collect();
-        let is_planted = self.planted.is(crate::planted::Bug::BaseAdvancedUnderPin);
-        let points = state.points().iter().map(|point| PlannedPoint {
-            group_time: point.group_time,
-            must_stay: !is_planted && (pinned.contains(&point.id) || self.leases.holds_point(point.marker)),
-        });
-        plan(&points.collect::<Vec<_>>(), ladder, now)
+    /// The age of each point, oldest first.
+    fn ages(&self, state: &State, now: Moment) -> Vec<Age> {
+        let mut ages: Vec<Age> = ages(now, state.points().iter().rev().map(Moment::of)).collect();
+        if self.planted.is(Bug::LeapCounted) {
+            ages.iter_mut().for_each(|age| age.certain += age.doubtful);
+        }
+        ages.reverse();
+        ages
     }
 
-    /// The next thing that the ladder asks for at a group time.
-    pub fn next_step(&self, ladder: &Ladder, now: GroupNanos) -> Option<RetentionStep> {
+    /// What is doubtful of the age of any point, at most.
+    pub fn doubtful(&self, now: Moment) -> Duration {
+        let ages = self.ages(&self.manifest.state(), now);
+        ages.iter().map(|age| age.doubtful).max().unwrap_or_default()
+    }
+
+    fn planned(&self, state: &State, ladder: &Ladder, now: Moment) -> Plan {
+        let pinned: HashSet<PointId> = state.pins().iter().map(|pin| pin.point).collect();
+        let is_planted = self.planted.is(Bug::BaseAdvancedUnderPin);
+        let points = state.points().iter().zip(self.ages(state, now)).map(|(point, age)| PlannedPoint {
+            group_time: point.group_time,
+            age: age.certain,
+            must_stay: !is_planted && (pinned.contains(&point.id) || self.leases.holds_point(point.marker)),
+        });
+        plan(&points.collect::<Vec<_>>(), ladder)
+    }
+
+    /// The next thing that the ladder asks for now, of what does not meet what `detour` goes round.
+    pub fn next_step(&self, detour: &Detour, ladder: &Ladder, now: Moment) -> Option<RetentionStep> {
         let state = self.manifest.state();
         let plan = self.planned(&state, ladder, now);
-        let id = |index: usize| state.points()[index].id;
+        let (points, id) = (state.points(), |index: usize| state.points()[index].id);
         let base = plan.base.filter(|_| state.base_advance().is_none());
-        let merge = plan.merges.first().map(|run| RetentionStep::Merge(id(run.start), id(run.end)));
+        let base = base.and_then(|target| detour.base(points, target));
+        let merge = plan.merges.iter().find_map(|run| detour.merge(points, run.start, run.end));
+        let merge = merge.map(|(first, into)| RetentionStep::Merge(id(first), id(into)));
         base.map(|index| RetentionStep::RetireBefore(id(index))).or(merge)
     }
 
@@ -85,7 +107,7 @@ impl Vault {
     }
 
     /// What a ladder would do now.
-    pub fn forecast(&self, ladder: &Ladder, now: GroupNanos) -> Forecast {
+    pub fn forecast(&self, ladder: &Ladder, now: Moment) -> Forecast {
         let state = self.manifest.state();
         let plan = self.planned(&state, ladder, now);
         let going = plan.going().map(|index| &state.points()[index]);

@@ -373,11 +373,9 @@ impl State {
 
     fn check_retirement(&self, point: PointId) -> Verdict {
         let index = self.index_of(point).ok_or(Refusal::UnknownPoint(point))?;
-        if let Some((target, _)) = self.base_advance() {
+        // The base may be sent to the oldest point, whose delta it takes up then, and from there on to a later one.
+        if let Some((target, _)) = self.base_advance().filter(|_| index == 0) {
             return Err(Refusal::BaseOnItsWay(target.id));
-        }
-        if index == 0 {
-            return Err(Refusal::NothingGoes { first: point, last: point });
         }
         if self.planted.is(Bug::BaseAdvancedUnderPin) {
             return Ok(());
@@ -537,7 +535,8 @@ impl State {
             self.points.remove(&point.id);
         }
         // Their blobs stay named until the base holds what they hold.
-        self.contents.retired = Some(retired.iter().filter_map(|point| point.delta).collect());
+        let deltas = retired.iter().filter_map(|point| point.delta);
+        self.contents.retired.get_or_insert_default().extend(deltas);
     }
 
     fn settle_base(&mut self) {

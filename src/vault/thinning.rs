@@ -2,14 +2,16 @@
 //!
 //! Invariant: a blob is deleted only after the step that took its name away, and when no view reads it.
 
+use super::verify::is_of_the_file;
 use super::{State, Vault};
-use crate::delta::{DeltaReader, Layering, merge};
+use crate::delta::{DeltaReader, LayeredDisk, Layering, Place, merge};
 use crate::error::{Error, ErrorKind, Result};
+use crate::extent::FrozenMap;
 use crate::format::delta::{DeltaRef, Header};
 use crate::format::ladder::Ladder;
 use crate::format::record::{Change, MergeRecord, PointRecord};
 use crate::planted::Bug;
-use crate::units::{BlobId, Lsn, PointId};
+use crate::units::{BlobId, Lsn, PointId, SectorCount};
 
 /// Deltas that are read at a time, at most: each is an open file with its tables in memory.
 const DELTAS_MAX: usize = 64;
@@ -18,17 +20,66 @@ const TABLES_BYTES_MAX: u64 = 64 << 20;
 
 /// How many of `points`, from the first, can be worked on at a time: at least two.
 pub(super) fn batch(points: &[PointRecord]) -> usize {
+    count(points.iter()).min(points.len())
+}
+
+/// The same from the last.
+pub(super) fn batch_behind(points: &[PointRecord]) -> usize {
+    count(points.iter().rev()).min(points.len())
+}
+
+fn count<'a>(points: impl Iterator<Item = &'a PointRecord>) -> usize {
     let (mut deltas, mut tables) = (0, 0);
     let fits = |point: &&PointRecord| {
         deltas += usize::from(point.delta.is_some());
         tables += point.delta.map_or(0, |delta| delta.tables_bytes);
         deltas <= DELTAS_MAX && tables <= TABLES_BYTES_MAX
     };
-    let count = points.iter().take_while(fits).count();
-    count.max(2).min(points.len())
+    points.take_while(fits).count().max(2)
+}
+
+/// Deltas that are layered over each other.
+pub(super) struct Opened {
+    pub(super) readers: Vec<DeltaReader>,
+    /// How many of them, from the oldest, are left out: the last of these cannot be opened.
+    pub(super) hidden: usize,
+    /// Why, if one is: the others must hide all that it can have held.
+    pub(super) lost: Option<Error>,
+}
+
+/// Fails with what was `lost` unless the layers that are left say what every sector holds.
+pub(super) fn check_hidden(lost: Option<Error>, disks: &[LayeredDisk<FrozenMap<Place>>]) -> Result<()> {
+    let covered =
+        |disk: &LayeredDisk<FrozenMap<Place>>| disk.map.iter().map(|extent| extent.range.sectors()).sum();
+    match lost {
+        Some(error) if disks.iter().any(|disk| disk.sectors != SectorCount(covered(disk))) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// How many of `run`, from the oldest, have the first `deltas` deltas.
+fn hidden_points(run: &[PointRecord], deltas: usize) -> usize {
+    let with_delta = run.iter().enumerate().filter(|(_, point)| point.delta.is_some());
+    deltas.checked_sub(1).and_then(|last| with_delta.map(|(index, _)| index + 1).nth(last)).unwrap_or(0)
 }
 
 impl Vault {
+    /// Opens deltas, oldest first. One that cannot be opened is left out with those before it, for a caller who then asks whether
+    /// the others hide it ([`check_hidden`]).
+    pub(super) async fn open_layers(&self, deltas: impl Iterator<Item = DeltaRef>) -> Result<Opened> {
+        let mut opened = Opened { readers: Vec::new(), hidden: 0, lost: None };
+        for (index, delta) in deltas.enumerate() {
+            match self.open_delta(&delta).await {
+                Ok(reader) => opened.readers.push(reader),
+                Err(error) if is_of_the_file(error.kind()) => {
+                    opened = Opened { readers: Vec::new(), hidden: index + 1, lost: Some(error) };
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(opened)
+    }
+
     /// Merges the points from `first` into `into`, or as many of them as are merged at a time. Refused where a pin names
     /// one of those that would go, or where the group has another ladder by now than the one that asks for it.
     pub async fn merge_points(&self, first: PointId, into: PointId, ladder: Option<&Ladder>) -> Result<()> {
@@ -89,13 +140,14 @@ impl Vault {
         let into = run.last().expect("a run is not empty");
         let sizes = into.disks.iter().map(|disk| (disk.slot, disk.disk, disk.sectors));
         let mut layering = Layering::new(sizes);
-        let mut readers = Vec::new();
-        for delta in run.iter().filter_map(|point| point.delta) {
-            readers.push(self.open_delta(&delta).await?);
-        }
+        let Opened { readers, hidden, lost } =
+            self.open_layers(run.iter().filter_map(|point| point.delta)).await?;
         let mut opened = (0_u32..).zip(&readers);
-        let mut layers: Vec<_> =
-            run.iter().map(|point| (point, point.delta.and_then(|_| opened.next()))).collect();
+        let mut layers: Vec<_> = run
+            .iter()
+            .skip(hidden_points(run, hidden))
+            .map(|point| (point, point.delta.and_then(|_| opened.next())))
+            .collect();
         if self.planted.is(Bug::MergeOldestWins) {
             layers.reverse();
         }
@@ -105,9 +157,11 @@ impl Vault {
                 layering.add(&self.runtime, layer, &reader.tables().disks).await;
             }
         }
+        let disks = layering.finish();
+        check_hidden(lost, &disks)?;
         let header = self.merged_header(before, into.marker, &readers);
         let mut writer = self.blobs.create(header.blob).await?;
-        match merge(&mut writer, header, &readers, &layering.finish(), self.keys()).await {
+        match merge(&mut writer, header, &readers, &disks, self.keys()).await {
             Ok(Some(built)) => writer.finish().await.map(|()| Some(built.reference)),
             Ok(None) => writer.abandon().await.map(|()| None),
             Err(error) => {

@@ -4,41 +4,39 @@
 //! the operating system lets go of them. While the group goes on, points may appear beside it: it judges
 //! what the manifest named when it began, and what this process has not published yet is no orphan.
 
+mod manifest;
+
 use std::cell::Cell;
 use std::fmt;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
+
+pub use manifest::verify_manifest;
 
 use super::Vault;
 use super::harm::{self, Harmed, Lost};
 use super::keyring;
 use super::layout::{self, parse_base_name, parse_blob_name};
-use super::manifest::{Listing, advance, read_snapshot, read_step};
 use super::state::State;
+use super::verify_base::{verify_base, whole};
 use crate::bookmark::{Bookmark, Place};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::delta::{DeltaRef, Header, Tables};
 use crate::format::manifest::DiskState;
-use crate::format::manifest::StepNumber;
 use crate::format::record::PointRecord;
 use crate::format::summary::Cover;
-use crate::storage::{File, Op};
+use crate::storage::{File, Op, OpenOptions};
 use crate::throttle::{Pacing, Throttle};
-use crate::units::{DiskId, DiskSlot, Lsn, SECTOR_BYTES, SectorRange, to_usize};
+use crate::units::{DiskId, DiskSlot, Lsn, to_usize};
 
 /// Pages of a summary that are read at a time.
 const SUMMARY_PAGES: usize = 32;
-/// Bytes of a base that are read at a time,
-const BASE_PIECE_BYTES: u64 = 1 << 20;
-/// and where they cannot be: a page.
-const BASE_PAGE_BYTES: u64 = 4 << 10;
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {
     /// Takes space and harms nothing: left behind by a crash, or put there by somebody.
     Orphan,
-    /// Part of a cache is not what was written: answers stay right, and it is built anew.
+    /// Part of a cache, or of what no point shows, is not what was written: answers stay right, and it is written anew.
     Cache,
     /// Stored bytes are lost or not what was stored.
     Damage,
@@ -96,7 +94,7 @@ pub struct VerifyReport {
     pub blobs: u64,
     /// Bytes of delta blobs read and compared with their checksums.
     pub blob_bytes: u64,
-    /// Bases read; they carry no checksums, so that only what cannot be read is found.
+    /// Bases read and compared with their sums.
     pub bases: u64,
     /// Summaries read: every page.
     pub summaries: u64,
@@ -116,33 +114,35 @@ impl VerifyReport {
     }
 
     /// Records what an error says of a file; an error that says nothing of stored bytes stays one.
-    fn damage(&mut self, lost: Lost, error: Error, path: &Path) -> Result<()> {
+    pub(super) fn damage(&mut self, lost: Lost, error: Error, path: &Path) -> Result<()> {
         self.find(Severity::Damage, lost, error, path)
     }
 
-    fn find(&mut self, severity: Severity, lost: Lost, error: Error, path: &Path) -> Result<()> {
-        match error.kind() {
-            ErrorKind::Corrupt
-            | ErrorKind::NotFound
-            | ErrorKind::Io
-            | ErrorKind::NoKey
-            | ErrorKind::Unsupported => {
-                let path = error.path().unwrap_or(path).to_owned();
-                let (offset, text) = (error.offset(), error.without_place());
-                self.findings.push(Finding { severity, path, offset, text, harmed: None, lost });
-                Ok(())
-            }
-            _ => Err(error),
+    pub(super) fn find(&mut self, severity: Severity, lost: Lost, error: Error, path: &Path) -> Result<()> {
+        if !is_of_the_file(error.kind()) {
+            return Err(error);
         }
+        let path = error.path().unwrap_or(path).to_owned();
+        let (offset, text) = (error.offset(), error.without_place());
+        self.findings.push(Finding { severity, path, offset, text, harmed: None, lost });
+        Ok(())
     }
 }
 
+/// Whether an error says something of a file that was read, not of who reads it.
+pub(super) fn is_of_the_file(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::Corrupt | ErrorKind::NotFound | ErrorKind::Io | ErrorKind::NoKey | ErrorKind::Unsupported
+    )
+}
+
 /// How far a verification is, and how fast it goes.
-struct Pace<P> {
+pub(super) struct Pace<P> {
     throttle: Throttle,
     bookmark: Bookmark,
     /// Where it began.
-    from: Place,
+    pub(super) from: Place,
     progress: P,
     done: Cell<u64>,
     total: u64,
@@ -150,23 +150,23 @@ struct Pace<P> {
 
 impl<P: Fn(u64, u64) -> Result<()>> Pace<P> {
     /// Notes that `bytes` need not be read: one that was cut off did.
-    fn skip(&self, bytes: u64) {
+    pub(super) fn skip(&self, bytes: u64) {
         self.done.update(|done| done + bytes);
     }
 
     /// Notes that everything before `place` was read.
-    fn pass(&self, place: Place, report: &VerifyReport) {
+    pub(super) fn pass(&self, place: Place, report: &VerifyReport) {
         self.bookmark.pass(place, report.blob_bytes + report.base_bytes, report.is_sound());
     }
 
     /// Notes that `bytes` more were read; comes back when more may be.
-    async fn read(&self, bytes: u64) -> Result<()> {
+    pub(super) async fn read(&self, bytes: u64) -> Result<()> {
         self.done.update(|done| done + bytes);
         self.read_besides(bytes).await
     }
 
     /// The same of bytes that are not among those to do.
-    async fn read_besides(&self, bytes: u64) -> Result<()> {
+    pub(super) async fn read_besides(&self, bytes: u64) -> Result<()> {
         self.throttle.take(bytes, || (self.progress)(self.done.get(), self.total)).await
     }
 }
@@ -192,7 +192,7 @@ pub async fn verify_at(
     if let Err(error) = keyring::check(vault.runtime(), vault.layout()).await {
         report.damage(Lost::Nothing, error, &vault.layout().keys())?;
     }
-    verify_manifest(vault, &state, &mut report).await?;
+    manifest::verify(vault, &state, &mut report).await?;
     drop(pause);
     let total = blob_bytes(&state) + base_bytes(vault, &state).await;
     let (throttle, bookmark, done) = (pacing.on(vault.runtime()), bookmark.clone(), Cell::new(0));
@@ -210,63 +210,6 @@ pub async fn verify_at(
     Ok(report)
 }
 
-/// Reads every step and snapshot, and compares what they add up to with the state that the process has.
-async fn verify_manifest(vault: &Vault, known: &State, report: &mut VerifyReport) -> Result<()> {
-    let layout = vault.layout();
-    let listing = Listing::read(vault.runtime(), layout).await?;
-    for name in &listing.strangers {
-        if !layout::is_partial(name) {
-            report.orphan(layout.manifest().join(name), "no name that a manifest has");
-        }
-    }
-    let first = listing.snapshots.first().copied().unwrap_or_default();
-    let mut state = None;
-    if first > StepNumber(0) {
-        match read_snapshot(vault.runtime(), layout, first, vault.keys()).await {
-            Ok(snapshot) => state = Some(State::from_snapshot(snapshot)),
-            Err(error) => return report.damage(Lost::Manifest, error, &layout.snapshot(first)),
-        }
-        report.manifest_files += 1;
-    }
-    let mut number = first.next();
-    while number <= known.newest() {
-        let path = layout.step(number);
-        let step = read_step(vault.runtime(), layout, number, vault.keys()).await;
-        match step.and_then(|(step, checksum)| advance(state.take(), step, checksum)) {
-            Ok(advanced) => state = Some(advanced),
-            Err(error) => return report.damage(Lost::Manifest, error, &path),
-        }
-        report.manifest_files += 1;
-        if listing.snapshots.contains(&number) {
-            verify_snapshot(vault, number, state.as_ref(), report).await?;
-        }
-        number = number.next();
-    }
-    if state.as_ref() != Some(known) {
-        let text = "the manifest on disk is not the one that the process has";
-        report.damage(Lost::Manifest, Error::corrupt(text), &layout.manifest())?;
-    }
-    Ok(())
-}
-
-async fn verify_snapshot(
-    vault: &Vault,
-    number: StepNumber,
-    steps: Option<&State>,
-    report: &mut VerifyReport,
-) -> Result<()> {
-    let path = vault.layout().snapshot(number);
-    report.manifest_files += 1;
-    match read_snapshot(vault.runtime(), vault.layout(), number, vault.keys()).await {
-        Ok(snapshot) if steps == Some(&State::from_snapshot(snapshot.clone())) => Ok(()),
-        Ok(_) => {
-            let error = Error::corrupt("the snapshot is not what the steps add up to");
-            report.damage(Lost::Manifest, error, &path)
-        }
-        Err(error) => report.damage(Lost::Manifest, error, &path),
-    }
-}
-
 /// The deltas that a state names, with their points: retired ones have none.
 fn named_deltas(state: &State) -> impl Iterator<Item = (Option<&PointRecord>, DeltaRef)> {
     let retired = state.base_advance().map_or(&[][..], |(_, retired)| retired);
@@ -279,7 +222,7 @@ fn blob_bytes(state: &State) -> u64 {
 }
 
 /// Has a file read from its device, and keeps the page cache for others. Best effort: else memory is read.
-async fn evict(vault: &Vault, file: Result<File>) {
+pub(super) async fn evict(vault: &Vault, file: Result<File>) {
     if let Ok(file) = file {
         let _ = vault.runtime().call(Op::Evict { file }).await;
     }
@@ -415,7 +358,9 @@ async fn verify_summary(vault: &Vault, cover: &Cover) -> Result<()> {
 async fn base_bytes(vault: &Vault, state: &State) -> u64 {
     let mut bytes = 0;
     for disk in state.all_disks().iter().filter(|disk| state.needs_base(disk)) {
-        let Ok(file) = vault.bases().open(disk.record.id).await else { continue };
+        let Ok((file, _)) = vault.bases().open_file(disk.record.id, OpenOptions::READ).await else {
+            continue;
+        };
         let ranges = vault.runtime().data_ranges(&file, 0..disk.record.sectors.bytes()).await;
         bytes += ranges.iter().flatten().map(|range| range.end - range.start).sum::<u64>();
     }
@@ -431,7 +376,9 @@ async fn verify_bases<P: Fn(u64, u64) -> Result<()>>(
 ) -> Result<()> {
     let directory = vault.layout().bases();
     for name in vault.runtime().list(&directory).await? {
-        let known = parse_base_name(&name).is_some_and(|disk| vault.manifest().state().names_disk(disk));
+        let known = parse_base_name(&name)
+            .map(|name| name.disk())
+            .is_some_and(|disk| vault.manifest().state().names_disk(disk) || vault.bases().is_created(disk));
         if !known && !layout::is_partial(&name) {
             report.orphan(directory.join(&name), "no disk of the group has this base");
         }
@@ -441,7 +388,7 @@ async fn verify_bases<P: Fn(u64, u64) -> Result<()>>(
     for disk in disks {
         let path = vault.layout().base(disk.record.id);
         report.bases += 1;
-        match read_base(vault, disk, length_min(state, disk), report, pace).await {
+        match verify_base(vault, disk, length_min(state, disk), report, pace).await {
             Err(error) if error.kind() == ErrorKind::Shutdown => return Err(error),
             // Retention goes on: it deletes the base of a disk that left once no point holds it.
             Err(_) if !is_needed(vault, disk.record.id) => {}
@@ -453,7 +400,7 @@ async fn verify_bases<P: Fn(u64, u64) -> Result<()>>(
 }
 
 /// A base grows before its disk does, and never gets shorter.
-fn length_min(state: &State, disk: &DiskState) -> u64 {
+pub(super) fn length_min(state: &State, disk: &DiskState) -> u64 {
     let members = state.points().iter().flat_map(|point| point.disks.iter());
     let sizes = members.filter(|member| member.slot == disk.record.slot).map(|member| member.sectors);
     let now = (!disk.removed).then_some(disk.record.sectors);
@@ -463,73 +410,4 @@ fn length_min(state: &State, disk: &DiskState) -> u64 {
 fn is_needed(vault: &Vault, disk: DiskId) -> bool {
     let state = vault.manifest().state();
     state.all_disks().iter().any(|known| known.record.id == disk && state.needs_base(known))
-}
-
-async fn read_base<P: Fn(u64, u64) -> Result<()>>(
-    vault: &Vault,
-    disk: &DiskState,
-    length_min: u64,
-    report: &mut VerifyReport,
-    pace: &Pace<P>,
-) -> Result<()> {
-    let (runtime, path, slot) = (vault.runtime(), vault.layout().base(disk.record.id), disk.record.slot);
-    let file = vault.bases().open(disk.record.id).await?;
-    let length = runtime.length(&file).await?;
-    if length < length_min {
-        let text = format!("{length} bytes long; its disk has {length_min}");
-        report.damage(beyond(disk, length), Error::corrupt(text), &path)?;
-    }
-    evict(vault, Ok(file.clone())).await;
-    for range in runtime.data_ranges(&file, 0..length).await? {
-        for start in (range.start..range.end).step_by(to_usize(BASE_PIECE_BYTES)) {
-            let piece = start..range.end.min(start + BASE_PIECE_BYTES);
-            let bytes = piece.end - piece.start;
-            let place = Place::Bases(slot, piece.end);
-            if place <= pace.from {
-                pace.skip(bytes);
-                continue;
-            }
-            if runtime.read(&file, piece.start, to_usize(bytes)).await.is_err() {
-                find_unreadable(vault, disk.record.id, &file, piece, report).await?;
-            }
-            report.base_bytes += bytes;
-            pace.pass(place, report);
-            pace.read(bytes).await?;
-        }
-    }
-    evict(vault, Ok(file)).await;
-    Ok(())
-}
-
-/// Says which pages of a piece cannot be read: neighbours in one finding.
-async fn find_unreadable(
-    vault: &Vault,
-    disk: DiskId,
-    file: &File,
-    piece: Range<u64>,
-    report: &mut VerifyReport,
-) -> Result<()> {
-    let mut next = None;
-    for start in (piece.start..piece.end).step_by(to_usize(BASE_PAGE_BYTES)) {
-        let bytes = BASE_PAGE_BYTES.min(piece.end - start);
-        if let Err(error) = vault.runtime().read(file, start, to_usize(bytes)).await {
-            let range = SectorRange::new(start / SECTOR_BYTES, (start + bytes).div_ceil(SECTOR_BYTES));
-            match report.findings.last_mut().map(|last| &mut last.lost) {
-                Some(Lost::Base(_, last)) if next == Some(start) => last.end = range.end,
-                _ => report.damage(Lost::Base(disk, range), error.at_offset(start), file.path())?,
-            }
-            next = Some(start + bytes);
-        }
-    }
-    Ok(())
-}
-
-/// All of a base.
-fn whole(disk: &DiskState) -> Lost {
-    beyond(disk, 0)
-}
-
-/// What a base lacks from a length on.
-fn beyond(disk: &DiskState, length: u64) -> Lost {
-    Lost::Base(disk.record.id, SectorRange::new(length / SECTOR_BYTES, u64::MAX))
 }

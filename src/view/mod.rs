@@ -30,9 +30,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::extent::Found;
 use crate::format::record::{Membership, PointDisk, PointRecord};
 use crate::runtime::Runtime;
-use crate::storage::File;
 use crate::units::{DiskId, DiskSlot, PointId, SECTOR_BYTES, SectorCount, SectorRange, to_usize};
-use crate::vault::{Lease, Vault};
+use crate::vault::{Base, Lease, Vault};
 
 /// Parts of one read that are in flight at a time.
 const READS_IN_FLIGHT: usize = 16;
@@ -43,7 +42,7 @@ pub struct ViewDisk {
     id: DiskId,
     name: String,
     sectors: SectorCount,
-    base: File,
+    base: Base,
     base_sectors: u64,
 }
 
@@ -219,12 +218,13 @@ impl View {
         let mut pieces = Vec::new();
         let stored = range.intersection(SectorRange::new(0, disk.base_sectors));
         if let Some(stored) = stored {
-            let bytes = to_usize(stored.bytes());
-            let buffer = self.runtime().read(&disk.base, stored.byte_offset(), bytes).await?;
-            pieces.push(DataPiece::Bytes(buffer.freeze()));
+            pieces.push(DataPiece::Bytes(disk.base.read(stored).await?));
         }
         let missing = range.bytes() - stored.map_or(0, SectorRange::bytes);
         if missing > 0 {
+            disk.base
+                .check_zeros(SectorRange::new(stored.map_or(range.start, |stored| stored.end), range.end))
+                .await?;
             pieces.push(DataPiece::Zeros(missing));
         }
         Ok(pieces)
@@ -240,7 +240,7 @@ impl View {
         let end = range.byte_range().end;
         let stored_end = end.min(disk.base_sectors * SECTOR_BYTES);
         if position < stored_end {
-            for data in self.runtime().data_ranges(&disk.base, position..stored_end).await? {
+            for data in disk.base.data_ranges(position..stored_end).await? {
                 add_run(runs, data.start - position, false);
                 add_run(runs, data.end - data.start, true);
                 position = data.end;
@@ -270,7 +270,7 @@ impl ViewDisk {
         let name =
             vault.manifest().state().disk(slot).map_or_else(String::new, |disk| disk.record.name.clone());
         let base = vault.bases().open(id).await?;
-        let base_sectors = vault.runtime().length(&base).await? / SECTOR_BYTES;
+        let base_sectors = base.bytes().await? / SECTOR_BYTES;
         Ok(ViewDisk { slot, id, name, sectors, base, base_sectors })
     }
 }

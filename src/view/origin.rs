@@ -20,12 +20,14 @@ pub enum Origin {
     },
     /// A delta's tables say that it is zeros: they were compared with their checksum.
     Zeros,
-    /// A base, which has no checksums.
+    /// A base, whose sectors are compared with their sums, unless it is one of before there were sums.
     Base {
         /// The base.
         path: PathBuf,
         /// The first byte there.
         offset: u64,
+        /// Whether it has sums.
+        has_sums: bool,
     },
 }
 
@@ -54,7 +56,11 @@ impl View {
                     let (blob, chunk) = self.tables.stored(layer, chunk).await?;
                     Origin::Delta { path: self.vault.layout().blob(blob), offset: chunk.offset }
                 }
-                None => Origin::Base { path: disk.base.path().to_owned(), offset: range.byte_offset() },
+                None => Origin::Base {
+                    path: disk.base.file().path().to_owned(),
+                    offset: range.byte_offset(),
+                    has_sums: disk.base.has_sums(),
+                },
             };
             origins.push((range, origin));
         }
@@ -67,7 +73,9 @@ impl Origin {
     #[must_use]
     pub fn advanced(self, bytes: u64) -> Origin {
         match self {
-            Origin::Base { path, offset } => Origin::Base { path, offset: offset + bytes },
+            Origin::Base { path, offset, has_sums } => {
+                Origin::Base { path, offset: offset + bytes, has_sums }
+            }
             same => same,
         }
     }

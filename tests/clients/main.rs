@@ -33,6 +33,7 @@ macro_rules! on_each_backend {
     )+};
 }
 
+mod attach;
 mod concurrency;
 mod ext4;
 mod fio;

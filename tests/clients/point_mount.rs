@@ -56,6 +56,54 @@ fn a_point_in_use_is_mounted_and_taken_down() {
     assert!(gone.contains("nothing"), "{gone}");
 }
 
+/// Taking it down is this machine's business; the test failover under it is left to whichever gateway comes next.
+#[test]
+fn without_its_gateway_it_is_taken_down_all_the_same() {
+    let (mut gateway, place, mount) = mountable();
+    let (unmount, other) = (format!("point unmount {}", place.display()), gateway.path("other"));
+    fs::create_dir(&other).unwrap();
+    let mount_other = mount.replace(place.to_str().unwrap(), other.to_str().unwrap());
+    let without_gateway = |gateway: &Gateway| {
+        let output = gateway.cli(&unmount).output().unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{told}");
+        assert!(told.contains("test-") && told.contains("failover cleanup erp"), "{told}");
+        assert_eq!(fs::read_dir(&place).unwrap().count(), 0, "nothing is mounted there");
+    };
+    // Stopped, died, or died and come back: then it is unmounted as ever.
+    gateway.says(&mount);
+    gateway.terminate();
+    without_gateway(&gateway);
+    gateway.restart();
+    assert_eq!(gateway.json("failover list").as_array().map(Vec::len), Some(1));
+    gateway.says(&unmount);
+    assert_nothing_left(&gateway, &place);
+    gateway.says(&mount);
+    gateway.kill();
+    without_gateway(&gateway);
+    gateway.restart();
+    // Mounting elsewhere ends it as well, and so does mounting there once more.
+    gateway.says(&mount_other);
+    assert_eq!(gateway.json("failover list").as_array().map(Vec::len), Some(1));
+    gateway.says(&mount);
+    gateway.kill();
+    gateway.restart();
+    gateway.says(&unmount);
+    gateway.says(&format!("point unmount {}", other.display()));
+    assert_nothing_left(&gateway, &place);
+    // One that was ended by hand leaves nothing to end; the next of its number is another.
+    gateway.says(&mount);
+    gateway.terminate();
+    without_gateway(&gateway);
+    gateway.restart();
+    gateway.says("failover cleanup erp --yes");
+    let rehearsal = gateway.json("failover test erp --point in-use");
+    gateway.says(&unmount);
+    assert_eq!(gateway.json("failover list")[0]["number"], rehearsal["number"]);
+    gateway.says("failover cleanup erp --yes");
+    assert_nothing_left(&gateway, &place);
+}
+
 #[test]
 fn what_cannot_be_mounted_leaves_nothing_behind() {
     let gateway = Gateway::start();

@@ -15,15 +15,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
 
+use afterimage::env::{Environment, OsEnvironment};
+use afterimage::random::Random;
+
 use crate::gateway::{Gateway, PATIENCE};
 use crate::mount::{Access, Attached};
 use crate::tool;
 
 const POINTS: usize = 10;
-/// Commits between two points, a different number each time.
-const COMMITS_MIN: u64 = 20;
-const COMMITS_STRIDE: u64 = 37;
-const COMMITS_RANGE: u64 = 90;
+/// Commits between two points: a number drawn for each.
+const COMMITS: std::ops::Range<u64> = 20..110;
 
 const SETTINGS: &str = "listen_addresses = ''\nshared_buffers = 16MB\nmax_wal_size = 32MB\nmin_wal_size = 32MB\n\
                         checkpoint_timeout = 30s\nautovacuum = on\nfull_page_writes = on\nfsync = on\n";
@@ -201,6 +202,16 @@ impl Ledger {
     }
 }
 
+/// Where the points lie; drawn, unless told.
+fn seed() -> u64 {
+    let told = std::env::var("AFTERIMAGE_SEED").ok();
+    let drawn = OsEnvironment::new().random_u128() % u128::from(u64::MAX);
+    told.map_or_else(
+        || u64::try_from(drawn).expect("it is less"),
+        |text| text.parse().expect("AFTERIMAGE_SEED is a number"),
+    )
+}
+
 /// A point, and which of the ledger's entries must and may be in it.
 struct Granted {
     label: String,
@@ -214,10 +225,17 @@ fn load(gateway: &Gateway, server: &Postmaster) -> Vec<Granted> {
     let mut pgbench = server.client("pgbench");
     pgbench.args(["--no-vacuum", "--client=4", "--time=150", "postgres"]);
     let mut pgbench = pgbench.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("timeout(1)");
+    let work_began = || server.query("SELECT count(*) FROM pgbench_history") != "0";
+    while !work_began() {
+        assert_eq!(pgbench.try_wait().expect("our child"), None, "pgbench works");
+    }
     let ledger = Ledger::open(server);
+    let seed = seed();
+    println!("AFTERIMAGE_SEED={seed}");
+    let mut random = Random::new(seed);
     let mut points = Vec::new();
     for index in 0..POINTS {
-        ledger.wait(COMMITS_MIN + index as u64 * COMMITS_STRIDE % COMMITS_RANGE);
+        ledger.wait(COMMITS.start + random.below(COMMITS.end - COMMITS.start));
         let label = format!("under-load-{index}");
         let before = ledger.acknowledged.load(Ordering::SeqCst);
         gateway.says(&format!("point create erp --label {label}"));
@@ -277,8 +295,6 @@ fn every_point_of_a_database_under_load_recovers() {
     assert!(points.windows(2).all(|pair| pair[0].entries.start() < pair[1].entries.start()));
     let transactions: Vec<_> =
         points.iter().enumerate().map(|(index, point)| audit(&gateway, index + 1, point)).collect();
-    assert!(
-        transactions.is_sorted() && transactions.last() > Some(&0),
-        "pgbench is at work: {transactions:?}"
-    );
+    let is_at_work = transactions.windows(2).all(|pair| pair[0] < pair[1]);
+    assert!(is_at_work && transactions[0] > 0, "pgbench is at work before each point: {transactions:?}");
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use afterimage::block::Export;
 use afterimage::capture::nbd::ExportInfo;
 use afterimage::capture::nbd::client::{Client, Wishes};
-use afterimage::listen::ListenAddress;
+use afterimage::listen::{ListenAddress, SocketMode};
 use afterimage::site::{DataThreads, DataThreadsOptions, SessionLimits};
 use afterimage::storage::{BackendOptions, OpenOptions, open_best};
 use afterimage::units::{DiskId, GroupId};
@@ -64,7 +64,7 @@ impl Gateway {
             threads.exports().add(&name(number), info).unwrap();
         }
         let socket = directory.path().join("nbd.sock");
-        threads.listen(&ListenAddress::Unix(socket.clone())).unwrap();
+        threads.listen(&ListenAddress::Unix(socket.clone()), SocketMode::Owner).unwrap();
         Gateway { threads, home, socket, directory }
     }
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 use afterimage::capture::nbd::Limits;
 use afterimage::capture::nbd::client::{Answer, Client, Command, Wishes, encode_request};
 use afterimage::capture::nbd::codec::{ErrorCode, NBD_EINVAL, NBD_ESHUTDOWN};
-use afterimage::listen::ListenAddress;
+use afterimage::listen::{ListenAddress, SocketMode};
 use afterimage::site::{DataThreads, DataThreadsOptions, SessionLimits};
 use afterimage::storage::{BackendOptions, open_best};
 use gateway::{GROUP, Gateway, PATIENCE, SIZE_BYTES, disk, name};
@@ -376,6 +376,36 @@ fn a_group_that_is_not_hosted_refuses() {
     gateway.stop();
 }
 
+/// A review found that they were waited for until the gateway ended, and what their clients held with them.
+#[test]
+fn what_a_group_has_not_answered_when_it_is_removed_is_refused() {
+    let gateway = Gateway::start(2);
+    // On either thread, so that refusals cross.
+    let [(mut there, handle), (mut gone, gone_handle)] = [gateway.connect(0), gateway.connect(0)];
+    gateway.until_threads(|threads| threads.sessions() == [1, 1]);
+    gateway.ask(RamVolume::hold);
+    let write = Command::Write { offset: 0, data: &vec![7; 1 << 20], durable: false };
+    let read = Command::Read { offset: 0, length: 1 << 20, unfragmented: false };
+    for client in [&mut there, &mut gone] {
+        client.queue(1, &write).unwrap();
+        client.queue(2, &read).unwrap();
+        client.queue(3, &Command::Flush).unwrap();
+        client.send_queued().unwrap();
+    }
+    gateway.until(|volume| volume.held() == 6);
+    drop((gone, gone_handle));
+    gateway.until_threads(|threads| threads.sessions().iter().sum::<usize>() == 1);
+    let removed = gateway.threads.call(gateway.home, |host| host.remove(GROUP).is_some());
+    assert!(removed.unwrap().blocking_recv().unwrap());
+    for _ in 0..3 {
+        assert_eq!(there.receive().unwrap().result.unwrap_err().code, NBD_ESHUTDOWN);
+    }
+    gateway.until_threads(|threads| threads.connections() == 1 && threads.budget().held() == 0);
+    drop((there, handle));
+    gateway.until_threads(|threads| threads.connections() == 0);
+    gateway.stop();
+}
+
 #[test]
 fn clients_above_the_limit_are_turned_away() {
     let gateway = Gateway::with_limits(1, SessionLimits { connections_max: 2, ..SessionLimits::default() });
@@ -387,6 +417,28 @@ fn clients_above_the_limit_are_turned_away() {
     drop(first.1);
     gateway.until(|volume| volume.sessions_ended() == 1);
     write_and_verify(gateway.connect(0).0, 1);
+}
+
+/// For as long as their deadline was, they shut out everybody else; and came again.
+#[test]
+fn clients_that_only_connect_give_way_to_one_that_negotiates() {
+    let gateway = Gateway::with_limits(1, SessionLimits { connections_max: 2, ..SessionLimits::default() });
+    let mut silent = [gateway.socket(), gateway.socket()];
+    for socket in &mut silent {
+        socket.read_exact(&mut [0; 18]).expect("a greeting");
+    }
+    let first = gateway.connect(0);
+    assert_eq!(silent[0].read(&mut [0; 64]).unwrap(), 0, "who waited for longest is turned away");
+    let second = gateway.connect(0);
+    assert_eq!(silent[1].read(&mut [0; 64]).unwrap(), 0);
+    assert_eq!(gateway.socket().read(&mut [0; 64]).unwrap(), 0, "those that negotiated are left alone");
+    let turned_away = gateway.threads.turned_away();
+    assert!(turned_away.clients == 3 && turned_away.newest.is_some(), "{turned_away:?}");
+    for (id, (client, _)) in (1..).zip([first, second]) {
+        write_and_verify(client, id);
+    }
+    gateway.until(|volume| volume.sessions_ended() == 2);
+    gateway.stop();
 }
 
 #[test]
@@ -406,7 +458,10 @@ fn a_handshake_has_a_deadline() {
 #[test]
 fn tcp_clients_are_served_beside_unix_ones() {
     let gateway = Gateway::start(1);
-    let bound = gateway.threads.listen(&ListenAddress::Tcp("127.0.0.1:0".parse().unwrap())).unwrap();
+    let bound = gateway
+        .threads
+        .listen(&ListenAddress::Tcp("127.0.0.1:0".parse().unwrap()), SocketMode::Owner)
+        .unwrap();
     let ListenAddress::Tcp(address) = bound else { panic!("{bound} is not a TCP address") };
     let socket = TcpStream::connect(address).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -424,11 +479,12 @@ fn tcp_clients_are_served_beside_unix_ones() {
 #[test]
 fn a_socket_that_answers_is_refused() {
     let gateway = Gateway::start(1);
-    let error = gateway.threads.listen(&ListenAddress::Unix(gateway.socket.clone())).unwrap_err();
+    let error =
+        gateway.threads.listen(&ListenAddress::Unix(gateway.socket.clone()), SocketMode::Owner).unwrap_err();
     assert!(error.to_string().contains("in use"), "{error}");
     let other = gateway.directory.path().join("other.sock");
     drop(std::os::unix::net::UnixListener::bind(&other).unwrap());
-    gateway.threads.listen(&ListenAddress::Unix(other.clone())).unwrap();
+    gateway.threads.listen(&ListenAddress::Unix(other.clone()), SocketMode::Owner).unwrap();
     let socket = UnixStream::connect(other).unwrap();
     assert!(Client::connect(socket, Wishes::all(name(1))).is_ok());
     gateway.stop();

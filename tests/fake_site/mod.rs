@@ -2,21 +2,25 @@
 //! and real selectors choose real points, but no bytes.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use afterimage::block::TestId;
 use afterimage::control::api;
 use afterimage::control::backend::{Answer, Backend};
+use afterimage::control::catalogue::{Catalogue, EventFilter};
 use afterimage::control::jobs::Progress;
 use afterimage::control::model::*;
 use afterimage::control::name::{DiskPath, Label, Name};
 use afterimage::control::retain::Retain;
 use afterimage::control::selector::{self, PointSelector};
+use afterimage::control::server::{self, ApiConnections, ApiLimits};
 use afterimage::env::OsEnvironment;
 use afterimage::error::{Error, ErrorKind, Result};
 use afterimage::format::ladder::Ladder;
-use afterimage::listen::bind_unix;
+use afterimage::listen::{SocketMode, bind_unix};
 use afterimage::throttle::ByteRate;
 use afterimage::units::{DiskId, GroupId, Lsn, PointId, SECTOR_BYTES, SectorCount, WallNanos};
 use futures::FutureExt;
@@ -30,6 +34,7 @@ const TEATIME: WallNanos = WallNanos(NOON.0 + 5 * 3_600_000_000_000);
 #[derive(Default)]
 pub struct FakeSite {
     groups: Mutex<BTreeMap<Name, FakeGroup>>,
+    catalogue: Option<Catalogue>,
 }
 
 struct FakeGroup {
@@ -144,6 +149,7 @@ impl Backend for FakeSite {
 
     fn events(&self, query: EventQuery) -> Answer<'_, Vec<Event>> {
         let event = Event {
+            id: Some(1),
             time: NOON,
             group: query.group,
             group_id: Some(GroupId(1)),
@@ -153,6 +159,37 @@ impl Backend for FakeSite {
         };
         let count = query.limit.unwrap_or(EventQuery::LIMIT_DEFAULT);
         futures::future::ready(Ok(vec![event; usize::try_from(count).unwrap().min(2)])).boxed()
+    }
+
+    fn events_after(&self, query: EventQuery, wait: Duration) -> Answer<'_, EventPage> {
+        let catalogue = self.catalogue.clone().expect("the catalogue");
+        async move {
+            let after = query.after.unwrap_or(0);
+            let found = catalogue.events_after(after, EventFilter::default(), EventQuery::PAGE_MAX).await?;
+            if found.events.is_empty() {
+                // None comes.
+                tokio::time::sleep(wait).await;
+            }
+            Ok(EventPage {
+                catalogue: catalogue.id(),
+                events: found.events,
+                next: found.next,
+                gap: found.gap,
+            })
+        }
+        .boxed()
+    }
+
+    fn hooks(&self) -> Answer<'_, Vec<HookStatus>> {
+        futures::future::ready(Ok(Vec::new())).boxed()
+    }
+
+    fn hook_test(&self, name: Name) -> Answer<'_, HookStatus> {
+        futures::future::ready(Err(missing(format!("hook {name}")))).boxed()
+    }
+
+    fn catalogue(&self) -> Option<Catalogue> {
+        self.catalogue.clone()
     }
 
     /// The group `stuck` has a latch that stays.
@@ -367,10 +404,19 @@ impl Backend for FakeSite {
             listen: vec!["unix:/x".to_owned()],
             connections: 3,
             connections_limit: 64,
+            turned_away: TurnedAway { clients: 2, newest: Some(NOON) },
             buffers_bytes: 4096,
             buffers_limit_bytes: 64 << 20,
             buffers_total_bytes: 1 << 20,
             buffers_total_limit_bytes: 1 << 30,
+            buffers_waiting_ms: None,
+            api_connections: 0,
+            api_connections_limit: 0,
+            api_turned_away: TurnedAway::default(),
+            descriptors: 40,
+            descriptors_limit: Some(1024),
+            event_counts: vec![EventCount { code: "paused".to_owned(), severity: Severity::Info, events: 2 }],
+            hooks: Vec::new(),
             storage: StorageStatus {
                 backend: "blocking".to_owned(),
                 backend_reason: "io_uring_setup: EPERM".to_owned(),
@@ -411,6 +457,30 @@ impl Backend for FakeSite {
             faults,
             more_faults: 0,
             notes: vec!["disk new: the newest recovery point does not hold it".to_owned()],
+        };
+        futures::future::ready(Ok(report)).boxed()
+    }
+
+    fn vault_repair(
+        &self,
+        group: Name,
+        request: RepairRequest,
+        progress: Progress,
+    ) -> Answer<'_, RepairReport> {
+        progress.advance(1);
+        let faults = match group.as_str() {
+            "broken" => vec!["blob 12 does not match its checksum".to_owned()],
+            _ => Vec::new(),
+        };
+        let report = RepairReport {
+            group,
+            faults,
+            points: Vec::new(),
+            renewed_bytes: 512,
+            staying: 3,
+            done: request.lose_points,
+            point: None,
+            left: Vec::new(),
         };
         futures::future::ready(Ok(report)).boxed()
     }
@@ -461,6 +531,7 @@ fn group_status(fake: &FakeGroup) -> GroupStatus {
         newest_point: newest.map(|point| NewestPoint { id: point.id, time: point.time, age_ms: 1500 }),
         idle: false,
         late_since: Some(NOON),
+        unprotected_ms: Some(3_000),
         writes_waiting_ms: Some(62_000),
         history: History {
             points: Some(u64::try_from(fake.points.len()).unwrap()),
@@ -469,6 +540,7 @@ fn group_status(fake: &FakeGroup) -> GroupStatus {
             retention: None,
         },
         writes: WriteRate { writes_per_s: 1000.0, bytes_per_s: 4e6 },
+        totals: Some(GroupTotals { writes: 5, written_bytes: 4096, ..GroupTotals::default() }),
         connections: 3,
         verify: None,
     }
@@ -484,14 +556,27 @@ pub struct Gateway {
 
 impl Gateway {
     pub fn start() -> Gateway {
+        Gateway::with_limits(ApiLimits::new(NonZeroUsize::new(64).unwrap()))
+    }
+
+    /// Starts one whose clients may take no more than that.
+    pub fn with_limits(limits: ApiLimits) -> Gateway {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("api.sock");
-        let listener = bind_unix(&socket).unwrap();
+        let listener = bind_unix(&socket, SocketMode::Owner).unwrap();
         let (stop, stopped) = oneshot::channel();
+        let path = directory.path().join("catalogue.sqlite");
         let thread = std::thread::spawn(move || {
-            let router = api::router(Arc::<FakeSite>::default(), Arc::new(OsEnvironment::new()));
+            let environment = Arc::new(OsEnvironment::new());
+            let connections = Arc::new(ApiConnections::new(limits, Arc::clone(&environment) as _));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(api::serve(listener, router, stopped.map(drop))).unwrap();
+            runtime.block_on(async move {
+                let (catalogue, _) = Catalogue::open(&path, &*environment).await.unwrap();
+                let site = FakeSite { groups: Mutex::default(), catalogue: Some(catalogue.clone()) };
+                let router = api::router(Arc::new(site), Arc::clone(&connections), environment);
+                server::serve(listener, router, connections, stopped.map(drop)).await.unwrap();
+                catalogue.close().await;
+            });
         });
         Gateway { directory, socket, stop: Some(stop), thread: Some(thread) }
     }

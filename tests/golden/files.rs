@@ -3,9 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A file of the first set.
+/// A file of the first set: of every format in its first version.
 pub fn first(name: &str) -> PathBuf {
     root().join("1").join(name)
+}
+
+/// A file of the second one: sums of bases, and sites whose bases have them.
+pub fn second(name: &str) -> PathBuf {
+    root().join("2").join(name)
 }
 
 /// Where the sets are.
@@ -21,13 +26,18 @@ pub fn may_write() -> bool {
 /// The bytes of a file of the first set, which this build writes as `encoded`.
 #[track_caller]
 pub fn golden(name: &str, encoded: &[u8]) -> Vec<u8> {
-    let path = first(name);
+    golden_at(&first(name), encoded)
+}
+
+/// The same of any file.
+#[track_caller]
+pub fn golden_at(path: &Path, encoded: &[u8]) -> Vec<u8> {
     if may_write() && !path.exists() {
         fs::create_dir_all(path.parent().expect("a directory")).expect("the work tree can be written");
-        fs::write(&path, encoded).expect("the work tree can be written");
+        fs::write(path, encoded).expect("the work tree can be written");
     }
-    let bytes = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    assert!(bytes == encoded, "{name}: this build writes other bytes for the same values");
+    let bytes = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    assert!(bytes == encoded, "{}: this build writes other bytes for the same values", path.display());
     bytes
 }
 

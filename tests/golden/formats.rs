@@ -21,6 +21,7 @@ use afterimage::format::record::{
 use afterimage::format::run::{FrameLink, PartSeal, Run, RunExtent, RunLayer, RunPart, RunSource};
 use afterimage::format::side::{Content, Footer, Identity, SideExtent, Stood, encode_table};
 use afterimage::format::summary;
+use afterimage::format::sums;
 use afterimage::journal::scan::{Checks, scan_segment};
 use afterimage::journal::segments::SegmentIndex;
 use afterimage::seal::{Generation, GroupKeys, Purpose, SiteKey, SiteKeys};
@@ -29,8 +30,8 @@ use afterimage::units::{
     PointId, SectorCount, SectorRange, SegmentSequence, TimelineId, WallNanos, WriterId,
 };
 
-use crate::files::{first, golden, of_format};
-use crate::{frame_fuzz, keyring_fuzz, run_fuzz, side_fuzz, summary_fuzz, vault_fuzz};
+use crate::files::{first, golden, golden_at, of_format, second};
+use crate::{frame_fuzz, keyring_fuzz, run_fuzz, side_fuzz, summary_fuzz, sums_fuzz, vault_fuzz};
 
 fn keys() -> (GroupKeys, SiteKeys) {
     let site = SiteKeys::new(vec![site_key()]);
@@ -427,5 +428,24 @@ fn summaries() {
         let footer = summary::Footer::decode(&bytes, bytes.len() as u64).expect("a footer");
         assert_eq!(footer.encode(), bytes[bytes.len() - summary::FOOTER_BYTES..], "{name}");
         assert_eq!(footer.sealed_under.is_some(), name.contains("sealed"), "{name}");
+    }
+}
+
+/// A header and a block of a base's sums, and what sectors have which sum.
+#[test]
+fn sums_of_bases() {
+    let disk = DiskId(0x1111_2222_3333_4444_5555_6666_7777_8888);
+    let header = golden_at(&second("sums/header"), &sums::encode_header(disk));
+    sums::check_header(&header, disk).expect("its own");
+    let mut block = sums::Block::ZEROS;
+    let content = |sector: u64| [u8::try_from(sector % 3).expect("small"); 512];
+    for (sum, sector) in block.sums_mut().iter_mut().zip(sums::sectors_of(2).start..) {
+        *sum = sums::sector_sum(sector, &content(sector));
+    }
+    block.sums_mut()[1015] = sums::UNKNOWN;
+    let stored = golden_at(&second("sums/block"), &block.encode(disk, 2));
+    assert_eq!(sums::Block::decode(&stored, disk, 2), Some(block));
+    for (name, bytes) in of_format("sums") {
+        assert!(sums_fuzz::place(&bytes), "{name}");
     }
 }

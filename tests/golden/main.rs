@@ -16,6 +16,8 @@ mod run_fuzz;
 mod side_fuzz;
 #[path = "../support/summary_fuzz.rs"]
 mod summary_fuzz;
+#[path = "../support/sums_fuzz.rs"]
+mod sums_fuzz;
 #[path = "../support/vault_fuzz.rs"]
 mod vault_fuzz;
 
@@ -34,6 +36,8 @@ mod tool;
 
 mod files;
 mod formats;
+#[cfg(feature = "server")]
+mod later;
 mod sets;
 #[cfg(feature = "server")]
 mod site;

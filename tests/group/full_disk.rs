@@ -1,46 +1,67 @@
-//! A group on a simulated disk that is full: what gives space back goes on, and a stop does not wait for space.
+//! A group on a simulated disk that is full: what gives space back goes on, and a stop does not wait for space, nor for long for a vault
+//! that fails.
 
-use std::cell::RefCell;
+use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-use afterimage::block::{Export, Request, Ticket};
+use afterimage::block::{Export, Request};
+use afterimage::env::Environment;
 use afterimage::error::{ErrorKind, Result};
 use afterimage::format::ladder::{Ladder, Rung};
-use afterimage::format::record::{DiskRecord, GroupRecord};
+use afterimage::format::record::DiskRecord;
 use afterimage::protect::events::GroupEvent;
-use afterimage::protect::group::{Callback, Group};
-use afterimage::protect::membership::Content;
+use afterimage::protect::group::Group;
 use afterimage::protect::open::{self, GroupPlan};
 use afterimage::protect::shrinking::SpaceLimits;
 use afterimage::protect::status::Condition;
 use afterimage::runtime::Runtime;
-use afterimage::storage::sim::{ProcessId, SimDisk, SimEnvironment, SimStorage};
-use afterimage::units::{GroupId, SectorCount, SectorRange, WallNanos};
+use afterimage::storage::sim::{FaultKind, Matcher, OpKind, ProcessId, SimDisk, SimEnvironment, SimStorage};
+use afterimage::units::{MonotonicNanos, SectorRange};
 use afterimage::vault::SPARES;
 use bytes::Bytes;
 
-const ROUNDS_MAX: u64 = 1_000_000;
+use super::stepped::{GROUP, Stepped, Steps, callback, record};
+
 const IDLE: Duration = Duration::from_millis(1);
 const RANGE: SectorRange = SectorRange { start: 0, end: 64 };
-
-/// What somebody is told in the end.
-type Told<T> = Rc<RefCell<Option<Result<T>>>>;
-
-fn callback<T: 'static>() -> (Told<T>, Callback<T>) {
-    let told = Told::default();
-    let filled = Rc::clone(&told);
-    (told, Box::new(move |result| drop(filled.replace(Some(result)))))
-}
 
 struct Small {
     disk: SimDisk,
     process: ProcessId,
     environment: Rc<SimEnvironment>,
-    runtime: Rc<Runtime>,
-    group: Group,
-    next: u64,
+    stepped: Stepped,
+}
+
+impl Deref for Small {
+    type Target = Stepped;
+
+    fn deref(&self) -> &Stepped {
+        &self.stepped
+    }
+}
+
+impl DerefMut for Small {
+    fn deref_mut(&mut self) -> &mut Stepped {
+        &mut self.stepped
+    }
+}
+
+impl Steps for Small {
+    const ROUNDS_MAX: u64 = 1_000_000;
+
+    fn stepped(&mut self) -> &mut Stepped {
+        &mut self.stepped
+    }
+
+    /// Where nothing is left to do, time passes.
+    fn step(&mut self) {
+        self.stepped.round();
+        if !self.disk.step() && !self.runtime.has_ready_tasks() {
+            self.environment.advance(IDLE);
+        }
+    }
 }
 
 /// No room is kept back: only spares.
@@ -54,13 +75,7 @@ impl Small {
     fn new() -> Small {
         let disk = SimDisk::new(1);
         let environment = SimEnvironment::new(1);
-        let record = GroupRecord {
-            name: "g".into(),
-            created: WallNanos(0),
-            interval_ms: 3_600_000,
-            retain: Ladder::keep_all(),
-        };
-        Small::start(disk, environment, |runtime| open::create(runtime, plan(), GroupId(7), record))
+        Small::start(disk, environment, |runtime| open::create(runtime, plan(), GROUP, record(3_600_000)))
     }
 
     fn start<O: Future<Output = Result<Group>> + 'static>(
@@ -72,7 +87,7 @@ impl Small {
         let process = storage.process();
         let runtime = Runtime::new(Box::new(storage), Rc::clone(&environment) as _);
         let group = runtime.block_on(opening(Rc::clone(&runtime))).expect("sound");
-        let mut small = Small { disk, process, environment, runtime, group, next: 0 };
+        let mut small = Small { disk, process, environment, stepped: Stepped::new(runtime, group) };
         small.drive(|group| group.is_serving());
         small
     }
@@ -84,57 +99,26 @@ impl Small {
         Small::start(disk, environment, |runtime| open::open(runtime, plan()))
     }
 
-    /// Steps group and disk until `until` holds; where nothing is left to do, time passes.
     #[track_caller]
     fn drive(&mut self, mut until: impl FnMut(&mut Group) -> bool) {
-        for _ in 0..ROUNDS_MAX {
-            let mut events = Vec::new();
-            self.runtime.step(&mut events);
-            events.into_iter().for_each(|event| self.group.handle(event));
-            self.group.advance();
-            if until(&mut self.group) {
-                return;
-            }
-            self.runtime.storage().start();
-            if !self.disk.step() && !self.runtime.has_ready_tasks() {
-                self.environment.advance(IDLE);
-            }
-        }
-        panic!("it never comes to its end: {:?}, {:?}", self.group.condition(), self.group.retention());
-    }
-
-    #[track_caller]
-    fn told<T: 'static>(&mut self, ask: impl FnOnce(&mut Group, Callback<T>)) -> Result<T> {
-        let (told, callback) = callback();
-        ask(&mut self.group, callback);
-        self.drive(|_| told.borrow().is_some());
-        told.take().expect("told")
+        self.until("a group", |small| until(&mut small.group));
     }
 
     fn add_disk(&mut self) -> DiskRecord {
-        let size = SectorCount(RANGE.end);
-        self.told(|group, callback| group.add_disk("d".into(), size, Content::Empty, callback)).expect("room")
+        self.join("d", RANGE.end)
     }
 
     /// Overwrites the same range; a point of it is made.
     fn write_and_mark(&mut self, disk: &DiskRecord, seed: u8) {
         self.write(disk, seed);
-        self.told(|group, callback| group.create_point(format!("p{seed}"), callback)).expect("room");
+        self.called(|group, callback| group.create_point(format!("p{seed}"), callback)).expect("room");
     }
 
     fn write(&mut self, disk: &DiskRecord, seed: u8) {
-        self.next += 1;
-        let ticket = Ticket { session: 1, request: self.next };
         let bytes = (0..RANGE.bytes()).map(|byte| byte.wrapping_mul(2_654_435_761).to_le_bytes()[3] ^ seed);
         let payload = Bytes::from(bytes.collect::<Vec<u8>>());
         let write = Request::Write { range: RANGE, payload, durable: true };
-        self.group.submit(ticket, Export::Disk(GroupId(7), disk.id), write);
-        let mut replies = Vec::new();
-        self.drive(|group| {
-            group.take_replies(&mut replies);
-            !replies.is_empty()
-        });
-        assert!(replies[0].1.is_ok());
+        assert!(self.answer(Export::Disk(GROUP, disk.id), write).is_ok());
     }
 
     fn fill(&self) {
@@ -166,7 +150,7 @@ fn a_stop_ends_who_waits_for_space_and_does_not_wait_for_it() {
     let refused = told.take().expect("told").expect_err("there is no room");
     assert_eq!(refused.kind(), ErrorKind::Shutdown);
     assert!(refused.to_string().contains("a file system is full"), "{refused}");
-    let again = small.told(|group, callback| group.create_point("another".into(), callback));
+    let again = small.called(|group, callback| group.create_point("another".into(), callback));
     assert_eq!(again.expect_err("a stop is near").kind(), ErrorKind::Shutdown);
     small.group.stop();
     small.drive(Group::is_stopped);
@@ -187,6 +171,42 @@ fn a_stop_waits_for_points_that_nothing_is_in_the_way_of() {
     assert_eq!(told.take().expect("told").expect("made").label, "wanted");
 }
 
+/// It used to wait for as long as the vault failed, and the process with it for a minute.
+#[test]
+fn a_stop_waits_some_seconds_for_a_vault_that_fails_and_no_longer() {
+    let fails = || Matcher::kind(OpKind::Write).path("/data/vault");
+    let seconds =
+        |small: &Small, since: MonotonicNanos| (small.environment.monotonic().0 - since.0) / 1_000_000_000;
+    for is_mended in [true, false] {
+        let mut small = Small::new();
+        let disk = small.add_disk();
+        small.until_reserve();
+        small.write(&disk, 1);
+        small.disk.fail_always(fails(), FaultKind::Io);
+        let began = small.environment.monotonic();
+        small.group.stop();
+        let environment = Rc::clone(&small.environment);
+        small.drive(|group| {
+            assert!(!group.is_stopped(), "it is tried again");
+            environment.monotonic().0 - began.0 > 2_000_000_000
+        });
+        if is_mended {
+            small.disk.mend();
+        }
+        small.drive(Group::is_stopped);
+        assert!(seconds(&small, began) < 10, "{} s", seconds(&small, began));
+        small.disk.mend();
+        let mut small = small.reopened();
+        assert_eq!(
+            small.group.points().len(),
+            usize::from(is_mended),
+            "the last interval is a point, or left"
+        );
+        // Nothing that was acknowledged is lost: the next process makes the point.
+        small.drive(|group| group.points().len() == 1);
+    }
+}
+
 /// A merge that found no space ended the pass before the shrinking that makes space.
 #[test]
 fn history_shrinks_though_the_ladder_finds_no_space() {
@@ -195,7 +215,7 @@ fn history_shrinks_though_the_ladder_finds_no_space() {
     (0..5).for_each(|seed| small.write_and_mark(&disk, seed));
     // From now on the base has all of its blocks.
     let oldest = small.group.points()[0].id;
-    small.told(|group, callback| group.delete_point(oldest, callback)).expect("room");
+    small.called(|group, callback| group.delete_point(oldest, callback)).expect("room");
     small.drive(|group| group.vault().manifest().state().base_advance().is_none());
     small.until_reserve();
     small.environment.advance(Duration::from_secs(5));
@@ -203,7 +223,7 @@ fn history_shrinks_though_the_ladder_finds_no_space() {
     let before = labels(&small.group);
     let rungs = [(10, 0), (3_600_000, 2000)].map(|(until_ms, spacing_ms)| Rung { until_ms, spacing_ms });
     let ladder = Ladder::new(rungs.to_vec()).expect("legal");
-    small.told(|group, callback| group.set_policy(None, Some(ladder), callback)).expect("of a spare");
+    small.called(|group, callback| group.set_policy(None, Some(ladder), callback)).expect("of a spare");
     small.drive(|group| group.retention().stalled.is_some());
     assert_eq!(labels(&small.group), before, "there is no room for a merge");
     let mut shrinks = false;

@@ -5,7 +5,7 @@ use std::fs;
 use afterimage::format::ladder::{Ladder, Rung};
 use afterimage::protect::status::Condition;
 
-use super::{Harness, scratch};
+use super::{Harness, Steps, scratch};
 
 #[test]
 fn retention_that_meets_damage_says_so_until_the_file_is_put_back() {

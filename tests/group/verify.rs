@@ -14,7 +14,7 @@ use afterimage::units::SectorRange;
 use afterimage::view::Origin;
 use bytes::Bytes;
 
-use super::{Harness, scratch};
+use super::{Harness, Steps, scratch};
 
 const SECTORS: u64 = 4096;
 
@@ -111,9 +111,30 @@ fn a_bit_flipped_in_a_base_is_named() {
     flip(&base, 2000 * 512);
     let report = harness.verify();
     let (range, what) = only_finding(&report);
+    assert_eq!(range, SectorRange::new(2000, 2008), "as finely as it is read");
+    let What::Unreadable { error } = what else { panic!("{what:?}") };
+    let place = format!("{} at byte {}", base.display(), 2000 * 512);
+    assert!(error.contains(&place), "{error}");
+    // Once more: it is as it was.
+    flip(&base, 2000 * 512);
+    assert_eq!(harness.verify().findings, []);
+}
+
+#[test]
+fn a_base_without_sums_is_compared_with_its_image() {
+    let (_guard, root) = scratch();
+    let (mut harness, _) = group(&root);
+    let base = only(root.join("vault/g/base"), "raw");
+    let unsummed = base.to_str().expect("text").replace(".summed.raw", ".raw");
+    std::fs::rename(&base, &unsummed).expect("renamed");
+    flip(Path::new(&unsummed), 2000 * 512);
+    let report = harness.verify();
+    let (range, what) = only_finding(&report);
     assert_eq!(range, SectorRange::new(2000, 2001));
-    let What::Differs { vault: Origin::Base { path, offset }, .. } = what else { panic!("{what:?}") };
-    assert_eq!((path, *offset), (&base, 2000 * 512));
+    let What::Differs { vault: Origin::Base { path, offset, has_sums: false }, .. } = what else {
+        panic!("{what:?}")
+    };
+    assert_eq!((path.as_path(), *offset), (Path::new(&unsummed), 2000 * 512));
     let told = report.findings[0].to_string();
     assert!(told.contains("neither has checksums"), "{told}");
 }

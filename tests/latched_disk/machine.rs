@@ -7,47 +7,34 @@ use std::time::Duration;
 
 use afterimage::block::{Export, Reply, Request, Response, Ticket};
 use afterimage::error::Result;
-use afterimage::format::ladder::Ladder;
-use afterimage::format::record::{DiskRecord, GroupRecord};
 use afterimage::image::image_path;
 use afterimage::image::side::side_path;
-use afterimage::planted::Planted;
 use afterimage::protect::disk::Disk;
 use afterimage::protect::events::GroupEvent;
 use afterimage::protect::group::Group;
 use afterimage::protect::latching::ResumeReport;
-use afterimage::protect::membership::Content;
 use afterimage::protect::open::{self, GroupPlan};
-use afterimage::protect::shrinking::SpaceLimits;
 use afterimage::runtime::Runtime;
-use afterimage::seal::{SiteKey, SiteKeys};
 use afterimage::storage::sim::{FaultKind, Matcher, OpKind, ProcessId, SimDisk, SimEnvironment, SimStorage};
-use afterimage::units::{DiskId, GroupId, SectorCount, SectorRange, WallNanos, to_usize};
-use bytes::Bytes;
+use afterimage::units::{DiskId, SectorRange, to_usize};
 
 use crate::pieces::flatten;
+use crate::stepped::{self, Stepped, record};
+pub use crate::stepped::{GROUP, Steps, write};
 
-pub const GROUP: GroupId = GroupId(7);
 pub const SECTORS: u64 = 256;
 pub const SEGMENT_BYTES: u64 = 128 << 10;
 pub const SEGMENTS: u64 = 8;
 /// Rounds after which what was waited for is taken not to come.
-pub const ROUNDS_MAX: usize = 200_000;
+pub const ROUNDS_MAX: u64 = 200_000;
 
 pub fn plan() -> GroupPlan {
     GroupPlan {
-        directory: PathBuf::from("/group"),
-        vault: PathBuf::from("/vault"),
         segment_bytes: SEGMENT_BYTES,
         journal_bytes: SEGMENT_BYTES * SEGMENTS,
         index_bytes_min: 1 << 20,
-        fan_out: afterimage::vault::FAN_OUT,
-        space: SpaceLimits::default(),
         cache_bytes_max: 64 << 10,
-        map_bytes_max: 16 << 20,
-        site_keys: SiteKeys::new(vec![SiteKey::drawn([1, 2])]),
-        seals: true,
-        planted: Planted::NONE,
+        ..stepped::plan(PathBuf::from("/group"), PathBuf::from("/vault"))
     }
 }
 
@@ -57,9 +44,28 @@ pub struct Machine {
     pub environment: Rc<SimEnvironment>,
     pub process: ProcessId,
     pub runtime: Rc<Runtime>,
-    pub group: Option<Group>,
-    pub replies: Vec<(Ticket, Reply)>,
-    pub next: u64,
+    stepped: Option<Stepped>,
+}
+
+impl Steps for Machine {
+    const ROUNDS_MAX: u64 = ROUNDS_MAX;
+
+    fn stepped(&mut self) -> &mut Stepped {
+        self.stepped.as_mut().expect("the group is open")
+    }
+
+    fn step(&mut self) {
+        match &mut self.stepped {
+            Some(stepped) => stepped.round(),
+            None => {
+                self.runtime.step(&mut Vec::new());
+                self.runtime.storage().start();
+            }
+        }
+        if !self.disk.step() {
+            self.environment.advance(Duration::from_millis(20));
+        }
+    }
 }
 
 impl Machine {
@@ -67,13 +73,7 @@ impl Machine {
     pub fn new(seed: u64) -> (Machine, DiskId, DiskId) {
         let disk = SimDisk::new(seed);
         let mut machine = Machine::boot(disk, SimEnvironment::new(seed));
-        let record = GroupRecord {
-            name: "g".into(),
-            created: WallNanos(0),
-            interval_ms: 100,
-            retain: Ladder::keep_all(),
-        };
-        let opening = open::create(Rc::clone(&machine.runtime), plan(), GROUP, record);
+        let opening = open::create(Rc::clone(&machine.runtime), plan(), GROUP, record(100));
         machine.serve(opening).expect("creates");
         let (first, second) = (machine.add_disk("first"), machine.add_disk("second"));
         (machine, first, second)
@@ -83,7 +83,7 @@ impl Machine {
         let storage = SimStorage::new(&disk);
         let process = storage.process();
         let runtime = Runtime::new(Box::new(storage), Rc::clone(&environment) as _);
-        Machine { disk, environment, process, runtime, group: None, replies: Vec::new(), next: 0 }
+        Machine { disk, environment, process, runtime, stepped: None }
     }
 
     pub fn serve(&mut self, opening: impl Future<Output = Result<Group>> + 'static) -> Result<()> {
@@ -91,7 +91,8 @@ impl Machine {
         let filled = Rc::clone(&slot);
         self.runtime.spawn(async move { drop(filled.replace(Some(opening.await))) });
         self.drive("opening", |_| slot.borrow().is_some());
-        self.group = Some(slot.take().expect("filled")?);
+        let group = slot.take().expect("filled")?;
+        self.stepped = Some(Stepped::new(Rc::clone(&self.runtime), group));
         self.drive("serving", |machine| machine.group().is_serving());
         Ok(())
     }
@@ -142,7 +143,7 @@ impl Machine {
     }
 
     pub fn group(&mut self) -> &mut Group {
-        self.group.as_mut().expect("the group is open")
+        &mut self.stepped().group
     }
 
     /// What the group has told since the last time.
@@ -150,49 +151,17 @@ impl Machine {
         self.group().take_events().into_iter().map(|told| told.event).collect()
     }
 
-    pub fn step(&mut self) {
-        let mut events = Vec::new();
-        self.runtime.step(&mut events);
-        if let Some(group) = &mut self.group {
-            for event in events {
-                group.handle(event);
-            }
-            group.advance();
-            group.take_replies(&mut self.replies);
-        }
-        self.runtime.storage().start();
-        if !self.disk.step() {
-            self.environment.advance(Duration::from_millis(20));
-        }
+    pub fn drive(&mut self, what: &str, done: impl FnMut(&mut Machine) -> bool) {
+        self.until(what, done);
     }
 
-    pub fn drive(&mut self, what: &str, mut done: impl FnMut(&mut Machine) -> bool) {
-        for _ in 0..ROUNDS_MAX {
-            self.step();
-            if done(self) {
-                return;
-            }
-        }
-        panic!("{what} never comes to its end");
-    }
-
-    pub fn called<T: 'static>(
-        &mut self,
-        start: impl FnOnce(&mut Group, Box<dyn FnOnce(Result<T>)>),
-    ) -> Result<T> {
-        let slot = Rc::new(RefCell::new(None));
-        let filled = Rc::clone(&slot);
-        start(self.group(), Box::new(move |result| drop(filled.replace(Some(result)))));
-        self.drive("a call", |_| slot.borrow().is_some());
-        slot.take().expect("filled")
+    /// Answers that nobody has asked for yet.
+    pub fn replies(&mut self) -> &[(Ticket, Reply)] {
+        &self.stepped().replies
     }
 
     pub fn add_disk(&mut self, name: &str) -> DiskId {
-        let added = self.called(|group, done| {
-            group.add_disk(name.into(), SectorCount(SECTORS), Content::Empty, done);
-        });
-        let record: DiskRecord = added.expect("joins");
-        record.id
+        self.join(name, SECTORS).id
     }
 
     pub fn resume(&mut self) -> Result<ResumeReport> {
@@ -200,17 +169,11 @@ impl Machine {
     }
 
     pub fn submit(&mut self, disk: DiskId, request: Request) -> Ticket {
-        self.next += 1;
-        let ticket = Ticket { session: 1, request: self.next };
-        self.group().submit(ticket, Export::Disk(GROUP, disk), request);
-        ticket
+        self.stepped().submit(Export::Disk(GROUP, disk), request)
     }
 
     pub fn ask(&mut self, disk: DiskId, request: Request) -> Reply {
-        let ticket = self.submit(disk, request);
-        self.drive("a request", |machine| machine.replies.iter().any(|(answered, _)| *answered == ticket));
-        let place = self.replies.iter().position(|(answered, _)| *answered == ticket).expect("answered");
-        self.replies.swap_remove(place).1
+        self.answer(Export::Disk(GROUP, disk), request)
     }
 
     pub fn write(&mut self, disk: DiskId, start: u64, byte: u8, sectors: u64) -> Reply {
@@ -244,11 +207,6 @@ impl Machine {
     pub fn has_side_file(&self, disk: DiskId) -> bool {
         self.disk.files().contains(&side(disk))
     }
-}
-
-pub fn write(start: u64, byte: u8, sectors: u64) -> Request {
-    let payload = Bytes::from(vec![byte; to_usize(sectors * 512)]);
-    Request::Write { range: SectorRange::new(start, start + sectors), payload, durable: false }
 }
 
 pub fn side(disk: DiskId) -> PathBuf {

@@ -10,5 +10,7 @@ mod opening;
 mod pieces;
 mod rot;
 mod running;
+#[path = "../support/stepped.rs"]
+mod stepped;
 mod verify;
 mod withheld;

@@ -18,7 +18,7 @@ use afterimage::storage::sim::{FaultKind, Matcher, OpKind};
 use afterimage::units::{DiskId, SectorRange};
 use afterimage::view::View;
 
-use crate::machine::{Machine, SECTORS, image, part};
+use crate::machine::{Machine, SECTORS, Steps, image, part};
 use crate::pieces::flatten;
 
 pub const LOST: SectorRange = SectorRange { start: 10, end: 17 };
@@ -128,6 +128,15 @@ pub fn written(seed: u64) -> (Machine, DiskId, DiskId) {
     (machine, rotten, sound)
 }
 
+/// The same, and further frames say that all this is durable.
+pub fn stated(seed: u64) -> (Machine, DiskId, DiskId) {
+    let (mut machine, broken, sound) = written(seed);
+    assert!(machine.ask(broken, Request::Flush).is_ok());
+    evict(&mut machine, sound);
+    assert!(machine.ask(broken, Request::Flush).is_ok());
+    (machine, broken, sound)
+}
+
 /// A disk of which a write to [`LOST`] rotted, with a side file that notes it. Before it the sectors held 1, in the image.
 fn lossy(seed: u64) -> (Machine, DiskId, DiskId) {
     let (mut machine, rotten, sound) = written(seed);
@@ -225,11 +234,7 @@ fn a_restart_that_meets_the_record_goes_on_with_it_noted() {
 #[test]
 fn a_restart_that_is_the_first_to_meet_the_record_latches_its_disk_alone() {
     for seed in 0..6 {
-        let (mut machine, rotten, sound) = written(seed % 3);
-        assert!(machine.ask(rotten, Request::Flush).is_ok());
-        // Further frames say that all this is durable.
-        evict(&mut machine, sound);
-        assert!(machine.ask(rotten, Request::Flush).is_ok());
+        let (mut machine, rotten, sound) = stated(seed % 3);
         rot(&mut machine, rotten, LOST);
         let mut machine = machine.restart(seed % 2 == 0);
         assert_eq!(read_range(&mut machine, rotten, 9, 11), Err(Refusal::Io));

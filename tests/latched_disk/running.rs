@@ -13,7 +13,7 @@ use afterimage::storage::sim::{FaultKind, Matcher, OpKind};
 use afterimage::units::{Lsn, SectorRange, to_usize};
 
 use crate::machine::{
-    Machine, SECTORS, SEGMENT_BYTES, SEGMENTS, fill, image, latched, part, plan, side, write,
+    Machine, SECTORS, SEGMENT_BYTES, SEGMENTS, Steps, fill, image, latched, part, plan, side, write,
 };
 use crate::pieces::flatten;
 
@@ -101,7 +101,7 @@ fn a_disk_that_is_mended_while_a_batch_runs_loses_nothing() {
         for start in (0..SECTORS).step_by(2) {
             machine.submit(sound, write(start, 7, 1));
         }
-        machine.drive("many writes", |machine| machine.replies.len() as u64 == SECTORS / 2);
+        machine.drive("many writes", |machine| machine.replies().len() as u64 == SECTORS / 2);
         machine.drive("the latch", |machine| machine.is_latched(broken));
         let expected =
             [vec![1; 8 * 512], vec![2; 16 * 512], vec![0; to_usize((SECTORS - 24) * 512)]].concat();
@@ -147,13 +147,13 @@ fn where_no_side_file_can_be_written_the_journal_keeps_what_the_image_lacks() {
             && machine.disk.in_flight() == 0
             && machine.group().snapshot().journal_used_bytes >= (SEGMENTS - 2) * SEGMENT_BYTES
     });
-    assert!(machine.replies.len() < asked.len(), "the journal is too large for this test");
+    assert!(machine.replies().len() < asked.len(), "the journal is too large for this test");
     assert_eq!(machine.read(broken), expected);
     machine.disk.mend();
     machine.resume().expect("a group that works");
     assert!(!machine.is_latched(broken));
-    machine.drive("what waited", |machine| machine.replies.len() == asked.len());
-    assert!(machine.replies.iter().all(|(_, reply)| reply.is_ok()));
+    machine.drive("what waited", |machine| machine.replies().len() == asked.len());
+    assert!(machine.replies().iter().all(|(_, reply)| reply.is_ok()));
     assert_eq!(machine.restart(true).read(broken), expected);
 }
 

@@ -8,7 +8,7 @@ use afterimage::storage::sim::{FaultKind, Matcher, OpKind};
 use afterimage::throttle::Pacing;
 use afterimage::units::{DiskId, to_usize};
 
-use crate::machine::{Machine, SECTORS, image, part, plan};
+use crate::machine::{Machine, SECTORS, Steps, image, part, plan};
 
 /// Two disks that are written, destaged, in the newest point, and in the bases too.
 fn settled() -> (Machine, DiskId, DiskId) {
@@ -61,7 +61,7 @@ fn an_image_and_a_base_that_cannot_be_read_are_named_and_the_rest_is_compared() 
     let sound = verify(&mut machine);
     assert!(sound.is_sound(), "{sound:?}");
     assert_eq!(sound.compared_bytes, 2 * SECTORS * 512);
-    let base = plan().vault.join("base").join(format!("{broken}.raw"));
+    let base = plan().vault.join("base").join(format!("{broken}.summed.raw"));
     for path in [image(broken), base] {
         machine.disk.fail_always(Matcher::kind(OpKind::Read).path(part(&path)), FaultKind::Io);
         let report = verify(&mut machine);

@@ -12,7 +12,7 @@ use afterimage::units::DiskId;
 use crate::machine::{Machine, SECTORS, image};
 use crate::rot::{
     LOST, Runs, accept, accepted_content, check_latched, evict, lacks, place, point, read_range, read_whole,
-    view, written,
+    stated, view, written,
 };
 
 const PAGE: u64 = 4096;
@@ -108,11 +108,7 @@ fn what_is_withheld_is_kept_until_it_is_given_again() {
 #[test]
 fn a_restart_that_meets_what_is_withheld_latches_its_disk_alone() {
     for seed in 0..6 {
-        let (mut machine, broken, sound) = written(seed % 3);
-        assert!(machine.ask(broken, Request::Flush).is_ok());
-        // Further frames say that all this is durable.
-        evict(&mut machine, sound);
-        assert!(machine.ask(broken, Request::Flush).is_ok());
+        let (mut machine, broken, sound) = stated(seed % 3);
         withhold(&mut machine, broken);
         let mut machine = machine.restart(seed % 2 == 0);
         assert_eq!(read_range(&mut machine, broken, 9, 11), Err(Refusal::Io));

@@ -26,6 +26,8 @@ pub struct Laboratory<'a> {
     directory: Mounted,
     /// Points that were read.
     pub points_read: u64,
+    /// Volumes in which a point had to be, which nothing but a failure keeps from being read.
+    pub points_owed: u64,
 }
 
 impl<'a> Laboratory<'a> {
@@ -37,7 +39,7 @@ impl<'a> Laboratory<'a> {
         let directory = Mounted { root, _place: Some(place) };
         let gateway = GatewayProcess::new(gateway, &directory.root, JOURNAL).expect("a directory of its own");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        Laboratory { recording, gateway, runtime, directory, points_read: 0 }
+        Laboratory { recording, gateway, runtime, directory, points_read: 0, points_owed: 0 }
     }
 
     /// Where the volume to look at must lie.
@@ -82,6 +84,8 @@ impl<'a> Laboratory<'a> {
         let mut complaints = self.disks(known);
         let points = self.runtime.block_on(api.points()).map_err(one)?;
         complaints.extend(self.missing_points(known, &points));
+        let is_owed = self.held_points(known).next().is_some();
+        self.points_owed += u64::from(is_owed);
         if !points.is_empty() {
             complaints.extend(self.point(&api, &points, known, random));
         }
@@ -116,28 +120,35 @@ impl<'a> Laboratory<'a> {
         exports.iter().enumerate().map(read).collect()
     }
 
+    /// Points that are held at a moment.
+    fn held_points(&self, known: Known) -> impl Iterator<Item = &KnownPoint> {
+        let is_held =
+            move |point: &&KnownPoint| point.held < known.promised && point.released >= known.nothing_after;
+        self.recording.points.iter().filter(is_held)
+    }
+
     /// Points that were held and are not there.
     fn missing_points(&self, known: Known, points: &[Point]) -> Vec<String> {
-        let is_held =
-            |point: &&KnownPoint| point.held < known.promised && point.released > known.nothing_after;
         let is_listed = |known: &KnownPoint| {
             points.iter().any(|point| point.held && point.label.as_deref() == Some(&known.label))
         };
-        let held = self.recording.points.iter().filter(is_held);
+        let held = self.held_points(known);
         held.filter(|point| !is_listed(point)).map(|point| format!("{} is lost", point.label)).collect()
     }
 
     /// One of the points, opened and read.
     fn point(&mut self, api: &Api, points: &[Point], known: Known, random: &mut Random) -> Vec<String> {
-        let point = random.choose(points);
-        let test = match self.runtime.block_on(api.start_test(point.id)) {
+        let mut point = random.choose(points);
+        let mut opened = self.runtime.block_on(api.start_test(point.id));
+        if opened.is_err() && self.is_gone(api, point) {
+            // Then one that stays, if there is any.
+            let Some(held) = points.iter().find(|point| point.held) else { return Vec::new() };
+            point = held;
+            opened = self.runtime.block_on(api.start_test(point.id));
+        }
+        let test = match opened {
             Ok(test) => test,
-            Err(failure) => {
-                // Retention goes on, and may have taken it away by now.
-                let left = self.runtime.block_on(api.points()).unwrap_or_default();
-                let is_gone = !point.held && left.iter().all(|other| other.id != point.id);
-                return if is_gone { Vec::new() } else { vec![format!("opening {point:?}: {failure}")] };
-            }
+            Err(failure) => return vec![format!("opening {point:?}: {failure}")],
         };
         let mut exports = test.exports.iter().map(|export| export.export.clone()).collect::<Vec<_>>();
         exports.sort();
@@ -153,6 +164,14 @@ impl<'a> Laboratory<'a> {
             Ok(verdict) => vec![format!("{point:?}: {verdict}")],
             Err(complaint) => vec![format!("reading {point:?}: {complaint}")],
         }
+    }
+}
+
+impl Laboratory<'_> {
+    /// Whether retention, which goes on, has taken a point away by now.
+    fn is_gone(&self, api: &Api, point: &Point) -> bool {
+        let left = self.runtime.block_on(api.points()).unwrap_or_default();
+        !point.held && left.iter().all(|other| other.id != point.id)
     }
 }
 

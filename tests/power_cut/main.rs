@@ -5,13 +5,16 @@
 //! FLUSH, at random entries, and with a drive's cache that loses part of what was not flushed. ext4 recovers, the
 //! gateway opens the journal, and the oracle, which is outside of the guest, judges disks and recovery points.
 //!
-//! `AFTERIMAGE_POWER_CUTS` sets the number of cuts, `AFTERIMAGE_SEED` the seed, which is printed. The seed decides the
+//! `AFTERIMAGE_POWER_CUTS` sets how many cuts there are besides those at marks, `AFTERIMAGE_SEED` the seed, which is printed. The seed decides the
 //! requests and the cuts; how requests interleave is the guest's. Needs root, for mounts.
 #![cfg(feature = "server")]
 
 mod examination;
+#[path = "../support/guest.rs"]
 mod guest;
+#[path = "../support/initramfs.rs"]
 mod initramfs;
+mod machine;
 mod recording;
 mod replay;
 #[path = "../support/tool.rs"]
@@ -29,8 +32,8 @@ use examination::Laboratory;
 use recording::{Known, Mark, Plan, Recording};
 use replay::{Cut, Replayer};
 
-/// Cuts of a run, unless told otherwise.
-const CUTS: usize = 150;
+/// Cuts of a run besides those at marks, unless told otherwise.
+const CUTS: usize = 110;
 const OPERATIONS: u64 = 4000;
 /// Cuts of the runs that must be found bad.
 const BAD_CUTS: usize = 8;
@@ -59,9 +62,10 @@ struct Case {
     known: Known,
 }
 
-/// What was found: the number of points that were read, and what was wrong with which cut.
+/// What was found: the number of points that were read, and of those that had to be, and what was wrong with which cut.
 struct Findings {
     points_read: u64,
+    points_owed: u64,
     failures: Vec<(Cut, Vec<String>)>,
 }
 
@@ -70,7 +74,7 @@ fn examine(recording: &Recording, mut cases: Vec<Case>, seed: u64) -> Findings {
     cases.sort_by_key(|case| case.cut.entries);
     let workers = std::thread::available_parallelism().map_or(1, usize::from).min(4);
     let shares = cases.chunks(cases.len().div_ceil(workers).max(1));
-    let mut findings = Findings { points_read: 0, failures: Vec::new() };
+    let mut findings = Findings { points_read: 0, points_owed: 0, failures: Vec::new() };
     std::thread::scope(|scope| {
         let work =
             |(worker, share): (u64, _)| scope.spawn(move || examine_share(recording, share, seed ^ worker));
@@ -78,6 +82,7 @@ fn examine(recording: &Recording, mut cases: Vec<Case>, seed: u64) -> Findings {
         for worker in workers {
             let mut found = worker.join().expect("a worker does not panic");
             findings.points_read += found.points_read;
+            findings.points_owed += found.points_owed;
             findings.failures.append(&mut found.failures);
         }
     });
@@ -96,18 +101,18 @@ fn examine_share(recording: &Recording, cases: &[Case], seed: u64) -> Findings {
             failures.push((case.cut.clone(), complaints));
         }
     }
-    Findings { points_read: laboratory.points_read, failures }
+    let Laboratory { points_read, points_owed, .. } = laboratory;
+    Findings { points_read, points_owed, failures }
 }
 
-/// A third at marks, a tenth while the gateway opens its journal, and the others anywhere: half of these at random
+/// Every mark, and `count` others: a tenth of these while the gateway opens its journal, and the rest anywhere: half at random
 /// entries, half at flushes that had not happened yet, where a drive's cache loses part of what they would have made
 /// durable.
 fn cuts(recording: &Recording, count: usize, random: &mut Random) -> Vec<Cut> {
     let entries = recording.log.entries();
-    let mut marks: Vec<usize> = recording.marks.iter().map(|mark| mark.entry + 1).collect();
-    random.shuffle(&mut marks);
-    marks.truncate(count / 3);
-    let mut cuts: Vec<Cut> = marks.into_iter().map(|entries| Cut { entries, loses: None }).collect();
+    let marks = recording.marks.iter().map(|mark| Cut { entries: mark.entry + 1, loses: None });
+    let mut cuts: Vec<Cut> = marks.collect();
+    let count = cuts.len() + count;
     for _ in 0..count / 10 {
         let entries = recording.opening.start + random.index(recording.opening.len()) + 1;
         cuts.push(Cut { entries, loses: random.chance(1, 2).then(|| random.next()) });
@@ -171,15 +176,19 @@ fn every_power_cut_leaves_what_was_promised() {
     let count =
         number("AFTERIMAGE_POWER_CUTS").map_or(CUTS, |count| usize::try_from(count).expect("a count"));
     let cuts = cuts(&recording, count, &mut random);
+    let count = cuts.len();
     let case = |cut: Cut| Case { known: recording.known(cut.entries), cut };
     let findings = examine(&recording, cuts.into_iter().map(case).collect(), seed);
     let failures = &findings.failures;
     assert!(failures.is_empty(), "{} of {count} cuts: {}", failures.len(), show(failures));
     println!(
-        "{count} cuts are as they must be; {} points read, {} ms",
+        "{count} cuts are as they must be; {} points read, {} of which had to be, {} ms",
         findings.points_read,
+        findings.points_owed,
         clock.monotonic().0 / 1_000_000
     );
+    assert!(findings.points_owed > 0, "points are held from the first on, and the last mark is cut at");
+    assert!(findings.points_read >= findings.points_owed, "where a point is held, one is read");
 
     let lies = lies(&recording, &mut random);
     let told = lies.len();

@@ -20,6 +20,7 @@ use afterimage::random::Random;
 use tempfile::TempDir;
 
 use crate::guest::Guest;
+use crate::machine;
 use crate::tool;
 use crate::write_log::{Kind, WriteLog};
 
@@ -117,8 +118,7 @@ impl Recording {
         tool::says("cp", ["--sparse=always".as_ref(), initial.as_os_str(), volume.as_os_str()]);
         let file = std::fs::File::create(&log).expect("a file in a temporary directory");
         file.set_len(LOG_BYTES).expect("a sparse file");
-        let guest = Guest::boot(directory.path(), &volume, &log, gateway, &configuration());
-        let address = guest.nbd();
+        let (guest, address) = machine::boot(directory.path(), &volume, &log, gateway, &configuration());
         let mut random = Random::new(plan.seed);
         let history = History::new(random.next(), vec![DISK_BYTES / 512; EXPORTS.len()]);
         let mut run = Run {

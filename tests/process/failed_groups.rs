@@ -445,3 +445,27 @@ fn no_group_is_named_like_the_id_of_another() {
     assert!(refused.contains("another name"), "{refused}");
     site.gateway.says("group create cafe");
 }
+
+/// The step that stopped the opening hid what was wrong with those behind it.
+#[test]
+fn every_damaged_step_of_a_manifest_is_named_though_its_vault_cannot_be_opened() {
+    let mut site = Site::sound();
+    site.gateway.kill();
+    let steps = ["manifest/0000000000000002", "manifest/0000000000000004"];
+    let steps = steps.map(|step| site.sap.vault(&site.gateway, step));
+    steps.iter().for_each(|step| flip(step));
+    site.gateway.restart();
+    let output = site.gateway.cli("vault verify sap --json").output().unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).expect("it prints JSON");
+    let faults: Vec<&str> = report["faults"]
+        .as_array()
+        .expect("faults")
+        .iter()
+        .map(|fault| fault.as_str().expect("text"))
+        .collect();
+    assert_eq!((output.status.code(), faults.len()), (Some(1), 2), "{report:#}");
+    assert!(faults[0].contains("cannot be opened"), "{report:#}");
+    for (fault, step) in faults.iter().zip(&steps) {
+        assert!(fault.contains(step.to_str().expect("UTF-8")), "{report:#}");
+    }
+}

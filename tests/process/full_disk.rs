@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::thread::{self, JoinHandle};
 
 use afterimage::capture::nbd::client::{Answer, Client, Command, Wishes};
+use afterimage::capture::nbd::codec::NBD_ESHUTDOWN;
 use serde_json::Value;
 
 use crate::content::{assert_same_bytes, content, files};
@@ -31,7 +32,10 @@ fn write_all(gateway: &Gateway) -> JoinHandle<u64> {
             let write =
                 Command::Write { offset: block * u64::from(BLOCK_BYTES), data: &data, durable: false };
             match client.call(&write) {
-                Ok(answer) => drop(answer.expect("no space is no error: the write waits")),
+                Ok(Ok(_)) => {}
+                // The group went.
+                Ok(Err(refused)) if refused.code == NBD_ESHUTDOWN => return block,
+                Ok(Err(refused)) => panic!("no space is no error: the write waits: {refused:?}"),
                 Err(_) => return block,
             }
         }
@@ -219,4 +223,43 @@ fn a_disk_that_is_longer_than_a_file_may_be_is_refused_with_the_limit() {
     assert_eq!(limit[0], limit[1]);
     assert_eq!(files(gateway.data(), "raw").len(), 0);
     gateway.says(&format!("disk create erp/db --size {}", limit[0]));
+}
+
+/// A first start makes a lock and a key: where that cannot be, the configuration names a place that cannot be served. A review
+/// found it refused with exit status 1, without key and mend.
+#[test]
+fn a_first_start_on_a_full_disk_is_refused_as_a_wrong_configuration() {
+    let small = SmallFileSystem::new();
+    let mut gateway = Gateway::with(&small.setup());
+    gateway.terminate();
+    let data = gateway.data().to_owned();
+    let refused = |gateway: &Gateway| {
+        let serve = format!("serve --config {}", gateway.configuration().display());
+        let told = gateway.refuses(&serve, 2);
+        let named = [&format!("site.data_dir = \"{}\"", data.display()), "no space", "free some"];
+        assert!(named.iter().all(|text| told.contains(*text)), "{told}");
+    };
+    // As before the first start; and as after one that came no further than to its lock.
+    for leaves_lock in [false, true] {
+        std::fs::remove_dir_all(&data).unwrap();
+        std::fs::create_dir(&data).unwrap();
+        if leaves_lock {
+            std::fs::write(data.join("lock"), "").unwrap();
+        }
+        small.fill_up();
+        refused(&gateway);
+        assert_eq!(
+            std::fs::read_dir(&data).unwrap().count(),
+            usize::from(leaves_lock),
+            "nothing was touched"
+        );
+        small.give_back();
+    }
+    gateway.restart();
+    gateway.protect([("db", "8M")]);
+    gateway.terminate();
+    // What is there is served on a full disk, too.
+    small.fill_up();
+    gateway.restart();
+    assert_eq!(gateway.json("disk list")[0]["size_bytes"], 8 << 20);
 }

@@ -30,6 +30,12 @@ fn journal(gateway: &Gateway) -> PathBuf {
     gateway.data().join("groups").join(group["id"].as_str().expect("text")).join("journal")
 }
 
+/// The only group's journal, also while no gateway runs.
+fn only_journal(gateway: &Gateway) -> PathBuf {
+    let mut groups = fs::read_dir(gateway.data().join("groups")).unwrap();
+    groups.next().expect("a group").unwrap().path().join("journal")
+}
+
 /// A byte of the journal that was flipped.
 struct Flipped {
     file: fs::File,
@@ -40,7 +46,11 @@ struct Flipped {
 impl Flipped {
     /// Flips a byte of the newest record that is a write of these sectors. It is in the file that was written last.
     fn of(gateway: &Gateway, range: SectorRange) -> Flipped {
-        let paths = fs::read_dir(journal(gateway)).unwrap().map(|entry| entry.unwrap().path());
+        Flipped::of_journal(journal(gateway), range)
+    }
+
+    fn of_journal(journal: PathBuf, range: SectorRange) -> Flipped {
+        let paths = fs::read_dir(journal).unwrap().map(|entry| entry.unwrap().path());
         let segment = |path: PathBuf| Some((path.clone(), parse_file_name(path.file_name()?.to_str()?)?));
         let modified = |path: &PathBuf| fs::metadata(path).unwrap().modified().unwrap();
         let newest = paths.filter_map(segment).max_by_key(|(path, _)| modified(path));
@@ -152,7 +162,11 @@ fn a_record_that_rotted_is_named_given_up_and_forgotten() {
         output.status.code() == Some(1) && told.contains(&sectors) && told.contains("--accept-loss"),
         "{told}"
     );
-    gateway.refuses("group resume erp --accept-loss", 2);
+    // The point made before it has what these sectors held: so nobody gives up without having heard how to look.
+    let ways = ["a recovery point may still hold", "`point list`", "`failover test`", "`restore`"];
+    assert!(ways.iter().all(|way| told.contains(way)), "{told}");
+    let asked = gateway.refuses("group resume erp --accept-loss", 2);
+    assert!(asked.contains("`point list erp`"), "{asked}");
     let told = gateway.says("group resume erp --accept-loss --yes");
     assert!(told.contains("cleared") && told.contains(&sectors), "{told}");
     let mut client = client(&gateway, "db");
@@ -169,4 +183,34 @@ fn a_record_that_rotted_is_named_given_up_and_forgotten() {
         events.as_array().unwrap().iter().find(|event| event["code"] == "loss_accepted").expect("told");
     let message = event["message"].as_str().expect("text");
     assert!(message.contains("disk db") && message.contains(&sectors), "{message}");
+}
+
+/// In the first second nothing had been read of what the opening found: there was nothing to resume, and nobody heard of the loss.
+#[test]
+fn a_resume_right_after_a_start_waits_until_what_the_journal_holds_was_looked_at() {
+    let mut gateway = Gateway::with(&Setup { more: "[memory]\nframes = \"0MiB\"\n", ..Setup::default() });
+    gateway.protect([("db", "2M")]);
+    gateway.says("policy set erp --interval 24h");
+    let mut db = client(&gateway, "db");
+    // The second states that the first is durable: what rotted is no torn end.
+    for offset in [0, DISK_BYTES as u64 / 2] {
+        let data = content(100 + offset, PIECE);
+        db.call(&Command::Write { offset, data: &data, durable: true }).unwrap().unwrap();
+    }
+    gateway.kill();
+    let sectors = SectorRange::new(0, PIECE as u64 / 512);
+    Flipped::of_journal(only_journal(&gateway), sectors);
+    gateway.restart();
+    let output = gateway.cli("group resume erp").output().expect("the program");
+    let told = String::from_utf8(output.stdout).expect("UTF-8");
+    let named = format!("{}..{}", sectors.start, sectors.end);
+    assert!(
+        output.status.code() == Some(1) && told.contains(&named) && told.contains("--accept-loss"),
+        "{told}"
+    );
+    let told = gateway.says("group resume erp --accept-loss --yes");
+    assert!(told.contains("cleared"), "{told}");
+    let mut db = client(&gateway, "db");
+    let data = content(9, PIECE);
+    db.call(&Command::Write { offset: 0, data: &data, durable: true }).unwrap().expect("taken again");
 }

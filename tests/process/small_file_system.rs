@@ -54,6 +54,11 @@ impl SmallFileSystem {
         let _ = fs::remove_file(self.root.join("filler"));
     }
 
+    /// Gives what was taken by [`SmallFileSystem::fill_up`] back.
+    pub fn give_back(&self) {
+        fs::remove_file(self.root.join("filler")).unwrap();
+    }
+
     /// Takes the last byte.
     pub fn fill_up(&self) {
         let mut filler = File::create(self.root.join("filler")).unwrap();

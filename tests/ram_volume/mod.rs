@@ -158,6 +158,12 @@ impl Volume for RamVolume {
         replies.append(&mut self.replies);
     }
 
+    fn close(&mut self) {
+        let flushes = self.flushes.drain().map(|(_, ticket)| ticket);
+        let held = self.held.take().unwrap_or_default().into_iter().map(|(ticket, _)| ticket);
+        self.replies.extend(flushes.chain(held).map(|ticket| (ticket, Err(Refusal::Shutdown))));
+    }
+
     fn next_deadline(&self) -> Option<MonotonicNanos> {
         None
     }

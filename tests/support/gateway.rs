@@ -13,8 +13,11 @@ use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use afterimage::env::{Environment, OsEnvironment};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::process::{
+    Pid, PidfdFlags, Resource, Rlimit, Signal, getrlimit, kill_process, pidfd_open, prlimit,
+};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -28,10 +31,14 @@ const LOG_LINES_SHOWN: usize = 40;
 pub struct Setup {
     /// `[storage] backend`.
     pub backend: &'static str,
+    /// What serves; the program that was built with the test unless said.
+    pub program: Option<PathBuf>,
     /// Where the data directory is; in the gateway's own temporary directory unless said.
     pub data: Option<PathBuf>,
     /// `[nbd] connections_max`.
     pub connections_max: u32,
+    /// `[api] connections_max`.
+    pub api_connections_max: u32,
     /// `[nbd] buffers`.
     pub buffers: &'static str,
     /// `[nbd] buffers_total`.
@@ -52,8 +59,10 @@ impl Default for Setup {
     fn default() -> Setup {
         Setup {
             backend: "auto",
+            program: None,
             data: None,
             connections_max: 64,
+            api_connections_max: 256,
             buffers: "64MiB",
             buffers_total: "1GiB",
             address_space_kib: None,
@@ -68,6 +77,7 @@ impl Default for Setup {
 /// A gateway's directory, and its process while there is one.
 pub struct Gateway {
     directory: TempDir,
+    program: PathBuf,
     data: PathBuf,
     limits: String,
     process: Option<Running>,
@@ -98,7 +108,9 @@ impl Gateway {
             limit.map_or(String::new(), |n| format!("ulimit {option} {n}; "))
         };
         let limits = limit("-v", setup.address_space_kib) + &limit("-n", setup.descriptors);
-        let mut gateway = Gateway { directory, data, limits, process: None };
+        let program =
+            setup.program.clone().unwrap_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_afterimage")));
+        let mut gateway = Gateway { directory, program, data, limits, process: None };
         fs::write(gateway.configuration(), gateway.toml(setup)).expect("the configuration");
         gateway.restart();
         gateway
@@ -110,13 +122,14 @@ impl Gateway {
         format!(
             "[site]\nname = \"test\"\ndata_dir = {:?}\ndata_threads = 2\n\
              [nbd]\nlisten = [\"unix:{socket}\"{tcp}]\nconnections_max = {}\nbuffers = {:?}\nbuffers_total = {:?}\n\
-             [api]\nsocket = {:?}\n[storage]\nbackend = {:?}\n\
+             [api]\nsocket = {:?}\nconnections_max = {}\n[storage]\nbackend = {:?}\n\
              [journal]\nsize = {:?}\nsegment_size = {:?}\n{}",
             self.data,
             setup.connections_max,
             setup.buffers,
             setup.buffers_total,
             self.api(),
+            setup.api_connections_max,
             setup.backend,
             setup.journal.0,
             setup.journal.1,
@@ -139,25 +152,48 @@ impl Gateway {
         self.path("afterimage.toml")
     }
 
-    fn api(&self) -> PathBuf {
+    /// The API's socket.
+    pub fn api(&self) -> PathBuf {
         self.path("api.sock")
     }
 
     /// Starts the process, which must not be running, and waits until it serves.
     #[track_caller]
     pub fn restart(&mut self) {
-        assert!(self.process.is_none(), "the gateway is running");
-        let mut command = Command::new("sh");
-        // As carelessly as somebody may start it: what others may read is not for the umask to decide.
-        let script = format!("umask 000; {}exec \"$0\" \"$@\"", self.limits);
-        command.args(["-c", script.as_str(), env!("CARGO_BIN_EXE_afterimage")]);
-        command.args(["serve", "--config"]).arg(self.configuration()).env("AFTERIMAGE_LOG", "info");
+        let mut command = self.serve();
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the program");
         let lines = BufReader::new(child.stderr.take().expect("a pipe"));
         let (log, ready) = follow(lines);
         self.process = Some(Running { child, log });
         ready.recv_timeout(PATIENCE).expect("the gateway serves");
         UnixStream::connect(self.api()).expect("its API takes connections");
+    }
+
+    fn serve(&self) -> Command {
+        assert!(self.process.is_none(), "the gateway is running");
+        let mut command = Command::new("sh");
+        // As carelessly as somebody may start it: what others may read is not for the umask to decide.
+        let script = format!("umask 000; {}exec \"$0\" \"$@\"", self.limits);
+        command.args(["-c", script.as_str()]).arg(&self.program);
+        command.args(["serve", "--config"]).arg(self.configuration()).env("AFTERIMAGE_LOG", "info");
+        command
+    }
+
+    /// Has it started from that program from now on: an upgrade.
+    pub fn install(&mut self, program: PathBuf) {
+        self.program = program;
+    }
+
+    /// Has it started with that hard limit on its open files from now on.
+    pub fn limit_descriptors(&mut self, descriptors: u64) {
+        self.limits = format!("ulimit -n {descriptors}; ");
+    }
+
+    /// The one line that the process complains with; it must not serve.
+    #[track_caller]
+    pub fn refuses_to_serve(&self, status: i32) -> String {
+        let output = self.serve().stdin(Stdio::null()).output().expect("the program");
+        refusal(&output, status)
     }
 
     /// SIGTERM; it must end in good order.
@@ -185,6 +221,15 @@ impl Gateway {
         let status = wait(&mut process.child);
         self.process = None;
         status
+    }
+
+    /// Has the running process open files as long as it has fewer than that; gives what it could before.
+    pub fn allow_descriptors(&self, descriptors: Option<u64>) -> Option<u64> {
+        let process = self.process.as_ref().expect("the gateway is running");
+        let id = Some(Pid::from_child(&process.child));
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        let limit = Rlimit { current: descriptors, maximum };
+        prlimit(id, Resource::Nofile, limit).expect("it is our child").current
     }
 
     /// The lines of its log that contain `fragment`.
@@ -292,18 +337,18 @@ impl Gateway {
 
 #[track_caller]
 fn until(what: &str, ask: impl Fn() -> Value, is_so: impl Fn(&Value) -> bool) -> Value {
-    let mut answer = Value::Null;
-    for _ in 0..QUESTIONS_MAX {
-        answer = ask();
+    let clock = OsEnvironment::new();
+    let asked_first = clock.monotonic();
+    loop {
+        let answer = ask();
         if is_so(&answer) {
             return answer;
         }
+        // Not a count: some questions take a fiftieth of what others do.
+        let waited = Duration::from_nanos(clock.monotonic().0 - asked_first.0);
+        assert!(waited < PATIENCE, "{what} did not come about: {answer:#}");
     }
-    panic!("{what} did not come about: {answer:#}");
 }
-
-/// Most are a process that connects and asks: about 5 ms.
-const QUESTIONS_MAX: usize = 10_000;
 
 impl Drop for Gateway {
     fn drop(&mut self) {

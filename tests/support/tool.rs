@@ -57,3 +57,10 @@ pub fn fails<A: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item =
     assert!(!output.status.success(), "{program} should have failed: {text}");
     text.into_owned()
 }
+
+/// The words of a line, as the shell has them that a person would paste it into.
+#[track_caller]
+pub fn words(line: &str) -> Vec<String> {
+    let script = format!("printf '%s\\n' {line}");
+    says("sh", ["-c", script.as_str()]).lines().map(str::to_owned).collect()
+}

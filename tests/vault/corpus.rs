@@ -10,13 +10,14 @@ use afterimage::format::manifest::StepNumber;
 use afterimage::format::manifest::{self, Snapshot};
 use afterimage::format::record::{Change, MergeRecord, PinKind, PinRecord, TestUse};
 use afterimage::format::summary::{self, Footer};
+use afterimage::format::sums::{Block, encode_header};
 use afterimage::seal::GroupKeys;
 use afterimage::units::{
-    DiskSlot, PinId, SECTOR_BYTES, SectorCount, SectorRange, SummaryId, WallNanos, WriterId,
+    DiskId, DiskSlot, PinId, SECTOR_BYTES, SectorCount, SectorRange, SummaryId, WallNanos, WriterId,
 };
 
 use crate::support::{Group, block_on};
-use crate::{summary_fuzz, vault_fuzz};
+use crate::{summary_fuzz, sums_fuzz, vault_fuzz};
 
 type Seeds = Vec<(String, Vec<u8>)>;
 
@@ -331,5 +332,17 @@ fn summary_seeds_are_valid_and_checked_in() {
     check_in("summary", &seeds);
     for (name, input) in &seeds {
         assert!(summary_fuzz::summary(input), "{name}");
+    }
+}
+
+#[test]
+fn sums_seeds_are_valid_and_checked_in() {
+    let disk = DiskId(0x1111_2222_3333_4444_5555_6666_7777_8888);
+    let mut block = Block::ZEROS;
+    block.sums_mut()[7..100].fill(0x0102_0304);
+    let places = [("header", encode_header(disk)), ("block", block.encode(disk, 2))];
+    for (name, place) in places {
+        assert!(sums_fuzz::place(&place), "{name}");
+        check_in("sums", &vec![(name.to_owned(), place.to_vec())]);
     }
 }

@@ -9,6 +9,7 @@ mod overlay;
 mod pieces;
 #[cfg(feature = "sim")]
 mod power;
+mod repair;
 #[cfg(feature = "sim")]
 mod reserve;
 mod retention;
@@ -16,6 +17,8 @@ mod sealing;
 mod summaries;
 #[path = "../support/summary_fuzz.rs"]
 mod summary_fuzz;
+#[path = "../support/sums_fuzz.rs"]
+mod sums_fuzz;
 mod support;
 #[path = "../support/vault_fuzz.rs"]
 mod vault_fuzz;

@@ -164,6 +164,47 @@ fn snapshot_and_steps_are_what_all_steps_are() {
     assert!(damaged.is_empty(), "{damaged:?}");
 }
 
+/// What a snapshot replaces goes file by file; a death in between made verifications take for lost what was about to go, and every point for
+/// harmed.
+#[test]
+fn what_a_snapshot_replaced_may_be_there_in_part() {
+    let directory = directory();
+    let runtime = runtime();
+    let (layout, vault) = create(&runtime, &directory);
+    let append_up_to = |number| {
+        while vault.manifest().state().newest() < StepNumber(number) {
+            let newest = vault.manifest().state().newest().0;
+            block_on(&runtime, vault.manifest().append_with(|state| Ok(change(newest, state))))
+                .expect("appended");
+        }
+    };
+    let damage = || {
+        let report = block_on(&runtime, verify(&vault, |_, _| Ok(()))).expect("read");
+        report
+            .findings
+            .into_iter()
+            .filter(|finding| !finding.path.starts_with(layout.bases()))
+            .collect::<Vec<_>>()
+    };
+    append_up_to(2 * SNAPSHOT_STEPS + 40);
+    let replaced: Vec<_> = [SNAPSHOT_STEPS + 40, SNAPSHOT_STEPS + 41, 2 * SNAPSHOT_STEPS]
+        .map(|step| layout.step(StepNumber(step)))
+        .into_iter()
+        .chain([layout.snapshot(StepNumber(SNAPSHOT_STEPS))])
+        .map(|path| (std::fs::read(&path).expect("not replaced yet"), path))
+        .collect();
+    append_up_to(3 * SNAPSHOT_STEPS + 40);
+    for (bytes, path) in &replaced {
+        assert!(!path.exists(), "{}: replaced", path.display());
+        std::fs::write(path, bytes).expect("put back");
+        assert_eq!(damage(), [], "{} is there again", path.display());
+    }
+    let again = block_on(&runtime, Manifest::open(&runtime, &layout, vault.keys().clone())).expect("sound");
+    assert_eq!(*again.state(), *vault.manifest().state());
+    append_up_to(4 * SNAPSHOT_STEPS + 40);
+    assert!(replaced.iter().all(|(_, path)| !path.exists()), "the next snapshot goes on with it");
+}
+
 #[test]
 fn a_writer_that_slept_through_a_snapshot_does_not_believe_its_own_success() {
     let directory = directory();

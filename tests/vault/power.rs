@@ -14,6 +14,8 @@ use afterimage::view::{Overlay, View};
 use crate::support::{GROUP, Group, TIMELINE, block_on, flatten, group_record, pattern, site_keys};
 
 const SEEDS: u64 = 300;
+/// Steps within which a process dies: about as many as its work takes.
+const STEPS: u64 = 150;
 
 /// A process on the simulated disk.
 pub struct Process {
@@ -38,17 +40,18 @@ pub fn prepare_disk(disk: &SimDisk) -> &'static Path {
     Path::new("/data/vault")
 }
 
-/// Runs a future for so many of the disk's operations, then kills the process or cuts the power; whether it had ended.
+/// Runs a future for up to so many steps, then kills the process or cuts the power; whether it had ended.
 pub fn die_within(
     disk: &SimDisk,
     process: Process,
+    steps: u64,
     random: &mut Random,
     future: impl Future<Output = ()>,
 ) -> bool {
     let mut future = std::pin::pin!(future);
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
     let mut ended = false;
-    for _ in 0..random.below(150) {
+    for _ in 0..random.below(steps) {
         process.runtime.step(&mut Vec::new());
         if future.as_mut().poll(&mut context).is_ready() {
             ended = true;
@@ -84,7 +87,7 @@ fn a_published_point_survives_any_death_and_an_unpublished_one_leaves_nothing() 
         let published = Cell::new(0_usize);
         let doomed = process(&disk, seed + SEEDS);
         let runtime = Rc::clone(&doomed.runtime);
-        let ended = die_within(&disk, doomed, &mut random, async {
+        let ended = die_within(&disk, doomed, STEPS, &mut random, async {
             let vault = Vault::open(&runtime, path, &site_keys()).await.expect("sound");
             for (count, point) in (1..).zip(&prepared) {
                 point.publish(&vault, log).await.expect("nothing fails here but the process");
@@ -94,7 +97,7 @@ fn a_published_point_survives_any_death_and_an_unpublished_one_leaves_nothing() 
         // It may die again while it opens.
         let doomed = process(&disk, seed + 2 * SEEDS);
         let runtime = Rc::clone(&doomed.runtime);
-        die_within(&disk, doomed, &mut random, async {
+        die_within(&disk, doomed, STEPS, &mut random, async {
             Vault::open(&runtime, path, &site_keys()).await.map(drop).expect("sound");
         });
         let successor = process(&disk, seed + 3 * SEEDS).runtime;
@@ -131,7 +134,7 @@ fn a_group_is_created_or_not_and_can_be_created_again() {
         let path = prepare_disk(&disk);
         let doomed = process(&disk, seed);
         let runtime = Rc::clone(&doomed.runtime);
-        let created = die_within(&disk, doomed, &mut random, async {
+        let created = die_within(&disk, doomed, STEPS, &mut random, async {
             let keys = site_keys();
             let created = Vault::create(&runtime, path, GROUP, TIMELINE, group_record("g"), Some(&keys));
             created.await.map(drop).expect("an empty place");

@@ -15,6 +15,8 @@ use crate::power::{die_within, prepare_disk, process};
 use crate::support::{Group, block_on, flatten, site_keys};
 
 const SEEDS: u64 = 300;
+/// Steps within which a process dies: about as many as an advance with its sums takes.
+const STEPS: u64 = 240;
 /// More than the deltas of the tests hold.
 const ROOM_BYTES: u64 = 64 << 10;
 
@@ -114,7 +116,7 @@ fn deaths_on_a_full_disk_lose_nothing_and_what_they_cut_off_is_done_after_them()
         let done = Cell::new(false);
         let doomed = process(&disk, seed + SEEDS);
         let runtime = Rc::clone(&doomed.runtime);
-        die_within(&disk, doomed, &mut random, async {
+        die_within(&disk, doomed, STEPS, &mut random, async {
             let vault = Vault::open(&runtime, &path, &site_keys()).await.expect("sound");
             give_back(&vault).await.expect("the reserve is for that");
             done.set(true);

@@ -2,14 +2,17 @@
 
 use afterimage::error::ErrorKind;
 use afterimage::format::ladder::{Ladder, Rung};
-use afterimage::units::{GroupNanos, PointId, SectorRange};
-use afterimage::vault::{Advance, Vault, verify};
+use afterimage::units::{GroupNanos, Lsn, PointId, SectorRange, WallNanos};
+use afterimage::vault::{Advance, Moment, Vault, verify};
 use afterimage::view::View;
 use proptest::prelude::*;
 
 use crate::support::{Edit, Group, block_on, edits, flatten, site_keys};
 
 const SIZES: [u64; 2] = [900, 77];
+/// When every point is old.
+const FAR_AHEAD: Moment =
+    Moment { group: GroupNanos(u64::MAX / 2), wall: WallNanos(i64::MAX), lsn: Lsn(u64::MAX) };
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -142,12 +145,12 @@ fn the_newest_a_held_and_a_read_point_stay() {
     assert!(refused(points[1]).contains("being read"));
     // Whatever the ladder says.
     let ladder = Ladder::new(vec![Rung { until_ms: 1, spacing_ms: 0 }]).expect("legal");
-    let forecast = group.vault.forecast(&ladder, GroupNanos(u64::MAX));
+    let forecast = group.vault.forecast(&ladder, FAR_AHEAD);
     assert_eq!(forecast.points, 1, "only the third can go");
     drop(view);
-    assert_eq!(group.vault.forecast(&ladder, GroupNanos(u64::MAX)).points, 2);
+    assert_eq!(group.vault.forecast(&ladder, FAR_AHEAD).points, 2);
     block_on(&group.runtime, group.vault.release_point(points[0])).expect("it is held");
-    assert_eq!(group.vault.forecast(&ladder, GroupNanos(u64::MAX)).points, 3);
+    assert_eq!(group.vault.forecast(&ladder, FAR_AHEAD).points, 3);
     block_on(&group.runtime, group.vault.release_point(points[0])).expect_err("it is not held");
 }
 

@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use afterimage::format::manifest::StepNumber;
-use afterimage::units::{BlobId, PointId, SectorRange};
-use afterimage::vault::{Advance, Severity, VerifyReport, verify};
+use afterimage::format::record::Change;
+use afterimage::units::{BlobId, DiskId, PointId, SectorCount, SectorRange};
+use afterimage::vault::{Advance, SNAPSHOT_STEPS, Severity, VerifyReport, verify, verify_manifest};
 
-use crate::support::{Group, block_on};
+use crate::support::{Group, block_on, site_keys};
 
 fn group() -> (Group, PathBuf) {
     let mut group = Group::new(&[4096, 64]);
@@ -83,6 +84,38 @@ fn a_bad_manifest_step_is_named() {
     assert_eq!(only_damage(&report(&group)).0, step);
 }
 
+/// The first one hid those behind it.
+#[test]
+fn every_bad_manifest_step_is_named() {
+    let (group, _) = group();
+    let named = |report: &VerifyReport| {
+        assert!(report.findings.iter().all(|finding| finding.severity == Severity::Damage));
+        report.findings.iter().map(|finding| finding.path.clone()).collect::<Vec<_>>()
+    };
+    let steps = [2, 4].map(|step| group.vault.layout().step(StepNumber(step)));
+    steps.iter().for_each(|step| flip(step, 146));
+    assert_eq!(named(&report(&group)), steps);
+    // Whole by itself, but of another place.
+    std::fs::copy(group.vault.layout().step(StepNumber(1)), &steps[0]).expect("copied");
+    assert_eq!(named(&report(&group)), steps);
+    // Steps are no longer known to add up to anything, until a snapshot says to what.
+    let manifest = group.vault.manifest();
+    let mut paused = false;
+    while manifest.state().newest() < StepNumber(2 * SNAPSHOT_STEPS + 8) {
+        paused = !paused;
+        block_on(&group.runtime, manifest.append(Change::PauseSet(paused))).expect("appended");
+    }
+    assert!(report(&group).is_sound(), "snapshots took their place");
+    let steps = [SNAPSHOT_STEPS + 3, SNAPSHOT_STEPS + 7, 2 * SNAPSHOT_STEPS + 2];
+    let steps = steps.map(|step| group.vault.layout().step(StepNumber(step)));
+    steps.iter().for_each(|step| flip(step, 100));
+    assert_eq!(named(&report(&group)), steps);
+    // As a process finds it that cannot open it.
+    let (path, keys) = (group.path(), site_keys());
+    let alone = block_on(&group.runtime, verify_manifest(&group.runtime, &path, &keys));
+    assert_eq!(named(&alone.expect("read")), steps);
+}
+
 #[test]
 fn missing_and_short_files_are_named() {
     let (group, blob) = group();
@@ -107,6 +140,20 @@ fn an_orphan_is_reported_and_harms_nothing() {
     assert!(report.is_sound());
     assert_eq!(report.findings.len(), 1);
     assert_eq!(report.findings[0].path, orphan);
+}
+
+/// An import takes its time: the base is there before the step that adds the disk.
+#[test]
+fn the_base_of_a_disk_that_is_being_created_is_no_orphan() {
+    let (group, _) = group();
+    let disk = DiskId(0xbeef);
+    block_on(&group.runtime, group.vault.bases().create_empty(disk, SectorCount(64))).expect("created");
+    assert_eq!(report(&group).findings, []);
+    // What another process left would be one.
+    let foreign = group.vault.layout().base(DiskId(0xdead));
+    std::fs::copy(group.vault.layout().base(disk), &foreign).expect("copied");
+    let found: Vec<_> = report(&group).findings.into_iter().map(|finding| finding.path).collect();
+    assert_eq!(found, [foreign]);
 }
 
 /// A group whose first delta is of sectors 7..1000 of a disk, which the third writes anew but for the first.

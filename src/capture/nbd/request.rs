@@ -29,7 +29,8 @@ impl Negotiated {
         let access = if self.read_only {
             NBD_FLAG_READ_ONLY
         } else {
-            NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_SEND_FAST_ZERO
+            let fast = if self.zeros_are_fast() { NBD_FLAG_SEND_FAST_ZERO } else { 0 };
+            NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES | fast
         };
         NBD_FLAG_HAS_FLAGS
             | NBD_FLAG_SEND_FLUSH
@@ -38,6 +39,12 @@ impl Negotiated {
             | NBD_FLAG_SEND_CACHE
             | access
             | if self.structured { NBD_FLAG_SEND_DF } else { 0 }
+    }
+
+    /// Zeros of a protected disk are a record without payload, which is always faster than a write; those of a test failover
+    /// are written to its overlay.
+    fn zeros_are_fast(&self) -> bool {
+        matches!(self.export, Export::Disk(..))
     }
 }
 
@@ -92,14 +99,16 @@ fn flags_allowed(kind: u16, negotiated: &Negotiated) -> u16 {
     NBD_CMD_FLAG_FUA
         | match kind {
             NBD_CMD_READ if negotiated.structured => NBD_CMD_FLAG_DF,
-            NBD_CMD_WRITE_ZEROES => NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_FAST_ZERO,
+            NBD_CMD_WRITE_ZEROES if negotiated.zeros_are_fast() => {
+                NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_FAST_ZERO
+            }
+            NBD_CMD_WRITE_ZEROES => NBD_CMD_FLAG_NO_HOLE,
             NBD_CMD_BLOCK_STATUS => NBD_CMD_FLAG_REQ_ONE,
             _ => 0,
         }
 }
 
-/// Decides what a request is worth. FAST_ZERO needs no look: zeros are a record without payload here, which is
-/// always faster than a write.
+/// Decides what a request is worth. FAST_ZERO needs no look: it is offered only where zeros are always faster than a write.
 pub(super) fn classify(header: &RequestHeader, negotiated: &Negotiated) -> Verdict {
     let (kind, flags) = (header.kind.get(), header.flags.get());
     if kind == NBD_CMD_DISC {

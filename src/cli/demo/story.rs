@@ -9,6 +9,7 @@ use super::process::{GatewayProcess, JournalSize};
 use super::report::{self, Compared, LoadMeasured, grouped, seconds};
 use super::screen::Screen;
 use crate::byte_size::ByteSize;
+use crate::cli::attach::{Load as FioLoad, Place};
 use crate::cli::failure::Failure;
 use crate::control::model::{Disk, GroupStatus, Point};
 use crate::control::name::Name;
@@ -353,13 +354,13 @@ impl Demo {
     /// Says how to use what stays, and lets it.
     fn leave_running(self, directory: &Path) -> Result<(), Failure> {
         let Demo { gateway, mut screen, disks, .. } = self;
-        let uri = |disk: usize| disks[disk].uri.as_str();
+        let address = ListenAddress::Unix(gateway.nbd_socket());
+        let place = |disk: usize| Place { disk: &disks[disk], address: &address };
         let binary = std::env::current_exe().map_err(|error| Error::io("finding our own binary", error))?;
         let text = format!(
             "The gateway runs on (pid {pid}): a recovery point every {INTERVAL_MS} ms while somebody writes.\n\n\
-             attach QEMU:  qemu-system-x86_64 … -drive 'file={database},format=raw,if=virtio'\n\
-             or fio:       fio --name=demo --ioengine=nbd --uri='{log}' --rw=randwrite --bs=4k --iodepth=32 \
-             --time_based --runtime=10\n\
+             attach QEMU:  qemu-system-x86_64 … {database}\n\
+             or fio:       {log}\n\
              look at it:   export AFTERIMAGE_SOCKET={socket}\n              \
              {binary} status --watch\n              \
              {binary} point list {GROUP}\n              \
@@ -367,8 +368,8 @@ impl Demo {
              end it:       kill {pid} && tail --pid={pid} -f /dev/null && rm -r {directory}",
             pid = gateway.id().unwrap_or_default(),
             binary = binary.display(),
-            database = uri(0),
-            log = uri(1),
+            database = place(0).qemu(),
+            log = place(1).fio(FioLoad::Writes),
             socket = gateway.api_socket().display(),
             directory = directory.display(),
         );

@@ -3,13 +3,13 @@
 use std::fmt::Write;
 
 use super::size;
-use crate::control::model::{GroupVerified, VerifyPart, VerifyReport, VerifyStatus};
+use crate::control::model::{GroupVerified, RepairReport, VerifyPart, VerifyReport, VerifyStatus};
 use crate::control::wire::rfc3339;
 use crate::counted::counted;
 
 pub fn verified(report: &VerifyReport) -> String {
     let mut text = format!(
-        "{}: {} and {}, {}, compared with their checksums; {} of bases read, which have none: {}\n",
+        "{}: {} and {}, {}, compared with their checksums; {} of bases, with their sums: {}\n",
         counted(report.groups, "group"),
         counted(report.steps, "manifest step"),
         counted(report.blobs, "blob"),
@@ -31,6 +31,44 @@ pub fn verified(report: &VerifyReport) -> String {
             rfc3339(oldest.time),
             rfc3339(newest.time)
         );
+    }
+    text
+}
+
+/// What a repair did, or would do: every point by name, for they are gone then.
+pub fn repaired(report: &RepairReport) -> String {
+    if report.faults.is_empty() {
+        return format!("group {}: nothing in its vault is damaged\n", report.group);
+    }
+    let mut text =
+        format!("group {}: {} in its vault\n", report.group, counted(report.faults.len(), "fault"));
+    for fault in &report.faults {
+        let _ = writeln!(text, "  {fault}");
+    }
+    let (goes, written) = match report.done {
+        true => ("went", "were written anew with what the disks hold"),
+        false => ("would go", "would be written anew with what the disks hold"),
+    };
+    let need = if report.points.len() == 1 { "needs" } else { "need" };
+    let points = counted(report.points.len(), "recovery point");
+    let _ = writeln!(text, "{points} that {need} what is lost {goes}:");
+    for point in &report.points {
+        let label = point.label.as_ref().map_or(String::new(), |label| format!(" ({label})"));
+        let _ = writeln!(text, "  {} of {}{label}", point.id, rfc3339(point.time));
+    }
+    if report.renewed_bytes > 0 {
+        let _ = writeln!(
+            text,
+            "{} that the newest of them shows of it {written}, for a sound recovery point",
+            size(report.renewed_bytes)
+        );
+    }
+    if let Some(point) = report.point {
+        let _ = writeln!(text, "sound from recovery point {point} on");
+    }
+    let _ = writeln!(text, "{} stay", counted(report.staying, "recovery point"));
+    for left in &report.left {
+        let _ = writeln!(text, "damaged still: {left}");
     }
     text
 }

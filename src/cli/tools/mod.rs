@@ -14,7 +14,7 @@ use std::process::Stdio;
 use tokio::process::Command;
 
 pub use image::{ImageFormat, restore};
-pub use mount::{Mounted, mount, unmount};
+pub use mount::{MOUNT_NOTES, Mounted, left_tests, mount, unmount};
 
 use super::failure::Failure;
 use crate::error::{Error, ErrorKind};

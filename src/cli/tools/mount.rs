@@ -4,14 +4,18 @@
 //! The device itself is writable, into the test failover's throwaway overlay: after a crash, and every point is one, a file
 //! system has to replay its own journal before it can be read.
 //!
-//! What a mount consists of stands in a note beside it, `/run/afterimage/mounts/…`, so that `point unmount` can take it
+//! What a mount consists of stands in a note beside it, `/run/afterimage-mounts/…`, so that `point unmount` can take it
 //! down again, also when a part of it is gone already. What is mounted, and which devices are ours, the kernel says.
+//!
+//! The note goes last, once the test failover has ended: that takes a gateway, and taking down does not. So what was taken down
+//! while none answered is known, and the next `point mount` or `point unmount` ends its test failover.
 //!
 //! An interrupted mount takes down what it had put up, from the top, before the test failover under it ends. So the programs
 //! that change something run to their end first: one that was cut off might have done it all the same.
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::CommandExt;
@@ -29,12 +33,13 @@ use crate::cli::failure::Failure;
 use crate::cli::interrupt::Interrupts;
 use crate::cli::output::complain;
 use crate::control::model::{Test, TestExport};
-use crate::control::name::DiskPath;
+use crate::control::name::{DiskPath, Name};
 use crate::error::{Error, ErrorKind};
-use crate::units::SECTOR_BYTES;
+use crate::units::{SECTOR_BYTES, WallNanos};
 
-/// Where mounts are noted; gone after a restart of the machine, as they are.
-const NOTES: &str = "/run/afterimage/mounts";
+/// Where mounts are noted; gone after a restart of the machine, as they are. Not below `/run/afterimage`: that belongs to the
+/// gateway's user, and goes with the gateway.
+pub const MOUNT_NOTES: &str = "/run/afterimage-mounts";
 /// How long nbdfuse may take to connect, or to end.
 const PATIENCE: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
 const INTERRUPTED: &str = "nothing stays mounted";
@@ -54,6 +59,63 @@ pub struct Mounted {
     pub directory: PathBuf,
 }
 
+/// What stands in the note beside a mount.
+#[derive(Serialize, Deserialize)]
+struct Note {
+    #[serde(flatten)]
+    mounted: Mounted,
+    /// When the test failover was started: a group of the same name may have another of that number one day.
+    started: WallNanos,
+    /// Where its gateway was asked for it.
+    gateway: PathBuf,
+    /// Whether it was taken down.
+    #[serde(default)]
+    is_down: bool,
+}
+
+/// The test failover of a mount that was taken down.
+pub struct LeftTest {
+    /// Its group.
+    pub group: Name,
+    place: Place,
+    number: u64,
+    started: WallNanos,
+}
+
+impl LeftTest {
+    /// Whether it is this one.
+    pub fn is(&self, test: &Test) -> bool {
+        (test.number.0, test.started) == (self.number, self.started)
+    }
+
+    /// It has ended: nothing is left of the mount.
+    pub fn forget(self) -> Result<(), Failure> {
+        self.place.remove()
+    }
+}
+
+/// The test failovers that mounts left which were taken down, of the gateway on this socket.
+pub fn left_tests(gateway: &Path) -> Result<Vec<LeftTest>, Failure> {
+    let io = |error| Error::io("listing", error).at_path(Path::new(MOUNT_NOTES));
+    let entries = match fs::read_dir(MOUNT_NOTES) {
+        // Nobody ever mounted, or nobody who may look did.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {
+            return Ok(Vec::new());
+        }
+        entries => entries.map_err(io)?,
+    };
+    let mut left = Vec::new();
+    for entry in entries {
+        let place = Place { root: entry.map_err(io)?.path() };
+        // One that is being put up has no note yet, and what cannot be read is said by who is asked to take it down.
+        let Ok(note) = place.note() else { continue };
+        if let (true, Ok(group)) = (note.is_down && note.gateway == gateway, note.mounted.group.parse()) {
+            left.push(LeftTest { group, place, number: note.mounted.test, started: note.started });
+        }
+    }
+    Ok(left)
+}
+
 /// The note of what is mounted on a directory, and what belongs to it.
 struct Place {
     root: PathBuf,
@@ -64,7 +126,7 @@ impl Place {
     fn of(directory: &Path) -> Place {
         let name =
             directory.to_string_lossy().trim_start_matches('/').replace('%', "%25").replace('/', "%2F");
-        Place { root: Path::new(NOTES).join(name) }
+        Place { root: Path::new(MOUNT_NOTES).join(name) }
     }
 
     fn create(&self) -> Result<(), Failure> {
@@ -85,7 +147,7 @@ impl Place {
         self.fuse().join("disk")
     }
 
-    fn note(&self) -> PathBuf {
+    fn note_path(&self) -> PathBuf {
         self.root.join("mount.json")
     }
 
@@ -93,13 +155,19 @@ impl Place {
         self.root.join("nbdfuse.pid")
     }
 
-    fn read(&self, directory: &Path) -> Result<Mounted, Failure> {
-        let text = fs::read_to_string(self.note()).map_err(|_| {
-            let text = format!("nothing that `afterimage point mount` mounted is on {}", directory.display());
-            Error::new(ErrorKind::NotFound, text)
-        })?;
-        serde_json::from_str(&text)
-            .map_err(|error| Error::corrupt(error.to_string()).at_path(&self.note()).into())
+    /// # Errors
+    /// `NotFound` where there is none.
+    fn note(&self) -> crate::error::Result<Note> {
+        let path = self.note_path();
+        let text = fs::read_to_string(&path).map_err(|error| Error::io("reading", error).at_path(&path))?;
+        serde_json::from_str(&text).map_err(|error| Error::corrupt(error.to_string()).at_path(&path))
+    }
+
+    fn write_note(&self, note: &Note) -> Result<(), Failure> {
+        let text = serde_json::to_vec_pretty(note).expect("strings and numbers");
+        let (path, partial) = (self.note_path(), self.root.join("mount.partial"));
+        let written = fs::write(&partial, text).and_then(|()| fs::rename(&partial, &path));
+        written.map_err(|error| Error::io("writing", error).at_path(&path).into())
     }
 
     fn remove(&self) -> Result<(), Failure> {
@@ -110,7 +178,7 @@ impl Place {
 
 /// Mounts `disk` as `test` shows it on `directory`, which exists. What fails or is interrupted half-way is taken down again.
 pub async fn mount(
-    test: &Test,
+    (test, gateway): (&Test, &Path),
     disk: &DiskPath,
     partition: Option<u32>,
     directory: &Path,
@@ -121,10 +189,19 @@ pub async fn mount(
     })?;
     let place = Place::of(directory);
     place.create()?;
-    let mounted = attach(&place, test, disk, export, partition, directory, interrupts).await;
+    let mounted = Mounted {
+        disk: disk.to_string(),
+        test: test.number.0,
+        group: test.group.to_string(),
+        device: String::new(),
+        directory: directory.to_owned(),
+    };
+    let note = Note { mounted, started: test.started, gateway: gateway.to_owned(), is_down: false };
+    let mounted = attach(&place, note, export, partition, interrupts).await;
     if mounted.is_err() {
         // The error that matters is the first; but what stays must be known.
-        if let Err(failure) = take_down(&place, directory).await {
+        let down = take_down(&place, directory).await;
+        if let Err(failure) = down.and_then(|()| place.remove()) {
             complain(&format!("{} could not be taken down: {failure}\n", directory.display()));
         }
     }
@@ -133,11 +210,9 @@ pub async fn mount(
 
 async fn attach(
     place: &Place,
-    test: &Test,
-    disk: &DiskPath,
+    mut note: Note,
     export: &TestExport,
     partition: Option<u32>,
-    directory: &Path,
     interrupts: &mut Interrupts,
 ) -> Result<Mounted, Failure> {
     tokio::select! {
@@ -146,19 +221,12 @@ async fn attach(
     }
     let device = loop_device(&place.file(), partition).await?;
     interrupts.check(INTERRUPTED).await?;
-    let mounted = Mounted {
-        disk: disk.to_string(),
-        test: test.number.0,
-        group: test.group.to_string(),
-        device: device.clone(),
-        directory: directory.to_owned(),
-    };
-    let text = serde_json::to_vec_pretty(&mounted).expect("strings and numbers");
-    fs::write(place.note(), text).map_err(|error| Error::io("writing", error).at_path(&place.note()))?;
-    let arguments = ["-o".as_ref(), "ro".as_ref(), device.as_ref(), directory.as_os_str()];
-    run("mount", arguments).await?;
+    note.mounted.device = device.clone();
+    place.write_note(&note)?;
+    let directory = note.mounted.directory.as_os_str();
+    run("mount", ["-o".as_ref(), "ro".as_ref(), device.as_ref(), directory]).await?;
     interrupts.check(INTERRUPTED).await?;
-    Ok(mounted)
+    Ok(note.mounted)
 }
 
 /// A block device over the file, or over one of its partitions: the kernel need not know its partition table.
@@ -246,12 +314,20 @@ async fn serve_file(place: &Place, uri: &str) -> Result<(), Failure> {
     Err(Error::new(ErrorKind::Io, text).into())
 }
 
-/// Takes a mount down; what was mounted.
+/// Takes a mount down; what was mounted. Its test failover is [left](left_tests).
 pub async fn unmount(directory: &Path) -> Result<Mounted, Failure> {
     let place = Place::of(directory);
-    let mounted = place.read(directory)?;
+    let mut note = place.note().map_err(|error| match error.kind() {
+        ErrorKind::NotFound => {
+            let text = format!("nothing that `afterimage point mount` mounted is on {}", directory.display());
+            Error::new(ErrorKind::NotFound, text)
+        }
+        _ => error,
+    })?;
     take_down(&place, directory).await?;
-    Ok(mounted)
+    note.is_down = true;
+    place.write_note(&note)?;
+    Ok(note.mounted)
 }
 
 /// A mount, as the kernel lists it.
@@ -311,7 +387,7 @@ async fn take_down(place: &Place, directory: &Path) -> Result<(), Failure> {
             wait_for_end(process, devices.first().map_or("the device", String::as_str)).await?;
         }
     }
-    place.remove()
+    Ok(())
 }
 
 /// Waits for nbdfuse's end: its connection goes with it, and only then nobody reads the test failover any more.
@@ -359,7 +435,7 @@ mod tests {
         let places =
             ["/mnt/a", "/mnt/a/b", "/mnt%2Fa", "/mnt/a%2Fb"].map(|path| Place::of(Path::new(path)).root);
         for (index, place) in places.iter().enumerate() {
-            assert_eq!(place.parent(), Some(Path::new(NOTES)));
+            assert_eq!(place.parent(), Some(Path::new(MOUNT_NOTES)));
             assert!(places[index + 1..].iter().all(|other| other != place), "{places:?}");
         }
     }

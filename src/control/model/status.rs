@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Group;
+use super::{Group, HookStatus, Severity};
 use crate::control::name::Name;
 use crate::units::{Lsn, PointId, WallNanos};
 
@@ -22,6 +22,9 @@ pub struct Status {
     /// `[nbd] connections_max`
     #[serde(default)]
     pub connections_limit: u64,
+    /// Block clients that were turned away because there were so many.
+    #[serde(default)]
+    pub turned_away: TurnedAway,
     /// Bytes that block clients hold now: of requests in flight, and of replies that they have not taken.
     #[serde(default)]
     pub buffers_bytes: u64,
@@ -34,10 +37,54 @@ pub struct Status {
     /// `[nbd] buffers_total`
     #[serde(default)]
     pub buffers_total_limit_bytes: u64,
+    /// For how long some client has waited for room in `[nbd] buffers_total`, if one does.
+    #[serde(default)]
+    pub buffers_waiting_ms: Option<u64>,
+    /// Clients of the API connected now, whoever asks among them.
+    #[serde(default)]
+    pub api_connections: u64,
+    /// `[api] connections_max`
+    #[serde(default)]
+    pub api_connections_limit: u64,
+    /// Clients of the API that were turned away because there were so many.
+    #[serde(default)]
+    pub api_turned_away: TurnedAway,
+    /// Descriptors that the process has open: files of groups, clients, and what it needs for itself.
+    #[serde(default)]
+    pub descriptors: u64,
+    /// How many it may have; none where there is no limit, or nothing is known of it.
+    #[serde(default)]
+    pub descriptors_limit: Option<u64>,
+    /// What happened to groups since the process began to serve, by code and severity.
+    #[serde(default)]
+    pub event_counts: Vec<EventCount>,
+    /// Who is told of events, as they are configured.
+    #[serde(default)]
+    pub hooks: Vec<HookStatus>,
     /// What the data path's I/O goes through.
     pub storage: StorageStatus,
     /// Every group, by name.
     pub groups: Vec<GroupStatus>,
+}
+
+/// Clients that were turned away since the process began to serve, because there were too many.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TurnedAway {
+    /// How many.
+    pub clients: u64,
+    /// When the last one was.
+    pub newest: Option<WallNanos>,
+}
+
+/// How many events of one kind there were.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventCount {
+    /// Their code.
+    pub code: String,
+    /// How grave they are.
+    pub severity: Severity,
+    /// How many.
+    pub events: u64,
 }
 
 /// What the data path's I/O really goes through.
@@ -74,6 +121,10 @@ pub struct GroupStatus {
     /// Since when points do not come as often as the policy says, if so, whatever else is wrong with the group.
     #[serde(default)]
     pub late_since: Option<WallNanos>,
+    /// How long ago the oldest write was made that no point holds; none if there is no such write. Of writes from before the
+    /// group was opened, how long ago that was.
+    #[serde(default)]
+    pub unprotected_ms: Option<u64>,
     /// How long the oldest write has waited for its answer, if that is a second or more.
     #[serde(default)]
     pub writes_waiting_ms: Option<u64>,
@@ -81,6 +132,9 @@ pub struct GroupStatus {
     pub history: History,
     /// What its guests write now.
     pub writes: WriteRate,
+    /// What was written and read since it was opened; unknown if it could not be.
+    #[serde(default)]
+    pub totals: Option<GroupTotals>,
     /// Block clients connected to its disks now.
     pub connections: u64,
     /// How its verification in the background stands; none where there is none.
@@ -173,6 +227,19 @@ pub enum Condition {
     Stopping,
 }
 
+impl Condition {
+    /// All there are.
+    pub const ALL: [Condition; 7] = [
+        Condition::Paused,
+        Condition::Opening,
+        Condition::Protected,
+        Condition::Degraded,
+        Condition::Latched,
+        Condition::Failed,
+        Condition::Stopping,
+    ];
+}
+
 /// Why a group is not simply protected, and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {
@@ -220,6 +287,28 @@ pub enum ReasonCode {
     Unsupported,
     /// Sealed under a key that is not here.
     NoKey,
+}
+
+impl ReasonCode {
+    /// All there are.
+    pub const ALL: [ReasonCode; 16] = [
+        ReasonCode::JournalFailed,
+        ReasonCode::JournalFull,
+        ReasonCode::MapsFull,
+        ReasonCode::PointsLate,
+        ReasonCode::SpaceShort,
+        ReasonCode::RetentionStalled,
+        ReasonCode::NoSpace,
+        ReasonCode::ImageFailed,
+        ReasonCode::VaultFailed,
+        ReasonCode::Corrupt,
+        ReasonCode::VerifyFound,
+        ReasonCode::Fenced,
+        ReasonCode::Io,
+        ReasonCode::Missing,
+        ReasonCode::Unsupported,
+        ReasonCode::NoKey,
+    ];
 }
 
 /// How far a group's records are: each at most the one before it, except that durable and visible do not bind each
@@ -270,6 +359,12 @@ pub struct GroupLimits {
     pub reserve_bytes: Option<u64>,
     /// `[vault] free_min`, or what it is unless said.
     pub free_min_bytes: Option<u64>,
+    /// Free bytes in the images' file system, which may be another one.
+    #[serde(default)]
+    pub images_free_bytes: Option<u64>,
+    /// `[images] free_min`, or what it is unless said.
+    #[serde(default)]
+    pub images_free_min_bytes: Option<u64>,
 }
 
 /// A group's newest recovery point.
@@ -304,4 +399,23 @@ pub struct WriteRate {
     pub writes_per_s: f64,
     /// Bytes a second.
     pub bytes_per_s: f64,
+}
+
+/// What a group did since it was opened: numbers that only grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupTotals {
+    /// Write, zero and trim requests that were acknowledged.
+    pub writes: u64,
+    /// Bytes of the write requests among them.
+    pub written_bytes: u64,
+    /// Read requests that were answered.
+    pub reads: u64,
+    /// Bytes written to the journal, headers included.
+    pub journal_bytes: u64,
+    /// Bytes written to images.
+    pub images_bytes: u64,
+    /// Bytes written to the vault as deltas.
+    pub vault_bytes: u64,
+    /// Points published.
+    pub points: u64,
 }

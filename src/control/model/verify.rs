@@ -16,7 +16,7 @@ pub struct VerifyReport {
     pub blobs: u64,
     /// Bytes of blobs read and summed.
     pub bytes: u64,
-    /// Bytes of bases read, which have no checksums.
+    /// Bytes of bases read and compared with their sums.
     #[serde(default)]
     pub base_bytes: u64,
     /// What is wrong, one line each; empty when all is well.
@@ -27,6 +27,27 @@ pub struct VerifyReport {
     /// Every recovery point that one of the faults harms or several do: by group, the oldest first.
     #[serde(default)]
     pub harmed: Vec<HarmedPoint>,
+}
+
+/// What a repair of a group's vault did, or would do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepairReport {
+    /// The group.
+    pub group: Name,
+    /// What is damaged, one line each; empty when all is well.
+    pub faults: Vec<String>,
+    /// The recovery points that need what is lost, oldest first: they went, or would go.
+    pub points: Vec<HarmedPoint>,
+    /// Bytes of the disks that were written anew, or would be, since the newest recovery point shows what is lost there.
+    pub renewed_bytes: u64,
+    /// How many recovery points stay.
+    pub staying: u64,
+    /// Whether it was done, not only looked at.
+    pub done: bool,
+    /// The recovery point that was made, which has what was written anew.
+    pub point: Option<PointId>,
+    /// What is damaged still, one line each.
+    pub left: Vec<String>,
 }
 
 /// A recovery point that shows something that is damaged.

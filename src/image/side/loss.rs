@@ -36,7 +36,8 @@ pub fn refusal(lost: &[Lost], disk: &str, journal: &Path) -> Option<Error> {
     let named = named(lost);
     let text = format!(
         "disk {disk} lost writes to sectors {named}: their records rotted in the journal, or could not be read until it \
-         needed the room; accept it by `group resume --accept-loss`, or remove the disk, whose points stay"
+         needed the room; a recovery point may still hold the sectors (`point list` names the points, `failover test` and `restore` \
+         show one); accept the loss by `group resume --accept-loss`, or remove the disk, whose points stay"
     );
     Some(placed(Error::corrupt(text), lost.first()?, journal))
 }

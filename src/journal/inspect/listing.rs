@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::SegmentSurvey;
 use super::verdict::Fault;
 use crate::error::{Error, Result};
-use crate::format::checkpoint::Checkpoint;
+use crate::format::checkpoint::{Checkpoint, offset_of};
 use crate::journal::runs;
 use crate::journal::segments::{SegmentIndex, parse_file_name};
 use crate::storage::read_only::ReadOnlyFile;
@@ -30,6 +30,8 @@ pub(super) struct Listing {
     pub(super) group: Option<GroupId>,
     /// How far the images beside it were brought.
     pub(super) destaged: Option<Lsn>,
+    /// Flipped bits in the checkpoints of these.
+    pub(super) rotten_checkpoints: Vec<Fault>,
 }
 
 impl Listing {
@@ -50,6 +52,7 @@ impl Listing {
             is_named_segment: false,
             group: None,
             destaged: None,
+            rotten_checkpoints: Vec::new(),
         };
         if !listing.whole {
             let name = found.file_name().and_then(|name| name.to_str());
@@ -64,10 +67,26 @@ impl Listing {
         if let Some(directory) = found.parent() {
             let name = directory.file_name().and_then(|name| name.to_str());
             listing.group = name.and_then(|name| name.parse().ok());
-            listing.destaged = destaged(&directory.join("images"));
+            listing.look_at_checkpoints(&directory.join("images"));
         }
         listing.refuse_foreign(path)?;
         Ok(listing)
+    }
+
+    /// Takes the highest checkpoint among a group's images, and notes flipped bits. What cannot be read says nothing here;
+    /// opening judges it.
+    fn look_at_checkpoints(&mut self, images: &Path) {
+        let names = names(images).unwrap_or_default();
+        for name in names.iter().filter(|name| name.ends_with(".checkpoint")) {
+            let path = images.join(name);
+            let Ok(bytes) = ReadOnlyFile::open(&path).and_then(|file| file.contents()) else { continue };
+            let destaged = Checkpoint::newest(&bytes).map(|checkpoint| checkpoint.destaged);
+            self.destaged = self.destaged.max(destaged);
+            if let Some(bad) = Checkpoint::bad_slot(&bytes).filter(|bad| bad.is_rotten) {
+                let what = "a checkpoint in which a bit has flipped: the other slot is used".into();
+                self.rotten_checkpoints.push(Fault { path, offset: Some(offset_of(bad.number)), what });
+            }
+        }
     }
 
     /// Opens the segments, and notes those that cannot be. An error if that is all of them: nothing can be said then.
@@ -135,15 +154,4 @@ fn names(directory: &Path) -> Result<Vec<String>> {
     }
     names.sort_unstable();
     Ok(names)
-}
-
-/// The highest checkpoint among a group's images. What cannot be read says nothing here; opening judges it.
-fn destaged(images: &Path) -> Option<Lsn> {
-    let names = names(images).ok()?;
-    let checkpoints = names.iter().filter(|name| name.ends_with(".checkpoint"));
-    let newest = checkpoints.filter_map(|name| {
-        let file = ReadOnlyFile::open(&images.join(name)).ok()?;
-        Checkpoint::newest(&file.contents().ok()?).map(|checkpoint| checkpoint.destaged)
-    });
-    newest.max()
 }

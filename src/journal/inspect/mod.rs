@@ -346,6 +346,7 @@ impl Survey {
         survey.verdict = verdict::judge(&survey, claims);
         survey.runs = index_runs::survey(&survey, listing.runs);
         verdict::add_what_runs_miss(&mut survey);
+        survey.verdict.add(listing.rotten_checkpoints);
         survey
     }
 

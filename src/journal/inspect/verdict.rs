@@ -6,6 +6,7 @@
 //! | begin anew, or accept | a newer or broken frame | torn tail: never acknowledged as durable, no fault |
 //! | refuse | – | damaged; the faults say where the chain breaks |
 //! | whatever | an index run ends with a frame behind it | damaged: the run tells of durable records that are in no file |
+//! | whatever | a flipped bit in a checkpoint beside it | damaged, though the other slot is used |
 //!
 //! Where only payloads of writes rotted, opening does not refuse ([`admit_rotten`](crate::journal::recover::admit_rotten)): what
 //! reads them is told. Here the journal is damaged all the same.
@@ -104,10 +105,17 @@ pub(super) fn add_what_runs_miss(survey: &mut Survey) {
         Fault { path: run.path.clone(), offset: None, what }
     });
     let faults: Vec<_> = faults.collect();
-    match &mut survey.verdict {
-        _ if faults.is_empty() => {}
-        Verdict::Damaged(known) => known.extend(faults),
-        verdict => *verdict = Verdict::Damaged(faults),
+    survey.verdict.add(faults);
+}
+
+impl Verdict {
+    /// Adds what is damaged whatever the frames say.
+    pub(super) fn add(&mut self, faults: Vec<Fault>) {
+        match self {
+            _ if faults.is_empty() => {}
+            Verdict::Damaged(known) => known.extend(faults),
+            verdict => *verdict = Verdict::Damaged(faults),
+        }
     }
 }
 

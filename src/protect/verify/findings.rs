@@ -64,9 +64,13 @@ impl fmt::Display for Difference {
             What::Differs { live, vault } => {
                 write!(f, "{live} and {} differ: ", describe(vault))?;
                 f.write_str(match (live, vault) {
-                    (LiveSide::Image { .. }, Origin::Base { .. }) => "neither has checksums that tell which",
+                    (LiveSide::Image { .. }, Origin::Base { has_sums: false, .. }) => {
+                        "neither has checksums that tell which"
+                    }
                     (LiveSide::Image { .. }, _) => "the image is wrong, for the vault's checksums fit",
-                    (_, Origin::Base { .. }) => "the base is wrong, for the group's checksums fit",
+                    (_, Origin::Base { has_sums: false, .. }) => {
+                        "the base is wrong, for the group's checksums fit"
+                    }
                     _ => "both fit their checksums",
                 })
             }
@@ -89,7 +93,7 @@ fn describe(origin: &Origin) -> String {
     match origin {
         Origin::Delta { path, offset } => format!("delta {}, chunk at byte {offset},", path.display()),
         Origin::Zeros => "zeros in the vault".to_owned(),
-        Origin::Base { path, offset } => format!("base {} at byte {offset}", path.display()),
+        Origin::Base { path, offset, .. } => format!("base {} at byte {offset}", path.display()),
     }
 }
 
@@ -154,7 +158,7 @@ fn continues_live(last: &LiveSide, next: &LiveSide, gap: u64) -> bool {
 
 fn continues_vault(last: &Origin, next: &Origin, gap: u64) -> bool {
     match (last, next) {
-        (Origin::Base { path, offset }, Origin::Base { path: next_path, offset: next_offset }) => {
+        (Origin::Base { path, offset, .. }, Origin::Base { path: next_path, offset: next_offset, .. }) => {
             path == next_path && offset + gap == *next_offset
         }
         _ => last == next,

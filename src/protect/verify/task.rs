@@ -157,9 +157,9 @@ impl Task {
 
     /// Has a base read from its device, not from what the page cache remembers of it.
     async fn forget_cached(&self, disk: DiskId) {
-        if let Ok(file) = self.vault.bases().open(disk).await {
+        if let Ok(base) = self.vault.bases().open(disk).await {
             // Best effort: it would only be read from memory.
-            let _ = self.runtime.call(Op::Evict { file }).await;
+            let _ = self.runtime.call(Op::Evict { file: base.file().clone() }).await;
         }
     }
 

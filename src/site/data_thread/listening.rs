@@ -107,16 +107,31 @@ impl<V: Volume + 'static> DataThread<V> {
         }
     }
 
-    /// Begins the handshake with a new client; drops it if there are too many.
+    /// Begins the handshake with a new client, in the place of another if there are too many.
     fn admit(&mut self, socket: Socket) {
-        let Some(id) = self.shared.admit() else {
-            let max = self.shared.limits.connections_max;
-            self.lines.turned_away(self.host.runtime().now(), max);
+        let Some(id) = self.shared.admit().or_else(|| self.admit_instead()) else {
+            self.turn_away();
             return;
         };
         let connection = Connection::new(id, self.shared.limits.connection, Arc::clone(&self.shared.budget));
         let mut session = Session::new(id, socket, connection);
         session.deadline = Some(self.after(self.shared.limits.handshake));
+        self.negotiating.insert(id);
         self.adopt(session);
+    }
+
+    /// Turns away who negotiates for longest. Else those who connect and say nothing, and connect again when their time is up,
+    /// would shut out everybody else for ever. A client that negotiates at once is past that before so many others have come.
+    fn admit_instead(&mut self) -> Option<u64> {
+        let longest = self.negotiating.first().copied()?;
+        self.end_negotiating(longest);
+        self.turn_away();
+        self.shared.admit()
+    }
+
+    fn turn_away(&mut self) {
+        let runtime = self.host.runtime();
+        self.shared.turned_away.add(runtime.wall());
+        self.lines.turned_away(runtime.now(), self.shared.limits.connections_max);
     }
 }

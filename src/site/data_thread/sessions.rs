@@ -125,6 +125,7 @@ impl<V: Volume + 'static> DataThread<V> {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let export = session.connection.export().expect("the handshake ends with an export");
         session.deadline = None;
+        self.negotiating.remove(&id);
         // A group that is not hosted any more is answered for by this host, which refuses.
         let placement = self.shared.exports.begin_session(export, self.shared.threads());
         session.home = Some(placement.map_or(self.index, |placement| placement.home));
@@ -184,8 +185,16 @@ impl<V: Volume + 'static> DataThread<V> {
     /// Takes a session out of the list.
     fn take_out(&mut self, id: u64) -> Option<Session> {
         let session = self.sessions.remove(&id);
+        self.negotiating.remove(&id);
         self.shared.set_sessions(self.index, self.sessions.len());
         session
+    }
+
+    /// Ends one that has not chosen an export yet; nothing of it is in flight.
+    pub(super) fn end_negotiating(&mut self, id: u64) {
+        if let Some(session) = self.take_out(id) {
+            self.forget(session);
+        }
     }
 
     fn end(&mut self, id: u64) {

@@ -256,6 +256,11 @@ impl SimDisk {
         self.0.borrow().counts[kind as usize]
     }
 
+    /// Writes of dead processes that landed once they were dead.
+    pub fn late_writes(&self) -> u64 {
+        self.0.borrow().late_writes
+    }
+
     /// How many syncs of files whose path has `part` in it failed.
     pub fn failed_syncs(&self, part: &str) -> usize {
         let world = self.0.borrow();

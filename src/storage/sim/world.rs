@@ -53,6 +53,8 @@ pub(super) struct World {
     pub(super) faults: FaultPlan,
     pub(super) capacity: Option<u64>,
     pub(super) counts: [u64; OpKind::COUNT],
+    /// Writes of dead processes that landed once they were dead.
+    pub(super) late_writes: u64,
     /// The file of every sync that failed.
     pub(super) failed_syncs: Vec<PathBuf>,
     /// Running hash of all that happened.
@@ -74,6 +76,7 @@ impl World {
             faults: FaultPlan::default(),
             capacity: None,
             counts: [0; OpKind::COUNT],
+            late_writes: 0,
             failed_syncs: Vec::new(),
             history: Xxh3Default::new(),
             trace: None,
@@ -197,6 +200,7 @@ impl World {
     fn complete(&mut self, flight: Flight) {
         let kind = OpKind::of(&flight.op);
         self.counts[kind as usize] += 1;
+        self.late_writes += u64::from(flight.late);
         let summary = summary(&flight.op);
         let alive = self.processes.contains_key(&flight.process);
         let fault = alive
@@ -268,7 +272,7 @@ impl World {
     pub(super) fn space(&self) -> Space {
         let allocated = self.allocated_bytes();
         let total = self.capacity.unwrap_or(allocated + (1 << 50));
-        Space { free: total.saturating_sub(allocated), total }
+        Space { free: total.saturating_sub(allocated), total, device: 0 }
     }
 
     /// Gives up descriptions that nobody holds, and files that nothing leads to.

@@ -92,7 +92,9 @@ fn an_import_copies_data_piece_by_piece_and_leaves_holes() {
     assert!(fs::read(place.base()).expect("published") == content);
     let allocated = fs::metadata(place.base()).expect("published").blocks() * 512;
     assert!(allocated < 2 * MIB, "{allocated} bytes for {} of data", 3 * MIB / 2 + 8192);
-    assert_eq!(place.names().len(), 1);
+    assert_eq!(place.names().len(), 2, "it and its sums");
+    let sums = fs::metadata(place.layout().sums(DISK)).expect("published").blocks() * 512;
+    assert!(sums < 16 * 4096, "{sums} bytes");
 }
 
 #[test]
@@ -110,18 +112,107 @@ fn an_import_that_does_not_fit_or_is_ended_leaves_nothing() {
 }
 
 #[test]
-fn of_a_longer_source_only_the_beginning_is_copied() {
+fn a_base_is_copied_as_far_as_is_asked_for() {
     let place = Place::new();
     let (source, content) = place.source(3 * MIB, once(MIB..3 * MIB));
+    place.import(&source, 3 * MIB, u64::MAX).1.expect("room");
     let target = place.directory.path().join("target");
-    let (runtime, path) = (Rc::clone(&place.runtime), target.clone());
+    let (runtime, bases, path) = (Rc::clone(&place.runtime), Rc::clone(&place.bases), target.clone());
     let copied = place.runtime.block_on(async move {
-        let source = runtime.open(source, OpenOptions::READ).await?;
         let target = runtime.open(path, OpenOptions::CREATE).await?;
-        copy_data(&runtime, &source, &target, 2 * MIB + 512, &|_| Ok(())).await
+        bases.open(DISK).await?.copy_to(&target, 2 * MIB + 512, &|_| Ok(())).await
     });
     copied.expect("room");
     assert!(fs::read(target).expect("there") == content[..to_usize(2 * MIB + 512)]);
+}
+
+fn flip(path: &Path, offset: u64) {
+    let mut bytes = fs::read(path).expect("there");
+    bytes[to_usize(offset)] ^= 4;
+    fs::write(path, bytes).expect("room");
+}
+
+impl Place {
+    fn read(&self, sectors: Range<u64>) -> Result<Vec<u8>> {
+        let bases = Rc::clone(&self.bases);
+        self.runtime.block_on(async move {
+            let base = bases.open(DISK).await?;
+            base.read(SectorRange::new(sectors.start, sectors.end)).await.map(|bytes| bytes.to_vec())
+        })
+    }
+
+    fn imported() -> (Place, Vec<u8>) {
+        let place = Place::new();
+        let (source, content) = place.source(2 * MIB, [0..8192, MIB..MIB + 4096]);
+        place.import(&source, 2 * MIB, u64::MAX).1.expect("room");
+        (place, content)
+    }
+}
+
+#[test]
+fn what_flipped_is_not_read_and_the_rest_is() {
+    let (place, content) = Place::imported();
+    assert_eq!(place.read(0..4096).expect("sound"), content);
+    flip(&place.base(), 5 * 512 + 77);
+    let error = place.read(0..16).expect_err("rotten");
+    assert_eq!(
+        (error.kind(), error.path(), error.offset()),
+        (ErrorKind::Corrupt, Some(&*place.base()), Some(5 * 512))
+    );
+    assert_eq!(place.read(6..4096).expect("sound"), content[6 * 512..]);
+    assert_eq!(place.read(0..5).expect("sound"), content[..5 * 512]);
+}
+
+#[test]
+fn what_became_a_hole_is_not_read_as_zeros() {
+    let (place, content) = Place::imported();
+    let file = fs::OpenOptions::new().write(true).open(place.base()).expect("there");
+    file.set_len(MIB).expect("cut");
+    file.set_len(2 * MIB).expect("room");
+    assert_eq!(place.read(2056..4096).expect("zeros as ever"), content[2056 * 512..]);
+    place.read(2048..2049).expect_err("it held something");
+    let bases = Rc::clone(&place.bases);
+    let data = place.runtime.block_on(async move { bases.open(DISK).await?.data_ranges(0..2 * MIB).await });
+    assert_eq!(data.expect("no errors"), [0..8192, MIB..MIB + 4096], "allocated by its sums");
+}
+
+#[test]
+fn one_damaged_copy_of_the_sums_harms_nothing_and_two_are_not_served() {
+    use crate::format::sums::{Copy, block_offset, header_offset};
+    let (place, content) = Place::imported();
+    let sums = place.layout().sums(DISK);
+    flip(&sums, header_offset(Copy::First) + 9);
+    flip(&sums, block_offset(0, Copy::First) + 4000);
+    assert_eq!(place.read(0..4096).expect("by the other copy"), content);
+    flip(&sums, block_offset(0, Copy::Second) + 16);
+    place.read(0..1).expect_err("nobody knows");
+    place.read(1015..1016).expect_err("nobody knows, zeros or not");
+    assert_eq!(place.read(1016..4096).expect("another block"), content[1016 * 512..]);
+    flip(&sums, header_offset(Copy::Second) + 9);
+    assert_eq!(place.read(1016..4096).expect_err("no header").path(), Some(&*sums));
+    fs::remove_file(&sums).expect("there");
+    assert_eq!(place.read(1016..4096).expect_err("no sums").kind(), ErrorKind::Corrupt);
+}
+
+#[test]
+fn a_base_of_before_there_were_sums_gets_them() {
+    let (place, content) = Place::imported();
+    fs::rename(place.base(), place.layout().unsummed_base(DISK)).expect("there");
+    fs::write(place.layout().sums(DISK), "left by a try that was cut off").expect("room");
+    flip(&place.layout().unsummed_base(DISK), 0);
+    let mut content = content;
+    content[0] ^= 4;
+    assert_eq!(place.read(0..4096).expect("as it is"), content);
+    let bases = Rc::clone(&place.bases);
+    let summed = place.runtime.block_on(async move {
+        let before = bases.unsummed(&[DISK]).await?;
+        bases.sum(DISK, |_| Ok(())).await?;
+        Ok::<_, Error>((before, bases.unsummed(&[DISK]).await?))
+    });
+    assert_eq!(summed.expect("room"), (vec![DISK], vec![]));
+    assert_eq!(place.read(0..4096).expect("sound"), content);
+    flip(&place.base(), 1);
+    place.read(0..1).expect_err("rotten");
 }
 
 #[test]
@@ -138,7 +229,7 @@ fn a_base_gets_longer_and_never_shorter() {
     };
     place.runtime.block_on(async move { bases.create_empty(DISK, SectorCount(100)).await }).expect("room");
     assert_eq!([100, 300, 200].map(lengths), [100 * 512, 300 * 512, 300 * 512]);
-    assert_eq!(place.names().len(), 1, "what the length was tried on is gone");
+    assert_eq!(place.names().len(), 2, "what the length was tried on is gone");
 }
 
 #[test]
@@ -155,13 +246,17 @@ fn a_base_can_be_deleted_twice_and_what_nobody_published_goes() {
         Ok::<_, Error>(deleted)
     });
     assert_eq!(done.expect("no errors"), (true, false));
-    let other = place.layout().base(other);
-    let other = other.file_name().and_then(|name| name.to_str()).expect("ours").to_owned();
-    assert_eq!(place.names(), std::slice::from_ref(&other));
+    let kept = [place.layout().sums(other), place.layout().base(other)];
+    let kept = kept.map(|path| path.file_name().and_then(|name| name.to_str()).expect("ours").to_owned());
+    let sorted = |mut names: Vec<String>| {
+        names.sort();
+        names
+    };
+    assert_eq!(sorted(place.names()), sorted(kept.to_vec()));
     fs::write(layout::partial(&place.base(), 1), [1]).expect("room");
     let bases = Rc::clone(&place.bases);
     place.runtime.block_on(async move { bases.clean(|_| true).await }).expect("no errors");
-    assert_eq!(place.names(), [other]);
+    assert_eq!(sorted(place.names()), sorted(kept.to_vec()));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Every command, flag and kind of range against the answer that the protocol wants.
 
 use super::*;
+use crate::block::TestId;
 use crate::units::{DiskId, GroupId};
 
 const SIZE: u64 = 1 << 20;
@@ -94,6 +95,14 @@ fn every_command_with_every_flag() {
             assert_eq!(refused, accepted & flag == 0, "command {kind} with flag {flag:#x}");
         }
     }
+}
+
+#[test]
+fn a_test_failover_offers_and_takes_no_fast_zeros() {
+    let test = Negotiated { export: Export::Test(GroupId(1), DiskId(2), TestId(3)), ..negotiated() };
+    assert_eq!(test.transmission_flags(), negotiated().transmission_flags() & !NBD_FLAG_SEND_FAST_ZERO);
+    assert_eq!(outcome(&test, NBD_CMD_WRITE_ZEROES, NBD_CMD_FLAG_FAST_ZERO, 0, 512), "EINVAL");
+    assert_eq!(outcome(&test, NBD_CMD_WRITE_ZEROES, NBD_CMD_FLAG_NO_HOLE, 0, 512), "ask");
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! The guest's root file system: an initramfs with busybox, the gateway and dmsetup, the libraries that these two
-//! load, and the kernel modules that the guest inserts.
+//! A guest's root file system: an initramfs with busybox, what a test runs in it, the libraries that this loads, and
+//! the kernel modules that the guest inserts.
 //!
 //! The archive is in the "newc" format of the kernel's Documentation/driver-api/early-userspace/buffer-format.rst:
 //! uncompressed, everything owned by root.
@@ -11,25 +11,33 @@ use std::path::{Path, PathBuf};
 
 use crate::tool;
 
-/// In the order in which they are inserted: each needs some of those before it.
-const MODULES: [&str; 11] = [
+/// A disk takes these; in the order in which they are inserted, since each needs some of those before it.
+const DISK_MODULES: [&str; 6] = [
     "drivers/virtio/virtio_ring.ko",
     "drivers/virtio/virtio.ko",
     "drivers/virtio/virtio_pci_modern_dev.ko",
     "drivers/virtio/virtio_pci_legacy_dev.ko",
     "drivers/virtio/virtio_pci.ko",
     "drivers/block/virtio_blk.ko",
-    "net/core/failover.ko",
-    "drivers/net/net_failover.ko",
-    "drivers/net/virtio_net.ko",
-    "drivers/md/dm-mod.ko",
-    "drivers/md/dm-log-writes.ko",
 ];
 const DIRECTORIES: [&str; 9] = ["bin", "data", "dev", "etc", "lib", "modules", "proc", "sys", "tmp"];
 const INIT: &str = include_str!("init.sh");
 
 const DIRECTORY: u32 = 0o040_755;
 const EXECUTABLE: u32 = 0o100_755;
+
+/// What a test has in its guest besides busybox and disks.
+#[derive(Default)]
+pub struct Contents<'a> {
+    /// Functions for the commands that the test gives, and what is done before the first one: sourced by process 1.
+    pub functions: &'a str,
+    /// Further modules, in order.
+    pub modules: &'a [&'a str],
+    /// Programs that come with the libraries that they load, by the name that they have in /bin.
+    pub programs: &'a [(&'a str, PathBuf)],
+    /// Further files, by name.
+    pub files: &'a [(&'a str, &'a str)],
+}
 
 /// The kernel that `tests/run` unpacked, and where its modules are.
 #[track_caller]
@@ -46,24 +54,23 @@ pub fn kernel() -> (PathBuf, PathBuf) {
     (only(unpacked.join("boot"), "vmlinuz"), only(unpacked.join("lib/modules"), "").join("kernel"))
 }
 
-/// Writes the archive to `path`.
-pub fn build(path: &Path, modules: &Path, gateway: &Path, configuration: &str) {
+/// Writes the archive to `path`; `modules` is where the kernel's are.
+pub fn build(path: &Path, modules: &Path, contents: &Contents) {
     let file = fs::File::create(path).expect("a file in a temporary directory");
     let mut archive = Archive::new(io::BufWriter::new(file));
     for directory in DIRECTORIES {
         archive.directory(directory);
     }
     archive.file("init", INIT.as_bytes());
-    archive.file("etc/afterimage.toml", configuration.as_bytes());
-    for (number, module) in MODULES.iter().enumerate() {
+    archive.file("etc/functions.sh", contents.functions.as_bytes());
+    for (name, content) in contents.files {
+        archive.file(name, content.as_bytes());
+    }
+    for (number, module) in DISK_MODULES.iter().chain(contents.modules).enumerate() {
         archive.copy(&format!("modules/{number:02}.ko"), &modules.join(module));
     }
-    let [busybox, dmsetup] = ["busybox", "dmsetup"].map(find);
     let mut libraries = BTreeSet::new();
-    // What only debuggers read would fill most of the guest's memory.
-    let stripped = path.with_file_name("afterimage");
-    tool::says("strip", ["-o".as_ref(), stripped.as_os_str(), gateway.as_os_str()]);
-    for (name, program) in [("busybox", &busybox), ("dmsetup", &dmsetup), ("afterimage", &stripped)] {
+    for (name, program) in [("busybox", find("busybox"))].iter().chain(contents.programs) {
         archive.copy(&format!("bin/{name}"), program);
         libraries.append(&mut libraries_of(program));
     }
@@ -82,7 +89,8 @@ pub fn build(path: &Path, modules: &Path, gateway: &Path, configuration: &str) {
 }
 
 /// A program of this machine's.
-fn find(program: &str) -> PathBuf {
+#[track_caller]
+pub fn find(program: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let administrators = ["/usr/sbin", "/sbin"].map(PathBuf::from);
     let mut places = std::env::split_paths(&path).chain(administrators).map(|place| place.join(program));

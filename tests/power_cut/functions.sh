@@ -1,14 +1,5 @@
-#!/bin/busybox sh
-# Process 1 of the guest: prepares it, then runs what the test says, a line at a time, and answers with its status.
-# What commands print goes to the console, which the test shows when it fails.
-export PATH=/bin AFTERIMAGE_SOCKET=/tmp/api.sock
-/bin/busybox --install -s /bin
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
-for module in /modules/*.ko; do
-    insmod "$module" || echo "cannot insert $module"
-done
+# Sourced by the guest's process 1: its network, and what the test asks for.
+export AFTERIMAGE_SOCKET=/tmp/api.sock
 ip link set lo up
 ip link set eth0 up
 ip address add 10.0.2.15/24 dev eth0
@@ -40,11 +31,3 @@ start() {
 end() {
     killall "-$1" afterimage && wait
 }
-
-exec 3<>/dev/ttyS1
-stty -F /dev/ttyS1 raw -echo
-echo ready >&3
-while read -r line <&3; do
-    eval "$line" </dev/null 3<&-
-    echo "$?" >&3
-done

@@ -1,12 +1,12 @@
-//! A machine whose power can be cut: QEMU without hardware acceleration, a volume, and a log of all that is written to
-//! the volume.
+//! A machine in QEMU without hardware acceleration: Debian's cloud kernel, an initramfs, and the devices that a test
+//! gives it.
 //!
-//! The test speaks to its process 1 over a serial port: a line is a command, the answer its exit status. Nothing waits
-//! by the clock, but everything has a deadline. Dropping it kills it.
+//! The test speaks to its process 1 over a serial port: a line is a command, the answer its exit status; what runs in
+//! the background may say lines of its own there. Nothing waits by the clock, but everything has a deadline. Dropping it
+//! kills it.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -16,12 +16,10 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::initramfs;
+use crate::initramfs::{self, Contents};
 
 /// It boots in 3 s and answers within one, on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(90);
-/// Where the gateway listens in the guest.
-const NBD_PORT: u16 = 10809;
 /// Bytes of the console that a failed test shows.
 const CONSOLE_SHOWN: usize = 6000;
 
@@ -30,23 +28,18 @@ pub struct Guest {
     qemu: Child,
     port: BufReader<UnixStream>,
     console: PathBuf,
-    nbd: SocketAddr,
 }
 
 impl Guest {
-    /// Boots one whose disks are the raw files `volume` and `log`; `directory` takes what else it needs.
+    /// Boots one with these devices, which are arguments of QEMU; `directory` takes what else it needs.
     #[track_caller]
-    pub fn boot(directory: &Path, volume: &Path, log: &Path, gateway: &Path, configuration: &str) -> Guest {
+    pub fn boot(directory: &Path, contents: &Contents, devices: &[String]) -> Guest {
         let (kernel, modules) = initramfs::kernel();
         let archive = directory.join("initramfs");
-        initramfs::build(&archive, &modules, gateway, configuration);
+        initramfs::build(&archive, &modules, contents);
         let listener = UnixListener::bind(directory.join("port")).expect("a short path");
-        let nbd = free_port();
         let console = directory.join("console");
         let mut command = Command::new("qemu-system-x86_64");
-        // One processor, and a volume that says yes to a flush at once: dm-log-writes puts a write into its log when
-        // a flush that was sent after it returns. Were two flushes under way at a time, the later one could return
-        // first, and the log would lack what it had promised.
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
         command.args(["-accel", "tcg", "-smp", "1", "-m", "512"]);
         command.arg("-kernel").arg(kernel).arg("-initrd").arg(&archive);
@@ -54,13 +47,8 @@ impl Guest {
         command.args(["-serial", &format!("file:{}", console.display())]);
         command.args(["-chardev", &format!("socket,id=port,path={}", directory.join("port").display())]);
         command.args(["-serial", "chardev:port"]);
-        for disk in [volume, log] {
-            command.arg("-drive");
-            command.arg(format!("file={},if=virtio,format=raw,cache=unsafe", disk.display()));
-        }
-        let forward = format!("hostfwd=tcp:{nbd}-:{NBD_PORT}");
-        command.args(["-nic", &format!("user,model=virtio-net-pci,restrict=on,{forward}")]);
         let mut qemu = command
+            .args(devices)
             .stdin(Stdio::null())
             .spawn()
             .expect("qemu-system-x86_64 is missing: `tests/run` installs it as root, or says how");
@@ -71,23 +59,24 @@ impl Guest {
                 panic!("QEMU did not open its serial port: {:?}", qemu.wait());
             }
         };
-        let mut guest = Guest { qemu, port, console, nbd };
+        let mut guest = Guest { qemu, port, console };
         let said = guest.line();
         assert_eq!(said, "ready", "the guest booted");
         guest
     }
 
-    /// Where this machine reaches the gateway in the guest.
-    pub fn nbd(&self) -> SocketAddr {
-        self.nbd
-    }
-
-    /// Runs a command in the guest; it must succeed.
+    /// Gives it a command, whose status comes as a line.
     #[track_caller]
-    pub fn run(&mut self, command: &str) {
+    pub fn ask(&mut self, command: &str) {
         if let Err(error) = writeln!(self.port.get_mut(), "{command}") {
             panic!("the guest takes no commands ({error}); its console: {}", self.console());
         }
+    }
+
+    /// Runs a command in the guest, where nothing else says lines; it must succeed.
+    #[track_caller]
+    pub fn run(&mut self, command: &str) {
+        self.ask(command);
         let status = self.line();
         assert!(status == "0", "`{command}` ended with {status} in the guest: {}", self.console());
     }
@@ -95,14 +84,15 @@ impl Guest {
     /// Switches it off; nothing that it wrote is lost.
     #[track_caller]
     pub fn power_off(mut self) {
-        writeln!(self.port.get_mut(), "poweroff -f").expect("the guest takes commands");
+        self.ask("poweroff -f");
         assert!(is_readable(&process(&self.qemu)), "the guest did not switch off: {}", self.console());
         let status = self.qemu.wait().expect("it is our child");
         assert!(status.success(), "QEMU ended with {status}");
     }
 
+    /// What comes next over the port.
     #[track_caller]
-    fn line(&mut self) -> String {
+    pub fn line(&mut self) -> String {
         let mut line = String::new();
         match self.port.read_line(&mut line) {
             Ok(1..) => line.trim().to_owned(),
@@ -110,7 +100,8 @@ impl Guest {
         }
     }
 
-    fn console(&self) -> String {
+    /// The end of what the kernel and commands said.
+    pub fn console(&self) -> String {
         let bytes = fs::read(&self.console).unwrap_or_default();
         String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(CONSOLE_SHOWN)..]).into_owned()
     }
@@ -122,12 +113,6 @@ impl Drop for Guest {
         let _ = self.qemu.kill();
         let _ = self.qemu.wait();
     }
-}
-
-/// An address that nobody listens on now; QEMU cannot be asked which port it chose.
-fn free_port() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("it is bound")
 }
 
 /// QEMU's end of its serial port; `None` if QEMU ended instead, or took too long.

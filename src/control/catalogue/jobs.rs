@@ -1,0 +1,50 @@
+//! Jobs in the catalogue, so that they are known after a restart: written when they begin and when they end.
+
+use std::sync::Arc;
+
+use sqlx::sqlite::SqliteRow;
+
+use super::{Catalogue, column, failed};
+use crate::control::model::Job;
+use crate::error::{Error, Result};
+
+impl Catalogue {
+    /// Adds a job, or changes it; `kept` of the newest stay.
+    pub async fn put_job(&self, job: &Job, kept: usize) -> Result<()> {
+        let text = serde_json::to_string(job).expect("our values have string keys");
+        let kept = i64::try_from(kept).unwrap_or(i64::MAX);
+        let mut transaction = self.pool.begin().await.map_err(failed)?;
+        sqlx::query(
+            "INSERT INTO jobs (sequence, id, job) VALUES ((SELECT COALESCE(MAX(sequence), 0) + 1 FROM jobs), $1, $2)
+             ON CONFLICT (id) DO UPDATE SET job = excluded.job",
+        )
+        .bind(&job.id)
+        .bind(text)
+        .execute(&mut *transaction)
+        .await
+        .map_err(failed)?;
+        sqlx::query("DELETE FROM jobs WHERE sequence <= (SELECT MAX(sequence) FROM jobs) - $1")
+            .bind(kept)
+            .execute(&mut *transaction)
+            .await
+            .map_err(failed)?;
+        transaction.commit().await.map_err(failed)
+    }
+
+    /// The jobs that it knew when it was opened, oldest first, as they stood when they were written last.
+    pub fn earlier_jobs(&self) -> Arc<[Job]> {
+        Arc::clone(&self.earlier_jobs)
+    }
+
+    /// Every job that it knows, oldest first.
+    pub(in crate::control) async fn jobs(&self) -> Result<Vec<Job>> {
+        let rows = sqlx::query("SELECT job FROM jobs ORDER BY sequence").fetch_all(&self.pool).await;
+        // One that a later version wrote is no reason to have none.
+        Ok(rows.map_err(failed)?.iter().filter_map(|row| job(row).ok()).collect())
+    }
+}
+
+fn job(row: &SqliteRow) -> Result<Job> {
+    serde_json::from_str(&column::<String>(row, "job")?)
+        .map_err(|error| Error::corrupt(format!("catalogue: a job: {error}")))
+}

@@ -1,0 +1,445 @@
+//! The sums of a base: read and compared with what it holds, and changed with it. The bytes are `format::sums`'s.
+//!
+//! ```text
+//!  advance:   base and one copy ──▶ sync ──▶ the other copy ──▶ sync ──▶ *base set*
+//! ```
+//!
+//! Invariant: of each block that an advance changes, one copy that is durable and whole says the sums of all sectors that the advance
+//! does not cover. Those that it covers it says anew, should it have to begin again.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
+use std::path::Path;
+use std::rc::Rc;
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+
+use super::verify::is_of_the_file;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::sums::{
+    BLOCK_BYTES, Block, Copy, SECTORS_A_BLOCK, block_offset, blocks_of, check_header, encode_header,
+    header_offset, sector_sums, sectors_of,
+};
+use crate::planted::{Bug, Planted};
+use crate::runtime::Runtime;
+use crate::storage::{Buffer, File, Op, OpenOptions};
+use crate::units::{DiskId, SECTOR_BYTES, SectorRange, to_usize};
+
+/// Blocks that a reader keeps: those of 16 MiB of a base.
+const RECENT_MAX: usize = 32;
+/// Blocks that are changed at a time.
+const BLOCKS_IN_FLIGHT: usize = 8;
+
+/// A copy of a block, as it lies there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Stored {
+    /// Nobody wrote it: it says that its sectors are zeros.
+    Hole,
+    Sound(Box<Block>),
+    Damaged,
+}
+
+/// What is wrong with a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BlockFault {
+    /// One copy is damaged, or they differ: the first is believed, or the one that is sound.
+    One(Copy),
+    /// Nobody knows the sums of its sectors.
+    Both,
+}
+
+/// The sums of one base.
+pub struct Sums {
+    runtime: Rc<Runtime>,
+    file: File,
+    disk: DiskId,
+    /// The newest first.
+    recent: RefCell<VecDeque<(u64, Rc<Block>)>>,
+}
+
+impl Sums {
+    fn new(runtime: &Rc<Runtime>, file: File, disk: DiskId) -> Sums {
+        Sums { runtime: Rc::clone(runtime), file, disk, recent: RefCell::default() }
+    }
+
+    /// Opens the sums that a base has by its name.
+    pub(super) async fn open(
+        runtime: &Rc<Runtime>,
+        path: &Path,
+        disk: DiskId,
+        options: OpenOptions,
+    ) -> Result<Sums> {
+        let file = runtime.open(path, options).await.map_err(|error| match error.kind() {
+            ErrorKind::NotFound => {
+                let text =
+                    "the sums of this base are gone, so that nobody can tell whether it is what was stored";
+                Error::corrupt(text).at_path(path)
+            }
+            _ => error,
+        })?;
+        let sums = Sums::new(runtime, file, disk);
+        let Err(error) = sums.check_copy_of_header(Copy::First).await else { return Ok(sums) };
+        match sums.check_copy_of_header(Copy::Second).await {
+            Err(_) => Err(error),
+            Ok(()) => Ok(sums),
+        }
+    }
+
+    async fn check_copy_of_header(&self, copy: Copy) -> Result<()> {
+        let at = header_offset(copy);
+        let bytes = self.runtime.read(&self.file, at, BLOCK_BYTES).await?;
+        check_header(&bytes, self.disk).map_err(|error| error.at_offset(at).at_path(self.file.path()))
+    }
+
+    /// What is wrong with either copy of the header, if one is sound.
+    pub(super) async fn header_fault(&self) -> Result<Option<Error>> {
+        for copy in Copy::BOTH {
+            match self.check_copy_of_header(copy).await {
+                Err(error) if error.kind() == ErrorKind::Shutdown => return Err(error),
+                Err(error) => return Ok(Some(error)),
+                Ok(()) => {}
+            }
+        }
+        Ok(None)
+    }
+
+    /// The file.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    async fn read(&self, block: u64, copy: Copy) -> Result<Stored> {
+        let (at, length) = (block_offset(block, copy), self.runtime.length(&self.file).await?);
+        if at >= length {
+            return Ok(Stored::Hole);
+        }
+        let stored = to_usize((length - at).min(BLOCK_BYTES as u64));
+        let read = match self.runtime.read(&self.file, at, stored).await {
+            Ok(read) => read,
+            // Cut off meanwhile, or not given by the device: the other copy is there for that.
+            Err(error) if is_of_the_file(error.kind()) => return Ok(Stored::Damaged),
+            Err(error) => return Err(error),
+        };
+        let mut bytes = [0; BLOCK_BYTES];
+        bytes[..stored].copy_from_slice(&read);
+        if bytes.iter().fold(0, |found, byte| found | byte) == 0 {
+            return Ok(Stored::Hole);
+        }
+        Ok(Block::decode(&bytes, self.disk, block)
+            .map_or(Stored::Damaged, |sums| Stored::Sound(Box::new(sums))))
+    }
+
+    /// A block, and in which copy it is; `None` if neither says it.
+    async fn choose(&self, block: u64) -> Result<Option<(Box<Block>, Copy)>> {
+        let first = self.read(block, Copy::First).await?;
+        if let Stored::Sound(sums) = first {
+            return Ok(Some((sums, Copy::First)));
+        }
+        Ok(match (first, self.read(block, Copy::Second).await?) {
+            (_, Stored::Sound(sums)) => Some((sums, Copy::Second)),
+            (Stored::Hole, _) => Some((Box::new(Block::ZEROS), Copy::First)),
+            (_, Stored::Hole) => Some((Box::new(Block::ZEROS), Copy::Second)),
+            (Stored::Damaged | Stored::Sound(_), Stored::Damaged) => None,
+        })
+    }
+
+    async fn block(&self, block: u64) -> Result<Rc<Block>> {
+        if let Some(known) = self.recall(block) {
+            return Ok(known);
+        }
+        // What nobody knows fits nothing: it is not served. It is not remembered either, for an advance may write it anew.
+        let Some((sums, _)) = self.choose(block).await? else { return Ok(Rc::new(Block::UNKNOWN)) };
+        let sums: Rc<Block> = Rc::from(sums);
+        let mut recent = self.recent.borrow_mut();
+        recent.retain(|(other, _)| *other != block);
+        recent.push_front((block, Rc::clone(&sums)));
+        recent.truncate(RECENT_MAX);
+        Ok(sums)
+    }
+
+    fn recall(&self, block: u64) -> Option<Rc<Block>> {
+        let mut recent = self.recent.borrow_mut();
+        let at = recent.iter().position(|(other, _)| *other == block)?;
+        let entry = recent.remove(at)?;
+        recent.push_front(entry);
+        recent.front().map(|(_, sums)| Rc::clone(sums))
+    }
+
+    /// Forgets what it read: for who looks whether it is still so.
+    pub(super) fn forget(&self) {
+        self.recent.borrow_mut().clear();
+    }
+
+    /// The sectors among these, which begin at `first`, that do not have their sums.
+    pub(super) async fn mismatches(&self, first: u64, bytes: &[u8]) -> Result<Vec<SectorRange>> {
+        let end = first + bytes.len() as u64 / SECTOR_BYTES;
+        let mut found: Vec<SectorRange> = Vec::new();
+        for (block, sectors) in by_block(SectorRange::new(first, end)) {
+            let sums = self.block(block).await?;
+            let start = to_usize((sectors.start - first) * SECTOR_BYTES);
+            let content = &bytes[start..start + to_usize(sectors.bytes())];
+            let stored = &sums.sums()[to_usize(sectors.start - sectors_of(block).start)..];
+            for ((sector, sum), stored) in
+                (sectors.start..).zip(sector_sums(sectors.start, content)).zip(stored)
+            {
+                match found.last_mut() {
+                    _ if sum == *stored => {}
+                    Some(last) if last.end == sector => last.end += 1,
+                    _ => found.push(SectorRange::new(sector, sector + 1)),
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The sectors of some ranges, which ascend, that are not zeros by their sums.
+    pub(super) async fn nonzero(&self, ranges: &[SectorRange]) -> Result<Vec<SectorRange>> {
+        let mut found: Vec<SectorRange> = Vec::new();
+        let (Some(first), Some(last)) = (ranges.first(), ranges.last()) else { return Ok(found) };
+        let mut ranges = ranges.iter().peekable();
+        for block in self.stored_blocks(SectorRange::new(first.start, last.end)).await? {
+            let all = sectors_of(block);
+            while ranges.next_if(|range| range.end <= all.start).is_some() {}
+            if ranges.peek().is_none_or(|range| range.start >= all.end) {
+                continue;
+            }
+            let sums = self.block(block).await?;
+            // The last of them may reach into the next block.
+            for sectors in ranges.clone().map_while(|range| all.intersection(*range)) {
+                let within = to_usize(sectors.start - all.start)..to_usize(sectors.end - all.start);
+                let stored = (sectors.start..).zip(&sums.sums()[within]);
+                for (sector, _) in stored.filter(|(_, sum)| **sum != 0) {
+                    match found.last_mut() {
+                        Some(last) if last.end == sector => last.end += 1,
+                        _ => found.push(SectorRange::new(sector, sector + 1)),
+                    }
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The blocks of a range's sectors of which the file has something.
+    pub(super) async fn stored_blocks(&self, range: SectorRange) -> Result<BTreeSet<u64>> {
+        let wanted = range.start / SECTORS_A_BLOCK..range.end.div_ceil(SECTORS_A_BLOCK);
+        let mut stored = BTreeSet::new();
+        for (blocks, _) in self.stored_runs(wanted).await? {
+            stored.extend(blocks);
+        }
+        Ok(stored)
+    }
+
+    async fn stored_runs(&self, wanted: Range<u64>) -> Result<Vec<(Range<u64>, Copy)>> {
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        let end = block_offset(wanted.end - 1, Copy::Second) + BLOCK_BYTES as u64;
+        let data = self.runtime.data_ranges(&self.file, block_offset(wanted.start, Copy::First)..end).await?;
+        let within = |(blocks, copy): (Range<u64>, Copy)| {
+            let blocks = blocks.start.max(wanted.start)..blocks.end.min(wanted.end);
+            (!blocks.is_empty()).then_some((blocks, copy))
+        };
+        Ok(data.into_iter().flat_map(blocks_of).filter_map(within).collect())
+    }
+
+    /// What is wrong with a block itself.
+    pub(super) async fn fault_of(&self, block: u64) -> Result<Option<BlockFault>> {
+        let (first, second) = (self.read(block, Copy::First).await?, self.read(block, Copy::Second).await?);
+        Ok(match (first, second) {
+            (Stored::Damaged, Stored::Damaged) => Some(BlockFault::Both),
+            (Stored::Damaged | Stored::Hole, Stored::Sound(_)) => Some(BlockFault::One(Copy::First)),
+            (Stored::Damaged, Stored::Hole) => Some(BlockFault::One(Copy::First)),
+            (first, second) => (first != second).then_some(BlockFault::One(Copy::Second)),
+        })
+    }
+
+    async fn write(&self, block: u64, copy: Copy, sums: &Block) -> Result<()> {
+        let bytes = Buffer::copy_of(&sums.encode(self.disk, block)).freeze();
+        self.runtime.write(&self.file, block_offset(block, copy), bytes).await
+    }
+}
+
+/// A range, by blocks.
+fn by_block(range: SectorRange) -> impl Iterator<Item = (u64, SectorRange)> {
+    let blocks = range.start / SECTORS_A_BLOCK..range.end.div_ceil(SECTORS_A_BLOCK);
+    blocks.filter_map(move |block| Some((block, sectors_of(block).intersection(range)?)))
+}
+
+/// The sums of a new base, on their way into a new file.
+pub(super) struct SumsBuilder {
+    sums: Sums,
+    open: Option<(u64, Block)>,
+}
+
+impl SumsBuilder {
+    pub(super) async fn create(runtime: &Rc<Runtime>, partial: &Path, disk: DiskId) -> Result<SumsBuilder> {
+        let file = runtime.open(partial, OpenOptions::CREATE).await?;
+        for copy in Copy::BOTH {
+            let header = Buffer::copy_of(&encode_header(disk)).freeze();
+            runtime.write(&file, header_offset(copy), header).await?;
+        }
+        Ok(SumsBuilder { sums: Sums::new(runtime, file, disk), open: None })
+    }
+
+    /// Takes the next bytes of the base, which begin at a sector; what is missing of the last one is zeros.
+    pub(super) async fn add(&mut self, first: u64, bytes: &[u8]) -> Result<()> {
+        for (sector, sum) in (first..).zip(sector_sums(first, bytes)).filter(|(_, sum)| *sum != 0) {
+            let block = sector / SECTORS_A_BLOCK;
+            if self.open.as_ref().is_none_or(|(open, _)| *open != block) {
+                self.put().await?;
+                self.open = Some((block, Block::ZEROS));
+            }
+            let (_, sums) = self.open.as_mut().expect("just opened");
+            sums.sums_mut()[to_usize(sector % SECTORS_A_BLOCK)] = sum;
+        }
+        Ok(())
+    }
+
+    async fn put(&mut self) -> Result<()> {
+        if let Some((block, sums)) = self.open.take() {
+            for copy in Copy::BOTH {
+                self.sums.write(block, copy, &sums).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the file durable.
+    pub(super) async fn finish(mut self) -> Result<()> {
+        self.put().await?;
+        self.sums.runtime.sync(&self.sums.file).await
+    }
+}
+
+/// New sums of some sectors of a block: where they begin in it.
+type Part = (usize, Vec<u32>);
+
+/// The sums of a base that an advance changes.
+pub(super) struct SumsWriter {
+    sums: Sums,
+    planted: Planted,
+    /// What was noted since the last flush, by blocks.
+    news: RefCell<BTreeMap<u64, Vec<Part>>>,
+    /// Blocks that come to hold zeros only, all of them covered.
+    emptied: RefCell<Vec<Range<u64>>>,
+    /// Blocks that were written, and in which copy: the other one is as the last advance left it.
+    written: RefCell<BTreeMap<u64, Copy>>,
+    /// Where the base ends.
+    base_sectors: u64,
+}
+
+impl SumsWriter {
+    /// Takes up what an advance before this one left: what is read from here on is durable.
+    pub(super) async fn begin(sums: Sums, base_sectors: u64, planted: Planted) -> Result<SumsWriter> {
+        let runtime = Rc::clone(&sums.runtime);
+        runtime.sync(&sums.file).await?;
+        // After a failed sync, memory may go on showing what the device does not have.
+        runtime.call(Op::Evict { file: sums.file.clone() }).await?;
+        sums.forget();
+        let (news, emptied, written) = (RefCell::default(), RefCell::default(), RefCell::default());
+        Ok(SumsWriter { sums, planted, news, emptied, written, base_sectors })
+    }
+
+    /// Notes what sectors are about to hold.
+    pub(super) fn note(&self, range: SectorRange, bytes: &[u8]) {
+        for (block, sectors) in by_block(range) {
+            let start = to_usize((sectors.start - range.start) * SECTOR_BYTES);
+            let content = &bytes[start..start + to_usize(sectors.bytes())];
+            self.note_sums(block, sectors, sector_sums(sectors.start, content).collect());
+        }
+    }
+
+    fn note_sums(&self, block: u64, sectors: SectorRange, sums: Vec<u32>) {
+        let at = to_usize(sectors.start - sectors_of(block).start);
+        self.news.borrow_mut().entry(block).or_default().push((at, sums));
+    }
+
+    /// Notes that sectors are about to be zeros.
+    pub(super) fn note_zeros(&self, range: SectorRange) {
+        let whole = range.start.div_ceil(SECTORS_A_BLOCK)..range.end / SECTORS_A_BLOCK;
+        let mut parts = vec![range];
+        if !whole.is_empty() {
+            let (start, end) = (whole.start * SECTORS_A_BLOCK, whole.end * SECTORS_A_BLOCK);
+            parts = vec![SectorRange::new(range.start, start), SectorRange::new(end, range.end)];
+            self.emptied.borrow_mut().push(whole);
+        }
+        for (block, sectors) in parts.into_iter().flat_map(by_block) {
+            self.note_sums(block, sectors, vec![0; to_usize(sectors.sectors())]);
+        }
+    }
+
+    /// Brings what was noted to one copy of each block; not durably.
+    pub(super) async fn flush(&self) -> Result<()> {
+        let news = self.news.take().into_iter().map(|(block, parts)| self.change(block, parts));
+        stream::iter(news).buffer_unordered(BLOCKS_IN_FLIGHT).try_collect::<()>().await?;
+        let emptied = self.emptied.take();
+        for blocks in emptied {
+            for (blocks, copy) in self.sums.stored_runs(blocks).await? {
+                let bytes = (blocks.end - blocks.start) * BLOCK_BYTES as u64;
+                let start = block_offset(blocks.start, copy);
+                self.sums.runtime.zero(&self.sums.file, start..start + bytes, false).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn change(&self, block: u64, parts: Vec<Part>) -> Result<()> {
+        let before = self.written.borrow().get(&block).copied();
+        let (mut sums, to) = match before {
+            Some(copy) => (self.read_back(block, copy).await?, copy),
+            None => match self.sums.choose(block).await? {
+                Some((sums, from)) => (sums, from.other()),
+                None => (self.unknown(block), Copy::First),
+            },
+        };
+        for (at, news) in parts {
+            sums.sums_mut()[at..at + news.len()].copy_from_slice(&news);
+        }
+        self.written.borrow_mut().insert(block, to);
+        if self.planted.is(Bug::SumCopiesTogether) {
+            self.sums.write(block, to.other(), &sums).await?;
+        }
+        self.sums.write(block, to, &sums).await
+    }
+
+    /// A block of which both copies are damaged: what is not written anew stays damaged. Nothing lies behind the base's end.
+    fn unknown(&self, block: u64) -> Box<Block> {
+        tracing::warn!(path = %self.sums.file.path().display(), block, "both copies of a block of sums are damaged");
+        let mut sums = Box::new(Block::UNKNOWN);
+        for (sector, sum) in (sectors_of(block).start..).zip(sums.sums_mut()) {
+            if sector >= self.base_sectors {
+                *sum = 0;
+            }
+        }
+        sums
+    }
+
+    async fn read_back(&self, block: u64, copy: Copy) -> Result<Box<Block>> {
+        match self.sums.read(block, copy).await? {
+            Stored::Sound(sums) => Ok(sums),
+            Stored::Hole | Stored::Damaged => {
+                let text = "a block of sums is not what was just written";
+                let offset = block_offset(block, copy);
+                Err(Error::corrupt(text).at_path(self.sums.file.path()).at_offset(offset))
+            }
+        }
+    }
+
+    /// Makes it durable, first in one copy and then in the other. The base is synced before.
+    pub(super) async fn finish(self) -> Result<()> {
+        self.flush().await?;
+        if self.planted.is(Bug::SumsNotSynced) {
+            return Ok(());
+        }
+        let runtime = &self.sums.runtime;
+        runtime.sync(&self.sums.file).await?;
+        let written = self.written.take();
+        let written = written.into_iter().map(async |(block, copy)| {
+            let sums = self.read_back(block, copy).await?;
+            self.sums.write(block, copy.other(), &sums).await
+        });
+        stream::iter(written).buffer_unordered(BLOCKS_IN_FLIGHT).try_collect::<()>().await?;
+        runtime.sync(&self.sums.file).await
+    }
+}
