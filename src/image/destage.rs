@@ -93,6 +93,8 @@ impl Destager<'_> {
             image.advance(self.runtime, self.through).await?;
         }
         let target = &image;
+        // A file that somebody cut short would show zeros where these writes make it longer again.
+        target.check_length(self.runtime, target.sectors()).await?;
         pour(merged.below(target.sectors()).map(|extent| self.apply(target, extent)), written).await?;
         image.sync(self.runtime, self.through).await?;
         if !self.planted.is(Bug::CheckpointBeforeImageSync) {

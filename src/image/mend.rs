@@ -52,6 +52,7 @@ pub async fn mend(runtime: &Rc<Runtime>, mend: Mend) -> Result<Image> {
     let Mend { directory, mut image, sectors, sides, rest } = mend;
     image.confirm(runtime).await?;
     image.settle_size(runtime, sectors).await?;
+    image.check_length(runtime, sectors).await?;
     let (mut through, mut written) = bring_all(runtime, &image, &sides).await?;
     if let Some(Rest { maps, through: last, reader }) = rest {
         through = through.max(last);
@@ -69,6 +70,7 @@ pub async fn mend(runtime: &Rc<Runtime>, mend: Mend) -> Result<Image> {
 /// Has the image take all that `sides` hold, durably, without saying so in its checkpoint: the files stay.
 pub async fn take(runtime: &Rc<Runtime>, mut image: Image, sides: &[Rc<SideFile>]) -> Result<Image> {
     image.confirm(runtime).await?;
+    image.check_length(runtime, image.sectors()).await?;
     let (through, _) = bring_all(runtime, &image, sides).await?;
     image.sync(runtime, through).await?;
     Ok(image)

@@ -246,37 +246,43 @@ impl Vault {
         Ok(())
     }
 
-    /// Those of `findings` that are still so.
+    /// Those of `findings` that are still so, and of a base's as much of each as still is: sectors that an advance has written anew
+    /// meanwhile are sound, and shown from there.
     pub async fn still_damaged(&self, findings: &[Finding]) -> Result<Vec<Finding>> {
         let state = self.manifest.state().clone();
         let mut left = Vec::new();
         for finding in findings {
-            let is_mended = match finding.lost {
-                Lost::Nothing | Lost::Manifest => false,
-                Lost::Blob(blob) | Lost::Chunk(blob, _) => !state.names_blob(blob),
+            match finding.lost {
+                Lost::Nothing | Lost::Manifest => left.push(finding.alone()),
+                Lost::Blob(blob) | Lost::Chunk(blob, _) if state.names_blob(blob) => {
+                    left.push(finding.alone());
+                }
+                Lost::Blob(_) | Lost::Chunk(..) => {}
                 Lost::Base(id, range) => {
                     let disk = state.all_disks().iter().find(|disk| disk.record.id == id);
-                    match disk.filter(|disk| state.needs_base(disk)) {
-                        Some(disk) => self.reads_base(&state, disk, range).await?,
-                        None => true,
+                    if let Some(disk) = disk.filter(|disk| state.needs_base(disk)) {
+                        let lost = self.lost_of_base(&state, disk, range).await?;
+                        left.extend(
+                            lost.as_slice()
+                                .iter()
+                                .map(|&sectors| Finding { lost: Lost::Base(id, sectors), ..finding.alone() }),
+                        );
                     }
                 }
-            };
-            if !is_mended {
-                left.push(finding.alone());
             }
         }
         let _ = self.harm_of(&state, &mut left).await?;
         Ok(left)
     }
 
-    /// Whether a range of a base can be read again.
-    async fn reads_base(&self, state: &State, disk: &DiskState, range: SectorRange) -> Result<bool> {
+    /// What of a range of a base is lost: all of it where the base cannot be read.
+    async fn lost_of_base(&self, state: &State, disk: &DiskState, range: SectorRange) -> Result<Ranges> {
+        let whole = || Ranges::of([range]);
         let read = async {
             let base = self.bases.open(disk.record.id).await?;
             let (length, wanted) = (base.bytes().await?, length_min(state, disk));
             if length < wanted {
-                return Ok::<bool, Error>(false);
+                return Ok::<Ranges, Error>(whole());
             }
             // What lies beyond what any point has of it is shown by none.
             let end = range.end.saturating_mul(SECTOR_BYTES).min(wanted);
@@ -289,14 +295,14 @@ impl Vault {
                 }
             }
             if wrong.is_empty() {
-                return Ok(true);
+                return Ok(Ranges::default());
             }
             // What an advance covers no point shows, and it is written anew.
             let covered = self.covered_by_advance(disk.record.id).await?.unwrap_or_default();
-            Ok(Ranges::of(wrong).without(covered.as_slice().iter().copied()).is_empty())
+            Ok(Ranges::of(wrong).without(covered.as_slice().iter().copied()))
         };
         match read.await {
-            Err(error) if is_of_the_file(error.kind()) => Ok(false),
+            Err(error) if is_of_the_file(error.kind()) => Ok(whole()),
             read => read,
         }
     }

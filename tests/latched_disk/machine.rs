@@ -16,6 +16,7 @@ use afterimage::protect::latching::ResumeReport;
 use afterimage::protect::open::{self, GroupPlan};
 use afterimage::runtime::Runtime;
 use afterimage::storage::sim::{FaultKind, Matcher, OpKind, ProcessId, SimDisk, SimEnvironment, SimStorage};
+use afterimage::storage::{Access, Buffer, OpenOptions};
 use afterimage::units::{DiskId, SectorRange, to_usize};
 
 use crate::pieces::flatten;
@@ -138,6 +139,19 @@ impl Machine {
             runtime.publish(&from, &to).await.expect("no faults yet");
             for path in [from, to] {
                 runtime.sync_directory(path.parent().expect("not the root")).await.expect("no faults yet");
+            }
+        });
+    }
+
+    /// Somebody gives a file another length, and writes to its start.
+    pub fn rewrite(&mut self, path: PathBuf, length: u64, bytes: Vec<u8>) {
+        let runtime = Rc::clone(&self.runtime);
+        self.run(async move {
+            let options = OpenOptions { access: Access::ReadWrite, ..OpenOptions::READ };
+            let file = runtime.open(path, options).await.expect("it is there");
+            runtime.set_length(&file, length).await.expect("no faults yet");
+            if !bytes.is_empty() {
+                runtime.write(&file, 0, Buffer::copy_of(&bytes).freeze()).await.expect("no faults yet");
             }
         });
     }

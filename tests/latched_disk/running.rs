@@ -217,3 +217,32 @@ fn a_group_whose_journal_failed_is_not_resumed() {
     assert_eq!(machine.write(first, 0, 1, 1).unwrap_err(), Refusal::Io);
     assert_eq!(machine.resume().unwrap_err().kind(), ErrorKind::Latched);
 }
+
+/// Writes beyond the end would make the file longer, and what lies between read as zeros that nobody wrote.
+#[test]
+fn an_image_that_is_cut_short_under_its_group_is_not_made_longer_again() {
+    let (mut machine, broken, sound) = Machine::new(7);
+    let kept = fill(&mut machine, broken);
+    machine.drive("destaging", |machine| machine.disk.durable_file(&image(broken)).expect("there") == kept);
+    let cut = 20 * 512;
+    machine.rewrite(image(broken), cut, Vec::new());
+    assert!(machine.write(broken, 200, 9, 1).is_ok());
+    machine.drive("the latch", |machine| machine.is_latched(broken));
+    assert_eq!(machine.disk.read_file(&image(broken)).expect("there").len() as u64, cut);
+    let beyond = Request::Read { range: SectorRange::new(30, 31) };
+    assert_eq!(machine.ask(broken, beyond).unwrap_err(), Refusal::Io);
+    machine.turn_the_journal_over(sound);
+
+    let report = machine.resume().expect("a group that works");
+    let Finding::Latched { kind, reason } = &report.disks[0].finding else { panic!("{report:?}") };
+    assert_eq!(*kind, ErrorKind::Corrupt);
+    assert!(reason.contains("10240 bytes") && reason.contains(&part(&image(broken))), "{reason}");
+    assert_eq!(machine.disk.read_file(&image(broken)).expect("there").len() as u64, cut);
+
+    machine.rewrite(image(broken), kept.len() as u64, kept.clone());
+    let report = machine.resume().expect("a group that works");
+    assert_eq!(report.disks[0].finding, Finding::Mended);
+    let mut expected = kept;
+    expected[200 * 512..201 * 512].fill(9);
+    assert_eq!(machine.read(broken), expected);
+}
