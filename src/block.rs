@@ -6,6 +6,7 @@
 
 use bytes::Bytes;
 
+use crate::allocation::AllocationRun;
 use crate::runtime::Event;
 use crate::storage::Slice;
 use crate::units::{DiskId, GroupId, MonotonicNanos, SectorRange};
@@ -73,6 +74,8 @@ pub enum Request {
     Allocation {
         /// Which sectors.
         range: SectorRange,
+        /// How many runs are wanted at most, one at least: the answer ends before the next one.
+        runs_max: usize,
     },
 }
 
@@ -83,7 +86,7 @@ pub enum Response {
     Done,
     /// The bytes of a read, in order, as long as the range together.
     Data(Vec<DataPiece>),
-    /// The state of a range, in order, as long as the range together.
+    /// The state of a range, in order; it may end before the range does, not before its first sector.
     Allocation(Vec<AllocationRun>),
 }
 
@@ -104,15 +107,6 @@ impl DataPiece {
             DataPiece::Zeros(count) => *count,
         }
     }
-}
-
-/// A run of sectors of one state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AllocationRun {
-    /// Length in bytes.
-    pub bytes: u64,
-    /// Whether it holds data; a hole reads as zeros.
-    pub allocated: bool,
 }
 
 /// Why a request was refused; each is another answer to the guest.

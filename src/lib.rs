@@ -3,6 +3,7 @@
 //! The rooms and their dependencies, which point downwards only, are drawn in `docs/architecture.md`; the formats
 //! are in `docs/format.md`.
 
+pub mod allocation;
 pub mod block;
 pub mod bookmark;
 pub mod byte_size;

@@ -333,7 +333,9 @@ fn a_read_only_test_failover_has_no_files_and_stays_read_only() {
     assert!(matches!(ask(Request::Flush), Ok(Response::Done)));
     let Ok(Response::Data(pieces)) = ask(Request::Read { range }) else { panic!("it is readable") };
     assert_eq!(flatten(&pieces), vec![1; 16 * 512]);
-    let Ok(Response::Allocation(runs)) = ask(Request::Allocation { range }) else { panic!("it is known") };
+    let Ok(Response::Allocation(runs)) = ask(Request::Allocation { range, runs_max: 4096 }) else {
+        panic!("it is known")
+    };
     assert_eq!(runs.iter().map(|run| run.bytes).sum::<u64>(), range.bytes());
     assert_eq!(std::fs::read_dir(plan(&root).tests()).expect("the directory").count(), 0, "no file is made");
 }

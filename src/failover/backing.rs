@@ -6,6 +6,7 @@
 use std::path::Path;
 use std::rc::Rc;
 
+use crate::allocation::AllocationRuns;
 use crate::block::{Refusal, Reply, Request, Response};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::DiskId;
@@ -44,8 +45,11 @@ impl Backing {
             Backing::Overlay(overlay) => ask_overlay(overlay, request).await,
             Backing::View(view, disk) => match request {
                 Request::Read { range } => view.read(*disk, range).await.map(Response::Data),
-                Request::Allocation { range } => {
-                    view.allocation(*disk, range).await.map(Response::Allocation)
+                Request::Allocation { range, runs_max } => {
+                    let mut runs = AllocationRuns::at_most(runs_max);
+                    view.describe(*disk, range, &mut runs)
+                        .await
+                        .map(|()| Response::Allocation(runs.into_runs()))
                 }
                 // Nothing is ever written, so all that was written is durable.
                 Request::Flush => Ok(Response::Done),
@@ -69,7 +73,9 @@ async fn ask_overlay(overlay: &Overlay, request: Request) -> Result<Response> {
             overlay.zero(range, durable, keep_allocated).await.map(|()| Response::Done)
         }
         Request::Flush => overlay.flush().await.map(|()| Response::Done),
-        Request::Allocation { range } => overlay.allocation(range).await.map(Response::Allocation),
+        Request::Allocation { range, runs_max } => {
+            overlay.allocation(range, runs_max).await.map(Response::Allocation)
+        }
     }
 }
 

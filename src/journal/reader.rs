@@ -62,12 +62,32 @@ pub struct PayloadRead {
 impl PayloadRead {
     /// The operation that reads all of the payload.
     pub fn operation(&self) -> Op {
-        let buffer = Buffer::recycled(to_usize(u64::from(self.payload.sectors) * SECTOR_BYTES));
+        let buffer = Buffer::recycled(self.payload_bytes());
         Op::Read { file: self.segment.file.clone(), offset: self.payload.byte_offset(), buffer }
     }
 
+    /// Which payload it is: its file, and where it begins there.
+    pub fn place(&self) -> (usize, u64) {
+        (self.segment.file.identity(), self.payload.byte_offset())
+    }
+
+    /// How long the payload is.
+    pub fn payload_bytes(&self) -> usize {
+        to_usize(u64::from(self.payload.sectors) * SECTOR_BYTES)
+    }
+
+    /// What of the payload is wanted.
+    pub fn within(&self) -> Range<usize> {
+        self.within.clone()
+    }
+
     /// The part that is wanted of what the operation read; `Corrupt` if it is not what was written.
-    pub fn verify(&self, mut buffer: Buffer, planted: Planted) -> Result<Slice> {
+    pub fn verify(&self, buffer: Buffer, planted: Planted) -> Result<Slice> {
+        Ok(self.open(buffer, planted)?.freeze().slice(self.within.clone()))
+    }
+
+    /// All of the payload.
+    pub fn open(&self, mut buffer: Buffer, planted: Planted) -> Result<Buffer> {
         let is_sound = match &self.seal {
             // The tag says more than the checksum.
             Some(PayloadSeal { key, tag }) => {
@@ -81,7 +101,7 @@ impl PayloadRead {
             let error = Error::corrupt(text).at_path(&self.segment.path);
             return Err(error.at_offset(self.payload.byte_offset()));
         }
-        Ok(buffer.freeze().slice(self.within.clone()))
+        Ok(buffer)
     }
 }
 

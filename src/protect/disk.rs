@@ -154,7 +154,7 @@ impl Disk {
     /// Whether the request can be carried out on this disk as it is.
     pub fn check(&self, request: &Request) -> Result<(), Refusal> {
         let (range, changes) = match request {
-            Request::Read { range } | Request::Allocation { range } => (*range, false),
+            Request::Read { range } | Request::Allocation { range, .. } => (*range, false),
             Request::Write { range, .. } | Request::Zero { range, .. } => (*range, true),
             Request::Flush => return Ok(()),
         };

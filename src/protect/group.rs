@@ -25,6 +25,7 @@ use crate::journal::reader::Reader;
 use crate::journal::segments::Segments;
 use crate::journal::writer::{Identity, Visible, VisibleEvent, Writer};
 use crate::planted::Bug;
+use crate::protect::allocation::AllocationQuestions;
 use crate::protect::clock::GroupClock;
 use crate::protect::disk::Disk;
 use crate::protect::events::{GroupEvent, TimedEvent};
@@ -162,8 +163,8 @@ pub struct Group {
     pub(super) writes: Slab<WriteInFlight>,
     pub(super) barriers: Vec<Barrier>,
     pub(super) reads: Reads,
-    /// Questions for allocations that are not answered yet.
-    pub(super) allocations: BTreeSet<Ticket>,
+    /// AllocationQuestions for allocations that are not answered yet.
+    pub(super) allocations: AllocationQuestions,
     pub(super) replies: Vec<(Ticket, Reply)>,
     delayed: Vec<(DiskSlot, SectorRange, crate::journal::segments::Source)>,
 }
@@ -270,7 +271,7 @@ impl Group {
             writes: Slab::new(),
             barriers: Vec::new(),
             reads,
-            allocations: BTreeSet::new(),
+            allocations: AllocationQuestions::default(),
             replies: Vec::new(),
             delayed: Vec::new(),
         };

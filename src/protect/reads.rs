@@ -2,26 +2,33 @@
 //!
 //! A read pins the segments that it reads, so that recycling waits for it. What comes from the journal is verified by
 //! `journal::reader`, what comes from a side file by its sum; what comes from an image cannot be.
+//!
+//! However many pieces the reads have, and however much has to be fetched for each ([`super::fetch`]), what is under way for all of
+//! them together is bounded, and they take turns: one that needs a lot holds up nobody else.
 
+use std::collections::VecDeque;
 use std::rc::Rc;
 
 use slab::Slab;
 
 use crate::block::{DataPiece, Refusal, Reply, Response, Ticket};
 use crate::error::{Error, Result};
-use crate::image::side::{ChunkPart, SidePiece};
+use crate::image::side::SidePiece;
 use crate::journal::cache::FrameCache;
-use crate::journal::reader::{Located, PayloadRead, locate};
+use crate::journal::reader::{Located, locate};
 use crate::journal::segments::{Segments, Source};
 use crate::planted::Planted;
+use crate::protect::fetch::{Assembly, Stored};
 use crate::protect::place::Place;
 use crate::runtime::{Runtime, Tag};
-use crate::storage::{Buffer, File, Op, Outcome};
+use crate::storage::{File, Outcome};
 use crate::units::{SectorRange, to_usize};
 
 /// Marks the operations of reads among those of a group.
 pub const OPERATION_READ: u64 = 1 << 63;
-const PIECE_BITS: u32 = 24;
+const FETCH_BITS: u32 = 24;
+/// Bytes that a group's reads have under way at once; one operation may be longer.
+const UNDER_WAY_BYTES_MAX: usize = 32 << 20;
 
 /// Reads that wait for the device.
 pub struct Reads {
@@ -29,28 +36,23 @@ pub struct Reads {
     owner: u32,
     planted: Planted,
     in_flight: Slab<Read>,
+    /// Those that have operations to begin, whose turn is next first.
+    waiting: VecDeque<usize>,
+    under_way_bytes: usize,
     failure: Option<Error>,
 }
 
 struct Read {
     ticket: Ticket,
-    pieces: Vec<Piece>,
-    missing: usize,
+    assembly: Assembly,
     failed: bool,
-}
-
-/// A part of a read's range.
-enum Piece {
-    Here(DataPiece),
-    InImage,
-    InJournal(PayloadRead),
-    InSideFile(ChunkPart),
 }
 
 impl Reads {
     /// No reads; operations carry `owner`.
     pub fn new(runtime: Rc<Runtime>, owner: u32, planted: Planted) -> Reads {
-        Reads { runtime, owner, planted, in_flight: Slab::new(), failure: None }
+        let (in_flight, waiting) = (Slab::new(), VecDeque::new());
+        Reads { runtime, owner, planted, in_flight, waiting, under_way_bytes: 0, failure: None }
     }
 
     /// Number in flight.
@@ -65,6 +67,7 @@ impl Reads {
 
     /// Forgets all that are in flight; tells whose they are.
     pub fn abandon(&mut self) -> impl Iterator<Item = Ticket> {
+        self.waiting.clear();
         self.in_flight.drain().map(|read| read.ticket)
     }
 
@@ -80,24 +83,35 @@ impl Reads {
         if parts.iter().any(|(_, place)| matches!(place, Place::Side(SidePiece::Unreadable))) {
             return Some(Err(Refusal::Io));
         }
-        let entry = self.in_flight.vacant_entry();
-        let read_operation = OPERATION_READ | (entry.key() as u64) << PIECE_BITS;
-        let mut pieces = Vec::with_capacity(parts.len());
-        let mut missing = 0;
-        for (index, (range, place)) in parts.iter().enumerate() {
-            let (piece, operation) = find(*range, place, image, segments, cache);
-            pieces.push(piece);
-            if let Some(operation) = operation {
-                missing += 1;
-                let tag = Tag { owner: self.owner, operation: read_operation | index as u64 };
-                self.runtime.submit(tag, operation);
-            }
+        let mut assembly = Assembly::default();
+        for (range, place) in parts {
+            add(&mut assembly, *range, place, image, segments, cache);
         }
-        if missing == 0 {
-            return Some(Ok(answer(pieces)));
+        if assembly.is_whole() {
+            return Some(Ok(Response::Data(assembly.into_pieces())));
         }
-        entry.insert(Read { ticket, pieces, missing, failed: false });
+        let key = self.in_flight.insert(Read { ticket, assembly, failed: false });
+        self.waiting.push_back(key);
+        self.begin_waiting();
         None
+    }
+
+    /// Begins what may be under way.
+    fn begin_waiting(&mut self) {
+        while let Some(&key) = self.waiting.front()
+            && self.under_way_bytes < UNDER_WAY_BYTES_MAX
+        {
+            self.waiting.pop_front();
+            let assembly = &mut self.in_flight[key].assembly;
+            let (number, bytes, operation) =
+                assembly.begin_next().expect("who waits has operations to begin");
+            if assembly.has_next() {
+                self.waiting.push_back(key);
+            }
+            self.under_way_bytes += bytes;
+            let operation_number = OPERATION_READ | (key as u64) << FETCH_BITS | number as u64;
+            self.runtime.submit(Tag { owner: self.owner, operation: operation_number }, operation);
+        }
     }
 
     /// Why a read failed, if one did since this was asked last.
@@ -105,81 +119,47 @@ impl Reads {
         self.failure.take()
     }
 
-    /// Takes a piece's completion; returns the answer if it was the last one.
+    /// Takes an operation's completion; returns the answer if it was the last one of its read.
     pub fn handle(&mut self, operation: u64, result: Result<Outcome>) -> Option<(Ticket, Reply)> {
         let operation = operation & !OPERATION_READ;
-        let key = to_usize(operation >> PIECE_BITS);
-        let index = to_usize(operation & ((1 << PIECE_BITS) - 1));
-        let read = self.in_flight.get_mut(key).expect("a read stays until its last piece");
-        let piece = &mut read.pieces[index];
-        match result.and_then(|outcome| piece.take(outcome.into_buffer(), self.planted)) {
-            Ok(data) => *piece = Piece::Here(data),
-            Err(error) => {
-                self.failure = Some(error);
-                read.failed = true;
-            }
+        let key = to_usize(operation >> FETCH_BITS);
+        let number = to_usize(operation & ((1 << FETCH_BITS) - 1));
+        let read = self.in_flight.get_mut(key).expect("a read stays until its last operation");
+        self.under_way_bytes -= read.assembly.fetch_bytes(number);
+        let result = result.map(Outcome::into_buffer);
+        if let Err(error) = read.assembly.take(number, result, self.planted) {
+            self.failure = Some(error);
+            read.failed = true;
         }
-        read.missing -= 1;
-        if read.missing > 0 {
-            return None;
-        }
-        let read = self.in_flight.remove(key);
-        let reply = if read.failed { Err(Refusal::Io) } else { Ok(answer(read.pieces)) };
-        Some((read.ticket, reply))
+        let ended = read.assembly.is_whole().then(|| self.in_flight.remove(key));
+        self.begin_waiting();
+        let Read { ticket, assembly, failed } = ended?;
+        let reply = if failed { Err(Refusal::Io) } else { Ok(Response::Data(assembly.into_pieces())) };
+        Some((ticket, reply))
     }
 }
 
-/// A piece, and the operation that brings it if memory does not have it.
-fn find(
+/// Adds a part of a read, which memory has or which has to be fetched.
+fn add(
+    assembly: &mut Assembly,
     range: SectorRange,
     place: &Place,
     image: &File,
     segments: &Segments,
     cache: &FrameCache,
-) -> (Piece, Option<Op>) {
+) {
     match place {
         Place::Layer(Source::Zero { .. }) | Place::Side(SidePiece::Zero { .. }) => {
-            (Piece::Here(DataPiece::Zeros(range.bytes())), None)
+            assembly.add_here(DataPiece::Zeros(range.bytes()));
         }
         Place::Layer(Source::Journal { segment, sector }) => {
             match locate(cache, (*segment, *sector), range.sectors(), |index| segments.get(index)) {
-                Located::Cached(slice) => (Piece::Here(DataPiece::Bytes(slice)), None),
-                Located::Stored(read) => {
-                    let operation = read.operation();
-                    (Piece::InJournal(read), Some(operation))
-                }
+                Located::Cached(slice) => assembly.add_here(DataPiece::Bytes(slice)),
+                Located::Stored(read) => assembly.add_stored(Stored::Payload(read)),
             }
         }
         Place::Side(SidePiece::Unreadable) => unreachable!("refused before"),
-        Place::Side(SidePiece::Data(part)) => {
-            let buffer = Buffer::recycled(part.bytes);
-            let operation = Op::Read { file: part.file.clone(), offset: part.offset, buffer };
-            (Piece::InSideFile(part.clone()), Some(operation))
-        }
-        Place::Image => {
-            let buffer = Buffer::recycled(to_usize(range.bytes()));
-            let operation = Op::Read { file: image.clone(), offset: range.byte_offset(), buffer };
-            (Piece::InImage, Some(operation))
-        }
+        Place::Side(SidePiece::Data(part)) => assembly.add_stored(Stored::Chunk(part.clone())),
+        Place::Image => assembly.add_stored(Stored::Image(image.clone(), range)),
     }
-}
-
-impl Piece {
-    /// What the piece's operation brought.
-    fn take(&self, buffer: Buffer, planted: Planted) -> Result<DataPiece> {
-        match self {
-            Piece::InJournal(read) => read.verify(buffer, planted).map(DataPiece::Bytes),
-            Piece::InSideFile(part) => part.verified(buffer).map(DataPiece::Bytes),
-            Piece::InImage => Ok(DataPiece::Bytes(buffer.freeze())),
-            Piece::Here(_) => unreachable!("a piece that is here has no operation"),
-        }
-    }
-}
-
-fn answer(pieces: Vec<Piece>) -> Response {
-    let data = pieces.into_iter().map(|piece| match piece {
-        Piece::Here(data) => data,
-        _ => unreachable!("no piece is missing"),
-    });
-    Response::Data(data.collect())
 }

@@ -6,17 +6,13 @@
 //! Invariants: a change is acknowledged only after its records are in the open layer, and a barrier passed only once all that it
 //! waits for is durable; each request gets one reply, also when the journal fails, and when the group is closed.
 
-use std::rc::Rc;
-
 use bytes::Bytes;
 
 use crate::block::{Export, Refusal, Reply, Request, Response, Ticket};
 use crate::error::ErrorKind;
 use crate::format::frame::RECORD_PAYLOAD_BYTES_MAX;
 use crate::journal::writer::Entry;
-use crate::protect::allocation;
 use crate::protect::group::Group;
-use crate::protect::mailbox::Done;
 use crate::protect::place::{Place, places};
 use crate::protect::renewal::renewed_slot;
 use crate::units::{DiskSlot, Lsn, MonotonicNanos, SECTOR_BYTES, SectorRange, to_usize};
@@ -75,7 +71,7 @@ impl Group {
             Request::Flush => {
                 self.barrier(Barrier { lsn: self.writer.visible(), ticket, write_bytes: None });
             }
-            Request::Allocation { range } => self.allocation(ticket, slot, range),
+            Request::Allocation { range, runs_max } => self.ask_allocation(ticket, slot, range, runs_max),
         }
         Ok(())
     }
@@ -157,23 +153,6 @@ impl Group {
         self.replies.push((ticket, Ok(Response::Done)));
     }
 
-    fn allocation(&mut self, ticket: Ticket, slot: DiskSlot, range: SectorRange) {
-        let parts = self.places(slot, range);
-        let image = self.disks[&slot].attached().file.clone();
-        let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
-        self.allocations.insert(ticket);
-        self.tasks.spawn(async move {
-            let reply = allocation::describe(&runtime, &image, &parts).await;
-            let reply = reply.map(Response::Allocation).map_err(|_| Refusal::Io);
-            mailbox.borrow_mut().push_back(Done::Allocation(ticket, reply));
-        });
-    }
-
-    pub(super) fn answer_allocation(&mut self, ticket: Ticket, reply: Reply) {
-        self.allocations.remove(&ticket);
-        self.replies.push((ticket, reply));
-    }
-
     pub(super) fn acknowledge(&mut self, cookie: u64, lsn: Lsn) {
         if let Some(slot) = renewed_slot(cookie) {
             return self.piece_is_visible(slot, lsn);
@@ -225,7 +204,7 @@ impl Group {
     #[must_use]
     pub fn close(mut self) -> Vec<(Ticket, Reply)> {
         self.refuse_changes(Refusal::Shutdown);
-        let rest = self.reads.abandon().chain(std::mem::take(&mut self.allocations));
+        let rest = self.reads.abandon().chain(self.allocations.abandon());
         self.replies.extend(rest.map(|ticket| (ticket, Err(Refusal::Shutdown))));
         self.replies
     }

@@ -388,6 +388,7 @@ async fn sum_bases(vault: &Vault, shared: &Shared) -> Result<bool> {
         needed.map(|disk| disk.record.id).collect()
     };
     for disk in vault.bases().unsummed(&disks).await? {
+        tracing::info!(%disk, "reading its base, whose version has no checksums, to give it some: retention waits meanwhile");
         vault.bases().sum(disk, |_| proceed(shared)).await?;
         tracing::warn!(
             %disk,

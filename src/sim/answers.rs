@@ -1,10 +1,12 @@
 //! What the clients make of the answers: each is compared with what the oracle allows.
 
+use super::clients::ALLOCATION_RUNS_MAX;
 use super::clients::{News, Pending};
 use super::history::Contents;
 use super::sector::{Stamp, stamps};
 use super::site::{Outcome, Site};
-use crate::block::{AllocationRun, DataPiece, Refusal, Reply, Response, TestId, Ticket};
+use crate::allocation::AllocationRun;
+use crate::block::{DataPiece, Refusal, Reply, Response, TestId, Ticket};
 use crate::error::ErrorKind;
 use crate::units::{PointId, SECTOR_BYTES, SectorRange, to_usize};
 
@@ -40,9 +42,12 @@ impl Site {
                 let found = stamps(disk, range.start, &joined(&pieces, range)?)?;
                 self.history.explains_read(disk, range, (low, &before), &found)
             }
-            (Pending::Allocation { disk, range, low, before }, Ok(Response::Allocation(runs))) => {
+            (Pending::Allocation { disk, range, low, mut before }, Ok(Response::Allocation(runs))) => {
                 let sectors = holes(&runs, range, &before)?;
-                self.history.explains_read(disk, range, (low, &before), &sectors)
+                // An answer may end early.
+                let told = SectorRange::new(range.start, range.start + sectors.len() as u64);
+                before.truncate(sectors.len());
+                self.history.explains_read(disk, told, (low, &before), &sectors)
             }
             (Pending::Change { end, durable, .. }, Ok(Response::Done)) => {
                 self.tracer.note(|| format!("changes up to {end} are acknowledged"));
@@ -257,8 +262,11 @@ fn holes(
             stamps.push(if run.allocated { place } else { Stamp::ZEROS });
         }
     }
-    if stamps.len() as u64 == range.sectors() {
+    let told = stamps.len() as u64;
+    let is_ended = runs.len() == ALLOCATION_RUNS_MAX && told > 0;
+    if runs.len() <= ALLOCATION_RUNS_MAX && (told == range.sectors() || (is_ended && told < range.sectors()))
+    {
         return Ok(stamps);
     }
-    Err(format!("the allocation of {range} covers {} sectors", stamps.len()))
+    Err(format!("the allocation of {range} covers {told} sectors in {} runs", runs.len()))
 }

@@ -26,6 +26,8 @@ use crate::units::{DiskId, PointId, SECTOR_BYTES, SectorCount, SectorRange};
 pub(super) const DISKS_MAX: usize = 4;
 /// Test failovers that they keep at most.
 const TESTS_MAX: usize = 3;
+/// Runs that a question for an allocation wants: few, so that answers end early.
+pub(super) const ALLOCATION_RUNS_MAX: usize = 4;
 const RECORD_SECTORS_MAX: u64 = RECORD_PAYLOAD_BYTES_MAX as u64 / SECTOR_BYTES;
 
 /// What became of something that was asked with a callback.
@@ -343,7 +345,11 @@ impl Site {
         let export = Export::Disk(GROUP, member.id);
         if allocation {
             let pending = Pending::Allocation { disk, range, low, before };
-            return self.submit(export, Request::Allocation { range }, pending);
+            return self.submit(
+                export,
+                Request::Allocation { range, runs_max: ALLOCATION_RUNS_MAX },
+                pending,
+            );
         }
         self.submit(export, Request::Read { range }, Pending::Read { disk, range, low, before })
     }

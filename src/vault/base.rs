@@ -281,12 +281,12 @@ impl Bases {
     /// The bases of `disks` that have no sums yet.
     pub async fn unsummed(&self, disks: &[DiskId]) -> Result<Vec<DiskId>> {
         let names = self.runtime.list(self.layout.bases()).await?;
-        let names = names.iter().filter_map(|name| parse_base_name(name));
-        let unsummed = names.filter_map(|name| match name {
-            BaseName::Unsummed(disk) => Some(disk).filter(|disk| disks.contains(disk)),
-            BaseName::Base(_) | BaseName::Sums(_) => None,
-        });
-        Ok(unsummed.collect())
+        let names: Vec<_> = names.iter().filter_map(|name| parse_base_name(name)).collect();
+        // Beside the base itself it is a copy that somebody put there.
+        let lacks_sums = |disk: &&DiskId| {
+            names.contains(&BaseName::Unsummed(**disk)) && !names.contains(&BaseName::Base(**disk))
+        };
+        Ok(disks.iter().filter(lacks_sums).copied().collect())
     }
 
     /// Gives a base of before there were sums its sums: those of what it holds now, for there is nothing to compare it with. Nobody

@@ -15,7 +15,7 @@ pub use manifest::verify_manifest;
 use super::Vault;
 use super::harm::{self, Harmed, Lost};
 use super::keyring;
-use super::layout::{self, parse_base_name, parse_blob_name};
+use super::layout::{self, BaseName, parse_base_name, parse_blob_name};
 use super::state::State;
 use super::verify_base::{verify_base, whole};
 use crate::bookmark::{Bookmark, Place};
@@ -367,6 +367,27 @@ async fn base_bytes(vault: &Vault, state: &State) -> u64 {
     bytes
 }
 
+/// Looks for files among the bases that no disk needs.
+async fn find_orphan_bases(vault: &Vault, report: &mut VerifyReport) -> Result<()> {
+    let directory = vault.layout().bases();
+    let names = vault.runtime().list(&directory).await?;
+    let parsed: Vec<_> = names.iter().map(|name| parse_base_name(name)).collect();
+    for (name, parsed_name) in names.iter().zip(&parsed) {
+        let known = parsed_name.is_some_and(|name| {
+            vault.manifest().state().names_disk(name.disk()) || vault.bases().is_created(name.disk())
+        });
+        if !known && !layout::is_partial(name) {
+            report.orphan(directory.join(name), "no disk of the group has this base");
+        } else if let Some(BaseName::Unsummed(disk)) = *parsed_name
+            && parsed.contains(&Some(BaseName::Base(disk)))
+        {
+            report
+                .orphan(directory.join(name), "a copy: the disk's base is the file with .summed in its name");
+        }
+    }
+    Ok(())
+}
+
 /// Reads every base that is needed: it must be there, as long as its disk is or was at any point, at least, and readable.
 async fn verify_bases<P: Fn(u64, u64) -> Result<()>>(
     vault: &Vault,
@@ -374,15 +395,7 @@ async fn verify_bases<P: Fn(u64, u64) -> Result<()>>(
     report: &mut VerifyReport,
     pace: &Pace<P>,
 ) -> Result<()> {
-    let directory = vault.layout().bases();
-    for name in vault.runtime().list(&directory).await? {
-        let known = parse_base_name(&name)
-            .map(|name| name.disk())
-            .is_some_and(|disk| vault.manifest().state().names_disk(disk) || vault.bases().is_created(disk));
-        if !known && !layout::is_partial(&name) {
-            report.orphan(directory.join(&name), "no disk of the group has this base");
-        }
-    }
+    find_orphan_bases(vault, report).await?;
     let mut disks: Vec<_> = state.all_disks().iter().filter(|disk| state.needs_base(disk)).collect();
     disks.sort_by_key(|disk| disk.record.slot);
     for disk in disks {

@@ -24,7 +24,8 @@ pub use overlay::{BLOCK_BYTES, Overlay};
 pub use restore::{RestoreProgress, allocated_pieces, copy_pieces, restore};
 
 use self::tables::{Size, Tables, Trouble};
-use crate::block::{AllocationRun, DataPiece};
+use crate::allocation::{AllocationRun, AllocationRuns};
+use crate::block::DataPiece;
 use crate::delta::Place;
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::Found;
@@ -160,22 +161,31 @@ impl View {
 
     /// Which parts of a range are allocated, in order, neighbours of one state in one run. What is not reads as zeros.
     pub async fn allocation(&self, disk: DiskId, range: SectorRange) -> Result<Vec<AllocationRun>> {
+        let mut runs = AllocationRuns::at_most(usize::MAX);
+        self.describe(disk, range, &mut runs).await?;
+        Ok(runs.into_runs())
+    }
+
+    /// The same, as far as `runs` takes it.
+    pub async fn describe(&self, disk: DiskId, range: SectorRange, runs: &mut AllocationRuns) -> Result<()> {
         let disk = self.checked(disk, range)?;
-        let mut runs = Vec::new();
         let mut start = range.start;
         // Not in one go: a large disk may have more extents than memory.
         while start < range.end {
             let end = self.tables.window_end(disk.slot, start, range.end);
             for (range, place) in self.lookup(disk, SectorRange::new(start, end)).await? {
                 match place {
-                    Some(Place::Chunk { .. }) => add_run(&mut runs, range.bytes(), true),
-                    Some(Place::Zero { allocated }) => add_run(&mut runs, range.bytes(), allocated),
-                    None => self.add_base_runs(disk, range, &mut runs).await?,
+                    Some(Place::Chunk { .. }) => runs.push(range.bytes(), true),
+                    Some(Place::Zero { allocated }) => runs.push(range.bytes(), allocated),
+                    None => self.add_base_runs(disk, range, runs).await?,
+                }
+                if runs.is_full() {
+                    return Ok(());
                 }
             }
             start = end;
         }
-        Ok(runs)
+        Ok(())
     }
 
     async fn lookup(&self, disk: &ViewDisk, range: SectorRange) -> Result<Vec<Found<Place>>> {
@@ -234,29 +244,16 @@ impl View {
         &self,
         disk: &ViewDisk,
         range: SectorRange,
-        runs: &mut Vec<AllocationRun>,
+        runs: &mut AllocationRuns,
     ) -> Result<()> {
-        let mut position = range.byte_offset();
-        let end = range.byte_range().end;
-        let stored_end = end.min(disk.base_sectors * SECTOR_BYTES);
-        if position < stored_end {
-            for data in disk.base.data_ranges(position..stored_end).await? {
-                add_run(runs, data.start - position, false);
-                add_run(runs, data.end - data.start, true);
-                position = data.end;
-            }
-        }
-        add_run(runs, end - position, false);
+        let bytes = range.byte_range();
+        let stored_end = bytes.end.min(disk.base_sectors * SECTOR_BYTES);
+        let data = match bytes.start < stored_end {
+            true => disk.base.data_ranges(bytes.start..stored_end).await?,
+            false => Vec::new(),
+        };
+        runs.push_data(bytes.start, bytes.end, data);
         Ok(())
-    }
-}
-
-/// Adds to the last run, or begins one.
-pub(crate) fn add_run(runs: &mut Vec<AllocationRun>, bytes: u64, allocated: bool) {
-    match runs.last_mut() {
-        _ if bytes == 0 => {}
-        Some(run) if run.allocated == allocated => run.bytes += bytes,
-        _ => runs.push(AllocationRun { bytes, allocated }),
     }
 }
 

@@ -17,10 +17,11 @@ use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use super::View;
 use super::presence::Presence;
 use super::turns::Turns;
-use super::{View, add_run};
-use crate::block::{AllocationRun, DataPiece};
+use crate::allocation::{AllocationRun, AllocationRuns, Windows};
+use crate::block::DataPiece;
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::Runtime;
 use crate::storage::{Access, Buffer, Create, File, Lock, OpenOptions};
@@ -178,21 +179,23 @@ impl Overlay {
         self.runtime().sync(&self.file).await.map_err(|error| self.latch(error))
     }
 
-    /// Which parts of a range are allocated; what is not reads as zeros.
-    pub async fn allocation(&self, range: SectorRange) -> Result<Vec<AllocationRun>> {
+    /// Which parts of a range are allocated, in so many runs at most; what is not reads as zeros.
+    pub async fn allocation(&self, range: SectorRange, runs_max: usize) -> Result<Vec<AllocationRun>> {
         self.check(range)?;
-        let mut runs = Vec::new();
-        let parts = self.presence.borrow().lookup(range);
-        for (part, present) in parts {
-            if present {
-                add_run(&mut runs, part.bytes(), true);
-                continue;
+        let (mut windows, mut runs) = (Windows::of(range), AllocationRuns::at_most(runs_max));
+        while let Some(window) = windows.next_window().filter(|_| !runs.is_full()) {
+            let runs_before = runs.len();
+            let parts = self.presence.borrow().lookup(window);
+            let found = parts.len();
+            for (part, present) in parts {
+                match present {
+                    true => runs.push(part.bytes(), true),
+                    false => self.view.describe(self.disk, part, &mut runs).await?,
+                }
             }
-            for run in self.view.allocation(self.disk, part).await? {
-                add_run(&mut runs, run.bytes, run.allocated);
-            }
+            windows.found(found.max(runs.len() - runs_before));
         }
-        Ok(runs)
+        Ok(runs.into_runs())
     }
 
     fn runtime(&self) -> &Rc<Runtime> {

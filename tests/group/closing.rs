@@ -40,7 +40,7 @@ fn what_waits_in_a_group_that_is_closed_is_refused() {
         Request::Flush,
         // The opening left nothing of it in memory.
         Request::Read { range },
-        Request::Allocation { range },
+        Request::Allocation { range, runs_max: 4096 },
     ];
     let waiting = waiting.map(|request| stepped.submit(disk, request));
     let refused = stepped.submit(Export::Disk(afterimage::units::GroupId(1), unknown()), Request::Flush);

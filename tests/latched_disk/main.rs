@@ -4,6 +4,7 @@
 //! It began with a group that stopped for one broken image: what that lacked stayed in the journal, the journal filled,
 //! and in the end every disk waited. Later a group with one missing image could not be opened at all.
 
+mod fragmented;
 mod machine;
 mod opening;
 #[path = "../support/pieces.rs"]

@@ -6,9 +6,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
-use afterimage::block::{
-    AllocationRun, DataPiece, Export, Refusal, Reply, Request, Response, Ticket, Volume,
-};
+use afterimage::allocation::AllocationRun;
+use afterimage::block::{DataPiece, Export, Refusal, Reply, Request, Response, Ticket, Volume};
 use afterimage::runtime::{Event, Runtime, Tag};
 use afterimage::storage::{Buffer, File, Op};
 use afterimage::units::{MonotonicNanos, PAGE_BYTES, SectorRange, to_usize};
@@ -128,7 +127,7 @@ impl Volume for RamVolume {
                 self.write(export, range, &vec![0; to_usize(range.bytes())]);
                 Response::Done
             }
-            Request::Allocation { range } => {
+            Request::Allocation { range, .. } => {
                 Response::Allocation(vec![AllocationRun { bytes: range.bytes(), allocated: true }])
             }
             Request::Flush => {

@@ -5,7 +5,8 @@
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Read, Write};
 
-use afterimage::block::{AllocationRun, DataPiece, Export, Refusal, Reply, Request, Response, Ticket};
+use afterimage::allocation::AllocationRuns;
+use afterimage::block::{DataPiece, Export, Refusal, Reply, Request, Response, Ticket};
 use afterimage::capture::nbd::{Budget, Connection, ExportInfo, Exports, Limits};
 use afterimage::storage::Buffer;
 use afterimage::units::{DiskId, GroupId, SectorRange, to_usize};
@@ -59,9 +60,10 @@ impl ModelDisk {
                 Ok(Response::Done)
             }
             Request::Flush => Ok(Response::Done),
-            Request::Allocation { range } => {
-                let run = |sector: &Option<_>| AllocationRun { bytes: 512, allocated: sector.is_some() };
-                Ok(Response::Allocation(self.part(*range)?.iter().map(run).collect()))
+            Request::Allocation { range, runs_max } => {
+                let mut runs = AllocationRuns::at_most(*runs_max);
+                self.part(*range)?.iter().for_each(|sector| runs.push(512, sector.is_some()));
+                Ok(Response::Allocation(runs.into_runs()))
             }
         }
     }

@@ -35,7 +35,7 @@ fn assert_is(group: &Group, overlay: &Overlay, model: &[u8]) {
     let pieces = block_on(&group.runtime, overlay.read(whole)).expect("sound");
     assert!(flatten(&pieces) == model);
     let mut position = 0;
-    for run in block_on(&group.runtime, overlay.allocation(whole)).expect("sound") {
+    for run in block_on(&group.runtime, overlay.allocation(whole, usize::MAX)).expect("sound") {
         let end = position + to_usize(run.bytes);
         assert!(run.allocated || model[position..end].iter().all(|&byte| byte == 0));
         position = end;

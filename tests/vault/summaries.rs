@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use afterimage::block::AllocationRun;
+use afterimage::allocation::AllocationRun;
 use afterimage::units::{PointId, SectorRange};
 use afterimage::vault::{Severity, Vault, verify};
 use afterimage::view::View;

@@ -156,6 +156,18 @@ fn the_base_of_a_disk_that_is_being_created_is_no_orphan() {
     assert_eq!(found, [foreign]);
 }
 
+#[test]
+fn a_copy_of_a_base_beside_it_is_an_orphan() {
+    let (group, _) = group();
+    let layout = group.vault.layout();
+    let disk = group.vault.manifest().state().all_disks()[0].record.id;
+    std::fs::copy(layout.base(disk), layout.unsummed_base(disk)).expect("copied");
+    let report = report(&group);
+    assert!(report.is_sound());
+    let found: Vec<_> = report.findings.iter().map(|finding| finding.path.clone()).collect();
+    assert_eq!(found, [layout.unsummed_base(disk)]);
+}
+
 /// A group whose first delta is of sectors 7..1000 of a disk, which the third writes anew but for the first.
 fn overwritten() -> (Group, Vec<PointId>, PathBuf) {
     let mut group = Group::plain(&[4096, 64]);

@@ -4,6 +4,7 @@
 //! own client ignores it there, and a range of zeros is one record however long.
 
 use super::codec::*;
+use crate::allocation::AllocationRun;
 use crate::block::{Export, Refusal, Request};
 use crate::units::{SECTOR_BYTES, SectorRange, to_usize};
 
@@ -88,8 +89,9 @@ pub(super) enum Verdict {
 pub(super) fn charge(verdict: &Verdict) -> usize {
     match verdict {
         Verdict::Write { range, .. } | Verdict::Ask(Request::Read { range }, _) => to_usize(range.bytes()),
-        Verdict::Ask(Request::Allocation { range }, _) => {
-            to_usize(range.sectors()).min(EXTENTS_MAX) * size_of::<ExtentDescriptor>()
+        Verdict::Ask(Request::Allocation { range, runs_max }, _) => {
+            let runs = to_usize(range.sectors()).min(*runs_max);
+            runs * (size_of::<AllocationRun>() + size_of::<ExtentDescriptor>())
         }
         _ => 0,
     }
@@ -140,7 +142,8 @@ pub(super) fn classify(header: &RequestHeader, negotiated: &Negotiated) -> Verdi
         }
         NBD_CMD_BLOCK_STATUS => {
             let first_only = flags & NBD_CMD_FLAG_REQ_ONE != 0;
-            Verdict::Ask(Request::Allocation { range }, ReplyShape::Extents { length, first_only })
+            let runs_max = if first_only { 1 } else { EXTENTS_MAX };
+            Verdict::Ask(Request::Allocation { range, runs_max }, ReplyShape::Extents { length, first_only })
         }
         // CACHE: reads are as fast as they get.
         _ => Verdict::Done,

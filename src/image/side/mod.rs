@@ -86,7 +86,17 @@ pub struct ChunkPart {
 
 impl ChunkPart {
     /// The part, from the chunk as it was read; `Corrupt` if that is not what was written.
-    pub fn verified(&self, mut chunk: Buffer) -> Result<Slice> {
+    pub fn verified(&self, chunk: Buffer) -> Result<Slice> {
+        Ok(self.open(chunk)?.freeze().slice(self.part.clone()))
+    }
+
+    /// What of the chunk the part is.
+    pub fn within(&self) -> std::ops::Range<usize> {
+        self.part.clone()
+    }
+
+    /// All of the chunk.
+    pub fn open(&self, mut chunk: Buffer) -> Result<Buffer> {
         let is_sound = match &self.seal {
             Some((sealer, index)) => {
                 sealer.open(chunk_nonce(*index), &[], &mut chunk, &self.checksum.to_le_bytes()).is_ok()
@@ -94,7 +104,7 @@ impl ChunkPart {
             None => checksum(&chunk) == self.checksum,
         };
         if is_sound {
-            return Ok(chunk.freeze().slice(self.part.clone()));
+            return Ok(chunk);
         }
         let text =
             "a chunk of the side file does not match its checksum: restore its disk from a recovery point";

@@ -9,7 +9,8 @@ use std::rc::Rc;
 use futures::channel::oneshot;
 
 use super::findings::LiveSide;
-use crate::block::{AllocationRun, DataPiece};
+use crate::allocation::AllocationRun;
+use crate::block::DataPiece;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::side::SidePiece;
 use crate::journal::reader::Reader;

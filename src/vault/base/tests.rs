@@ -211,6 +211,10 @@ fn a_base_of_before_there_were_sums_gets_them() {
     });
     assert_eq!(summed.expect("room"), (vec![DISK], vec![]));
     assert_eq!(place.read(0..4096).expect("sound"), content);
+    fs::write(place.layout().unsummed_base(DISK), "somebody's copy").expect("room");
+    let bases = Rc::clone(&place.bases);
+    let unsummed = place.runtime.block_on(async move { bases.unsummed(&[DISK]).await });
+    assert_eq!(unsummed.expect("a list"), [], "it has sums");
     flip(&place.base(), 1);
     place.read(0..1).expect_err("rotten");
 }

@@ -1,0 +1,59 @@
+//! A disk whose newest bytes are in many small pieces: it began with one client that took gigabytes by asking for their allocation,
+//! or by reading them, since each piece fetched the whole payload that it was left of.
+
+use std::time::Duration;
+
+use afterimage::allocation::AllocationRun;
+use afterimage::block::{Request, Response};
+use afterimage::storage::sim::OpKind;
+use afterimage::units::{DiskId, SectorRange, to_usize};
+
+use crate::machine::{Machine, Steps};
+
+/// Sectors of one payload.
+const PAYLOAD: u64 = 128;
+
+/// A disk of which every second sector was written anew, all of it in the journal and none of it in memory; and what it holds.
+fn fragmented() -> (Machine, DiskId, Vec<u8>) {
+    let (mut machine, disk, other) = Machine::new(5);
+    // Nothing is destaged meanwhile.
+    machine.called(|group, done| group.set_policy(Some(Duration::from_secs(3600)), None, done)).expect("set");
+    assert!(machine.write(disk, 0, 1, PAYLOAD).is_ok());
+    for sector in (0..PAYLOAD).step_by(2) {
+        assert!(machine.write(disk, sector, 2, 1).is_ok());
+    }
+    // The cache holds 64 KiB.
+    for round in 0..2 {
+        assert!(machine.write(other, round * PAYLOAD, 3, PAYLOAD).is_ok());
+    }
+    let pair = [vec![2; 512], vec![1; 512]].concat();
+    (machine, disk, pair.repeat(to_usize(PAYLOAD / 2)))
+}
+
+#[test]
+fn what_is_left_of_a_payload_is_fetched_once() {
+    let (mut machine, disk, expected) = fragmented();
+    let before = machine.disk.count(OpKind::Read);
+    let contents = machine.read(disk);
+    assert_eq!(contents[..expected.len()], expected);
+    // The payload, the image's rest, and a sector's payload for every second sector.
+    let reads = machine.disk.count(OpKind::Read) - before;
+    assert!((2..=PAYLOAD / 2 + 2).contains(&reads), "{reads} reads");
+}
+
+#[test]
+fn an_allocation_ends_before_the_run_that_is_one_too_many() {
+    let (mut machine, disk, _) = fragmented();
+    let range = SectorRange::new(0, 256);
+    let zero = Request::Zero { range: SectorRange::new(1, 2), durable: false, keep_allocated: false };
+    assert!(machine.ask(disk, zero).is_ok());
+    let mut runs = |runs_max| match machine.ask(disk, Request::Allocation { range, runs_max }) {
+        Ok(Response::Allocation(runs)) => runs,
+        other => panic!("an allocation gave {other:?}"),
+    };
+    let run = |sectors: u64, allocated| AllocationRun { bytes: sectors * 512, allocated };
+    let all = [run(1, true), run(1, false), run(126, true), run(128, false)];
+    assert_eq!(runs(1), all[..1]);
+    assert_eq!(runs(3), all[..3]);
+    assert_eq!(runs(4096), all);
+}
