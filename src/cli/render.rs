@@ -92,7 +92,7 @@ fn group_state(group: &Group) -> String {
         (None, 0) => "open".to_owned(),
         (None, latched) => {
             let disks = group.disks.as_ref().map_or(0, Vec::len);
-            format!("DEGRADED: {latched} of {} latched", counted(disks, "disk"))
+            format!("LATCHED: {latched} of {}", counted(disks, "disk"))
         }
     }
 }
