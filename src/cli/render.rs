@@ -168,10 +168,14 @@ pub fn disk_created(disk: &Disk) -> String {
 
 pub fn resumed(resumed: &Resumed) -> String {
     let name = &resumed.group.name;
-    let mut text = match (resumed.opened, resumed.cleared.is_empty() && resumed.latched.is_empty()) {
-        (true, _) => format!("group {name} is open again\n"),
-        (false, true) => format!("group {name} is open, and nothing is latched\n"),
-        (false, false) => format!("group {name}\n"),
+    let is_sound = resumed.cleared.is_empty() && resumed.latched.is_empty();
+    let mut text = match (resumed.opened, resumed.unpaused, is_sound) {
+        (true, ..) => format!("group {name} is open again\n"),
+        (_, true, _) => {
+            format!("group {name} is no longer paused: timed points are made again, and points go again\n")
+        }
+        (_, _, true) => format!("group {name} is open, and nothing is latched\n"),
+        (_, _, false) => format!("group {name}\n"),
     };
     for line in &resumed.cleared {
         let _ = writeln!(text, "  cleared  {line}");

@@ -365,6 +365,9 @@ pub struct Resumed {
     pub group: Group,
     /// Whether it could not be opened before, and is open now.
     pub opened: bool,
+    /// Whether it was paused before, and makes timed points again now.
+    #[serde(default)]
+    pub unpaused: bool,
     /// What takes writes again, one line each.
     pub cleared: Vec<String>,
     /// What stays latched, and why, one line each.

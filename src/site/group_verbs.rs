@@ -114,24 +114,23 @@ impl Inner {
             let name = opened?;
             self.remember(entry.id).await;
             let group = self.group_model(&name, &self.find(&name)?.1).await?;
-            return Ok(Resumed { group, opened: true, cleared: Vec::new(), latched: Vec::new() });
+            let (cleared, latched) = (Vec::new(), Vec::new());
+            return Ok(Resumed { group, opened: true, unpaused: false, cleared, latched });
         }
         let was_paused =
             self.read(entry.id, |member: &mut Member| member.vault().manifest().state().is_paused()).await?;
         if was_paused {
             self.set_paused(entry.id, false).await?;
         }
-        let mut resumed: resume::Resumed = self
+        let resumed: resume::Resumed = self
             .ask(entry.id, move |member: &mut Member, answer: Answering<_>| match member.group() {
                 Ok(group) => group.resume(request.accept_loss, answer.callback()),
                 Err(error) => answer.send(Err(error)),
             })
             .await?;
-        if was_paused {
-            resumed.cleared.insert(0, "points and retention go on".to_owned());
-        }
         let group = self.group_model(&name, &entry).await?;
-        Ok(Resumed { group, opened: false, cleared: resumed.cleared, latched: resumed.latched })
+        let resume::Resumed { cleared, latched } = resumed;
+        Ok(Resumed { group, opened: false, unpaused: was_paused, cleared, latched })
     }
 
     /// Closes an open group whose journal or vault failed, so that it can be opened again: its clients are disconnected,
