@@ -19,7 +19,7 @@ use crate::control::name::Name;
 use crate::descriptors::SEGMENTS_AT_REST;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::ladder::Ladder;
-use crate::format::record::{Change, GroupRecord};
+use crate::format::record::{Change, GroupRecord, PinKind};
 use crate::protect::{open, resume};
 use crate::units::GroupId;
 
@@ -179,6 +179,9 @@ impl Inner {
     /// Ends an open group for good: its clients, its history, its journal. Nothing of it is brought to an end first: what
     /// is about to be deleted needs neither points nor images, for which there may be no room.
     async fn end_open(&self, name: &Name, id: GroupId) -> Result<()> {
+        // Before anything ends, so that a refusal leaves all as it was.
+        let is_hold = |kind| kind == PinKind::Hold;
+        self.read(id, move |member: &mut Member| member.vault().check_removable(is_hold)).await.flatten()?;
         for test in self.test_numbers(id).await? {
             self.end_test(name, id, test).await?;
         }
@@ -186,7 +189,10 @@ impl Inner {
             .ask(id, |member: &mut Member, answer: Answering<()>| {
                 let vault = Rc::clone(member.vault());
                 vault.runtime().clone().spawn(async move {
-                    answer.send(vault.manifest().append(Change::GroupRemoved).await.map(drop));
+                    answer.send(match vault.check_removable(|_| true) {
+                        Ok(()) => vault.manifest().append(Change::GroupRemoved).await.map(drop),
+                        Err(kept) => Err(kept),
+                    });
                 });
             })
             .await;
