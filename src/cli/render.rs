@@ -80,6 +80,15 @@ pub fn groups(groups: &[Group]) -> String {
         if let Some(damage) = &group.damage {
             let _ = write!(text, "\n{}  damaged\n{}", group.name, why(&damage.reason));
         }
+        if let Some(failing) = &group.failing {
+            let _ = write!(
+                text,
+                "\n{}  requests fail, since {}\n{}",
+                group.name,
+                failing.since,
+                why(&failing.reason)
+            );
+        }
         text += &latches(group.disks.iter().flatten());
     }
     text
@@ -89,6 +98,7 @@ fn group_state(group: &Group) -> String {
     match (&group.failure, group.latched_disks) {
         (Some(_), _) => "FAILED".to_owned(),
         (None, 0) if group.damage.is_some() => "DEGRADED: damaged".to_owned(),
+        (None, 0) if group.failing.is_some() => "DEGRADED: requests fail".to_owned(),
         (None, 0) => "open".to_owned(),
         (None, latched) => {
             let disks = group.disks.as_ref().map_or(0, Vec::len);
@@ -117,8 +127,11 @@ pub fn group(group: &Group) -> String {
     let damaged = |damage: &Failure| {
         format!("state     DEGRADED: damaged, found {}\n{}", damage.since, why(&damage.reason))
     };
+    let failing = |failing: &Failure| {
+        format!("state     DEGRADED: requests fail, since {}\n{}", failing.since, why(&failing.reason))
+    };
     format!(
-        "group     {}\nid        {}\ncreated   {}\ninterval  {}\nretain    {}\n{}{}\n{}",
+        "group     {}\nid        {}\ncreated   {}\ninterval  {}\nretain    {}\n{}{}{}\n{}",
         group.name,
         group.id,
         created(group),
@@ -126,6 +139,7 @@ pub fn group(group: &Group) -> String {
         retain(group),
         group.failure.as_ref().map(failed).unwrap_or_default(),
         group.damage.as_deref().map(damaged).unwrap_or_default(),
+        group.failing.as_deref().map(failing).unwrap_or_default(),
         group.disks.as_ref().map_or("its disks are not known\n".to_owned(), |known| disks(known))
     )
 }
@@ -424,10 +438,11 @@ fn group_details(status: &GroupStatus) -> String {
         text += &verify_lines(verify);
     }
     text += &status.state.reason.as_ref().map(why).unwrap_or_default();
-    // What has a graver reason is damaged all the same.
-    let damage = status.group.damage.as_ref().map(|damage| &damage.reason);
-    if let Some(damage) = damage.filter(|damage| status.state.reason.as_ref() != Some(damage)) {
-        text += &why(damage);
+    // What has a graver reason is damaged all the same, and its requests fail.
+    for lesser in [&status.group.damage, &status.group.failing].into_iter().flatten() {
+        if status.state.reason.as_ref() != Some(&lesser.reason) {
+            text += &why(&lesser.reason);
+        }
     }
     text
 }

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::block::{Reply, Ticket};
+use crate::block::{Response, Ticket};
 use crate::error::{ErrorKind, Result};
 use crate::format::record::DiskRecord;
 use crate::image::Image;
@@ -28,8 +28,8 @@ use crate::units::{DiskId, DiskSlot, Lsn, SectorRange};
 
 /// What a task left behind.
 pub(super) enum Done {
-    /// The answer to a question for the allocation of a range.
-    Allocation(Ticket, Reply),
+    /// The answer to a question for the allocation of a range of a disk.
+    Allocation(Ticket, DiskSlot, Result<Response>),
     /// A destage batch ended.
     Destaged { through: Lsn, disks: Vec<DiskResult> },
     /// A side file of a latched disk was written, or not.
@@ -81,7 +81,7 @@ impl Group {
             let done = self.mailbox.borrow_mut().pop_front();
             match done {
                 None => return,
-                Some(Done::Allocation(ticket, reply)) => self.answer_allocation(ticket, reply),
+                Some(Done::Allocation(ticket, slot, answer)) => self.answer_allocation(ticket, slot, answer),
                 Some(Done::Destaged { through, disks }) => self.finish_destage(through, disks),
                 Some(Done::SideFile(slot, id, result)) => self.finish_side_file(slot, id, result),
                 Some(Done::Mended(slot, result)) => self.finish_mend(slot, result),

@@ -17,7 +17,7 @@ use crate::planted::Planted;
 use crate::protect::place::Place;
 use crate::runtime::{Runtime, Tag};
 use crate::storage::{Buffer, File, Op, Outcome};
-use crate::units::{SectorRange, to_usize};
+use crate::units::{DiskSlot, SectorRange, to_usize};
 
 /// Marks the operations of reads among those of a group.
 pub const OPERATION_READ: u64 = 1 << 63;
@@ -29,14 +29,15 @@ pub struct Reads {
     owner: u32,
     planted: Planted,
     in_flight: Slab<Read>,
-    failure: Option<Error>,
+    failure: Option<(DiskSlot, Error)>,
 }
 
 struct Read {
     ticket: Ticket,
+    slot: DiskSlot,
     pieces: Vec<Piece>,
     missing: usize,
-    failed: bool,
+    failure: Option<Error>,
 }
 
 /// A part of a read's range.
@@ -68,12 +69,12 @@ impl Reads {
         self.in_flight.drain().map(|read| read.ticket)
     }
 
-    /// Starts a read whose bytes are at `parts`, where `image` is the disk's. Answers at once if memory has it all.
+    /// Starts a read of a disk whose bytes are at `parts`, where `image` is the disk's. Answers at once if memory has it all.
     pub fn start(
         &mut self,
         ticket: Ticket,
         parts: &[(SectorRange, Place)],
-        image: &File,
+        (slot, image): (DiskSlot, &File),
         segments: &Segments,
         cache: &FrameCache,
     ) -> Option<Reply> {
@@ -96,12 +97,12 @@ impl Reads {
         if missing == 0 {
             return Some(Ok(answer(pieces)));
         }
-        entry.insert(Read { ticket, pieces, missing, failed: false });
+        entry.insert(Read { ticket, slot, pieces, missing, failure: None });
         None
     }
 
-    /// Why a read failed, if one did since this was asked last.
-    pub fn take_failure(&mut self) -> Option<Error> {
+    /// Of which disk a read failed, and why, if one did since this was asked last.
+    pub fn take_failure(&mut self) -> Option<(DiskSlot, Error)> {
         self.failure.take()
     }
 
@@ -114,17 +115,20 @@ impl Reads {
         let piece = &mut read.pieces[index];
         match result.and_then(|outcome| piece.take(outcome.into_buffer(), self.planted)) {
             Ok(data) => *piece = Piece::Here(data),
-            Err(error) => {
-                self.failure = Some(error);
-                read.failed = true;
-            }
+            Err(error) => read.failure = Some(error),
         }
         read.missing -= 1;
         if read.missing > 0 {
             return None;
         }
         let read = self.in_flight.remove(key);
-        let reply = if read.failed { Err(Refusal::Io) } else { Ok(answer(read.pieces)) };
+        let reply = match read.failure {
+            Some(error) => {
+                self.failure = Some((read.slot, error));
+                Err(Refusal::Io)
+            }
+            None => Ok(answer(read.pieces)),
+        };
         Some((read.ticket, reply))
     }
 }

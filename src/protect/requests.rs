@@ -11,10 +11,12 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use crate::block::{Export, Refusal, Reply, Request, Response, Ticket};
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::frame::RECORD_PAYLOAD_BYTES_MAX;
 use crate::journal::writer::Entry;
 use crate::protect::allocation;
+use crate::protect::events::GroupEvent;
+use crate::protect::failing::Failing;
 use crate::protect::group::Group;
 use crate::protect::mailbox::Done;
 use crate::protect::place::{Place, places};
@@ -83,7 +85,7 @@ impl Group {
     fn read(&mut self, ticket: Ticket, slot: DiskSlot, range: SectorRange) {
         let parts = self.places(slot, range);
         let image = &self.disks[&slot].attached().file;
-        let answer = self.reads.start(ticket, &parts, image, &self.segments, &self.cache.borrow());
+        let answer = self.reads.start(ticket, &parts, (slot, image), &self.segments, &self.cache.borrow());
         if let Some(reply) = answer {
             self.answer_read(ticket, reply);
         }
@@ -163,15 +165,37 @@ impl Group {
         let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
         self.allocations.insert(ticket);
         self.tasks.spawn(async move {
-            let reply = allocation::describe(&runtime, &image, &parts).await;
-            let reply = reply.map(Response::Allocation).map_err(|_| Refusal::Io);
-            mailbox.borrow_mut().push_back(Done::Allocation(ticket, reply));
+            let answer = allocation::describe(&runtime, &image, &parts).await;
+            let answer = answer.map(Response::Allocation);
+            mailbox.borrow_mut().push_back(Done::Allocation(ticket, slot, answer));
         });
     }
 
-    pub(super) fn answer_allocation(&mut self, ticket: Ticket, reply: Reply) {
+    pub(super) fn answer_allocation(&mut self, ticket: Ticket, slot: DiskSlot, answer: Result<Response>) {
         self.allocations.remove(&ticket);
+        let reply = answer.map_err(|error| {
+            self.note_failed_request(slot, &error);
+            Refusal::Io
+        });
         self.replies.push((ticket, reply));
+    }
+
+    /// Notes that a request failed for what is stored, or for its device: for people, who are told while it goes on.
+    pub(super) fn note_failed_request(&mut self, slot: DiskSlot, error: &Error) {
+        let now = self.runtime.now();
+        if let Some(disk) = self.disks.get(&slot) {
+            self.failing_requests.note(disk.record.name.clone(), (now, self.runtime.wall()), error);
+        }
+        if let Some(times) = self.failed_requests.failed(now, error.kind()) {
+            self.tell(GroupEvent::RequestsFailed { error: error.to_string(), times });
+        }
+    }
+
+    /// The disks that requests fail of now.
+    pub(super) fn failing_disks(&self) -> Vec<Failing<String>> {
+        let is_there = |name: &String| self.disks.values().any(|disk| disk.record.name == *name);
+        let failing = self.failing_requests.now(self.runtime.now());
+        failing.filter(|failing| is_there(&failing.export)).cloned().collect()
     }
 
     pub(super) fn acknowledge(&mut self, cookie: u64, lsn: Lsn) {

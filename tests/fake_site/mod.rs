@@ -120,6 +120,7 @@ impl Backend for FakeSite {
             condition: None,
             latched_disks: 0,
             damage: None,
+            failing: None,
             failure: None,
         };
         let group = if group.name.as_str() == "lost" { unknown(group) } else { group };
