@@ -8,7 +8,7 @@ use afterimage::block::{Refusal, Request, Response, Ticket};
 use afterimage::error::ErrorKind;
 use afterimage::protect::events::GroupEvent;
 use afterimage::protect::failing::FAILING_FOR;
-use afterimage::protect::latching::Finding;
+use afterimage::protect::resume::Finding;
 use afterimage::protect::status::Condition;
 use afterimage::storage::sim::{FaultKind, Matcher, OpKind};
 use afterimage::units::{Lsn, SectorRange, to_usize};
