@@ -161,6 +161,17 @@ fn what_the_text_can_not_say_is_refused() {
             "data_threads = \"2\"\n",
             &["site.data_threads = \"2\": not a whole number: write a number from 1 to 64, without quotes"],
         ),
+        (
+            "data_threads = 99999999999999999999\n",
+            &["site.data_threads = 99999999999999999999: out of range: write a number from 1 to 64"],
+        ),
+        (
+            "data_threads = 9223372036854775808\n",
+            &["data_threads = 9223372036854775808: out of range: write"],
+        ),
+        ("data_threads = [2]\n", &["site.data_threads = [2]: not a whole number"]),
+        ("data_threads = { of = 2 }\n", &["site.data_threads = { of = 2 }: not a whole number"]),
+        ("data_threads = true\n", &["site.data_threads = true: not a whole number"]),
         ("[nbd]\nconnections_max = 1.5\n", &["nbd.connections_max = 1.5: not a whole number"]),
         ("[nbd]\nlisten = \"unix:/x\"\n", &["expected a sequence: write a list, as in [\"unix:/PATH\"]"]),
         ("[nbd]\nlisten = [\"unix:\"]\n", &["nbd.listen = \"unix:\": no path: name a file"]),

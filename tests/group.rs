@@ -462,6 +462,9 @@ fn rot_is_never_served_nor_carried_on(seals: bool, noticed_by: &str) {
     let read = Request::Read { range: SectorRange::new(7, 8) };
     assert_eq!(harness.ask(rotten, read).unwrap_err(), Refusal::Io);
     assert_eq!(harness.read(rotten, 100, 8), vec![6; 8 * 512]);
+    let failing = harness.group.snapshot().failing;
+    let failing: Vec<_> = failing.iter().map(|failing| (&failing.export[..], failing.requests)).collect();
+    assert_eq!(failing, [("rotten", 1)]);
     let point = harness.point("without it");
     let lacking: Vec<_> = point.disks.iter().map(|disk| disk.lacking().to_vec()).collect();
     assert_eq!(lacking, [vec![SectorRange::new(0, 8)], vec![]]);

@@ -169,6 +169,24 @@ fn what_is_not_there_or_in_use_is_said() {
         assert_eq!(output.status.code(), Some(2), "{errors}");
         assert!(errors.starts_with("error: no journal: it holds no segment") && errors.lines().count() == 1);
         assert!(output.stdout.is_empty(), "nothing is said to be sound");
+        // A circle of links, a name that is too long, and a file in the place of a directory.
+        let circle = root.path().join("circle");
+        std::os::unix::fs::symlink(&circle, root.path().join("other")).expect("made");
+        std::os::unix::fs::symlink(root.path().join("other"), &circle).expect("made");
+        fs::write(root.path().join("file"), "").expect("written");
+        for (path, said) in [
+            (circle.clone(), "error: no journal: Too many levels of symbolic links"),
+            (root.path().join("n".repeat(300)), "error: no journal: File name too long"),
+            (root.path().join("file").join("journal"), "error: no journal: nothing has that name"),
+        ] {
+            let output = journal(&[verb], &path);
+            let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(2), "{errors}");
+            assert!(errors.starts_with(said), "{errors}");
+        }
+        for left in ["circle", "other", "file"] {
+            fs::remove_file(root.path().join(left)).expect("removed");
+        }
     }
     let open = Journal::open(root.path(), GROUP);
     assert!(text(&journal(&["verify"], root.path())).contains("snapshot"));

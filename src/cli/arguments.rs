@@ -169,7 +169,7 @@ pub enum JournalCommand {
         #[arg(long)]
         records: bool,
     },
-    /// Check every checksum, the chain and what is stated durable; exit status 1 if it is damaged, 2 if there is none
+    /// Check every checksum, the chain and what is stated durable; exit status 1 if it is damaged, 2 if none can be read
     ///
     /// Nothing in a journal says that its newest used segments are missing, as they are from a copy that was made too early: their
     /// records are missed where the images' checkpoints or an index run beside the journal tell of them, and not otherwise.

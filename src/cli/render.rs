@@ -3,24 +3,24 @@
 //! A point's time is exact everywhere, because people copy it into `--point`.
 
 pub mod history;
+mod status;
 mod verify;
 
 use std::fmt::Write;
 use std::time::Duration;
 
-use verify::verify_lines;
+pub use status::{buffers_waiting, status};
 pub use verify::{group_verified, repaired, verified};
 
 use super::output::table;
 use super::tools::Mounted;
 use crate::byte_size::ByteSize;
 use crate::control::model::{
-    Condition, Disk, Failure, Group, GroupLimits, GroupStatus, JournalStatus, Keys, Point, PointCreated,
-    PointKind, Policy, PolicyForecast, Reason, Restored, Resumed, Status, Test, TurnedAway,
+    Disk, Failure, Group, Keys, Point, PointCreated, PointKind, Policy, PolicyForecast, Reason, Restored,
+    Resumed, Test,
 };
 use crate::control::wire::rfc3339;
 use crate::counted::counted;
-use crate::units::WallNanos;
 
 fn size(bytes: u64) -> String {
     ByteSize(bytes).approximate().to_string()
@@ -80,6 +80,15 @@ pub fn groups(groups: &[Group]) -> String {
         if let Some(damage) = &group.damage {
             let _ = write!(text, "\n{}  damaged\n{}", group.name, why(&damage.reason));
         }
+        if let Some(failing) = &group.failing {
+            let _ = write!(
+                text,
+                "\n{}  requests fail, since {}\n{}",
+                group.name,
+                failing.since,
+                why(&failing.reason)
+            );
+        }
         text += &latches(group.disks.iter().flatten());
     }
     text
@@ -89,10 +98,11 @@ fn group_state(group: &Group) -> String {
     match (&group.failure, group.latched_disks) {
         (Some(_), _) => "FAILED".to_owned(),
         (None, 0) if group.damage.is_some() => "DEGRADED: damaged".to_owned(),
+        (None, 0) if group.failing.is_some() => "DEGRADED: requests fail".to_owned(),
         (None, 0) => "open".to_owned(),
         (None, latched) => {
             let disks = group.disks.as_ref().map_or(0, Vec::len);
-            format!("DEGRADED: {latched} of {} latched", counted(disks, "disk"))
+            format!("LATCHED: {latched} of {}", counted(disks, "disk"))
         }
     }
 }
@@ -117,8 +127,11 @@ pub fn group(group: &Group) -> String {
     let damaged = |damage: &Failure| {
         format!("state     DEGRADED: damaged, found {}\n{}", damage.since, why(&damage.reason))
     };
+    let failing = |failing: &Failure| {
+        format!("state     DEGRADED: requests fail, since {}\n{}", failing.since, why(&failing.reason))
+    };
     format!(
-        "group     {}\nid        {}\ncreated   {}\ninterval  {}\nretain    {}\n{}{}\n{}",
+        "group     {}\nid        {}\ncreated   {}\ninterval  {}\nretain    {}\n{}{}{}\n{}",
         group.name,
         group.id,
         created(group),
@@ -126,6 +139,7 @@ pub fn group(group: &Group) -> String {
         retain(group),
         group.failure.as_ref().map(failed).unwrap_or_default(),
         group.damage.as_deref().map(damaged).unwrap_or_default(),
+        group.failing.as_deref().map(failing).unwrap_or_default(),
         group.disks.as_ref().map_or("its disks are not known\n".to_owned(), |known| disks(known))
     )
 }
@@ -168,10 +182,14 @@ pub fn disk_created(disk: &Disk) -> String {
 
 pub fn resumed(resumed: &Resumed) -> String {
     let name = &resumed.group.name;
-    let mut text = match (resumed.opened, resumed.cleared.is_empty() && resumed.latched.is_empty()) {
-        (true, _) => format!("group {name} is open again\n"),
-        (false, true) => format!("group {name} is open, and nothing is latched\n"),
-        (false, false) => format!("group {name}\n"),
+    let is_sound = resumed.cleared.is_empty() && resumed.latched.is_empty();
+    let mut text = match (resumed.opened, resumed.unpaused, is_sound) {
+        (true, ..) => format!("group {name} is open again\n"),
+        (_, true, _) => {
+            format!("group {name} is no longer paused: timed points are made again, and points go again\n")
+        }
+        (_, _, true) => format!("group {name} is open, and nothing is latched\n"),
+        (_, _, false) => format!("group {name}\n"),
     };
     for line in &resumed.cleared {
         let _ = writeln!(text, "  cleared  {line}");
@@ -308,160 +326,10 @@ pub fn unmounted(mounted: &Mounted) -> String {
     format!("{} is no longer on {}\n", mounted.disk, mounted.directory.display())
 }
 
-pub fn status(status: &Status) -> String {
-    let direct = match (&status.storage.direct, &status.storage.direct_reason) {
-        (true, _) => "O_DIRECT".to_owned(),
-        (false, Some(reason)) => format!("through the page cache ({reason})"),
-        (false, None) => "through the page cache".to_owned(),
-    };
-    let mut text = format!(
-        "site {}, afterimage {}, serving since {}\nlisten   {}\nstorage  {} ({}), {direct}\nclients  {}{}\n\n",
-        status.site,
-        status.version,
-        status.started,
-        status.listen.join(" "),
-        status.storage.backend,
-        status.storage.backend_reason,
-        status.connections,
-        turned_away(status.turned_away)
-    );
-    if let Some(waited) = status.buffers_waiting_ms {
-        text.truncate(text.len() - 1);
-        let _ = writeln!(text, "buffers  {}\n", buffers_waiting(status, waited));
-    }
-    text += &group_table(&status.groups);
-    for group in &status.groups {
-        text += &group_details(group);
-    }
-    text
-}
-
-/// Why requests are left unread, and what to do.
-pub fn buffers_waiting(status: &Status, waited_ms: u64) -> String {
-    format!(
-        "for {} requests have had to wait for room in [nbd] buffers_total ({} of {} are taken): end clients, have fewer requests in \
-         flight, or write a larger value",
-        duration(waited_ms),
-        size(status.buffers_total_bytes),
-        size(status.buffers_total_limit_bytes)
-    )
-}
-
-fn turned_away(turned_away: TurnedAway) -> String {
-    let newest =
-        turned_away.newest.map(|newest| format!(", {} turned away, the last {newest}", turned_away.clients));
-    newest.unwrap_or_default()
-}
-
-fn group_table(groups: &[GroupStatus]) -> String {
-    let rows = groups.iter().map(|status| {
-        let age = status.newest_point.map_or("none".to_owned(), |point| duration(point.age_ms));
-        [
-            status.group.name.to_string(),
-            condition(status.state.condition).to_owned(),
-            disk_count(&status.group),
-            match (status.idle, status.late_since) {
-                (true, _) => format!("{age}, idle"),
-                (false, Some(_)) => format!("{age}, LATE"),
-                (false, None) => age,
-            },
-            interval(status.group.policy),
-            status.history.points.map_or(UNKNOWN.to_owned(), |points| points.to_string()),
-            status.history.oldest.map_or(String::new(), |oldest: WallNanos| oldest.to_string()),
-            status.journal.map_or(UNKNOWN.to_owned(), journal),
-            format!("{:.0}", status.writes.writes_per_s),
-            format!("{:.1}", status.writes.bytes_per_s / 1e6),
-            status.connections.to_string(),
-        ]
-    });
-    let header = [
-        "GROUP",
-        "STATE",
-        "DISKS",
-        "NEWEST POINT",
-        "INTERVAL",
-        "POINTS",
-        "BACK TO",
-        "JOURNAL",
-        "WRITES/S",
-        "MB/S",
-        "CLIENTS",
-    ];
-    table(header, rows)
-}
-
-fn journal(journal: JournalStatus) -> String {
-    format!("{} of {}", size(journal.used_bytes), size(journal.limit_bytes))
-}
-
-/// How far the records are, and why the state is what it is.
-fn group_details(status: &GroupStatus) -> String {
-    let mut text = format!("\n{}  since {}\n", status.group.name, status.state.since);
-    if let Some(lsn) = status.lsn {
-        let _ = writeln!(
-            text,
-            "  lsn  submitted {}, written {}, visible {}, durable {}, destaged {}, vaulted {}",
-            lsn.submitted, lsn.written, lsn.visible, lsn.durable, lsn.destaged, lsn.vaulted
-        );
-    }
-    if let Some(since) = status.late_since {
-        let _ = writeln!(text, "  points  late since {since}");
-    }
-    if let Some(waited) = status.writes_waiting_ms {
-        let _ = writeln!(text, "  writes  wait: the oldest for {}", duration(waited));
-    }
-    if let Some(limits) = status.limits {
-        text += &limits_line(&limits);
-    }
-    if let Some(retention) = &status.history.retention {
-        let _ = writeln!(text, "  retention  {retention}");
-    }
-    if let Some(verify) = &status.verify {
-        text += &verify_lines(verify);
-    }
-    text += &status.state.reason.as_ref().map(why).unwrap_or_default();
-    // What has a graver reason is damaged all the same.
-    let damage = status.group.damage.as_ref().map(|damage| &damage.reason);
-    if let Some(damage) = damage.filter(|damage| status.state.reason.as_ref() != Some(damage)) {
-        text += &why(damage);
-    }
-    text
-}
-
-/// What the group takes, and may take.
-fn limits_line(limits: &GroupLimits) -> String {
-    let history = match limits.history_limit_bytes {
-        Some(limit) => format!("{} of {}", size(limits.history_bytes), size(limit)),
-        None => size(limits.history_bytes),
-    };
-    let free = limits.free_bytes.map_or_else(String::new, |free| format!(", free {}", size(free)));
-    // Where it is the vault's file system, that is said already.
-    let images = limits.images_free_bytes.filter(|_| limits.images_free_bytes != limits.free_bytes);
-    let images = images.map_or_else(String::new, |free| format!(", free for images {}", size(free)));
-    format!(
-        "  takes  maps {} of {}, frames {} of {}, history {history}{free}{images}\n",
-        size(limits.maps_bytes),
-        size(limits.maps_limit_bytes),
-        size(limits.frames_bytes),
-        size(limits.frames_limit_bytes),
-    )
-}
-
-fn condition(condition: Condition) -> &'static str {
-    match condition {
-        Condition::Paused => "paused",
-        Condition::Opening => "opening",
-        Condition::Protected => "protected",
-        Condition::Degraded => "degraded",
-        Condition::Latched => "LATCHED",
-        Condition::Failed => "FAILED",
-        Condition::Stopping => "stopping",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::units::WallNanos;
 
     #[test]
     fn durations_keep_what_matters() {

@@ -15,6 +15,7 @@ use serde::de::{Deserializer, Visitor};
 use super::error::{Fault, quoted};
 use super::hooks::{self, RawHook};
 use super::metrics::{RawMetrics, metrics};
+use super::number::{RawNumber, count_between};
 use super::{
     Api, Configuration, Images, Journal, Keys, Log, LogFormat, LogLevel, Memory, Nbd, Site, Storage,
     StorageChoice, Vault, Verify, Written,
@@ -90,7 +91,7 @@ struct RawFile {
 struct RawSite {
     name: Option<String>,
     data_dir: Option<String>,
-    data_threads: Option<toml::Value>,
+    data_threads: Option<RawNumber>,
 }
 
 #[derive(Default, Deserialize)]
@@ -100,7 +101,7 @@ struct RawNbd {
     socket_mode: Option<String>,
     #[serde(default)]
     allow_insecure: bool,
-    connections_max: Option<toml::Value>,
+    connections_max: Option<RawNumber>,
     buffers: Option<RawSize>,
     buffers_total: Option<RawSize>,
 }
@@ -109,7 +110,7 @@ struct RawNbd {
 #[serde(deny_unknown_fields)]
 struct RawApi {
     socket: Option<String>,
-    connections_max: Option<toml::Value>,
+    connections_max: Option<RawNumber>,
 }
 
 #[derive(Default, Deserialize)]
@@ -483,15 +484,6 @@ fn size(key: &str, raw: Option<RawSize>, default: ByteSize) -> Result<(ByteSize,
         };
         Fault::of(key, raw.shown, problem, mend)
     })
-}
-
-fn count_between(key: &str, value: &toml::Value, max: usize) -> Result<NonZeroUsize, Fault> {
-    let Some(count) = value.as_integer() else {
-        let mend = format!("write a number from 1 to {max}, without quotes");
-        return Err(Fault::of(key, value, "not a whole number", mend));
-    };
-    let parsed = usize::try_from(count).ok().and_then(NonZeroUsize::new).filter(|count| count.get() <= max);
-    parsed.ok_or_else(|| Fault::of(key, value, "out of range", format!("write a number from 1 to {max}")))
 }
 
 /// The value that a word names; the first of `choices` where the key is left out.

@@ -9,6 +9,7 @@ mod error;
 mod file;
 mod hooks;
 mod metrics;
+mod number;
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;

@@ -53,9 +53,12 @@ pub struct Group {
     /// What verifications found damaged, of its vault or of its disks, and nobody has put right.
     #[serde(default)]
     pub damage: Option<Box<Failure>>,
+    /// Which requests of clients fail, to its disks or test failovers, or did so within the last five minutes.
+    #[serde(default)]
+    pub failing: Option<Box<Failure>>,
 }
 
-/// Why a group could not be opened, or what is damaged of it.
+/// Why a group could not be opened, what is damaged of it, or which requests fail.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// Why.
@@ -365,6 +368,9 @@ pub struct Resumed {
     pub group: Group,
     /// Whether it could not be opened before, and is open now.
     pub opened: bool,
+    /// Whether it was paused before, and makes timed points again now.
+    #[serde(default)]
+    pub unpaused: bool,
     /// What takes writes again, one line each.
     pub cleared: Vec<String>,
     /// What stays latched, and why, one line each.

@@ -16,6 +16,7 @@ use crate::block::{Export, Refusal, Reply, Request, TestId, Ticket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::{Change, PinKind, PinRecord, PointRecord, TestUse};
 use crate::protect::events::{GroupEvent, TimedEvent};
+use crate::protect::failing::{Failing, FailingRequests};
 use crate::protect::group::Callback;
 use crate::protect::repetition::Repetition;
 use crate::runtime::Runtime;
@@ -106,7 +107,8 @@ pub struct TestFailovers {
     vault: Rc<Vault>,
     directory: PathBuf,
     tests: BTreeMap<TestId, TestFailover>,
-    backings: HashMap<(TestId, DiskId), Backing>,
+    /// What serves each disk, and what people call the disk.
+    backings: HashMap<(TestId, DiskId), (Backing, Rc<str>)>,
     mailbox: Rc<RefCell<VecDeque<Done>>>,
     /// Requests that are not answered yet.
     asked: BTreeSet<Ticket>,
@@ -119,13 +121,18 @@ pub struct TestFailovers {
 struct Failures {
     repetition: Repetition,
     events: Vec<TimedEvent>,
+    failing: FailingRequests<(TestId, String)>,
+    /// Something stored was not what it should be.
+    met_damage: bool,
 }
 
 impl Failures {
-    fn note(&mut self, runtime: &Runtime, error: &Error) {
+    fn note(&mut self, runtime: &Runtime, (test, disk): (TestId, &str), error: &Error) {
         if matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Shutdown) {
             return;
         }
+        self.met_damage |= error.kind() == ErrorKind::Corrupt;
+        self.failing.note((test, disk.to_owned()), (runtime.now(), runtime.wall()), error);
         if let Some(times) = self.repetition.failed(runtime.now(), error.kind()) {
             tracing::warn!(%error, times, "requests to a test failover failed");
             let event = GroupEvent::RequestsFailed { error: error.to_string(), times };
@@ -209,7 +216,8 @@ impl TestFailovers {
 
     fn insert(&mut self, failover: TestFailover) {
         for disk in &failover.disks {
-            self.backings.insert((failover.test, disk.id), disk.backing.clone());
+            let served = (disk.backing.clone(), Rc::from(disk.name.as_str()));
+            self.backings.insert((failover.test, disk.id), served);
         }
         self.tests.insert(failover.test, failover);
     }
@@ -259,11 +267,13 @@ impl TestFailovers {
 
     /// Takes a request for a disk of a test failover.
     pub fn submit(&mut self, ticket: Ticket, export: Export, request: Request) {
-        let backing = match export {
-            Export::Test(_, disk, test) => self.backings.get(&(test, disk)).cloned(),
+        let served = match export {
+            Export::Test(_, disk, test) => {
+                self.backings.get(&(test, disk)).cloned().map(|(backing, name)| (backing, test, name))
+            }
             Export::Disk(..) => None,
         };
-        let Some(backing) = backing else {
+        let Some((backing, test, name)) = served else {
             self.replies.push((ticket, Err(Refusal::Shutdown)));
             return;
         };
@@ -271,7 +281,7 @@ impl TestFailovers {
         let (mailbox, failures) = (Rc::clone(&self.mailbox), Rc::clone(&self.failures));
         let runtime = Rc::clone(&self.runtime);
         self.runtime.spawn(async move {
-            let note = |error: &Error| failures.borrow_mut().note(&runtime, error);
+            let note = |error: &Error| failures.borrow_mut().note(&runtime, (test, &name), error);
             let reply = backing.answer(request, note).await;
             mailbox.borrow_mut().push_back(Done::Reply(ticket, reply));
         });
@@ -280,6 +290,16 @@ impl TestFailovers {
     /// What happened since this was asked last.
     pub fn take_events(&mut self) -> Vec<TimedEvent> {
         std::mem::take(&mut self.failures.borrow_mut().events)
+    }
+
+    /// Whether a client was refused bytes that are not what was stored, since this was asked last.
+    pub fn take_met_damage(&mut self) -> bool {
+        std::mem::take(&mut self.failures.borrow_mut().met_damage)
+    }
+
+    /// The disks that requests fail of now, by test failover and name.
+    pub fn failing(&self) -> Vec<Failing<(TestId, String)>> {
+        self.failures.borrow().failing.now(self.runtime.now()).cloned().collect()
     }
 
     /// Takes what tasks left behind.

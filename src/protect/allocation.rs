@@ -100,7 +100,10 @@ impl Group {
         } else {
             let reply: Reply = match described {
                 Ok(()) => Ok(Response::Allocation(question.runs.into_runs())),
-                Err(_) => Err(Refusal::Io),
+                Err(error) => {
+                    self.note_failed_request(question.slot, &error);
+                    Err(Refusal::Io)
+                }
             };
             self.replies.push((question.ticket, reply));
         }

@@ -28,10 +28,10 @@ use crate::planted::Bug;
 use crate::protect::allocation::AllocationQuestions;
 use crate::protect::clock::GroupClock;
 use crate::protect::disk::Disk;
-use crate::protect::events::{GroupEvent, TimedEvent};
+use crate::protect::events::TimedEvent;
+use crate::protect::failing::FailingRequests;
 use crate::protect::indexing::Indexing;
 use crate::protect::interval::{ClosedInterval, OpenInterval, Schedule};
-use crate::protect::latching::{Resume, ResumeReport};
 use crate::protect::lateness::Lateness;
 use crate::protect::layers::{Layer, Layers};
 use crate::protect::mailbox::Mailbox;
@@ -42,6 +42,7 @@ use crate::protect::repair::Repairing;
 use crate::protect::repetition::Repetition;
 use crate::protect::requests::{Barrier, WriteInFlight};
 use crate::protect::resizing::{Resize, ZEROED};
+use crate::protect::resume::{Resume, ResumeReport};
 use crate::protect::retention;
 use crate::protect::retry::Retry;
 use crate::protect::status::{Condition, RateMeter};
@@ -142,7 +143,9 @@ pub struct Group {
     pub(super) rates: RateMeter,
     pub(super) condition: (Condition, WallNanos),
     pub(super) events: Vec<TimedEvent>,
-    pub(super) failed_reads: Repetition,
+    /// Requests of clients that failed: when that is told again, and what of it holds.
+    pub(super) failed_requests: Repetition,
+    pub(super) failing_requests: FailingRequests<String>,
     pub(super) vault_failed: Option<ErrorKind>,
     pub(super) vault_failed_because: Option<String>,
     pub(super) serving: bool,
@@ -256,7 +259,8 @@ impl Group {
             rates: RateMeter::default(),
             condition: (Condition::Opening, wall),
             events: Vec::new(),
-            failed_reads: Repetition::default(),
+            failed_requests: Repetition::default(),
+            failing_requests: FailingRequests::default(),
             vault_failed: None,
             vault_failed_because: None,
             serving: false,
@@ -322,17 +326,11 @@ impl Group {
             if let Some((ticket, reply)) = self.reads.handle(operation, event.result) {
                 self.answer_read(ticket, reply);
             }
-            self.tell_failed_read();
+            if let Some((slot, error)) = self.reads.take_failure() {
+                self.note_failed_request(slot, &error);
+            }
         } else {
             self.writer.handle(operation, event.result);
-        }
-    }
-
-    fn tell_failed_read(&mut self) {
-        if let Some(error) = self.reads.take_failure()
-            && let Some(times) = self.failed_reads.failed(self.runtime.now(), error.kind())
-        {
-            self.tell(GroupEvent::RequestsFailed { error: error.to_string(), times });
         }
     }
 

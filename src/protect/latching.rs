@@ -19,10 +19,9 @@
 //! loss is accepted: the image takes the rest, and what it has of the lost sectors is written anew ([`super::renewal`]), which
 //! hides the notes; the mend goes on like any other.
 
-use std::collections::BTreeSet;
 use std::rc::Rc;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::extent::Ranges;
 use crate::format::side::Identity as SideIdentity;
 use crate::image::Image;
@@ -33,128 +32,16 @@ use crate::journal::sift::Lost;
 use crate::journal::writer::Identity;
 use crate::protect::disk::{Care, Disk};
 use crate::protect::events::GroupEvent;
-use crate::protect::group::{Callback, Group, nanos};
+use crate::protect::group::{Group, nanos};
 use crate::protect::mailbox::Done;
+use crate::protect::resume::Finding;
 use crate::protect::retry::RETRY_DELAY;
 use crate::units::{DiskId, DiskSlot, MonotonicNanos};
 
 /// The journal lets go of records that its device does not give once less than one part in this many of it is free.
 const FREE_PART_KEPT: u64 = 4;
 
-/// What a resume found of one disk.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ResumedDisk {
-    /// The disk.
-    pub disk: DiskId,
-    /// What people call it.
-    pub name: String,
-    /// How it stands now.
-    pub finding: Finding,
-}
-
-/// How a disk stands after a resume.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Finding {
-    /// It was not latched.
-    Sound,
-    /// Its image has taken all that it lacked; its writes are taken again.
-    Mended,
-    /// The same, but that writes to these sectors are lost, which was accepted: they hold something older.
-    Accepted {
-        /// The sectors.
-        lost: Ranges,
-    },
-    /// It stays latched, since writes are lost and nobody accepted that.
-    Lost {
-        /// Which, with segment file and offset, in words.
-        reason: String,
-    },
-    /// It stays latched.
-    Latched {
-        /// What its image still refuses with,
-        kind: ErrorKind,
-        /// in words, with path and offset.
-        reason: String,
-    },
-}
-
-/// What a resume found, disk by disk.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ResumeReport {
-    /// The disks, in the order of their places in the group.
-    pub disks: Vec<ResumedDisk>,
-}
-
-/// A resume that waits for the mends of some disks.
-pub(super) struct Resume {
-    waiting: BTreeSet<DiskSlot>,
-    found: Vec<(DiskSlot, ResumedDisk)>,
-    done: Callback<ResumeReport>,
-}
-
 impl Group {
-    /// Looks again whether the images of latched disks work, and clears the latches of those that do. Each gets what it
-    /// lacks, sync and checkpoint; its side files go, and its writes are taken again. `done` gets what was found.
-    ///
-    /// A group whose journal failed, or whose vault is in doubt, is refused with [`ErrorKind::Latched`]: nothing in
-    /// memory says what its files hold, so it has to be opened anew, which mends its disks as well.
-    pub fn mend_disks(&mut self, done: Callback<ResumeReport>) {
-        self.look_at_latches(false, done);
-    }
-
-    /// The same, and where writes are lost that rotted in the journal, that is accepted: their sectors hold something
-    /// older, from now on as if somebody had written that.
-    pub fn mend_disks_accepting_loss(&mut self, done: Callback<ResumeReport>) {
-        self.look_at_latches(true, done);
-    }
-
-    /// Whether what the opening found in the journal has been destaged, or latched its disk: before, nobody knows whether it can be
-    /// read. Where that waits for space, nobody waits for it.
-    fn has_looked(&self) -> bool {
-        self.layers.destaged(self.accepted) >= self.accepted || self.destage_retry.wants_space()
-    }
-
-    /// Whether somebody asked for a resume before that.
-    pub(super) fn is_look_waited_for(&self) -> bool {
-        !self.resumes_early.is_empty()
-    }
-
-    /// Takes up the resumes that came early.
-    pub(super) fn take_up_resumes(&mut self) {
-        if self.is_look_waited_for() && self.has_looked() {
-            for (accepts_loss, done) in std::mem::take(&mut self.resumes_early) {
-                self.look_at_latches(accepts_loss, done);
-            }
-        }
-    }
-
-    fn look_at_latches(&mut self, accepts_loss: bool, done: Callback<ResumeReport>) {
-        if self.writer.failure().is_some() || self.vault_failed.is_some() {
-            let text =
-                "the journal failed, or the vault is in doubt: the group has to be closed and opened again";
-            return done(Err(Error::new(ErrorKind::Latched, text)));
-        }
-        if self.stopping {
-            return done(Err(Error::new(ErrorKind::Shutdown, "the group is stopping")));
-        }
-        if !self.has_looked() {
-            return self.resumes_early.push((accepts_loss, done));
-        }
-        let mut resume = Resume { waiting: BTreeSet::new(), found: Vec::new(), done };
-        for (&slot, disk) in &mut self.disks {
-            if disk.latched.is_some() {
-                resume.waiting.insert(slot);
-                disk.mend_asked = true;
-                disk.accepts_loss |= accepts_loss;
-            } else {
-                let (disk, name) = (disk.record.id, disk.record.name.clone());
-                resume.found.push((slot, ResumedDisk { disk, name, finding: Finding::Sound }));
-            }
-        }
-        self.resumes.push(resume);
-        self.answer_resumes();
-    }
-
     /// Begins what can be begun for latched disks.
     pub(super) fn care_for_latched(&mut self) {
         let now = self.runtime.now();
@@ -482,41 +369,5 @@ impl Group {
         let finding = if lost.is_empty() { Finding::Mended } else { Finding::Accepted { lost } };
         self.found(slot, &finding);
         self.renew_lacking();
-    }
-
-    fn found(&mut self, slot: DiskSlot, finding: &Finding) {
-        let record = &self.disks[&slot].record;
-        for resume in &mut self.resumes {
-            if resume.waiting.remove(&slot) {
-                let (disk, name, finding) = (record.id, record.name.clone(), finding.clone());
-                resume.found.push((slot, ResumedDisk { disk, name, finding }));
-            }
-        }
-        self.answer_resumes();
-    }
-
-    /// Answers the resumes that wait for no disk any more.
-    fn answer_resumes(&mut self) {
-        for mut resume in std::mem::take(&mut self.resumes) {
-            resume.waiting.retain(|slot| self.disks.contains_key(slot));
-            if resume.waiting.is_empty() {
-                resume.found.sort_by_key(|(slot, _)| *slot);
-                let disks = resume.found.into_iter().map(|(_, disk)| disk).collect();
-                (resume.done)(Ok(ResumeReport { disks }));
-            } else {
-                self.resumes.push(resume);
-            }
-        }
-    }
-
-    /// The group failed, or stops: nobody clears latches any more.
-    pub(super) fn refuse_resumes(&mut self, kind: ErrorKind, why: &str) {
-        for disk in self.disks.values_mut() {
-            (disk.mend_asked, disk.accepts_loss) = (false, false);
-        }
-        let early = self.resumes_early.drain(..).map(|(_, done)| done);
-        for done in self.resumes.drain(..).map(|resume| resume.done).chain(early) {
-            done(Err(Error::new(kind, why)));
-        }
     }
 }

@@ -12,6 +12,7 @@ pub mod clock;
 mod destaging;
 pub mod disk;
 pub mod events;
+pub mod failing;
 mod fetch;
 pub mod group;
 pub mod indexing;

@@ -22,7 +22,7 @@ use crate::protect::fetch::{Assembly, Stored};
 use crate::protect::place::Place;
 use crate::runtime::{Runtime, Tag};
 use crate::storage::{File, Outcome};
-use crate::units::{SectorRange, to_usize};
+use crate::units::{DiskSlot, SectorRange, to_usize};
 
 /// Marks the operations of reads among those of a group.
 pub const OPERATION_READ: u64 = 1 << 63;
@@ -39,13 +39,14 @@ pub struct Reads {
     /// Those that have operations to begin, whose turn is next first.
     waiting: VecDeque<usize>,
     under_way_bytes: usize,
-    failure: Option<Error>,
+    failure: Option<(DiskSlot, Error)>,
 }
 
 struct Read {
     ticket: Ticket,
+    slot: DiskSlot,
     assembly: Assembly,
-    failed: bool,
+    failure: Option<Error>,
 }
 
 impl Reads {
@@ -71,12 +72,12 @@ impl Reads {
         self.in_flight.drain().map(|read| read.ticket)
     }
 
-    /// Starts a read whose bytes are at `parts`, where `image` is the disk's. Answers at once if memory has it all.
+    /// Starts a read of a disk whose bytes are at `parts`, where `image` is the disk's. Answers at once if memory has it all.
     pub fn start(
         &mut self,
         ticket: Ticket,
         parts: &[(SectorRange, Place)],
-        image: &File,
+        (slot, image): (DiskSlot, &File),
         segments: &Segments,
         cache: &FrameCache,
     ) -> Option<Reply> {
@@ -90,7 +91,7 @@ impl Reads {
         if assembly.is_whole() {
             return Some(Ok(Response::Data(assembly.into_pieces())));
         }
-        let key = self.in_flight.insert(Read { ticket, assembly, failed: false });
+        let key = self.in_flight.insert(Read { ticket, slot, assembly, failure: None });
         self.waiting.push_back(key);
         self.begin_waiting();
         None
@@ -114,8 +115,8 @@ impl Reads {
         }
     }
 
-    /// Why a read failed, if one did since this was asked last.
-    pub fn take_failure(&mut self) -> Option<Error> {
+    /// Of which disk a read failed, and why, if one did since this was asked last.
+    pub fn take_failure(&mut self) -> Option<(DiskSlot, Error)> {
         self.failure.take()
     }
 
@@ -128,13 +129,18 @@ impl Reads {
         self.under_way_bytes -= read.assembly.fetch_bytes(number);
         let result = result.map(Outcome::into_buffer);
         if let Err(error) = read.assembly.take(number, result, self.planted) {
-            self.failure = Some(error);
-            read.failed = true;
+            read.failure = Some(error);
         }
         let ended = read.assembly.is_whole().then(|| self.in_flight.remove(key));
         self.begin_waiting();
-        let Read { ticket, assembly, failed } = ended?;
-        let reply = if failed { Err(Refusal::Io) } else { Ok(Response::Data(assembly.into_pieces())) };
+        let Read { ticket, slot, assembly, failure } = ended?;
+        let reply = match failure {
+            Some(error) => {
+                self.failure = Some((slot, error));
+                Err(Refusal::Io)
+            }
+            None => Ok(Response::Data(assembly.into_pieces())),
+        };
         Some((ticket, reply))
     }
 }

@@ -9,9 +9,11 @@
 use bytes::Bytes;
 
 use crate::block::{Export, Refusal, Reply, Request, Response, Ticket};
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind};
 use crate::format::frame::RECORD_PAYLOAD_BYTES_MAX;
 use crate::journal::writer::Entry;
+use crate::protect::events::GroupEvent;
+use crate::protect::failing::Failing;
 use crate::protect::group::Group;
 use crate::protect::place::{Place, places};
 use crate::protect::renewal::renewed_slot;
@@ -79,7 +81,7 @@ impl Group {
     fn read(&mut self, ticket: Ticket, slot: DiskSlot, range: SectorRange) {
         let parts = self.places(slot, range);
         let image = &self.disks[&slot].attached().file;
-        let answer = self.reads.start(ticket, &parts, image, &self.segments, &self.cache.borrow());
+        let answer = self.reads.start(ticket, &parts, (slot, image), &self.segments, &self.cache.borrow());
         if let Some(reply) = answer {
             self.answer_read(ticket, reply);
         }
@@ -151,6 +153,24 @@ impl Group {
         self.counters.writes += 1;
         self.counters.written_bytes += payload_bytes;
         self.replies.push((ticket, Ok(Response::Done)));
+    }
+
+    /// Notes that a request failed for what is stored, or for its device: for people, who are told while it goes on.
+    pub(super) fn note_failed_request(&mut self, slot: DiskSlot, error: &Error) {
+        let now = self.runtime.now();
+        if let Some(disk) = self.disks.get(&slot) {
+            self.failing_requests.note(disk.record.name.clone(), (now, self.runtime.wall()), error);
+        }
+        if let Some(times) = self.failed_requests.failed(now, error.kind()) {
+            self.tell(GroupEvent::RequestsFailed { error: error.to_string(), times });
+        }
+    }
+
+    /// The disks that requests fail of now.
+    pub(super) fn failing_disks(&self) -> Vec<Failing<String>> {
+        let is_there = |name: &String| self.disks.values().any(|disk| disk.record.name == *name);
+        let failing = self.failing_requests.now(self.runtime.now());
+        failing.filter(|failing| is_there(&failing.export)).cloned().collect()
     }
 
     pub(super) fn acknowledge(&mut self, cookie: u64, lsn: Lsn) {

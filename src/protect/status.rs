@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::error::ErrorKind;
 use crate::format::record::{DiskRecord, PointRecord};
 use crate::protect::events::GroupEvent;
+use crate::protect::failing::Failing;
 use crate::protect::group::{Counters, Group};
 use crate::protect::retention::RetentionStatus;
 use crate::protect::retry::Retry;
@@ -197,6 +198,8 @@ pub struct GroupSnapshot {
     pub unprotected: Option<Duration>,
     /// How long the oldest write has waited for its answer, if that is long.
     pub writes_waiting: Option<Duration>,
+    /// The disks that requests failed of lately, by name.
+    pub failing: Vec<Failing<String>>,
     /// Time of the oldest point.
     pub oldest: Option<WallNanos>,
     /// How many points there are.
@@ -335,6 +338,7 @@ impl Group {
             late_since: self.late_since,
             unprotected: self.lateness.oldest().map(|oldest| self.since(oldest)),
             writes_waiting: self.writes_waiting(),
+            failing: self.failing_disks(),
             oldest: self.points.first().map(|point| point.wall),
             points: self.points.len() as u64,
             counters: self.counters,

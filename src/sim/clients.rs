@@ -17,8 +17,8 @@ use crate::failover::TestFailover;
 use crate::format::frame::RECORD_PAYLOAD_BYTES_MAX;
 use crate::format::ladder::Ladder;
 use crate::format::record::{DiskRecord, PointRecord, TestUse};
-use crate::protect::latching::ResumeReport;
 use crate::protect::membership::Content;
+use crate::protect::resume::ResumeReport;
 use crate::protect::verify::GroupReport;
 use crate::units::{DiskId, PointId, SECTOR_BYTES, SectorCount, SectorRange};
 

@@ -13,7 +13,7 @@ use super::site::{Outcome, Site};
 use crate::block::{Refusal, Response};
 use crate::error::{ErrorKind, Result};
 use crate::extent::Ranges;
-use crate::protect::latching::{Finding, ResumeReport};
+use crate::protect::resume::{Finding, ResumeReport};
 use crate::units::{SECTOR_BYTES, SectorRange};
 
 /// Sectors of disks that hold something older than what was written last.

@@ -1,6 +1,6 @@
 //! Images that break until somebody mends them: what an administrator does about them, and what must follow.
 
-use crate::protect::latching::{Finding, ResumeReport};
+use crate::protect::resume::{Finding, ResumeReport};
 use crate::storage::sim::{FaultKind, Matcher, OpKind};
 use crate::units::{SECTOR_BYTES, SectorRange};
 

@@ -9,7 +9,7 @@ use super::rot::is_segment;
 use super::site::{Outcome, Site};
 use crate::error::{Error, ErrorKind, Result};
 use crate::protect::events::GroupEvent;
-use crate::protect::latching::{Finding, ResumeReport};
+use crate::protect::resume::{Finding, ResumeReport};
 use crate::units::PAGE_BYTES;
 
 /// A refusal that lasts no longer passes unnoticed: reads are tried again for four seconds.

@@ -30,7 +30,7 @@ const WATCH_PERIOD: Duration = Duration::from_secs(1);
 /// After one that could not come to its end, the next try waits so long, or until it would be due if that is sooner.
 const RETRY_MAX: Duration = Duration::from_secs(3600);
 /// Ends work on a data thread once nobody waits for it.
-struct CancelOnDrop(Progress);
+pub(super) struct CancelOnDrop(pub(super) Progress);
 
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
@@ -72,8 +72,12 @@ impl Inner {
     /// Whether a group is to be verified now.
     async fn is_due(&self, id: GroupId, every: Option<Duration>, is_cut_off: bool) -> bool {
         let now = self.environment.wall();
-        let not_before = self.verifications.0.lock().get(&id).and_then(|standing| standing.not_before);
-        if not_before.is_some_and(|not_before| now < not_before) || self.is_paused(id).await {
+        let rests = |standing: &Standing| {
+            // Its vault may be suspected, and is read for that.
+            standing.running.is_some() || standing.not_before.is_some_and(|not_before| now < not_before)
+        };
+        let rests = self.verifications.0.lock().get(&id).is_some_and(rests);
+        if rests || self.is_paused(id).await {
             return false;
         }
         let Some(every) = every.filter(|_| !is_cut_off) else { return is_cut_off };
@@ -87,7 +91,7 @@ impl Inner {
         last.or(created).map(|from| after(from, every))
     }
 
-    async fn is_paused(&self, id: GroupId) -> bool {
+    pub(super) async fn is_paused(&self, id: GroupId) -> bool {
         let paused = self.read(id, |member| member.vault().manifest().state().is_paused()).await;
         paused.unwrap_or(false)
     }
@@ -171,7 +175,7 @@ impl Inner {
     fn tell_resumed(&self, id: GroupId, name: &Name, cut_off: CutOff) {
         let what = match cut_off.scope {
             Scope::Both => "a verification",
-            Scope::Vault => "a verification of the vault that somebody asked for",
+            Scope::Vault => "a verification of the vault that somebody asked for, or a client's read began",
             Scope::Disks => "a verification of the disks that somebody asked for",
         };
         let read = ByteSize(cut_off.mark.read_bytes).approximate();
@@ -225,14 +229,24 @@ impl Inner {
             }
             Ok(sum)
         };
+        self.held_while_paused(entry.id, &hold, work).await
+    }
+
+    /// Carries out `work`, which rests while the group is paused.
+    pub(super) async fn held_while_paused<T>(
+        &self,
+        id: GroupId,
+        hold: &Hold,
+        work: impl Future<Output = T>,
+    ) -> T {
         let watch = async {
             loop {
                 tokio::time::sleep(WATCH_PERIOD).await;
-                hold.set(self.is_paused(entry.id).await);
+                hold.set(self.is_paused(id).await);
             }
         };
         tokio::select! {
-            sum = work => sum,
+            done = work => done,
             () = watch => unreachable!("it never ends"),
         }
     }

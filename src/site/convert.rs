@@ -50,13 +50,23 @@ fn disk_at(path: DiskPath, id: DiskId, size: SectorCount, served: bool, address:
     }
 }
 
+/// What is wrong with a group besides what its snapshot says.
+pub(super) struct Troubles {
+    /// Why it could not be opened.
+    pub failure: Option<Failure>,
+    /// What verifications found damaged.
+    pub damage: Option<Failure>,
+    /// Which requests fail.
+    pub failing: Option<Failure>,
+}
+
 /// A group with its disks, as its manifest says; `snapshot` tells how it stands if it is open.
 pub(super) fn group(
     id: GroupId,
     name: &Name,
     description: &Description,
     snapshot: Option<&GroupSnapshot>,
-    (failure, damage): (Option<Failure>, Option<Failure>),
+    Troubles { failure, damage, failing }: Troubles,
     address: &ListenAddress,
 ) -> Result<Group> {
     let record = &description.record;
@@ -67,7 +77,8 @@ pub(super) fn group(
     });
     let mut disks = disks.collect::<Result<Vec<_>>>()?;
     disks.sort_by(|a, b| a.name.cmp(&b.name));
-    let open = || snapshot.map(|snapshot| state(snapshot, damage.as_ref()).condition);
+    let lesser = damage.as_ref().or(failing.as_ref());
+    let open = || snapshot.map(|snapshot| state(snapshot, lesser).condition);
     let condition = failure.as_ref().map(|_| ApiCondition::Failed).or_else(open);
     Ok(Group {
         id,
@@ -80,6 +91,7 @@ pub(super) fn group(
         disks: Some(disks),
         failure,
         damage: damage.map(Box::new),
+        failing: failing.map(Box::new),
     })
 }
 
@@ -124,6 +136,7 @@ pub fn unreadable_group(
         latched_disks: 0,
         failure,
         damage: None,
+        failing: None,
     }
 }
 
@@ -191,7 +204,7 @@ pub fn test(group: &Name, failover: &TestListing, connections: u64, address: &Li
 pub fn status(group: Group, snapshot: &GroupSnapshot, connections: u64, now: WallNanos) -> GroupStatus {
     let ladder = snapshot.ladder;
     GroupStatus {
-        state: state(snapshot, group.damage.as_deref()),
+        state: state(snapshot, group.damage.as_deref().or(group.failing.as_deref())),
         group,
         lsn: Some(LsnLadder {
             submitted: ladder.submitted,
@@ -307,13 +320,14 @@ fn newest_point(point: &PointRecord, now: WallNanos) -> NewestPoint {
     NewestPoint { id: point.id, time: point.wall, age_ms }
 }
 
-/// What a verification found comes after what is wrong with the group itself, and before points that are late or rest.
-fn state(snapshot: &GroupSnapshot, damage: Option<&Failure>) -> GroupState {
+/// What a verification found, or else what clients met, is the `lesser`: it comes after what is wrong with the group itself, and before
+/// points that are late or rest.
+fn state(snapshot: &GroupSnapshot, lesser: Option<&Failure>) -> GroupState {
     let waits = matches!(
         snapshot.condition,
         Condition::Protected | Condition::Paused | Condition::PointsLate | Condition::RetentionStalled
     );
-    if let Some(Failure { reason, since }) = damage.filter(|_| waits) {
+    if let Some(Failure { reason, since }) = lesser.filter(|_| waits) {
         let (condition, reason) = (ApiCondition::Degraded, Some(reason.clone()));
         return GroupState { condition, reason, since: *since };
     }

@@ -36,13 +36,15 @@ use crate::protect::shrinking::SpaceLimits;
 use crate::site::KeyStore;
 use crate::site::background_verification;
 use crate::site::clients::{self, BuffersWait};
-use crate::site::convert;
+use crate::site::convert::{self, Troubles};
 use crate::site::damage::Damages;
 use crate::site::data_threads::DataThreads;
 use crate::site::events::{self, EventQueue};
+use crate::site::failing;
 use crate::site::group_table::{Entry, GroupTable};
 use crate::site::hooks::{self, Hooks};
 use crate::site::member::Member;
+use crate::site::suspicion::{self, Suspicions};
 use crate::site::verification::Verifications;
 use crate::units::{GroupId, WallNanos, to_usize};
 
@@ -88,8 +90,10 @@ pub(super) struct Inner {
     pub(super) restoring: parking_lot::Mutex<HashSet<PathBuf>>,
     /// Verifications in the background: how they stand,
     pub(super) verifications: Verifications,
-    /// and what any verification found.
+    /// what any verification found,
     pub(super) damages: Damages,
+    /// and which vaults are to be verified for what clients met.
+    pub(super) suspicions: Arc<Suspicions>,
     /// Since when requests wait for shared buffers.
     pub(super) buffers_wait: BuffersWait,
     /// What happened and is not in the catalogue yet,
@@ -146,6 +150,7 @@ impl Gateway {
             restoring: parking_lot::Mutex::default(),
             verifications: Verifications::default(),
             damages: Damages::default(),
+            suspicions: Arc::default(),
             events,
             hooks,
             buffers_wait: BuffersWait::default(),
@@ -164,6 +169,7 @@ impl Gateway {
         self.0.open_groups().await?;
         self.0.background.lock().await.spawn(Inner::retry_for_space(Arc::downgrade(&self.0)));
         self.0.background.lock().await.spawn(background_verification::keep(Arc::downgrade(&self.0)));
+        self.0.background.lock().await.spawn(suspicion::keep(Arc::downgrade(&self.0)));
         Ok(())
     }
 
@@ -411,11 +417,16 @@ impl Inner {
         }
         let asked = |member: &mut Member| {
             let snapshot = member.group().ok().map(|group| group.snapshot());
-            (member.description(), snapshot)
+            (member.description(), snapshot, member.failing_tests())
         };
-        let (description, snapshot) = self.read(entry.id, asked).await?;
-        let damage = self.damage_of(name, entry).await;
-        convert::group(entry.id, name, &description, snapshot.as_ref(), (failure, damage), self.address())
+        let (description, snapshot, failing_tests) = self.read(entry.id, asked).await?;
+        let failing_disks = snapshot.as_ref().map_or(Vec::new(), |snapshot| snapshot.failing.clone());
+        let troubles = Troubles {
+            failure,
+            damage: self.damage_of(name, entry).await,
+            failing: failing::failure(name, failing_disks, failing_tests),
+        };
+        convert::group(entry.id, name, &description, snapshot.as_ref(), troubles, self.address())
     }
 
     /// Has the catalogue say what a disk of a group is; nothing else of the group, whose history may be long.

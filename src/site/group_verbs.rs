@@ -19,7 +19,7 @@ use crate::control::name::Name;
 use crate::descriptors::SEGMENTS_AT_REST;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::ladder::Ladder;
-use crate::format::record::{Change, GroupRecord};
+use crate::format::record::{Change, GroupRecord, PinKind};
 use crate::protect::{open, resume};
 use crate::units::GroupId;
 
@@ -114,24 +114,23 @@ impl Inner {
             let name = opened?;
             self.remember(entry.id).await;
             let group = self.group_model(&name, &self.find(&name)?.1).await?;
-            return Ok(Resumed { group, opened: true, cleared: Vec::new(), latched: Vec::new() });
+            let (cleared, latched) = (Vec::new(), Vec::new());
+            return Ok(Resumed { group, opened: true, unpaused: false, cleared, latched });
         }
         let was_paused =
             self.read(entry.id, |member: &mut Member| member.vault().manifest().state().is_paused()).await?;
         if was_paused {
             self.set_paused(entry.id, false).await?;
         }
-        let mut resumed: resume::Resumed = self
+        let resumed: resume::Resumed = self
             .ask(entry.id, move |member: &mut Member, answer: Answering<_>| match member.group() {
                 Ok(group) => group.resume(request.accept_loss, answer.callback()),
                 Err(error) => answer.send(Err(error)),
             })
             .await?;
-        if was_paused {
-            resumed.cleared.insert(0, "points and retention go on".to_owned());
-        }
         let group = self.group_model(&name, &entry).await?;
-        Ok(Resumed { group, opened: false, cleared: resumed.cleared, latched: resumed.latched })
+        let resume::Resumed { cleared, latched } = resumed;
+        Ok(Resumed { group, opened: false, unpaused: was_paused, cleared, latched })
     }
 
     /// Closes an open group whose journal or vault failed, so that it can be opened again: its clients are disconnected,
@@ -180,6 +179,9 @@ impl Inner {
     /// Ends an open group for good: its clients, its history, its journal. Nothing of it is brought to an end first: what
     /// is about to be deleted needs neither points nor images, for which there may be no room.
     async fn end_open(&self, name: &Name, id: GroupId) -> Result<()> {
+        // Before anything ends, so that a refusal leaves all as it was.
+        let is_hold = |kind| kind == PinKind::Hold;
+        self.read(id, move |member: &mut Member| member.vault().check_removable(is_hold)).await.flatten()?;
         for test in self.test_numbers(id).await? {
             self.end_test(name, id, test).await?;
         }
@@ -187,7 +189,10 @@ impl Inner {
             .ask(id, |member: &mut Member, answer: Answering<()>| {
                 let vault = Rc::clone(member.vault());
                 vault.runtime().clone().spawn(async move {
-                    answer.send(vault.manifest().append(Change::GroupRemoved).await.map(drop));
+                    answer.send(match vault.check_removable(|_| true) {
+                        Ok(()) => vault.manifest().append(Change::GroupRemoved).await.map(drop),
+                        Err(kept) => Err(kept),
+                    });
                 });
             })
             .await;

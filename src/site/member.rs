@@ -14,6 +14,8 @@ use crate::protect::group::Group;
 use crate::protect::open::GroupPlan;
 use crate::runtime::{Event, Runtime};
 use crate::site::events::EventQueue;
+use crate::site::failing::FailingTest;
+use crate::site::suspicion::Suspicions;
 use crate::units::{GroupId, MonotonicNanos, PointId};
 use crate::vault::Vault;
 
@@ -29,8 +31,10 @@ pub struct Member {
     /// What was refused without the group, and what the group refused when it was closed.
     replies: Vec<(Ticket, Reply)>,
     id: GroupId,
-    /// For what the group tells.
+    /// For what the group tells,
     events: Arc<EventQueue>,
+    /// and for damage that clients of test failovers meet.
+    suspicions: Arc<Suspicions>,
 }
 
 /// What the manifest says of a group, its points aside.
@@ -46,7 +50,7 @@ impl Member {
         runtime: &Rc<Runtime>,
         vault: Rc<Vault>,
         plan: &GroupPlan,
-        events: Arc<EventQueue>,
+        (events, suspicions): (Arc<EventQueue>, Arc<Suspicions>),
     ) -> Member {
         let tests = open_tests(runtime, &vault, plan).await;
         if let Err(error) = &tests {
@@ -62,6 +66,7 @@ impl Member {
             when_stopped: None,
             replies: Vec::new(),
             events,
+            suspicions,
         }
     }
 
@@ -124,6 +129,11 @@ impl Member {
         self.vault.manifest().state().points().to_vec()
     }
 
+    /// What requests to test failovers fail of now.
+    pub(super) fn failing_tests(&self) -> Vec<FailingTest> {
+        self.tests.as_ref().map_or(Vec::new(), TestFailovers::failing)
+    }
+
     /// How many recovery points have a label.
     pub(super) fn labelled(&self, label: &str) -> u64 {
         let state = self.vault.manifest().state();
@@ -152,6 +162,9 @@ impl Member {
         }
         if let Ok(tests) = &mut self.tests {
             tests.take_events().iter().for_each(|told| self.events.tell(self.id, told));
+            if tests.take_met_damage() {
+                self.suspicions.raise(self.id);
+            }
         }
     }
 

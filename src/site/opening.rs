@@ -31,6 +31,7 @@ use crate::protect::group::Group;
 use crate::protect::open::{self, GroupPlan};
 use crate::runtime::Runtime;
 use crate::site::events::EventQueue;
+use crate::site::suspicion::Suspicions;
 use crate::units::GroupId;
 use crate::vault::{self, Vault};
 
@@ -62,7 +63,7 @@ async fn open_parts(
     runtime: &Rc<Runtime>,
     plan: &GroupPlan,
     id: GroupId,
-    events: Arc<EventQueue>,
+    told: (Arc<EventQueue>, Arc<Suspicions>),
 ) -> Result<Option<Parts>> {
     let vault = match open::open_vault(runtime, plan).await {
         Err(error) if error.kind() == ErrorKind::Shutdown || is_unbegun(runtime, plan, &error).await? => {
@@ -77,7 +78,7 @@ async fn open_parts(
         return Err(Error::corrupt(text).at_path(&plan.vault));
     }
     let group = open::open_over(Rc::clone(runtime), plan.clone(), Rc::clone(&vault)).await;
-    Ok(Some(Parts { member: Member::open(runtime, vault, plan, events).await, group }))
+    Ok(Some(Parts { member: Member::open(runtime, vault, plan, told).await, group }))
 }
 
 /// Whether a vault could not be opened because the creation of its group was cut off before anything was there.
@@ -182,12 +183,12 @@ impl Inner {
     /// Opens what there is of a group on its thread; hosts it there if it has at least its vault.
     pub(super) async fn open(&self, id: GroupId) -> Result<Opened> {
         let home = self.threads.exports().place_group(id, self.threads.count());
-        let (plan, events) = (self.plan(id), Arc::clone(&self.events));
+        let (plan, told) = (self.plan(id), (Arc::clone(&self.events), Arc::clone(&self.suspicions)));
         let (sender, receiver) = oneshot::channel();
         self.threads.command(home, move |host| {
             let (runtime, later) = (Rc::clone(host.runtime()), host.later());
             host.runtime().spawn(async move {
-                let opened = open_parts(&runtime, &plan, id, events).await;
+                let opened = open_parts(&runtime, &plan, id, told).await;
                 later.run(move |host| host_parts(host, id, opened, sender));
             });
         })?;

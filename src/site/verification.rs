@@ -33,6 +33,8 @@ pub(super) struct Verifications(pub(super) Mutex<HashMap<GroupId, Standing>>);
 #[derive(Clone, Default)]
 pub(super) struct Standing {
     pub(super) running: Option<Running>,
+    /// How many are under way of its vault that are none in their turn.
+    asked: usize,
     /// What the record said, once it was read.
     pub(super) last: Option<Option<VerifyLast>>,
     /// No other try before.
@@ -48,6 +50,24 @@ pub(super) struct Running {
     pub(super) progress: Progress,
     pub(super) hold: Hold,
     pub(super) resumed: bool,
+}
+
+/// Counts a verification of a vault as under way, as long as it lives.
+struct Reading<'a>(&'a Inner, GroupId);
+
+impl Reading<'_> {
+    fn begin(inner: &Inner, id: GroupId) -> Reading<'_> {
+        inner.verifications.0.lock().entry(id).or_default().asked += 1;
+        Reading(inner, id)
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        if let Some(standing) = self.0.verifications.0.lock().get_mut(&self.1) {
+            standing.asked = standing.asked.saturating_sub(1);
+        }
+    }
 }
 
 impl Inner {
@@ -223,13 +243,14 @@ impl Inner {
     }
 
     /// Carries out what somebody asked for, of which the next process finds how far it was if this one dies.
-    async fn kept_while<T, W: Future<Output = Result<T>>>(
+    pub(super) async fn kept_while<T, W: Future<Output = Result<T>>>(
         &self,
         id: GroupId,
         scope: Scope,
         progress: &Progress,
         work: impl FnOnce(Bookmark) -> W,
     ) -> Result<T> {
+        let _reading = (scope == Scope::Vault).then(|| Reading::begin(self, id));
         let bookmark = Bookmark::default();
         let begun = CutOff { started: self.environment.wall(), scope, mark: Mark::default() };
         if self.has_mark_of_another(id).await {
@@ -239,6 +260,15 @@ impl Inner {
         let keeper = Keeper { path: self.mark_path(id), begun, bookmark: bookmark.clone() };
         let stays = |result: &Result<T>| result.as_ref().is_err_and(|error| is_cut_off(error, progress));
         keeper.beside(work(bookmark), stays).await
+    }
+
+    /// Whether a vault is being read whole, for whatever reason.
+    pub(super) fn is_vault_read(&self, id: GroupId) -> bool {
+        let reads = |standing: &Standing| {
+            let part = standing.running.as_ref().map(|running| running.part);
+            standing.asked > 0 || part == Some(VerifyPart::Vault)
+        };
+        self.verifications.0.lock().get(&id).is_some_and(reads)
     }
 
     fn is_verified_in_background(&self, id: GroupId) -> bool {

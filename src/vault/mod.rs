@@ -15,6 +15,7 @@ mod cover;
 mod detour;
 mod files;
 mod harm;
+mod kept;
 mod keyring;
 mod layout;
 mod leases;

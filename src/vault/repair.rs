@@ -24,7 +24,7 @@ use super::{Advance, State, Vault};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::Ranges;
 use crate::format::manifest::DiskState;
-use crate::format::record::{Change, PinKind, PointRecord};
+use crate::format::record::{Change, PointRecord};
 use crate::units::{DiskSlot, PointId, SECTOR_BYTES, SectorCount, SectorRange};
 
 /// While the base waits for a view, whether the repair is to be broken off is asked as often.
@@ -80,38 +80,6 @@ impl Vault {
         let harm = self.harm_of(&state, findings).await?;
         let going = harm.needing.iter().map(|&index| state.points()[index].clone()).collect();
         Ok(RepairPlan { going, renewed: harm.newest, is_advancing: state.base_advance().is_some() })
-    }
-
-    /// Refused while somebody keeps one of `points`, all of which are named.
-    pub fn check_unkept(&self, points: &[PointRecord]) -> Result<()> {
-        let state = self.manifest.state();
-        let mut kept = Vec::new();
-        for point in points {
-            let name = match &point.label[..] {
-                "" => format!("{} of {}", point.id, point.wall),
-                label => format!("{} of {} ({label})", point.id, point.wall),
-            };
-            for pin in state.pins().iter().filter(|pin| pin.point == point.id) {
-                kept.push(match pin.kind {
-                    PinKind::Hold => format!("{name} is held: 'point release' it"),
-                    PinKind::Test { .. } => {
-                        format!("{name} is used by a test failover: 'failover cleanup' it")
-                    }
-                });
-            }
-            if self.leases.holds_point(point.marker) && !state.pins().iter().any(|pin| pin.point == point.id)
-            {
-                kept.push(format!("{name} is being read: wait for that"));
-            }
-        }
-        if kept.is_empty() {
-            return Ok(());
-        }
-        let text = format!(
-            "these recovery points are damaged and cannot go yet: {}; then repair again",
-            kept.join("; ")
-        );
-        Err(Error::invalid(text))
     }
 
     /// Has the points go that need what is lost, and the base go where it was on its way to. The newest point must not be one of

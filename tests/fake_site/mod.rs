@@ -120,6 +120,7 @@ impl Backend for FakeSite {
             condition: None,
             latched_disks: 0,
             damage: None,
+            failing: None,
             failure: None,
         };
         let group = if group.name.as_str() == "lost" { unknown(group) } else { group };
@@ -196,7 +197,13 @@ impl Backend for FakeSite {
     fn group_resume(&self, name: Name, _request: ResumeRequest) -> Answer<'_, Resumed> {
         let latched = if name.as_str() == "stuck" { vec!["disk db: EIO".to_owned()] } else { Vec::new() };
         self.with(&name, |fake| {
-            Ok(Resumed { group: fake.group.clone(), opened: false, cleared: Vec::new(), latched })
+            Ok(Resumed {
+                group: fake.group.clone(),
+                opened: false,
+                unpaused: false,
+                cleared: Vec::new(),
+                latched,
+            })
         })
     }
 

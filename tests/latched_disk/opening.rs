@@ -6,7 +6,7 @@ use std::rc::Rc;
 use afterimage::block::{Refusal, Request};
 use afterimage::error::ErrorKind;
 use afterimage::image::checkpoint_path;
-use afterimage::protect::latching::Finding;
+use afterimage::protect::resume::Finding;
 use afterimage::protect::status::Condition;
 use afterimage::storage::sim::{FaultKind, Matcher, OpKind};
 use afterimage::storage::{Create, OpenOptions};

@@ -13,7 +13,7 @@ use afterimage::format::record::{DiskRecord, Membership, PointRecord};
 use afterimage::journal::scan::{Checks, scan_segment};
 use afterimage::journal::segments::parse_file_name;
 use afterimage::protect::events::GroupEvent;
-use afterimage::protect::latching::{Finding, ResumeReport};
+use afterimage::protect::resume::{Finding, ResumeReport};
 use afterimage::storage::sim::{FaultKind, Matcher, OpKind};
 use afterimage::units::{DiskId, SectorRange};
 use afterimage::view::View;

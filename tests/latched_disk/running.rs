@@ -7,7 +7,8 @@ use std::time::Duration;
 use afterimage::block::{Refusal, Request, Response, Ticket};
 use afterimage::error::ErrorKind;
 use afterimage::protect::events::GroupEvent;
-use afterimage::protect::latching::Finding;
+use afterimage::protect::failing::FAILING_FOR;
+use afterimage::protect::resume::Finding;
 use afterimage::protect::status::Condition;
 use afterimage::storage::sim::{FaultKind, Matcher, OpKind};
 use afterimage::units::{Lsn, SectorRange, to_usize};
@@ -26,6 +27,34 @@ fn an_event_bears_the_time_at_which_it_happened_whenever_it_is_asked_for() {
     let told = machine.group().take_events();
     let latches = told.iter().filter(|told| told.event == GroupEvent::Condition(Condition::ImageFailed));
     assert_eq!(latches.map(|told| told.time).collect::<Vec<_>>(), [snapshot.since]);
+}
+
+/// Reads latch no disk: what writes meet is another matter.
+#[test]
+fn reads_that_an_image_refuses_are_told_with_their_disk_until_a_while_after_the_last() {
+    let (mut machine, broken, sound) = Machine::new(1);
+    machine.told();
+    machine.disk.fail_always(Matcher::kind(OpKind::Read).path(part(&image(broken))), FaultKind::Io);
+    let read = Request::Read { range: SectorRange::new(0, 8) };
+    for _ in 0..3 {
+        assert_eq!(machine.ask(broken, read.clone()).unwrap_err(), Refusal::Io);
+        assert!(machine.ask(sound, read.clone()).is_ok());
+    }
+    let failing = machine.group().snapshot().failing;
+    let [failing] = &failing[..] else { panic!("one disk: {failing:?}") };
+    assert_eq!((&failing.export[..], failing.requests, failing.kind), ("first", 3, ErrorKind::Io));
+    assert!(failing.error.contains(&part(&image(broken))), "{}", failing.error);
+    let told = machine.told().into_iter().filter(|told| matches!(told, GroupEvent::RequestsFailed { .. }));
+    assert_eq!(told.count(), 1);
+    assert!(!machine.is_latched(broken));
+
+    machine.disk.mend();
+    assert!(machine.ask(broken, read).is_ok());
+    let is_failing = |machine: &mut Machine| !machine.group().snapshot().failing.is_empty();
+    machine.environment.advance(FAILING_FOR - Duration::from_secs(60));
+    assert!(is_failing(&mut machine), "one that succeeds ends nothing");
+    machine.environment.advance(Duration::from_secs(60));
+    assert!(!is_failing(&mut machine));
 }
 
 #[test]

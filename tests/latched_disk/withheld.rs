@@ -5,7 +5,7 @@ use afterimage::block::{Refusal, Request};
 use afterimage::error::{Error, ErrorKind};
 use afterimage::extent::Ranges;
 use afterimage::protect::events::GroupEvent;
-use afterimage::protect::latching::Finding;
+use afterimage::protect::resume::Finding;
 use afterimage::storage::sim::OpKind;
 use afterimage::units::DiskId;
 

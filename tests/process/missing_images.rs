@@ -124,7 +124,7 @@ impl Site {
         assert_eq!(group["failure"], Value::Null, "it is open");
         for (line, fragment) in [
             ("disk list", "LATCHED: its writes fail"),
-            ("group list", "DEGRADED: 1 of 2 disks latched"),
+            ("group list", "LATCHED: 1 of 2 disks"),
             ("group show erp", "LATCHED: its writes fail"),
         ] {
             let told = self.gateway.says(line);

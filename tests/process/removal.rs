@@ -103,3 +103,23 @@ fn who_waits_for_space_in_a_group_that_is_removed_is_told_and_gives_all_back() {
         other.receive().unwrap().result.expect("the other group is served");
     }
 }
+
+/// What is refused ends nothing: neither test failovers nor clients.
+#[test]
+fn a_group_of_which_points_are_held_stays_whole_and_is_told_which() {
+    let gateway = Gateway::start();
+    gateway.protect([("db", "1M")]);
+    gateway.says("point create erp --label yearly");
+    gateway.says("point create erp --label other");
+    gateway.says("point hold erp yearly");
+    gateway.says("failover test erp --point other");
+    let told = gateway.refuses("group remove erp --yes", 1);
+    assert!(told.contains("(yearly) is held: 'point release' it; then remove it again"), "{told}");
+    assert!(!told.contains("(other)"), "that one goes with the group: {told}");
+    assert_eq!(gateway.json("failover list").as_array().map(Vec::len), Some(1));
+    let mut client = connect(&gateway, "erp/db@test-1");
+    client.call(&Command::Flush).expect("it is served").expect("nothing is wrong");
+    gateway.says("point release erp yearly");
+    gateway.says("group remove erp --yes");
+    assert_eq!(gateway.json("group list"), Value::Array(Vec::new()));
+}

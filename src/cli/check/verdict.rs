@@ -68,6 +68,7 @@ impl Level {
             | ReasonCode::PointsLate
             | ReasonCode::SpaceShort
             | ReasonCode::RetentionStalled
+            | ReasonCode::RequestsFail
             | ReasonCode::Io => Level::Warning,
             ReasonCode::NoSpace
             | ReasonCode::JournalFailed

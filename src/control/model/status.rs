@@ -277,6 +277,8 @@ pub enum ReasonCode {
     Corrupt,
     /// A verification found damage, and none since found it mended.
     VerifyFound,
+    /// Requests of clients fail, or did a moment ago, for bytes that are not what was stored, a device or a file system.
+    RequestsFail,
     /// A newer timeline exists.
     Fenced,
     /// A device or file system refused an operation.
@@ -291,7 +293,7 @@ pub enum ReasonCode {
 
 impl ReasonCode {
     /// All there are.
-    pub const ALL: [ReasonCode; 16] = [
+    pub const ALL: [ReasonCode; 17] = [
         ReasonCode::JournalFailed,
         ReasonCode::JournalFull,
         ReasonCode::MapsFull,
@@ -303,6 +305,7 @@ impl ReasonCode {
         ReasonCode::VaultFailed,
         ReasonCode::Corrupt,
         ReasonCode::VerifyFound,
+        ReasonCode::RequestsFail,
         ReasonCode::Fenced,
         ReasonCode::Io,
         ReasonCode::Missing,

@@ -4,6 +4,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 use super::SegmentSurvey;
 use super::verdict::Fault;
 use crate::error::{Error, Result};
@@ -15,6 +17,9 @@ use crate::units::{GroupId, Lsn};
 
 /// The mend for what is no journal.
 const NAME_A_JOURNAL: &str = "name a group's `journal` directory, or a segment's file";
+
+/// The mend for what belongs to somebody else.
+const MAY_READ: &str = "look at it as root, or as the gateway's user";
 
 /// What a path names.
 pub(super) struct Listing {
@@ -36,12 +41,7 @@ pub(super) struct Listing {
 
 impl Listing {
     pub(super) fn of(path: &Path) -> Result<Listing> {
-        let found = fs::canonicalize(path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
-                Error::invalid(format!("no journal: nothing has that name: {NAME_A_JOURNAL}")).at_path(path)
-            }
-            _ => Error::io("looking", error).at_path(path),
-        })?;
+        let found = fs::canonicalize(path).map_err(|error| unseen(path, error))?;
         let mut listing = Listing {
             segments: Vec::new(),
             unopened: Vec::new(),
@@ -61,7 +61,7 @@ impl Listing {
             listing.segments.push((index.unwrap_or(SegmentIndex(0)), path.to_owned()));
             return Ok(listing);
         }
-        for name in names(path)? {
+        for name in names(path).map_err(|error| unseen(path, error))? {
             listing.add(path.join(&name), &name);
         }
         if let Some(directory) = found.parent() {
@@ -103,7 +103,7 @@ impl Listing {
             }
         }
         match first_error {
-            Some(error) if files.is_empty() => Err(error),
+            Some(error) if files.is_empty() => Err(refused(error)),
             _ => Ok(files),
         }
     }
@@ -146,11 +146,40 @@ impl Listing {
     }
 }
 
-fn names(directory: &Path) -> Result<Vec<String>> {
-    let io = |error| Error::io("listing", error).at_path(directory);
+/// Why nothing can be said of a path. Only a device that gives an error may stand for a journal that is not sound; all else is a path
+/// of something else, or that may not be looked at.
+fn unseen(path: &Path, error: io::Error) -> Error {
+    let text = match error.kind() {
+        _ if error.raw_os_error() == Some(Errno::IO.raw_os_error()) => {
+            return Error::io("looking", error).at_path(path);
+        }
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+            format!("no journal: nothing has that name: {NAME_A_JOURNAL}")
+        }
+        io::ErrorKind::PermissionDenied => format!("it may not be read: {error}: {MAY_READ}"),
+        _ => format!("no journal: {error}: {NAME_A_JOURNAL}"),
+    };
+    Error::invalid(text).at_path(path)
+}
+
+/// The same of a segment that could not be opened.
+fn refused(error: Error) -> Error {
+    match error.io_kind() {
+        Some(io::ErrorKind::PermissionDenied) => {
+            let text = format!("it may not be read: {}: {MAY_READ}", error.without_place());
+            match error.path() {
+                Some(path) => Error::invalid(text).at_path(path),
+                None => Error::invalid(text),
+            }
+        }
+        _ => error,
+    }
+}
+
+fn names(directory: &Path) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
-    for entry in fs::read_dir(directory).map_err(io)? {
-        names.push(entry.map_err(io)?.file_name().to_string_lossy().into_owned());
+    for entry in fs::read_dir(directory)? {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
     }
     names.sort_unstable();
     Ok(names)

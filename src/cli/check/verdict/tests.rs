@@ -50,7 +50,15 @@ fn the_table_of_conditions_and_reasons() {
     ] {
         assert_eq!(level(&[group("erp", condition, None)]), expected, "{condition}");
     }
-    let warnings = ["journal_full", "maps_full", "points_late", "space_short", "retention_stalled", "io"];
+    let warnings = [
+        "journal_full",
+        "maps_full",
+        "points_late",
+        "space_short",
+        "retention_stalled",
+        "requests_fail",
+        "io",
+    ];
     for reason in ReasonCode::ALL {
         let word = serde_json::to_value(reason).expect("a word");
         let word = word.as_str().expect("a word");
