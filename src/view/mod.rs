@@ -80,6 +80,19 @@ pub struct View {
 impl View {
     /// Opens the view of a point. It leases what it reads; whoever wants it to last longer than the process pins the point.
     pub async fn open(vault: &Rc<Vault>, point: PointId) -> Result<Rc<View>> {
+        View::open_with(vault, point, |disk| disk.membership == Membership::Included).await
+    }
+
+    /// The same with the disks that the point lacks sectors of, for who knows which: it shows something older there.
+    pub async fn open_with_lacking(vault: &Rc<Vault>, point: PointId) -> Result<Rc<View>> {
+        View::open_with(vault, point, |disk| disk.membership != Membership::Excluded).await
+    }
+
+    async fn open_with(
+        vault: &Rc<Vault>,
+        point: PointId,
+        is_had: impl Fn(&PointDisk) -> bool,
+    ) -> Result<Rc<View>> {
         let (point, deltas, lease) = {
             let state = vault.manifest().state();
             let point = state.point(point).ok_or_else(|| {
@@ -90,10 +103,11 @@ impl View {
             let lease = vault.leases().take(point.marker, deltas.iter().map(|delta| delta.blob).collect());
             (point.clone(), deltas, lease)
         };
-        if !point.disks.is_empty() && included(&point).next().is_none() {
+        let had = point.disks.iter().filter(|disk| is_had(disk));
+        let sizes: Vec<Size> = had.map(|disk| (disk.slot, disk.disk, disk.sectors)).collect();
+        if !point.disks.is_empty() && sizes.is_empty() {
             return Err(vault.missing_disk(&point, point.disks[0].disk));
         }
-        let sizes: Vec<Size> = included(&point).map(|disk| (disk.slot, disk.disk, disk.sectors)).collect();
         let mut disks = Vec::with_capacity(sizes.len());
         let tables = Tables::open(vault, deltas, sizes.clone()).await?;
         for size in sizes {
@@ -238,13 +252,11 @@ impl View {
     ) -> Result<()> {
         let mut position = range.byte_offset();
         let end = range.byte_range().end;
-        let stored_end = end.min(disk.base_sectors * SECTOR_BYTES);
-        if position < stored_end {
-            for data in disk.base.data_ranges(position..stored_end).await? {
-                add_run(runs, data.start - position, false);
-                add_run(runs, data.end - data.start, true);
-                position = data.end;
-            }
+        // Past its end, too: what was cut off is not a hole, and reading it fails.
+        for data in disk.base.data_ranges(position..end).await? {
+            add_run(runs, data.start - position, false);
+            add_run(runs, data.end - data.start, true);
+            position = data.end;
         }
         add_run(runs, end - position, false);
         Ok(())
@@ -258,11 +270,6 @@ pub(crate) fn add_run(runs: &mut Vec<AllocationRun>, bytes: u64, allocated: bool
         Some(run) if run.allocated == allocated => run.bytes += bytes,
         _ => runs.push(AllocationRun { bytes, allocated }),
     }
-}
-
-/// The disks that can be had at a point.
-fn included(point: &PointRecord) -> impl Iterator<Item = &PointDisk> {
-    point.disks.iter().filter(|disk| disk.membership == Membership::Included)
 }
 
 impl ViewDisk {
