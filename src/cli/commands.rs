@@ -492,7 +492,7 @@ impl Session {
         let request = AdoptRequest { directory, accept_loss };
         let asked = self.client.post("/v1/vault/adopt", &request);
         match progress::run(&self.client, asked, &label).await? {
-            JobResult::Adopted(adopted) => self.output.show(&adopted, render::adopted),
+            JobResult::Adopted(adopted) => self.output.show(&*adopted, render::adopted),
             other => Err(unexpected(&other)),
         }
     }

@@ -474,7 +474,7 @@ pub enum JobResult {
     /// A verification's findings.
     Verified(VerifyReport),
     /// The group that was made of a vault.
-    Adopted(Adopted),
+    Adopted(Box<Adopted>),
     /// A comparison's.
     GroupVerified(GroupVerified),
     /// A repair's.
