@@ -19,6 +19,7 @@ use afterimage::block::{Request, Response};
 use afterimage::error::{ErrorKind, Result};
 use afterimage::format::record::{DiskRecord, PointRecord};
 use afterimage::protect::adopt;
+use afterimage::protect::loss::Terms;
 use afterimage::protect::membership::Content;
 use afterimage::protect::open;
 use afterimage::storage::sim::{FaultKind, Matcher, OpKind};
@@ -308,7 +309,9 @@ fn an_adopted_group_has_the_sizes_of_its_newest_point() {
                 runtime.remove(path).await.expect("goes");
             }
             let vault = open::open_vault(&runtime, &plan()).await.expect("is whole");
-            adopt::rebuild(&runtime, &plan(), &vault, |_, _| Ok(())).await.expect("is adopted");
+            let whole = adopt::rebuild(&runtime, &plan(), &vault, Terms::RefuseLoss, |_, _| Ok(())).await;
+            assert!(whole.expect("is adopted").is_empty());
+            adopt::finish(&runtime, &plan()).await.expect("is adopted");
         });
         next.open().expect("opens");
         let expected = if to == LARGE { SMALL } else { SECTORS };

@@ -15,6 +15,7 @@ use afterimage::journal::scan::{Checks, scan_segment};
 use afterimage::journal::segments::SegmentIndex;
 use afterimage::protect::adopt;
 use afterimage::protect::group::Group;
+use afterimage::protect::loss::{Loss, Terms};
 use afterimage::protect::open::{self, GroupPlan};
 use afterimage::protect::status::Condition;
 use afterimage::runtime::Runtime;
@@ -24,6 +25,8 @@ use bytes::Bytes;
 use pieces::flatten;
 use stepped::{GROUP, Stepped, Steps, record};
 
+#[path = "group/adoption.rs"]
+mod adoption;
 #[path = "group/checkpoint.rs"]
 mod checkpoint;
 #[path = "group/closing.rs"]
@@ -486,11 +489,18 @@ fn rot_is_never_served_nor_carried_on(seals: bool, noticed_by: &str) {
     harness.write(sound, 8, 8, 8);
 }
 
+/// Makes a group of the vault that is in `plan`'s place; says what was given up.
+async fn rebuild(runtime: Rc<Runtime>, plan: GroupPlan, terms: Terms) -> Result<Loss> {
+    let vault = open::open_vault(&runtime, &plan).await?;
+    let loss = adopt::rebuild(&runtime, &plan, &vault, terms, |_, _| Ok(())).await?;
+    adopt::finish(&runtime, &plan).await?;
+    Ok(loss)
+}
+
 /// Copies a vault to `plan`'s place, and makes a group of it.
 async fn adopt_copy(runtime: Rc<Runtime>, plan: GroupPlan, source: PathBuf) -> Result<()> {
     adopt::fetch(&runtime, &plan, &source, |_, _| Ok(())).await?;
-    let vault = open::open_vault(&runtime, &plan).await?;
-    adopt::rebuild(&runtime, &plan, &vault, |_, _| Ok(())).await
+    rebuild(runtime, plan, Terms::RefuseLoss).await.map(drop)
 }
 
 /// Does what a person does about an adoption that was cut off.
@@ -498,8 +508,7 @@ async fn adopt_again(runtime: Rc<Runtime>, plan: GroupPlan, source: PathBuf) -> 
     if adopt::refuse_second_vault(&runtime, &plan).await.is_ok() {
         return adopt_copy(runtime, plan, source).await;
     }
-    let vault = open::open_vault(&runtime, &plan).await?;
-    adopt::rebuild(&runtime, &plan, &vault, |_, _| Ok(())).await
+    rebuild(runtime, plan, Terms::RefuseLoss).await.map(drop)
 }
 
 #[test]

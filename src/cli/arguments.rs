@@ -585,13 +585,20 @@ pub enum VaultCommand {
     },
     /// Make a group of a vault whose gateway is gone: images from the newest point, a new journal, all points kept
     ///
-    /// It needs the site key that wraps the vault's keys: 'key import' the one that was exported, first.
+    /// It needs the site key that wraps the vault's keys: 'key import' the one that was exported, first. Where something that the
+    /// newest point shows cannot be read, it says what, and which file is damaged: try to put an undamaged copy of that in its place.
     #[command(
-        after_help = "Example:\n  afterimage vault adopt /mnt/rescued/vault/0123456789abcdef0123456789abcdef"
+        after_help = "Example:\n  afterimage vault adopt /mnt/rescued/vault/0123456789abcdef0123456789abcdef\n  \
+                      afterimage vault adopt /mnt/rescued/vault/0123456789abcdef0123456789abcdef --accept-loss --yes"
     )]
     Adopt {
         /// The directory of one group's vault: copied, unless it is where this gateway would keep it
         path: PathBuf,
+        /// Give up what the newest point shows and nobody can read: zeros from then on. `vault repair` comes next
+        #[arg(long)]
+        accept_loss: bool,
+        #[command(flatten)]
+        consent: Consent,
     },
 }
 

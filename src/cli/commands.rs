@@ -69,7 +69,9 @@ pub async fn run(command: ClientCommand, client: Client, output: Output) -> Resu
         ClientCommand::Vault(VaultCommand::Repair { group, rate, yes }) => {
             session.vault_repair(&group, rate, yes).await
         }
-        ClientCommand::Vault(VaultCommand::Adopt { path }) => session.vault_adopt(&path).await,
+        ClientCommand::Vault(VaultCommand::Adopt { path, accept_loss, consent }) => {
+            session.vault_adopt(&path, accept_loss, consent).await
+        }
         ClientCommand::Attach { disk, consumer, at } => {
             attach::run(&disk, consumer, at.as_deref(), &session.client, session.output).await
         }
@@ -477,13 +479,20 @@ impl Session {
         }
     }
 
-    async fn vault_adopt(&self, path: &Path) -> Result<(), Failure> {
+    async fn vault_adopt(&self, path: &Path, accept_loss: bool, consent: Consent) -> Result<(), Failure> {
         let directory = absolute(path)?;
+        if accept_loss {
+            let what = format!(
+                "giving up what the newest recovery point in {} shows and nobody can read (without --accept-loss it is said how much)",
+                directory.display()
+            );
+            confirm(consent.yes, &what).await?;
+        }
         let label = format!("adopting {}", directory.display());
-        let request = AdoptRequest { directory };
+        let request = AdoptRequest { directory, accept_loss };
         let asked = self.client.post("/v1/vault/adopt", &request);
         match progress::run(&self.client, asked, &label).await? {
-            JobResult::Adopted(group) => self.output.show(&group, render::adopted),
+            JobResult::Adopted(adopted) => self.output.show(&*adopted, render::adopted),
             other => Err(unexpected(&other)),
         }
     }

@@ -16,11 +16,12 @@ use super::output::table;
 use super::tools::Mounted;
 use crate::byte_size::ByteSize;
 use crate::control::model::{
-    Disk, Failure, Group, Keys, Point, PointCreated, PointKind, Policy, PolicyForecast, Reason, Restored,
-    Resumed, Test,
+    Adopted, Disk, Failure, Group, Keys, Point, PointCreated, PointKind, Policy, PolicyForecast, Reason,
+    Restored, Resumed, Test,
 };
 use crate::control::wire::rfc3339;
 use crate::counted::counted;
+use crate::units::SECTOR_BYTES;
 
 fn size(bytes: u64) -> String {
     ByteSize(bytes).approximate().to_string()
@@ -295,11 +296,25 @@ pub fn restored(restored: &Restored) -> String {
     text
 }
 
-pub fn adopted(group: &Group) -> String {
+pub fn adopted(adopted: &Adopted) -> String {
+    let group = &adopted.group;
     let disks = group.disks.as_deref().unwrap_or_default();
     let mut text = format!("group {} adopted: {}\n", group.name, counted(disks.len(), "disk"));
     for disk in disks {
         let _ = writeln!(text, "  {}  {}  {}", disk.export, size(disk.size_bytes), disk.uri);
+    }
+    for lost in &adopted.lost {
+        let (first, end) = (lost.first_sector, lost.first_sector + lost.sectors);
+        let bytes = lost.sectors * SECTOR_BYTES;
+        let _ =
+            writeln!(text, "lost, and zeros now: disk {}, sectors {first}..{end} ({bytes} bytes)", lost.disk);
+    }
+    if !adopted.lost.is_empty() {
+        let name = &group.name;
+        let _ = writeln!(
+            text,
+            "check what uses these disks; then `afterimage vault repair {name}` says which recovery points show the loss, and leads out"
+        );
     }
     text
 }

@@ -401,7 +401,7 @@ async fn vault_adopt(
     let what = request.directory.display().to_string();
     let backend = Arc::clone(&api.backend);
     let job = api.jobs.start(JobKind::Adopt, what, |progress| async move {
-        backend.vault_adopt(request.directory, progress).await.map(JobResult::Adopted)
+        backend.vault_adopt(request, progress).await.map(|adopted| JobResult::Adopted(Box::new(adopted)))
     })?;
     Ok((StatusCode::ACCEPTED, Json(job)))
 }

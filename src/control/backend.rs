@@ -13,9 +13,9 @@ use futures::future::BoxFuture;
 use super::catalogue::Catalogue;
 use super::jobs::Progress;
 use super::model::{
-    Disk, Event, EventPage, EventQuery, Group, GroupVerified, HookStatus, KeyImport, KeyRotation, KeyText,
-    Keys, Point, PointCreated, PolicyForecast, PolicyRequest, RepairReport, RepairRequest, RestoreRequest,
-    Restored, ResumeRequest, Resumed, Status, Test, TestRequest, VerifyReport,
+    AdoptRequest, Adopted, Disk, Event, EventPage, EventQuery, Group, GroupVerified, HookStatus, KeyImport,
+    KeyRotation, KeyText, Keys, Point, PointCreated, PolicyForecast, PolicyRequest, RepairReport,
+    RepairRequest, RestoreRequest, Restored, ResumeRequest, Resumed, Status, Test, TestRequest, VerifyReport,
 };
 use super::name::{DiskPath, Label, Name};
 use super::selector::PointSelector;
@@ -123,6 +123,6 @@ pub trait Backend: Send + Sync + 'static {
         request: RepairRequest,
         progress: Progress,
     ) -> Answer<'_, RepairReport>;
-    /// Makes a group of the vault in `directory`, whose gateway is gone.
-    fn vault_adopt(&self, directory: PathBuf, progress: Progress) -> Answer<'_, Group>;
+    /// Makes a group of a vault whose gateway is gone.
+    fn vault_adopt(&self, request: AdoptRequest, progress: Progress) -> Answer<'_, Adopted>;
 }

@@ -1,7 +1,8 @@
 //! Every event's code. docs/events.md says of each what it means and what to do; a hook's `on` names them.
 
 /// The codes, by name.
-pub const EVENT_CODES: [&str; 32] = [
+pub const EVENT_CODES: [&str; 33] = [
+    "adopted_with_loss",
     "buffers_full",
     "checkpoint_rotten",
     "clients_turned_away",

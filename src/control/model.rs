@@ -350,6 +350,31 @@ pub struct RepairRequest {
 pub struct AdoptRequest {
     /// The vault of one group; absolute.
     pub directory: PathBuf,
+    /// Whether what the newest point shows and nobody can read may become zeros.
+    #[serde(default)]
+    pub accept_loss: bool,
+}
+
+/// The group that was made of a vault.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adopted {
+    /// The group, as it is now.
+    #[serde(flatten)]
+    pub group: Group,
+    /// What of its disks could not be read, and is zeros now.
+    #[serde(default)]
+    pub lost: Vec<LostSectors>,
+}
+
+/// Sectors of a disk whose content is lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LostSectors {
+    /// The disk's name.
+    pub disk: String,
+    /// The first of its sectors,
+    pub first_sector: u64,
+    /// and how many.
+    pub sectors: u64,
 }
 
 /// `POST /v1/groups/{group}/resume`
@@ -455,7 +480,7 @@ pub enum JobResult {
     /// A verification's findings.
     Verified(VerifyReport),
     /// The group that was made of a vault.
-    Adopted(Group),
+    Adopted(Box<Adopted>),
     /// A comparison's.
     GroupVerified(GroupVerified),
     /// A repair's.

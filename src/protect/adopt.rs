@@ -2,19 +2,22 @@
 //! `docs/adoption.md` says why.
 //!
 //! Invariant: until it is done, `copying` or `adopting` lies in the group's directory, and the group is not opened; nothing
-//! of the vault goes but pins of files that are lost already.
+//! of the vault goes but pins of files that are lost already. What the newest point shows is in the images, byte by byte, but for
+//! what somebody gave up by name ([`super::loss`]).
 
 use std::cell::Cell;
 use std::path::Path;
 use std::rc::Rc;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::extent::Ranges;
 use crate::format::record::{Change, DiskRecord, ForkRecord, PinKind, PointDisk};
 use crate::image::Image;
+use crate::protect::loss::{Loss, Terms};
 use crate::protect::open::GroupPlan;
 use crate::runtime::Runtime;
-use crate::storage::{File, OpenOptions};
-use crate::units::{Lsn, SECTOR_BYTES, SectorCount, SectorRange, TimelineId};
+use crate::storage::{Access, Buffer, File, OpenOptions};
+use crate::units::{Lsn, SECTOR_BYTES, SectorRange, TimelineId, to_usize};
 use crate::vault::{self, Base, Vault};
 use crate::view::{View, ViewDisk, allocated_pieces, copy_pieces};
 
@@ -22,6 +25,8 @@ use crate::view::{View, ViewDisk, allocated_pieces, copy_pieces};
 const COPYING: &str = "copying";
 /// and the one that says that it is there, but images and timeline are not.
 const ADOPTING: &str = "adopting";
+/// Bytes of the reason in it, at most: it is read by people, in one line.
+const REASON_BYTES_MAX: usize = 4096;
 
 /// Fails where a group is one whose vault was not copied to the end.
 pub async fn refuse_uncopied(runtime: &Runtime, plan: &GroupPlan) -> Result<()> {
@@ -32,13 +37,34 @@ pub async fn refuse_uncopied(runtime: &Runtime, plan: &GroupPlan) -> Result<()> 
     Ok(())
 }
 
-/// Fails where a group is one whose adoption was cut off.
+/// Fails where a group is one whose adoption was cut off, or came to no end: with why, as far as that was noted.
 pub async fn refuse_undone(runtime: &Runtime, plan: &GroupPlan) -> Result<()> {
     if has(runtime, plan, ADOPTING).await? {
-        let text = format!("its adoption did not finish: 'vault adopt {}' again", plan.vault.display());
+        let why = noted_reason(runtime, plan).await.unwrap_or_default();
+        let why = if why.is_empty() { why } else { format!(": {why}") };
+        let text = format!("its adoption did not finish{why}: 'vault adopt {}' again", plan.vault.display());
         return Err(Error::new(ErrorKind::Latched, text).at_path(&plan.directory));
     }
     Ok(())
+}
+
+/// Puts into the note why an adoption came to no end, for people to read.
+async fn note_reason(runtime: &Rc<Runtime>, plan: &GroupPlan, why: &Error) -> Result<()> {
+    let text = why.to_string();
+    let end = text.floor_char_boundary(REASON_BYTES_MAX);
+    let path = plan.directory.join(ADOPTING);
+    let options = OpenOptions { access: Access::ReadWrite, ..OpenOptions::READ };
+    let file = runtime.open(&path, options).await?;
+    runtime.set_length(&file, 0).await?;
+    runtime.write(&file, 0, Buffer::copy_of(&text.as_bytes()[..end]).freeze()).await?;
+    runtime.sync(&file).await
+}
+
+async fn noted_reason(runtime: &Runtime, plan: &GroupPlan) -> Result<String> {
+    let file = runtime.open(plan.directory.join(ADOPTING), OpenOptions::READ).await?;
+    let length = runtime.length(&file).await?.min(REASON_BYTES_MAX as u64);
+    let bytes = runtime.read(&file, 0, to_usize(length)).await?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 async fn has(runtime: &Runtime, plan: &GroupPlan, note: &str) -> Result<bool> {
@@ -114,25 +140,69 @@ async fn names(runtime: &Runtime, directory: &Path) -> Result<Vec<String>> {
 }
 
 /// Makes all that a group needs besides its vault; durable when this returns, and done again from its start after a death.
-/// `proceed` is told bytes written and to write; its error ends it.
+/// [`finish`] comes next, once somebody has kept what was given up. `proceed` is told bytes done and to do; its error ends it.
+///
+/// # Errors
+/// With `Corrupt`, what the newest point shows and cannot be read, unless that is [given up](Terms::AcceptLoss).
 pub async fn rebuild(
     runtime: &Rc<Runtime>,
     plan: &GroupPlan,
     vault: &Rc<Vault>,
+    terms: Terms,
     proceed: impl Fn(u64, u64) -> Result<()>,
-) -> Result<()> {
+) -> Result<Loss> {
     refuse_uncopied(runtime, plan).await?;
     refuse_protected(runtime, plan).await?;
     note(runtime, plan, ADOPTING).await?;
+    let rebuilt = rebuild_noted(runtime, plan, vault, terms, proceed).await;
+    if let Err(error) = &rebuilt
+        && error.kind() != ErrorKind::Shutdown
+    {
+        // Best effort: without it the group is listed without the reason.
+        let _ = note_reason(runtime, plan, error).await;
+    }
+    rebuilt
+}
+
+async fn rebuild_noted(
+    runtime: &Rc<Runtime>,
+    plan: &GroupPlan,
+    vault: &Rc<Vault>,
+    terms: Terms,
+    proceed: impl Fn(u64, u64) -> Result<()>,
+) -> Result<Loss> {
     runtime.create_directory(plan.images()).await?;
     runtime.sync_directory(&plan.directory).await?;
     resize_to_newest(vault).await?;
     let timeline = TimelineId(runtime.random_u128());
-    let marker = make_images(runtime, plan, vault, timeline, proceed).await?;
+    let maker = Maker { runtime, plan, vault, timeline };
+    let (marker, loss) = match maker.make_images(&Loss::default(), &proceed).await {
+        Err(error) if is_of_contents(&error, plan) => {
+            let loss = Loss::find(vault, &proceed).await?;
+            if loss.is_empty() {
+                // The device did not give it once.
+                return Err(error);
+            }
+            loss.check(&plan.vault, terms)?;
+            (maker.make_images(&loss, &proceed).await?, loss)
+        }
+        made => (made?, Loss::default()),
+    };
     let fork = ForkRecord { left: vault.manifest().state().timeline(), marker, wall: runtime.wall() };
     vault.manifest().append(Change::TimelineForked { timeline, fork }).await?;
     end_lost_views(vault).await?;
+    Ok(loss)
+}
+
+/// The group is one like any other from here on.
+pub async fn finish(runtime: &Rc<Runtime>, plan: &GroupPlan) -> Result<()> {
     forget(runtime, plan, ADOPTING).await
+}
+
+/// Whether an error says something of what the vault holds, not of the images or of who reads.
+fn is_of_contents(error: &Error, plan: &GroupPlan) -> bool {
+    matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Io | ErrorKind::NotFound)
+        && error.path().is_none_or(|path| path.starts_with(&plan.vault))
 }
 
 /// Gives disks the sizes that the newest point has them with. What was recorded of a growth after it, that it is zeros, was
@@ -158,82 +228,86 @@ enum Content<'a> {
     /// What the newest point holds of it.
     Viewed(&'a ViewDisk, Vec<SectorRange>),
     /// What its base holds: it joined after the newest point.
-    Based(Base, u64),
+    Based(Base, Ranges),
 }
 
-/// Makes the images as of the newest point, and gives its marker.
-async fn make_images(
-    runtime: &Rc<Runtime>,
-    plan: &GroupPlan,
-    vault: &Rc<Vault>,
+/// Makes images as of the newest point of a vault.
+struct Maker<'a> {
+    runtime: &'a Rc<Runtime>,
+    plan: &'a GroupPlan,
+    vault: &'a Rc<Vault>,
     timeline: TimelineId,
-    proceed: impl Fn(u64, u64) -> Result<()>,
-) -> Result<Lsn> {
-    let (newest, disks) = {
-        let state = vault.manifest().state();
-        (state.points().last().cloned(), state.disks().cloned().collect::<Vec<_>>())
-    };
-    let view = match &newest {
-        Some(point) => Some(View::open(vault, point.id).await?),
-        None => None,
-    };
-    let marker = newest.map_or(Lsn::ZERO, |point| point.marker);
-    let (mut contents, mut total) = (Vec::with_capacity(disks.len()), 0);
-    for disk in disks {
-        let viewed = view.as_ref().and_then(|view| Some((view, view.disk(disk.id).ok()?)));
-        let content = match viewed {
-            Some((view, viewed)) => {
-                let pieces = allocated_pieces(view, viewed).await?;
-                let pieces: Vec<_> =
-                    pieces.into_iter().filter_map(|piece| within(piece, disk.sectors)).collect();
-                total += pieces.iter().map(|piece| piece.bytes()).sum::<u64>();
-                Content::Viewed(viewed, pieces)
+}
+
+impl Maker<'_> {
+    /// Makes all of them, with zeros for what is lost, and gives the point's marker.
+    async fn make_images(&self, loss: &Loss, proceed: impl Fn(u64, u64) -> Result<()>) -> Result<Lsn> {
+        let (newest, disks) = {
+            let state = self.vault.manifest().state();
+            (state.points().last().cloned(), state.disks().cloned().collect::<Vec<_>>())
+        };
+        if let Some(newest) = &newest {
+            loss.check_lacking(newest)?;
+        }
+        let view = match &newest {
+            Some(point) => Some(View::open_with_lacking(self.vault, point.id).await?),
+            None => None,
+        };
+        let marker = newest.as_ref().map_or(Lsn::ZERO, |point| point.marker);
+        let (mut contents, mut total) = (Vec::with_capacity(disks.len()), 0);
+        for disk in disks {
+            let joined_later =
+                newest.as_ref().is_none_or(|point| point.disks.iter().all(|member| member.disk != disk.id));
+            let kept = loss.kept_of(&disk);
+            let content = match &view {
+                Some(view) if !joined_later => {
+                    let viewed = view.disk(disk.id)?;
+                    let pieces = allocated_pieces(view, viewed, &kept).await?;
+                    total += pieces.iter().map(|piece| piece.bytes()).sum::<u64>();
+                    Content::Viewed(viewed, pieces)
+                }
+                _ => {
+                    let base = self.vault.bases().open(disk.id).await?;
+                    let parts = base.stored_parts(&kept).await?;
+                    total += parts.sectors() * SECTOR_BYTES;
+                    Content::Based(base, parts)
+                }
+            };
+            contents.push((disk, content));
+        }
+        let done = Cell::new(0);
+        let advance = |bytes: u64| {
+            done.set(done.get() + bytes);
+            proceed(done.get(), total)
+        };
+        for (disk, content) in contents {
+            self.make_image(&disk, marker, view.as_deref(), content, &advance).await?;
+        }
+        Ok(marker)
+    }
+
+    async fn make_image(
+        &self,
+        disk: &DiskRecord,
+        marker: Lsn,
+        view: Option<&View>,
+        content: Content<'_>,
+        advance: &impl Fn(u64) -> Result<()>,
+    ) -> Result<()> {
+        let images = self.plan.images();
+        let fill = async |image: &File| match (content, view) {
+            (Content::Viewed(viewed, pieces), Some(view)) => {
+                copy_pieces(view, viewed, pieces, image, advance).await
             }
-            None => {
-                let base = vault.bases().open(disk.id).await?;
-                let data = base.data_ranges(0..base.bytes().await?).await?;
-                let bytes = data.iter().map(|range| range.end - range.start).sum();
-                total += bytes;
-                Content::Based(base, bytes)
+            (Content::Viewed(..), None) => unreachable!("a disk of a view has its view"),
+            (Content::Based(base, parts), _) => {
+                base.copy_parts(image, &parts, &|_| Ok(())).await?;
+                advance(parts.sectors() * SECTOR_BYTES)
             }
         };
-        contents.push((disk, content));
+        let named = (disk.id, self.timeline);
+        Image::create_filled(self.runtime, &images, named, disk.sectors, marker, fill).await
     }
-    let done = Cell::new(0);
-    let advance = |bytes: u64| {
-        done.set(done.get() + bytes);
-        proceed(done.get(), total)
-    };
-    for (disk, content) in contents {
-        make_image(runtime, plan, (&disk, timeline, marker), view.as_deref(), content, &advance).await?;
-    }
-    Ok(marker)
-}
-
-fn within(piece: SectorRange, size: SectorCount) -> Option<SectorRange> {
-    piece.intersection(SectorRange::new(0, size.0))
-}
-
-async fn make_image(
-    runtime: &Rc<Runtime>,
-    plan: &GroupPlan,
-    (disk, timeline, marker): (&DiskRecord, TimelineId, Lsn),
-    view: Option<&View>,
-    content: Content<'_>,
-    advance: &impl Fn(u64) -> Result<()>,
-) -> Result<()> {
-    let images = plan.images();
-    let fill = async |image: &File| match (content, view) {
-        (Content::Viewed(viewed, pieces), Some(view)) => {
-            copy_pieces(view, viewed, pieces, image, advance).await
-        }
-        (Content::Viewed(..), None) => unreachable!("a disk of a view has its view"),
-        (Content::Based(base, bytes), _) => {
-            base.copy_to(image, disk.sectors.0 * SECTOR_BYTES, &|_| Ok(())).await?;
-            advance(bytes)
-        }
-    };
-    Image::create_filled(runtime, &images, (disk.id, timeline), disk.sectors, marker, fill).await
 }
 
 /// Test failovers and restores were of the process that is gone, and so are their files.

@@ -20,6 +20,7 @@ pub mod interval;
 pub mod latching;
 mod lateness;
 pub mod layers;
+pub mod loss;
 mod mailbox;
 mod map_limit;
 pub mod membership;

@@ -1,7 +1,6 @@
 //! Making a group of a vault whose gateway is gone (`docs/adoption.md`): which vault, whether it may be taken, and what the group
 //! is listed as meanwhile and afterwards. The work itself is `protect::adopt`'s.
 
-use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,16 +9,22 @@ use tokio::sync::oneshot;
 
 use super::gateway::Inner;
 use super::opening::Opened;
+use super::repair::behind;
 use crate::control::jobs::Progress;
-use crate::control::model::Group;
+use crate::control::model::{AdoptRequest, Adopted, LostSectors, Severity};
 use crate::control::name::Name;
 use crate::data_directory;
 use crate::error::{Error, ErrorKind, Result};
+use crate::extent::Ranges;
 use crate::protect::adopt;
+use crate::protect::loss::{DiskLoss, Loss, Terms};
 use crate::protect::open::{self, GroupPlan};
 use crate::runtime::Runtime;
 use crate::units::GroupId;
 use crate::vault::Vault;
+
+/// Ranges of a disk that one line of the log, or an event, names.
+const RANGES_A_LINE: usize = 64;
 
 /// A vault that somebody wants to have as a group.
 #[derive(Clone)]
@@ -33,10 +38,10 @@ struct Found {
 impl Inner {
     pub(super) async fn vault_adopt(
         self: &Arc<Self>,
-        directory: PathBuf,
+        request: AdoptRequest,
         progress: Progress,
-    ) -> Result<Group> {
-        let found = self.find_orphan(directory).await?;
+    ) -> Result<Adopted> {
+        let found = self.find_orphan(request.directory).await?;
         let id = found.id;
         let _turn = self.turn_of_id(id).await;
         let known = self.find_by_id(id);
@@ -50,19 +55,64 @@ impl Inner {
             self.evict(name, entry).await?;
         }
         let home = self.threads.exports().place_group(id, self.threads.count());
-        let plan = self.plan(id);
-        let adopted = self
-            .on_a_thread(home, move |runtime| async move { take(&runtime, &plan, &found, &progress).await })
-            .await;
+        let terms = if request.accept_loss { Terms::AcceptLoss } else { Terms::RefuseLoss };
+        let adopted = self.take_and_keep(home, found, terms, progress).await;
         let listed_as = known.map(|(name, _)| name);
         let closed = self.list_opened(id, self.open(id).await?, listed_as).await?;
-        if let Some(error) = adopted.err().or(closed) {
+        let lost = adopted?;
+        if let Some(error) = closed {
             return Err(error);
         }
         self.remember(id).await;
         let (name, entry) = self.find_by_id(id).expect("it was noted, and this is its turn");
         tracing::info!(group = %id, %name, "the vault was adopted");
-        self.group_model(&name, &entry).await
+        Ok(Adopted { group: self.group_model(&name, &entry).await?, lost })
+    }
+
+    /// Makes the group's files. What was given up is told, and kept, before the group can be opened: nobody meets zeros that were not
+    /// named.
+    async fn take_and_keep(
+        &self,
+        home: usize,
+        found: Found,
+        terms: Terms,
+        progress: Progress,
+    ) -> Result<Vec<LostSectors>> {
+        let (id, plan) = (found.id, self.plan(found.id));
+        let work = move |runtime| async move { take(&runtime, &plan, &found, terms, progress).await };
+        let Taken { name, loss } = self.on_a_thread(home, work).await?;
+        if !loss.is_empty() {
+            self.tell_loss(id, &name, &loss);
+            self.keep_damage(id, &loss.report).await?;
+        }
+        let plan = self.plan(id);
+        self.on_a_thread(home, move |runtime| async move { adopt::finish(&runtime, &plan).await }).await?;
+        let sectors = loss.disks.iter().flat_map(|lost| {
+            lost.ranges.as_slice().iter().map(|range| LostSectors {
+                disk: lost.name.clone(),
+                first_sector: range.start,
+                sectors: range.sectors(),
+            })
+        });
+        Ok(sectors.collect())
+    }
+
+    /// The log has every range.
+    fn tell_loss(&self, id: GroupId, name: &str, loss: &Loss) {
+        let name = name
+            .parse()
+            .unwrap_or_else(|_| id.to_string().parse().expect("an id is made of what names are made of"));
+        for lost in &loss.disks {
+            for ranges in lost.ranges.as_slice().chunks(RANGES_A_LINE) {
+                let part = DiskLoss { ranges: Ranges::of(ranges.iter().copied()), ..lost.clone() };
+                tracing::error!(group = %id, %name, "adopted with a loss, zeros now: {}", part.told(RANGES_A_LINE));
+            }
+            let text = format!(
+                "the vault was adopted, and what its newest point shows here is lost, and zeros now: {}; 'vault repair {name}' leads out",
+                lost.told(RANGES_A_LINE)
+            );
+            self.tell_now(id, &name, (Severity::Error, "adopted_with_loss"), text);
+        }
     }
 
     /// Lists a group as what its opening made of it; says why it is not open, if it is not.
@@ -152,6 +202,9 @@ fn with_mend(error: Error) -> Error {
                 format!("this is no vault of a group ({error}): name a directory like DATA_DIR/vault/ID");
             Error::new(ErrorKind::NotFound, text)
         }
+        ErrorKind::Corrupt => error.within(
+            "nothing can be had of a vault whose manifest or keys are damaged: put an undamaged copy of the file in its place",
+        ),
         _ => error,
     }
 }
@@ -164,18 +217,25 @@ async fn check(runtime: &Rc<Runtime>, plan: &GroupPlan, found: &Found) -> Result
     adopt::refuse_protected(runtime, plan).await
 }
 
-async fn take(runtime: &Rc<Runtime>, plan: &GroupPlan, found: &Found, progress: &Progress) -> Result<()> {
-    let copied = Cell::new(0);
-    let told = Cell::new(0);
-    let proceed = |done: u64, total: u64| {
-        progress.set_total(copied.get() + total);
-        progress.advance(copied.get() + done - told.replace(copied.get() + done));
-        progress.go_on()
-    };
+/// What was made of a vault.
+struct Taken {
+    /// What people call the group.
+    name: String,
+    loss: Loss,
+}
+
+async fn take(
+    runtime: &Rc<Runtime>,
+    plan: &GroupPlan,
+    found: &Found,
+    terms: Terms,
+    progress: Progress,
+) -> Result<Taken> {
     if !found.is_in_place {
-        adopt::fetch(runtime, plan, &found.directory, proceed).await?;
-        copied.set(told.get());
+        adopt::fetch(runtime, plan, &found.directory, behind(progress.clone())).await?;
     }
     let vault = open::open_vault(runtime, plan).await?;
-    adopt::rebuild(runtime, plan, &vault, proceed).await
+    let name = vault.manifest().state().record().name.clone();
+    let loss = adopt::rebuild(runtime, plan, &vault, terms, behind(progress)).await?;
+    Ok(Taken { name, loss })
 }

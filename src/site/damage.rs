@@ -19,7 +19,7 @@ use super::member::Member;
 use crate::control::model::{Failure, Reason, ReasonCode, Severity};
 use crate::control::name::Name;
 use crate::counted::counted;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::PointRecord;
 use crate::protect::verify::GroupReport;
 use crate::units::{DiskId, GroupId, Lsn, WallNanos};
@@ -178,6 +178,21 @@ impl Inner {
             replace(&mut damage.vault, found, is_newer)
         })
         .await;
+    }
+
+    /// Keeps what a verification found of a vault that is about to become a group's: durably, and before it is one.
+    pub(super) async fn keep_damage(&self, id: GroupId, report: &vault::VerifyReport) -> Result<()> {
+        let Some(found) = VaultDamage::of(report, self.environment.wall()) else { return Ok(()) };
+        let (mut damages, path) = (self.damages.0.lock().await, self.damage_path(id));
+        let before = known(&mut damages, id, &path).await;
+        let damage = Damage { version: VERSION, vault: Some(found), ..before };
+        let kept = damage.clone();
+        let written = tokio::task::spawn_blocking(move || write(&path, &kept)).await;
+        written.map_err(|_| {
+            Error::new(ErrorKind::Shutdown, "the gateway stopped while a vault was adopted")
+        })??;
+        damages.insert(id, damage);
+        Ok(())
     }
 
     /// Notes what a comparison of a group's disks with its vault came to, likewise.

@@ -143,6 +143,7 @@ impl OpeningFailure {
             ErrorKind::Unsupported => {
                 "start the program that wrote it, or another that supports it, or change what is refused, then"
             }
+            ErrorKind::Latched => "do what the reason says; it is looked at again by",
             _ => "mend what the reason names, then",
         };
         let meanwhile = match self.has_vault {
@@ -208,6 +209,7 @@ mod tests {
             (ErrorKind::Unsupported, ReasonCode::Unsupported, "supports it"),
             (ErrorKind::NoKey, ReasonCode::NoKey, "'key import FILE', or put its file back"),
             (ErrorKind::Io, ReasonCode::Io, "mend what"),
+            (ErrorKind::Latched, ReasonCode::Io, "do what the reason says"),
         ] {
             for has_vault in [false, true] {
                 let failure = OpeningFailure::new(&Error::new(kind, "it broke"), WallNanos(7), has_vault);

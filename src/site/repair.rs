@@ -85,7 +85,7 @@ impl Inner {
 }
 
 /// Tells a job how far work is that comes after what it did before. Work that begins anew comes after what it did itself.
-fn behind(progress: Progress) -> impl Fn(u64, u64) -> Result<()> {
+pub(super) fn behind(progress: Progress) -> impl Fn(u64, u64) -> Result<()> {
     let (before, told) = (Cell::new(progress.bytes_done()), Cell::new(0));
     move |done, total| {
         if done < told.get() {

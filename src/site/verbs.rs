@@ -15,8 +15,8 @@ use crate::control::backend::{Answer, Backend};
 use crate::control::catalogue::Catalogue;
 use crate::control::jobs::Progress;
 use crate::control::model::{
-    Disk, Event, EventPage, EventQuery, Group, GroupStatus, GroupVerified, HookStatus, KeyImport,
-    KeyRotation, KeyText, Keys, Point, PointCreated, PolicyForecast, PolicyRequest, RepairReport,
+    AdoptRequest, Adopted, Disk, Event, EventPage, EventQuery, Group, GroupStatus, GroupVerified, HookStatus,
+    KeyImport, KeyRotation, KeyText, Keys, Point, PointCreated, PolicyForecast, PolicyRequest, RepairReport,
     RepairRequest, RestoreRequest, Restored, ResumeRequest, Resumed, Status, StorageStatus, Test,
     TestRequest, TurnedAway, VerifyReport,
 };
@@ -208,10 +208,8 @@ impl Backend for Gateway {
         })
     }
 
-    fn vault_adopt(&self, directory: PathBuf, progress: Progress) -> Answer<'_, Group> {
-        self.detached(|inner| {
-            Box::pin(async move { explained(inner.vault_adopt(directory, progress).await) })
-        })
+    fn vault_adopt(&self, request: AdoptRequest, progress: Progress) -> Answer<'_, Adopted> {
+        self.detached(|inner| Box::pin(async move { explained(inner.vault_adopt(request, progress).await) }))
     }
 }
 

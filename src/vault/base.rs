@@ -13,6 +13,7 @@ use super::files::remove_partials;
 use super::layout::{self, BaseName, Layout, parse_base_name};
 use super::sums::{Sums, SumsBuilder, SumsWriter};
 use crate::error::{Error, ErrorKind, Result};
+use crate::extent::Ranges;
 use crate::image::TOO_LONG;
 use crate::image::length::{check_disk_length, set_disk_length};
 use crate::planted::{Bug, Planted};
@@ -136,19 +137,36 @@ impl Base {
         progress: &impl Fn(u64) -> Result<()>,
     ) -> Result<()> {
         let bytes = self.bytes().await?.min(bytes);
+        let all = Ranges::of([SectorRange::new(0, bytes.div_ceil(SECTOR_BYTES))]);
+        self.copy_parts(target, &all, progress).await
+    }
+
+    /// The same of some ranges, beyond its end too: where bytes should be and are none, it fails.
+    pub async fn copy_parts(
+        &self,
+        target: &File,
+        ranges: &Ranges,
+        progress: &impl Fn(u64) -> Result<()>,
+    ) -> Result<()> {
         let mut copied = 0;
-        for data in self.data_ranges(0..bytes).await? {
-            let sectors = SectorRange::new(data.start / SECTOR_BYTES, data.end.div_ceil(SECTOR_BYTES));
-            let mut start = sectors.start;
-            while start < sectors.end {
-                let piece = SectorRange::new(start, sectors.end.min(start + COPY_SECTORS));
-                self.runtime.write(target, piece.byte_offset(), self.read(piece).await?).await?;
-                copied += piece.bytes();
-                progress(copied)?;
-                start = piece.end;
-            }
+        for piece in self.stored_parts(ranges).await?.pieces(COPY_SECTORS) {
+            self.runtime.write(target, piece.byte_offset(), self.read(piece).await?).await?;
+            copied += piece.bytes();
+            progress(copied)?;
         }
         Ok(())
+    }
+
+    /// The sectors of some ranges that are allocated, or should be by their sums.
+    pub async fn stored_parts(&self, ranges: &Ranges) -> Result<Ranges> {
+        let mut parts = Vec::new();
+        for range in ranges.as_slice() {
+            for data in self.data_ranges(range.byte_range()).await? {
+                let part = SectorRange::new(data.start / SECTOR_BYTES, data.end.div_ceil(SECTOR_BYTES));
+                parts.extend(part.intersection(*range));
+            }
+        }
+        Ok(Ranges::of(parts))
     }
 }
 

@@ -26,7 +26,7 @@ use crate::format::record::PointRecord;
 use crate::format::summary::Cover;
 use crate::storage::{File, Op, OpenOptions};
 use crate::throttle::{Pacing, Throttle};
-use crate::units::{DiskId, DiskSlot, Lsn, to_usize};
+use crate::units::{DiskId, DiskSlot, Lsn, SectorRange, to_usize};
 
 /// Pages of a summary that are read at a time.
 const SUMMARY_PAGES: usize = 32;
@@ -67,6 +67,23 @@ impl Finding {
     /// Whether it is a base that is damaged.
     pub fn is_of_base(&self) -> bool {
         matches!(self.lost, Lost::Base(..))
+    }
+
+    /// What of a disk's base it says is lost.
+    pub fn lost_of_base(&self, disk: DiskId) -> Option<SectorRange> {
+        match self.lost {
+            Lost::Base(of, range) if of == disk => Some(range),
+            _ => None,
+        }
+    }
+
+    /// Whether no point that it harms can be opened: then nobody can tell sector by sector what is lost.
+    pub fn hinders_opening(&self) -> bool {
+        match self.lost {
+            Lost::Manifest | Lost::Blob(_) => true,
+            Lost::Base(_, range) => range == SectorRange::new(0, u64::MAX),
+            Lost::Chunk(..) | Lost::Nothing => false,
+        }
     }
 }
 

@@ -81,6 +81,19 @@ pub struct View {
 impl View {
     /// Opens the view of a point. It leases what it reads; whoever wants it to last longer than the process pins the point.
     pub async fn open(vault: &Rc<Vault>, point: PointId) -> Result<Rc<View>> {
+        View::open_with(vault, point, |disk| disk.membership == Membership::Included).await
+    }
+
+    /// The same with the disks that the point lacks sectors of, for who knows which: it shows something older there.
+    pub async fn open_with_lacking(vault: &Rc<Vault>, point: PointId) -> Result<Rc<View>> {
+        View::open_with(vault, point, |disk| disk.membership != Membership::Excluded).await
+    }
+
+    async fn open_with(
+        vault: &Rc<Vault>,
+        point: PointId,
+        is_had: impl Fn(&PointDisk) -> bool,
+    ) -> Result<Rc<View>> {
         let (point, deltas, lease) = {
             let state = vault.manifest().state();
             let point = state.point(point).ok_or_else(|| {
@@ -91,10 +104,11 @@ impl View {
             let lease = vault.leases().take(point.marker, deltas.iter().map(|delta| delta.blob).collect());
             (point.clone(), deltas, lease)
         };
-        if !point.disks.is_empty() && included(&point).next().is_none() {
+        let had = point.disks.iter().filter(|disk| is_had(disk));
+        let sizes: Vec<Size> = had.map(|disk| (disk.slot, disk.disk, disk.sectors)).collect();
+        if !point.disks.is_empty() && sizes.is_empty() {
             return Err(vault.missing_disk(&point, point.disks[0].disk));
         }
-        let sizes: Vec<Size> = included(&point).map(|disk| (disk.slot, disk.disk, disk.sectors)).collect();
         let mut disks = Vec::with_capacity(sizes.len());
         let tables = Tables::open(vault, deltas, sizes.clone()).await?;
         for size in sizes {
@@ -247,19 +261,11 @@ impl View {
         runs: &mut AllocationRuns,
     ) -> Result<()> {
         let bytes = range.byte_range();
-        let stored_end = bytes.end.min(disk.base_sectors * SECTOR_BYTES);
-        let data = match bytes.start < stored_end {
-            true => disk.base.data_ranges(bytes.start..stored_end).await?,
-            false => Vec::new(),
-        };
+        // Past its end, too: what was cut off is not a hole, and reading it fails.
+        let data = disk.base.data_ranges(bytes.clone()).await?;
         runs.push_data(bytes.start, bytes.end, data);
         Ok(())
     }
-}
-
-/// The disks that can be had at a point.
-fn included(point: &PointRecord) -> impl Iterator<Item = &PointDisk> {
-    point.disks.iter().filter(|disk| disk.membership == Membership::Included)
 }
 
 impl ViewDisk {

@@ -11,6 +11,7 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use super::{View, ViewDisk};
 use crate::block::DataPiece;
 use crate::error::{Error, ErrorKind, Result};
+use crate::extent::Ranges;
 use crate::image::length::set_disk_length;
 use crate::runtime::Runtime;
 use crate::storage::{File, OpenOptions};
@@ -95,7 +96,8 @@ async fn fill_and_publish(
     let mut progress = RestoreProgress { disks_total: targets.len(), ..RestoreProgress::default() };
     let mut plans = Vec::with_capacity(targets.len());
     for disk in view.disks() {
-        let pieces = allocated_pieces(view, disk).await?;
+        let whole = Ranges::of([SectorRange::new(0, disk.sectors().0)]);
+        let pieces = allocated_pieces(view, disk, &whole).await?;
         progress.bytes_total += pieces.iter().map(|piece| piece.bytes()).sum::<u64>();
         plans.push(pieces);
     }
@@ -143,18 +145,17 @@ pub async fn copy_pieces(
     Ok(())
 }
 
-/// The allocated parts of a disk, in pieces of at most 1 MiB.
-pub async fn allocated_pieces(view: &View, disk: &ViewDisk) -> Result<Vec<SectorRange>> {
+/// The allocated parts of some ranges of a disk, in pieces of at most 1 MiB.
+pub async fn allocated_pieces(view: &View, disk: &ViewDisk, ranges: &Ranges) -> Result<Vec<SectorRange>> {
     let mut pieces = Vec::new();
-    let mut position = 0;
-    for run in view.allocation(disk.id(), SectorRange::new(0, disk.sectors().0)).await? {
-        let end = position + run.bytes / SECTOR_BYTES;
-        while position < end {
-            let piece_end = if run.allocated { end.min(position + PIECE_SECTORS) } else { end };
+    for &range in ranges.as_slice() {
+        let mut position = range.start;
+        for run in view.allocation(disk.id(), range).await? {
+            let end = position + run.bytes / SECTOR_BYTES;
             if run.allocated {
-                pieces.push(SectorRange::new(position, piece_end));
+                pieces.extend(Ranges::of([SectorRange::new(position, end)]).pieces(PIECE_SECTORS));
             }
-            position = piece_end;
+            position = end;
         }
     }
     Ok(pieces)

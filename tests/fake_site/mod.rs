@@ -435,9 +435,10 @@ impl Backend for FakeSite {
         futures::future::ready(Ok(status)).boxed()
     }
 
-    fn vault_adopt(&self, directory: PathBuf, _progress: Progress) -> Answer<'_, Group> {
-        let name: Name = directory.file_name().unwrap().to_str().unwrap().parse().unwrap();
-        self.group_create(name)
+    fn vault_adopt(&self, request: AdoptRequest, _progress: Progress) -> Answer<'_, Adopted> {
+        let name: Name = request.directory.file_name().unwrap().to_str().unwrap().parse().unwrap();
+        let created = self.group_create(name);
+        Box::pin(async move { created.await.map(|group| Adopted { group, lost: Vec::new() }) })
     }
 
     fn group_verify(

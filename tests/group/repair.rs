@@ -22,7 +22,7 @@ const SECTORS: u64 = 4096;
 
 impl Harness {
     /// Has something done to the vault, beside the group.
-    fn beside<T: 'static, F: Future<Output = T> + 'static>(
+    pub(super) fn beside<T: 'static, F: Future<Output = T> + 'static>(
         &mut self,
         work: impl FnOnce(Rc<Vault>) -> F,
     ) -> T {
@@ -33,18 +33,18 @@ impl Harness {
         slot.take().expect("filled")
     }
 
-    fn look(&mut self) -> VerifyReport {
+    pub(super) fn look(&mut self) -> VerifyReport {
         self.beside(|vault| async move { verify(&vault, |_, _| Ok(())).await }).expect("it can be read")
     }
 
-    fn repair(&mut self) -> Repaired {
+    pub(super) fn repair(&mut self) -> Repaired {
         let findings = damage(&self.look().findings);
         let repair = Repair { findings, is_agreed: true, report: Rc::new(|_, _| Ok(())) };
         self.called(|group, done| group.repair(repair, done)).expect("it comes to its end")
     }
 
     /// What a disk holds at a point.
-    fn at(&mut self, point: PointId, disk: Export) -> Vec<u8> {
+    pub(super) fn at(&mut self, point: PointId, disk: Export) -> Vec<u8> {
         let Export::Disk(_, id) = disk else { panic!("{disk:?}") };
         let read = |vault: Rc<Vault>| async move {
             let view = View::open(&vault, point).await?;
@@ -53,7 +53,7 @@ impl Harness {
         flatten(&self.beside(read).expect("the point is sound"))
     }
 
-    fn blob(&self, point: &PointRecord) -> PathBuf {
+    pub(super) fn blob(&self, point: &PointRecord) -> PathBuf {
         self.group.vault().layout().blob(point.delta.expect("it was written to").blob)
     }
 

@@ -1,10 +1,11 @@
 //! A vault and the exported key are all that is left: everything else is made anew, and every point is what it was.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crate::content::{assert_same, sparse_file};
-use crate::gateway::Gateway;
+use crate::content::{assert_same, files, sparse_file};
+use crate::gateway::{Gateway, Setup};
 use crate::tool;
 
 /// Points of two disks, and what their disks held.
@@ -178,4 +179,109 @@ fn an_adoption_that_was_cut_off_is_listed_and_begun_anew() {
     assert!(gateway.says("group show erp").contains("adoption did not finish"));
     gateway.says(&format!("vault adopt {}", vault.display()));
     assert_told(&mut gateway, &story);
+}
+
+/// The deltas of the only group.
+fn blobs(vault: &Path) -> Vec<PathBuf> {
+    fs::read_dir(vault.join("blobs")).unwrap().map(|entry| entry.unwrap().path()).collect()
+}
+
+fn flip(path: &Path, offset: u64) {
+    let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], offset).unwrap();
+}
+
+/// Points of a disk that was imported, and the delta of the second of them.
+fn damaged_story(gateway: &Gateway) -> PathBuf {
+    gateway.says("group create erp");
+    gateway.says("policy set erp --interval 24h --retain all");
+    let original = gateway.path("original");
+    sparse_file(&original, 1, 64 << 20, 16);
+    gateway.says(&format!("disk create erp/db --import {}", original.display()));
+    let vault = vault_of(gateway);
+    let mut blob = PathBuf::new();
+    for (index, label) in ["one", "two", "three"].into_iter().enumerate() {
+        let before = blobs(&vault);
+        fill(gateway, "erp/db", u8::try_from(index + 1).unwrap(), &format!("{index}M 256k"));
+        gateway.says(&format!("point create erp --label {label}"));
+        let new = blobs(&vault).into_iter().find(|path| !before.contains(path)).expect("its delta");
+        if label == "two" {
+            blob = new;
+        }
+    }
+    blob
+}
+
+#[test]
+fn what_is_lost_of_the_newest_point_is_named_given_up_on_consent_and_repaired() {
+    let mut gateway = Gateway::with(&Setup { more: "[verify]\nevery = \"never\"\n", ..Setup::default() });
+    let blob = damaged_story(&gateway);
+    let expected = restored(&gateway, "three", "before").join("db.raw");
+    let key = gateway.path("exported");
+    gateway.says(&format!("key export {}", key.display()));
+    gateway.kill();
+    remove_all_but_vault(gateway.data());
+    let vault = vault_of(&gateway);
+    let base = files(&vault.join("base"), "raw").pop().expect("one disk");
+    // In the piece of content at 16 MiB, which no point wrote anew.
+    let sector = (16 << 20) / 512 + 5;
+    flip(&base, sector * 512);
+    flip(&blob, 260);
+    gateway.restart();
+    gateway.says(&format!("key import {} --yes", key.display()));
+    let adopt = format!("vault adopt {}", vault.display());
+    let told = gateway.refuses(&adopt, 1);
+    let (blob, base) = (blob.display().to_string(), base.display().to_string());
+    let sectors = format!("{sector}..{}", sector + 1);
+    for named in ["disk db: ", &sectors, "2048..", &blob, &base, "--accept-loss --yes"] {
+        assert!(told.contains(named), "{named} in {told}");
+    }
+    for round in ["at once", "after a restart"] {
+        assert!(gateway.says("group list").contains("FAILED"), "{round}");
+        let listed = gateway.says("group show erp");
+        let named =
+            ["adoption did not finish", &sectors, &blob, "--accept-loss"].map(|text| listed.contains(text));
+        assert_eq!(named, [true; 4], "{round}: {listed}");
+        gateway.terminate();
+        gateway.restart();
+    }
+    let asked = gateway.refuses(&format!("{adopt} --accept-loss"), 2);
+    assert!(asked.contains("--yes"), "{asked}");
+    let adopted = gateway.json(&format!("{adopt} --accept-loss --yes"));
+    let file = fs::OpenOptions::new().write(true).open(&expected).unwrap();
+    let lost = adopted["lost"].as_array().expect("ranges");
+    for range in lost {
+        assert_eq!(range["disk"], "db");
+        let (first, count) = (range["first_sector"].as_u64().unwrap(), range["sectors"].as_u64().unwrap());
+        assert!(count == 1 && first == sector || first >= 2048 && first + count <= 2048 + 512, "{adopted}");
+        file.write_all_at(&vec![0; usize::try_from(count * 512).unwrap()], first * 512).unwrap();
+    }
+    assert!(lost.len() >= 2, "{adopted}");
+    assert_eq!(gateway.logged("adopted with a loss").len(), 1);
+    gateway.until_api("/v1/events", "it is an event", |events| {
+        let mut events = events.as_array().expect("a list").iter();
+        events.any(|event| {
+            event["code"] == "adopted_with_loss" && event["message"].as_str().unwrap().contains(&sectors)
+        })
+    });
+    // As it is after a restart, too.
+    gateway.terminate();
+    gateway.restart();
+    let live = gateway.path("live");
+    tool::says("nbdcopy", [&gateway.uri("erp/db"), live.to_str().expect("UTF-8")]);
+    assert_same(&live, &expected);
+    let state = &gateway.group_status()["state"];
+    assert_eq!(state["condition"], "degraded", "{state}");
+    assert!(gateway.says("group show erp").contains("vault repair erp"));
+    let repaired = gateway.json("vault repair erp --yes");
+    assert_eq!(repaired["left"].as_array().map(Vec::len), Some(0), "{repaired}");
+    assert!(gateway.says("vault verify erp").contains("0 faults"));
+    assert_eq!(gateway.group_status()["state"]["condition"], "protected");
+    fill(&gateway, "erp/db", 9, "40M 64k");
+    gateway.says("point create erp --label afterwards");
+    fs::remove_file(&live).unwrap();
+    tool::says("nbdcopy", [&gateway.uri("erp/db"), live.to_str().expect("UTF-8")]);
+    assert_same(&restored(&gateway, "afterwards", "after").join("db.raw"), &live);
 }
