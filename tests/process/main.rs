@@ -17,6 +17,7 @@ mod check;
 mod connections;
 mod descriptors;
 mod doctor;
+mod early_stop;
 mod events;
 mod failed_groups;
 mod failing_requests;
