@@ -26,6 +26,7 @@ pub mod read_only;
 mod receive;
 #[cfg(feature = "sim")]
 pub mod sim;
+pub mod size_limit;
 mod slab;
 mod syscalls;
 pub mod uring;
