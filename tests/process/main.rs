@@ -40,6 +40,7 @@ mod repair;
 mod restart;
 mod restore;
 mod rot;
+mod sectors;
 mod size_limit;
 mod small_file_system;
 mod small_limits;
