@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
+use crate::storage::size_limit;
+
 /// What a caller can do about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
@@ -79,6 +81,9 @@ impl Error {
         let mut context = context.into();
         if lacks_descriptors(&source) {
             context += ": raise the limit on open files (LimitNOFILE=, ulimit -Hn)";
+        }
+        if source.kind() == io::ErrorKind::FileTooLarge && size_limit::bytes().is_some() {
+            context += ": raise the limit on the length of files (LimitFSIZE=, ulimit -f)";
         }
         let mut error = Error::new(kind, context);
         error.inner.source = Some(source);

@@ -176,10 +176,14 @@ fn unix_in_use(path: &Path) -> Option<AddressFault> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
         Err(error) => return Some(AddressFault::new(error.to_string(), "choose another path")),
     };
+    if metadata.is_dir() {
+        let mend = format!("name a file in it, for example {}", path.join("afterimage.sock").display());
+        return Some(AddressFault::new("a directory has this name", mend));
+    }
     if !metadata.file_type().is_socket() {
         return Some(AddressFault::new(
             "a file that is not a socket has this name",
-            "remove it or choose another path",
+            "choose another path, or move that file away",
         ));
     }
     match UnixStream::connect(path) {

@@ -571,7 +571,11 @@ fn sockets_in_use_are_told() {
     refused(&place, &toml, &["api.socket = \"DATA/api.sock\": socket in use"]);
     fs::write(place.data().join("file.sock"), "precious").unwrap();
     let toml = format!("{SITE}[nbd]\nlisten = [\"unix:DATA/file.sock\"]\n");
-    refused(&place, &toml, &["nbd.listen = \"unix:DATA/file.sock\"", "not a socket", "remove it"]);
+    refused(&place, &toml, &["nbd.listen = \"unix:DATA/file.sock\"", "not a socket", "another path"]);
+    // Nobody is told to remove a directory.
+    let toml = format!("{SITE}[nbd]\nlisten = [\"unix:DATA/other.sock\"]\n[api]\nsocket = \"DATA\"\n");
+    let told = "api.socket = \"DATA\": a directory has this name: name a file in it, for example DATA/afterimage.sock";
+    refused(&place, &toml, &[told]);
 }
 
 #[test]

@@ -36,8 +36,11 @@ use arguments::{Arguments, Command, JournalCommand, SOCKET_VARIABLE};
 pub use failure::Failure;
 use output::Output;
 
+use crate::storage::size_limit;
+
 /// Parses the process's arguments, does what they say, and tells how it went.
 pub fn main() -> ExitCode {
+    size_limit::survive();
     let words: Vec<OsString> = std::env::args_os().collect();
     let arguments = match Arguments::of(&words) {
         Ok(arguments) => arguments,

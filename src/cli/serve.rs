@@ -12,17 +12,20 @@ use crate::counted::counted;
 use crate::data_directory;
 use crate::descriptors::{self, Kept, Sharers, Shares};
 use crate::error::{Error, ErrorKind, Result as Done};
+use crate::site::ControlPlane;
 use crate::units::to_usize;
 
 /// Runs a gateway until it is told to stop, or until the process ends that started it and has this id, if one is given.
 pub fn run(config: &Path, dies_with: Option<i32>) -> Result<(), Failure> {
+    // First of all: whoever stops a gateway that only begins is answered by an orderly end, too.
+    let control_plane = ControlPlane::start()?;
     dies_with.map_or(Ok(()), tie_to)?;
     let mut configuration = Configuration::load(config)?;
     configuration.check()?;
     logging::start(configuration.log)?;
     leave_descriptors(&mut configuration)?;
     let data_directory = configuration.acquire()?;
-    crate::site::serve(configuration, data_directory).map_err(Failure::Failed)
+    control_plane.serve(configuration, data_directory).map_err(Failure::Failed)
 }
 
 /// Divides the file descriptors that there are between groups and clients. Where they do not do for what is there, nothing is served:

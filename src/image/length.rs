@@ -8,7 +8,7 @@ use std::rc::Rc;
 use crate::byte_size::ByteSize;
 use crate::error::{Error, Result};
 use crate::runtime::Runtime;
-use crate::storage::{File, OpenOptions};
+use crate::storage::{File, OpenOptions, size_limit};
 use crate::units::SectorCount;
 
 /// How exactly the limit is told: to the whole MiB below it.
@@ -27,8 +27,14 @@ pub async fn set_disk_length(
         set => return set,
     };
     let Some(longest) = longest(runtime, file, size.bytes()).await else { return Err(refused) };
+    let (whose, mend) = match size_limit::bytes() {
+        Some(limit) if limit < size.bytes() => {
+            ("the limit on the length of files (LimitFSIZE=, ulimit -f)", format!("raise it, or {mend}"))
+        }
+        _ => ("the file system", mend.to_owned()),
+    };
     let (size, longest) = (ByteSize(size.bytes()).exact(), ByteSize(longest).exact());
-    let text = format!("size = {size}: the file system here takes files of at most {longest}: {mend}");
+    let text = format!("size = {size}: {whose} here takes files of at most {longest}: {mend}");
     Err(Error::invalid(text).at_path(file.path().parent().unwrap_or(Path::new("/"))))
 }
 

@@ -10,6 +10,7 @@ use crate::protect::group::{Counters, Group};
 use crate::protect::retention::RetentionStatus;
 use crate::protect::retry::Retry;
 use crate::protect::shrinking::Shrink;
+use crate::storage::{Buffered, File};
 use crate::units::{GroupId, Lsn, MonotonicNanos, WallNanos};
 
 /// Rates are averaged over this many samples,
@@ -214,8 +215,8 @@ pub struct GroupSnapshot {
     pub retention: RetentionStatus,
     /// Which points are kept.
     pub retain: crate::format::ladder::Ladder,
-    /// Whether the images bypass the page cache.
-    pub direct: bool,
+    /// Why journal or images go through the page cache, if any file of them does.
+    pub buffered: Option<Buffered>,
 }
 
 /// Rates over the last seconds.
@@ -346,13 +347,14 @@ impl Group {
             bytes_per_s,
             retention: self.retention(),
             retain: self.settings.vault.manifest().state().record().retain.clone(),
-            direct: self.segments.live().all(|segment| segment.file.is_direct())
-                && self
-                    .disks
-                    .values()
-                    .filter_map(|disk| disk.image.as_ref())
-                    .all(|image| image.file.is_direct()),
+            buffered: self.buffered(),
         }
+    }
+
+    fn buffered(&self) -> Option<Buffered> {
+        let segments = self.segments.live().map(|segment| &segment.file);
+        let images = self.disks.values().filter_map(|disk| disk.image.as_ref()).map(|image| &image.file);
+        segments.chain(images).find_map(File::buffered)
     }
 
     fn writes_waiting(&self) -> Option<Duration> {

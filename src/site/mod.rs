@@ -50,4 +50,4 @@ pub(crate) use hooks::descriptors_of_hooks;
 pub use host::{Host, Later};
 pub use keys::KeyStore;
 pub use member::Member;
-pub use serve::serve;
+pub use serve::ControlPlane;

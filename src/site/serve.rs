@@ -7,7 +7,8 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use rustix::fs::Mode;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::data_threads::{DataThreads, DataThreadsOptions, SessionLimits};
 use super::gateway::{Gateway, StorageFound};
@@ -30,25 +31,63 @@ use crate::units::to_usize;
 /// How long a clean stop may take; what is not sealed by then is recovered at the next start.
 const STOP_WITHIN: Duration = Duration::from_secs(60);
 
-/// Serves until SIGTERM or SIGINT; the configuration was checked and the data directory is ours.
-pub fn serve(configuration: Configuration, directory: DataDirectory) -> Result<()> {
-    // What guests wrote is for nobody else to read, whatever we were started with; nor are our sockets for anybody before
-    // they have their own permissions.
-    rustix::process::umask(Mode::RWXG | Mode::RWXO);
-    let control = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_name("control")
-        .enable_all()
-        .build()
-        .map_err(|error| Error::io("starting the control plane's threads", error))?;
-    control.block_on(run(configuration, directory))
+/// The control plane's threads before they serve anything.
+pub struct ControlPlane {
+    runtime: Runtime,
+    signals: StopSignals,
 }
 
-async fn run(configuration: Configuration, directory: DataDirectory) -> Result<()> {
-    let mut terminate =
-        signal(SignalKind::terminate()).map_err(|error| Error::io("watching for SIGTERM", error))?;
-    let mut interrupt =
-        signal(SignalKind::interrupt()).map_err(|error| Error::io("watching for SIGINT", error))?;
+impl ControlPlane {
+    /// Starts them. From now on SIGTERM and SIGINT do not end the process, but are remembered for [`ControlPlane::serve`].
+    pub fn start() -> Result<ControlPlane> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("control")
+            .enable_all()
+            .build()
+            .map_err(|error| Error::io("starting the control plane's threads", error))?;
+        let signals = {
+            let _entered = runtime.enter();
+            StopSignals::watch()?
+        };
+        Ok(ControlPlane { runtime, signals })
+    }
+
+    /// Serves until SIGTERM or SIGINT; the configuration was checked and the data directory is ours.
+    pub fn serve(self, configuration: Configuration, directory: DataDirectory) -> Result<()> {
+        // What guests wrote is for nobody else to read, whatever we were started with; nor are our sockets for anybody before
+        // they have their own permissions.
+        rustix::process::umask(Mode::RWXG | Mode::RWXO);
+        self.runtime.block_on(run(configuration, directory, self.signals))
+    }
+}
+
+/// The signals that ask for a clean stop.
+struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    fn watch() -> Result<StopSignals> {
+        Ok(StopSignals {
+            terminate: signal(SignalKind::terminate())
+                .map_err(|error| Error::io("watching for SIGTERM", error))?,
+            interrupt: signal(SignalKind::interrupt())
+                .map_err(|error| Error::io("watching for SIGINT", error))?,
+        })
+    }
+
+    /// Waits for the next one, or takes one that came before.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+async fn run(configuration: Configuration, directory: DataDirectory, mut signals: StopSignals) -> Result<()> {
     let environment: Arc<dyn Environment + Send + Sync> = Arc::new(OsEnvironment::new());
     let keys = KeyStore::open(&configuration.keys.site_key, &directory, &*environment)?;
     let found = Arc::new(OnceLock::new());
@@ -73,10 +112,7 @@ async fn run(configuration: Configuration, directory: DataDirectory) -> Result<(
     let supervision = Supervision::begin(&gateway);
     let (waits, stopping) = (gateway.clone(), supervision.stopping());
     let stop = async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
+        signals.next().await;
         tracing::info!("stopping: sessions drain, journals are sealed");
         stopping();
         waits.end_waits();

@@ -28,6 +28,7 @@ use crate::failover::{TestFailover, TestListing};
 use crate::format::record::{DiskRecord, TestUse};
 use crate::protect::membership::Content;
 use crate::runtime::Runtime;
+use crate::storage::Buffered;
 use crate::throttle::ByteRate;
 use crate::units::{GroupId, PointId, SECTOR_BYTES, SectorCount, WallNanos};
 use crate::vault::Vault;
@@ -465,16 +466,15 @@ impl Inner {
     async fn status(&self) -> Result<Status> {
         let now = self.environment.wall();
         let mut groups: Vec<GroupStatus> = Vec::new();
-        let mut direct = true;
+        let mut buffered = None;
         for (name, entry) in self.groups_now() {
             let asked = self.group_status(&name, &entry, now).await;
-            if let Some((mut status, is_direct)) = self.unless_gone(entry.id, asked, now).await? {
-                direct &= is_direct;
+            if let Some((mut status, why_buffered)) = self.unless_gone(entry.id, asked, now).await? {
+                buffered = buffered.or(why_buffered);
                 status.verify = self.verify_status(entry.id, status.group.created).await;
                 groups.push(status);
             }
         }
-        let direct_reason = "the file system of the data directory refuses O_DIRECT";
         Ok(Status {
             site: self.configuration.site.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -499,38 +499,43 @@ impl Inner {
             storage: StorageStatus {
                 backend: self.storage.backend.clone(),
                 backend_reason: self.storage.reason.clone(),
-                direct,
-                direct_reason: (!direct).then(|| direct_reason.to_owned()),
+                direct: buffered.is_none(),
+                direct_reason: buffered.map(|buffered| buffered.to_string()),
             },
             groups,
         })
     }
 
-    /// How a group stands, and whether its files bypass the page cache as far as is known.
-    async fn group_status(&self, name: &Name, entry: &Entry, now: WallNanos) -> Result<(GroupStatus, bool)> {
+    /// How a group stands, and why its files go through the page cache, if they do as far as is known.
+    async fn group_status(
+        &self,
+        name: &Name,
+        entry: &Entry,
+        now: WallNanos,
+    ) -> Result<(GroupStatus, Option<Buffered>)> {
         let group = self.group_model(name, entry).await?;
         if let Some(failure) = group.failure.clone() {
             let points = match entry.is_hosted() {
                 true => Some(self.read(entry.id, |member| member.points()).await?),
                 false => None,
             };
-            return Ok((convert::failed_status(group, failure, points.as_deref(), now), true));
+            return Ok((convert::failed_status(group, failure, points.as_deref(), now), None));
         }
         let id = entry.id;
         let snapshot =
             self.read(id, |member| member.group().map(|group| group.snapshot())).await.flatten()?;
         let exports = snapshot.disks.iter().map(|disk| Export::Disk(id, disk.id));
         let connections = exports.map(|export| self.threads.exports().sessions_of(export)).sum();
-        Ok((convert::status(group, &snapshot, connections, now), snapshot.direct))
+        Ok((convert::status(group, &snapshot, connections, now), snapshot.buffered))
     }
 
     /// What was asked of a group for a listing; asked again as it is now if it changed meanwhile, `None` if it went.
     async fn unless_gone(
         &self,
         id: GroupId,
-        asked: Result<(GroupStatus, bool)>,
+        asked: Result<(GroupStatus, Option<Buffered>)>,
         now: WallNanos,
-    ) -> Result<Option<(GroupStatus, bool)>> {
+    ) -> Result<Option<(GroupStatus, Option<Buffered>)>> {
         if !asked.as_ref().is_err_and(is_gone) {
             return asked.map(Some);
         }

@@ -22,10 +22,12 @@
 pub mod blocking;
 mod buffer;
 mod choose;
+pub mod direct;
 pub mod read_only;
 mod receive;
 #[cfg(feature = "sim")]
 pub mod sim;
+pub mod size_limit;
 mod slab;
 mod syscalls;
 pub mod uring;
@@ -38,6 +40,7 @@ use std::sync::{Arc, OnceLock};
 
 pub use buffer::{Buffer, Slice};
 pub use choose::{BackendOptions, Chosen, Preference, open_best};
+pub use direct::Buffered;
 pub use receive::receive;
 
 use crate::error::{Error, Result};
@@ -108,8 +111,8 @@ pub struct OpenOptions {
     pub create: Create,
     /// Whether to take the exclusive lock.
     pub lock: Lock,
-    /// Whether to bypass the page cache. Where the file system refuses O_DIRECT the file is opened buffered, and
-    /// [`File::is_direct`] says so.
+    /// Whether to bypass the page cache. Where O_DIRECT is refused, or takes no sectors of 512 bytes, the file is opened
+    /// buffered, and [`File::buffered`] says why.
     pub direct: bool,
 }
 
@@ -134,7 +137,7 @@ pub struct File(Arc<FileInner>);
 struct FileInner {
     path: PathBuf,
     published_as: OnceLock<PathBuf>,
-    direct: bool,
+    buffered: Option<Buffered>,
     handle: Handle,
 }
 
@@ -151,8 +154,8 @@ impl File {
         Arc::as_ptr(&self.0).addr()
     }
 
-    fn new(path: PathBuf, direct: bool, handle: Handle) -> File {
-        File(Arc::new(FileInner { path, published_as: OnceLock::new(), direct, handle }))
+    fn new(path: PathBuf, buffered: Option<Buffered>, handle: Handle) -> File {
+        File(Arc::new(FileInner { path, published_as: OnceLock::new(), buffered, handle }))
     }
 
     /// The path that it was opened by, or has been published as since; for messages.
@@ -168,7 +171,12 @@ impl File {
 
     /// Whether it really bypasses the page cache.
     pub fn is_direct(&self) -> bool {
-        self.0.direct
+        self.0.buffered.is_none()
+    }
+
+    /// Why it goes through the page cache, if it does.
+    pub fn buffered(&self) -> Option<Buffered> {
+        self.0.buffered
     }
 
     /// The descriptor behind a file of an operating-system back end.

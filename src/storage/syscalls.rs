@@ -17,6 +17,7 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, retry_on_intr};
 
+use super::direct::{self, Buffered};
 use super::{Access, Buffer, Create, File, Handle, Lock, Op, OpenOptions, Outcome, Space};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{SECTOR_BYTES, to_usize};
@@ -38,7 +39,7 @@ pub(super) enum Executed {
 /// An open file whose lock is still to be had.
 pub(super) struct LockWait {
     path: PathBuf,
-    direct: bool,
+    buffered: Option<Buffered>,
     descriptor: OwnedFd,
 }
 
@@ -47,7 +48,7 @@ impl LockWait {
     pub(super) fn wait(self) -> Result<Outcome> {
         retry_on_intr(|| rustix::fs::flock(&self.descriptor, FlockOperation::LockExclusive))
             .map_err(|errno| failed("waiting for the lock", errno).at_path(&self.path))?;
-        Ok(Outcome::Opened(File::new(self.path, self.direct, Handle::Os(self.descriptor))))
+        Ok(Outcome::Opened(File::new(self.path, self.buffered, Handle::Os(self.descriptor))))
     }
 }
 
@@ -121,14 +122,17 @@ fn open(path: PathBuf, options: OpenOptions) -> Result<Opened> {
     let flags = access | create | OFlags::CLOEXEC | OFlags::NOCTTY;
     let descriptor = retry_on_intr(|| rustix::fs::open(&path, flags, FILE_MODE))
         .map_err(|errno| failed("opening", errno).at_path(&path))?;
-    let direct = options.direct && make_direct(descriptor.as_fd()).map_err(|error| error.at_path(&path))?;
+    let buffered = match options.direct {
+        true => bypass_cache(descriptor.as_fd(), &path)?,
+        false => Some(Buffered::Wanted),
+    };
     if options.lock == Lock::None {
-        return Ok(Opened::Ready(File::new(path, direct, Handle::Os(descriptor))));
+        return Ok(Opened::Ready(File::new(path, buffered, Handle::Os(descriptor))));
     }
     match retry_on_intr(|| rustix::fs::flock(&descriptor, FlockOperation::NonBlockingLockExclusive)) {
-        Ok(()) => Ok(Opened::Ready(File::new(path, direct, Handle::Os(descriptor)))),
+        Ok(()) => Ok(Opened::Ready(File::new(path, buffered, Handle::Os(descriptor)))),
         Err(Errno::WOULDBLOCK) if options.lock == Lock::Wait => {
-            Ok(Opened::Locked(LockWait { path, direct, descriptor }))
+            Ok(Opened::Locked(LockWait { path, buffered, descriptor }))
         }
         Err(Errno::WOULDBLOCK) => {
             let context = "another process owns this file: stop that process, or use another data directory";
@@ -138,15 +142,12 @@ fn open(path: PathBuf, options: OpenOptions) -> Result<Opened> {
     }
 }
 
-/// Whether the file system agreed to bypass its page cache. Asked of the open descriptor, because an open with O_CREAT
-/// and O_DIRECT that a file system refuses has created the file all the same.
-fn make_direct(descriptor: BorrowedFd<'_>) -> Result<bool> {
-    let flags = rustix::fs::fcntl_getfl(descriptor).map_err(|errno| failed("reading flags", errno))?;
-    match rustix::fs::fcntl_setfl(descriptor, flags | OFlags::DIRECT) {
-        Ok(()) => Ok(true),
-        Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(false),
-        Err(errno) => Err(failed("setting O_DIRECT", errno)),
+fn bypass_cache(descriptor: BorrowedFd<'_>, path: &Path) -> Result<Option<Buffered>> {
+    let buffered = direct::bypass(descriptor).map_err(|error| error.at_path(path))?;
+    if let Some(buffered) = buffered {
+        direct::tell(descriptor, path, buffered);
     }
+    Ok(buffered)
 }
 
 fn read(file: &File, offset: u64, mut buffer: Buffer) -> Result<Buffer> {

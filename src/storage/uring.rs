@@ -428,11 +428,11 @@ fn entry_len(len: usize) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::Handle;
+    use crate::storage::{Buffered, Handle};
 
     fn file(direct: bool) -> File {
         let null = std::fs::File::open("/dev/null").expect("/dev/null is everywhere");
-        File::new("/dev/null".into(), direct, Handle::Os(null.into()))
+        File::new("/dev/null".into(), (!direct).then_some(Buffered::Wanted), Handle::Os(null.into()))
     }
 
     fn read(direct: bool) -> Flight {

@@ -11,7 +11,7 @@ use crate::small_file_system::SmallFileSystem;
 
 /// What is found, by what it is found of, and the exit status; under a limit, if one is given in a shell's words.
 #[track_caller]
-fn examine(configuration: &Path, limits: &str) -> (Vec<(String, String, Value)>, Option<i32>) {
+pub fn examine(configuration: &Path, limits: &str) -> (Vec<(String, String, Value)>, Option<i32>) {
     let script = format!("{limits} exec \"$0\" \"$@\"");
     let mut doctor = Command::new("sh");
     doctor.args(["-c", &script, env!("CARGO_BIN_EXE_afterimage"), "doctor", "--json", "--config"]);
@@ -23,8 +23,9 @@ fn examine(configuration: &Path, limits: &str) -> (Vec<(String, String, Value)>,
     (findings.collect(), output.status.code())
 }
 
+/// The verdict on one thing.
 #[track_caller]
-fn verdict<'a>(findings: &'a [(String, String, Value)], what: &str) -> &'a str {
+pub fn verdict<'a>(findings: &'a [(String, String, Value)], what: &str) -> &'a str {
     let finding = findings.iter().find(|finding| finding.0 == what);
     &finding.unwrap_or_else(|| panic!("{what} is looked at: {findings:?}")).1
 }

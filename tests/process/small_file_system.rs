@@ -19,17 +19,29 @@ impl SmallFileSystem {
     /// Makes and mounts one.
     #[track_caller]
     pub fn new() -> SmallFileSystem {
-        const SIZE_BYTES: u64 = 256 << 20;
         const BALLAST_BYTES: u64 = 184 << 20;
+        let small = SmallFileSystem::on_device(256 << 20, 512);
+        tool::says("fallocate", ["--length", &BALLAST_BYTES.to_string(), text(&small.ballast())]);
+        small
+    }
+
+    /// Makes and mounts one that is not so small and has nothing in it, on a device whose logical sectors are of that many bytes.
+    #[track_caller]
+    pub fn of_sectors(bytes: u64) -> SmallFileSystem {
+        SmallFileSystem::on_device(2 << 30, bytes)
+    }
+
+    #[track_caller]
+    fn on_device(bytes: u64, sector_bytes: u64) -> SmallFileSystem {
         let directory = tempfile::tempdir().unwrap();
         let (image, root) = (directory.path().join("image"), directory.path().join("root"));
-        File::create(&image).unwrap().set_len(SIZE_BYTES).unwrap();
+        File::create(&image).unwrap().set_len(bytes).unwrap();
         fs::create_dir(&root).unwrap();
-        tool::says("mkfs.ext4", ["-q", "-F", "-m", "0", text(&image)]);
-        let device = tool::says("losetup", ["--find", "--show", text(&image)]).trim().to_owned();
-        let small = SmallFileSystem { root, device, _directory: directory };
+        let sectors = sector_bytes.to_string();
+        let device = tool::says("losetup", ["--find", "--show", "--sector-size", &sectors, text(&image)]);
+        let small = SmallFileSystem { root, device: device.trim().to_owned(), _directory: directory };
+        tool::says("mkfs.ext4", ["-q", "-F", "-m", "0", &small.device]);
         tool::says("mount", ["-t", "ext4", &small.device, text(&small.root)]);
-        tool::says("fallocate", ["--length", &BALLAST_BYTES.to_string(), text(&small.ballast())]);
         small
     }
 

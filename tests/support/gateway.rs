@@ -47,6 +47,8 @@ pub struct Setup {
     pub address_space_kib: Option<u64>,
     /// The hard limit on its open files, if not ours.
     pub descriptors: Option<u64>,
+    /// What a file of its may have, in bytes; no limit unless said.
+    pub file_bytes: Option<u64>,
     /// Whether it listens on a TCP port of its choice besides its unix socket.
     pub tcp: bool,
     /// `[journal] size` and `segment_size`.
@@ -67,6 +69,7 @@ impl Default for Setup {
             buffers_total: "1GiB",
             address_space_kib: None,
             descriptors: None,
+            file_bytes: None,
             tcp: false,
             journal: ("256MiB", "8MiB"),
             more: "",
@@ -107,7 +110,10 @@ impl Gateway {
         let limit = |option: &str, limit: Option<u64>| {
             limit.map_or(String::new(), |n| format!("ulimit {option} {n}; "))
         };
-        let limits = limit("-v", setup.address_space_kib) + &limit("-n", setup.descriptors);
+        let file_blocks = setup.file_bytes.map(|bytes| bytes / 512);
+        let limits = limit("-v", setup.address_space_kib)
+            + &limit("-n", setup.descriptors)
+            + &limit("-f", file_blocks);
         let program =
             setup.program.clone().unwrap_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_afterimage")));
         let mut gateway = Gateway { directory, program, data, limits, process: None };

@@ -139,13 +139,13 @@ impl Trial {
         Ok(findings)
     }
 
-    /// Sectors are what NBD clients write; a disk of 4 KiB sectors takes none directly.
+    /// Sectors are what NBD clients write. Whether they can be written directly is known from the opening; here it is seen.
     async fn direct(&self, file: &File) -> Result<Finding> {
         const WHAT: &str = "O_DIRECT";
-        if !file.is_direct() {
-            let mend = "ext4 or xfs on a disk: without it the page cache holds what the gateway holds already, and \
-                        what was written is believed durable later";
-            return Ok(Finding::degraded(WHAT, "this file system refuses it: the page cache is used", mend));
+        if let Some(buffered) = file.buffered() {
+            let mend = "ext4 or xfs on a disk whose logical sectors have 512 bytes (`lsblk -o NAME,LOG-SEC`): without it the page cache \
+                        holds what the gateway holds already, and each sync writes what the cache took";
+            return Ok(Finding::degraded(WHAT, format!("{buffered}: the page cache is used"), mend));
         }
         let sector = Buffer::zeroed(to_usize(SECTOR_BYTES)).freeze();
         Ok(match self.runtime.write(file, SECTOR_BYTES, sector).await {
@@ -153,11 +153,11 @@ impl Trial {
             Err(error) if error.kind() == ErrorKind::NoSpace => return Err(error),
             Err(error) => {
                 let found =
-                    format!("a write of {SECTOR_BYTES} bytes fails ({error}): the disk's sectors are larger");
+                    format!("a write of {SECTOR_BYTES} bytes fails, though nothing tells why ({error})");
                 Finding::refused(
                     WHAT,
                     found,
-                    "a disk whose logical sectors have 512 bytes (`lsblk -o NAME,LOG-SEC`)",
+                    "ext4 or xfs on a disk whose logical sectors have 512 bytes (`lsblk -o NAME,LOG-SEC`)",
                 )
             }
         })

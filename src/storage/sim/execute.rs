@@ -13,7 +13,7 @@ use super::process::ProcessId;
 use super::world::{Description, World, description_id};
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::syscalls::{failed, past_end};
-use crate::storage::{Access, Buffer, Create, File, Handle, Lock, Op, OpenOptions, Outcome, Slice};
+use crate::storage::{Access, Buffer, Buffered, Create, File, Handle, Lock, Op, OpenOptions, Outcome, Slice};
 use crate::units::to_usize;
 
 impl World {
@@ -95,7 +95,8 @@ impl World {
         let handle = Arc::downgrade(&alive);
         self.descriptions.insert(id, Description { file, writable, locked, process, handle });
         let description = OpenDescription { id, _alive: alive };
-        Ok(File::new(path.to_owned(), options.direct, Handle::Sim(description)))
+        let buffered = (!options.direct).then_some(Buffered::Wanted);
+        Ok(File::new(path.to_owned(), buffered, Handle::Sim(description)))
     }
 
     pub(super) fn file_mut(&mut self, file: &File) -> &mut SimFile {
