@@ -28,21 +28,31 @@ impl Site {
         if self.random.chance(1, 2) {
             self.turn_over_beside_latched()?;
         }
-        if self.has_latched_disks() {
-            let refused = self.refused_sectors()?;
-            let report = self.accept_losses()?;
-            let given_up = given_up(self, &report)?;
-            if given_up != refused {
-                return Err(format!("{refused:?} were refused, and {given_up:?} are given up"));
-            }
-            self.given_up = given_up;
-            let before = self.report.rots_met;
-            self.compare_disks()?;
-            if self.report.rots_met != before {
-                return Err("a read is refused though the loss was accepted".to_owned());
-            }
-        }
+        self.give_up()?;
         self.compare_whole_point()
+    }
+
+    /// Accepts the losses of latched disks: just what was refused before is lost.
+    fn give_up(&mut self) -> Outcome {
+        if !self.has_latched_disks() {
+            return Ok(());
+        }
+        let refused = self.refused_sectors()?;
+        let report = self.accept_losses()?;
+        let given_up = given_up(self, &report)?;
+        if given_up != refused {
+            return Err(format!("{refused:?} were refused, and {given_up:?} are given up"));
+        }
+        for (disk, ranges) in given_up {
+            let known = self.given_up.remove(&disk).unwrap_or_default();
+            self.given_up.insert(disk, known.union(ranges.as_slice().iter().copied()));
+        }
+        let before = self.report.rots_met;
+        self.compare_disks()?;
+        if self.report.rots_met != before {
+            return Err("a read is refused though the loss was accepted".to_owned());
+        }
+        Ok(())
     }
 
     /// A sound disk takes so many writes that the journal is turned over: the record that rotted holds nobody up.
@@ -105,6 +115,8 @@ impl Site {
     /// After a few points at most there is one that holds every disk, and is as the disks are.
     pub(super) fn compare_whole_point(&mut self) -> Outcome {
         for _ in 0..POINTS_MAX {
+            // A record that destage came to only now latches its disk, which no point has until somebody gives the record up.
+            self.give_up()?;
             let Some(point) = self.ask_unheard_point()? else { return Err("a point was refused".to_owned()) };
             match self.try_view(point)? {
                 Ok(contents) if self.holds_all(&contents) => {

@@ -11,7 +11,7 @@ use afterimage::units::{DiskId, SectorRange, to_usize};
 use crate::machine::{Machine, Steps};
 
 /// Sectors of one payload.
-const PAYLOAD: u64 = 128;
+const PAYLOAD: u64 = 32;
 
 /// A disk of whose first payload one sector in `every` is left, the others written anew one by one; all of it is in the journal, and
 /// none of that in memory. And what it holds.
@@ -27,7 +27,7 @@ fn fragmented(every: u64) -> (Machine, DiskId, Vec<u8>) {
     }
     // The cache holds 64 KiB.
     for round in 0..2 {
-        assert!(machine.write(other, round * PAYLOAD, 3, PAYLOAD).is_ok());
+        assert!(machine.write(other, round * 128, 3, 128).is_ok());
     }
     (machine, disk, expected)
 }
@@ -57,7 +57,7 @@ fn an_allocation_ends_before_the_run_that_is_one_too_many() {
         other => panic!("an allocation gave {other:?}"),
     };
     let run = |sectors: u64, allocated| AllocationRun { bytes: sectors * 512, allocated };
-    let all = [run(1, true), run(1, false), run(126, true), run(128, false)];
+    let all = [run(1, true), run(1, false), run(PAYLOAD - 2, true), run(256 - PAYLOAD, false)];
     assert_eq!(runs(1), all[..1]);
     assert_eq!(runs(3), all[..3]);
     assert_eq!(runs(4096), all);
