@@ -68,6 +68,12 @@ pub enum CloseReason {
     /// `NBD_OPT_EXPORT_NAME`, which knows no refusal, named what is not served.
     #[error("NBD_OPT_EXPORT_NAME named an export that is not served")]
     ExportUnavailable,
+    /// The server insists on TLS, and the client asked for an export in a way that knows no refusal, or cannot be told to begin TLS.
+    #[error("the client would go on without TLS, which this address insists on")]
+    TlsRequired,
+    /// More came behind `NBD_OPT_STARTTLS` before it was answered: what anybody on the way may have put there.
+    #[error("something followed NBD_OPT_STARTTLS that is not part of TLS")]
+    PlaintextBehindStartTls,
     /// A request does not start with `NBD_REQUEST_MAGIC`.
     #[error("a request starts with {0:#x}, not NBD_REQUEST_MAGIC")]
     BadRequestMagic(u32),
@@ -88,6 +94,8 @@ pub(super) enum Step {
     NeedInput,
     /// A limit was reached; the input waits.
     Blocked,
+    /// What comes next is TLS.
+    StartTls,
     /// The handshake is over.
     Enter(Negotiated),
     /// The connection ends.
@@ -112,6 +120,7 @@ pub struct Connection {
     account: Account,
     stopping: bool,
     blocked: bool,
+    starting_tls: bool,
     closing: Option<CloseReason>,
 }
 
@@ -132,8 +141,37 @@ impl Connection {
             account: Account::new(budget),
             stopping: false,
             blocked: false,
+            starting_tls: false,
             closing: None,
         }
+    }
+
+    /// The same, but nothing is told or served before the client has begun TLS, which the owner of the socket speaks: see
+    /// [`Connection::starts_tls`]. To be said before anything is received.
+    pub fn require_tls(mut self) -> Connection {
+        match &mut self.phase {
+            Phase::Handshake(handshake) => handshake.require_tls(),
+            Phase::Transmission(_) => unreachable!("it has received nothing yet"),
+        }
+        self
+    }
+
+    /// Whether the client was told to begin TLS: what waits for the socket is the last that goes out without, and whatever is received
+    /// from now on is TLS's, to be decrypted before it is put into the input. Nothing is parsed until [`Connection::tls_started`].
+    pub fn starts_tls(&self) -> bool {
+        self.starting_tls
+    }
+
+    /// From now on the input is what TLS gives, and TLS takes the output.
+    ///
+    /// # Panics
+    /// If the client was not told to begin TLS.
+    pub fn tls_started(&mut self) {
+        assert!(std::mem::take(&mut self.starting_tls), "nobody asked for TLS");
+        assert!(
+            self.input.is_empty(),
+            "what was received without TLS is not to be taken for what came by it"
+        );
     }
 
     /// Where to append what the socket receives. There is spare capacity: much, so that many requests come at once,
@@ -203,7 +241,7 @@ impl Connection {
     }
 
     fn parse(&mut self, exports: &dyn Exports, requests: &mut Vec<(Ticket, Export, Request)>) {
-        while self.closing.is_none() {
+        while self.closing.is_none() && !self.starting_tls {
             let needed = match &self.phase {
                 Phase::Handshake(_) => 0,
                 Phase::Transmission(session) => session.message_bytes(&self.input),
@@ -212,6 +250,7 @@ impl Connection {
             match self.step(exports, requests) {
                 Step::Again => {}
                 Step::Enter(negotiated) => self.phase = Phase::Transmission(Session::new(negotiated)),
+                Step::StartTls => self.starting_tls = true,
                 Step::Close(reason) => self.closing = Some(reason),
                 Step::NeedInput => return,
                 Step::Blocked => {
@@ -270,6 +309,13 @@ impl Connection {
         self.settle();
     }
 
+    /// Whoever sends holds that many bytes of what was taken from the output, and the socket has not taken them yet: they count as what
+    /// waits here.
+    pub fn note_unsent(&mut self, bytes: usize) {
+        self.output.set_unsent(bytes);
+        self.settle();
+    }
+
     /// The socket takes no more for now: what waits is to take no more memory than it must.
     pub fn output_stalled(&mut self) {
         self.output.let_go();
@@ -314,7 +360,7 @@ impl Connection {
 
     /// Whether the socket should be read. While a limit holds it should not: that is the back-pressure.
     pub fn wants_input(&self) -> bool {
-        self.closing.is_none() && !self.blocked
+        self.closing.is_none() && !self.blocked && !self.starting_tls
     }
 
     /// Whether something waits for the socket.

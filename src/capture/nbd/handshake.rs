@@ -8,6 +8,9 @@
 //!   OptionReply* ▶ ◀ option header, data        (repeats)
 //!                  ◀ GO or EXPORT_NAME          → transmission
 //! ```
+//!
+//! Where TLS is required (the protocol's FORCEDTLS), STARTTLS comes first: any other option is refused unread until then, and nothing that
+//! came before it is remembered after, since anybody on the way may have said it in the client's place.
 
 use std::borrow::Cow;
 
@@ -31,6 +34,7 @@ pub(super) struct Handshake {
     expect: Expect,
     no_zeroes: bool,
     structured: bool,
+    tls: Tls,
     /// The export for which `base:allocation` was selected last.
     allocation_for: Option<String>,
 }
@@ -43,6 +47,17 @@ enum Expect {
         option: u32,
         bytes: usize,
     },
+}
+
+/// What is insisted on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tls {
+    /// It is not to be had here.
+    Absent,
+    /// It must begin before anything else.
+    Required,
+    /// All that comes is decrypted, all that goes is encrypted.
+    Begun,
 }
 
 /// Why an option is refused, in the protocol's terms and a person's.
@@ -60,7 +75,18 @@ impl Handshake {
         let flags = NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES;
         let greeting = Greeting { magic: NBDMAGIC.into(), version: IHAVEOPT.into(), flags: flags.into() };
         output.head(greeting.as_bytes());
-        Handshake { expect: Expect::ClientFlags, no_zeroes: false, structured: false, allocation_for: None }
+        Handshake {
+            expect: Expect::ClientFlags,
+            no_zeroes: false,
+            structured: false,
+            tls: Tls::Absent,
+            allocation_for: None,
+        }
+    }
+
+    /// Nothing is told or served before TLS has begun.
+    pub(super) fn require_tls(&mut self) {
+        self.tls = Tls::Required;
     }
 
     /// Takes one message off `input`, if a whole one is there.
@@ -88,6 +114,10 @@ impl Handshake {
         if flags & !(NBD_FLAG_C_FIXED_NEWSTYLE | NBD_FLAG_C_NO_ZEROES) != 0 {
             return Step::Close(CloseReason::UnknownClientFlags(flags));
         }
+        // Who does not speak fixed newstyle cannot be told anything, nor begin TLS.
+        if self.tls == Tls::Required && flags & NBD_FLAG_C_FIXED_NEWSTYLE == 0 {
+            return Step::Close(CloseReason::TlsRequired);
+        }
         self.no_zeroes = flags & NBD_FLAG_C_NO_ZEROES != 0;
         self.expect = Expect::Option;
         Step::Again
@@ -111,6 +141,9 @@ impl Handshake {
             output.option_reply(option, NBD_REP_ACK, &[]);
             return Step::Close(CloseReason::Aborted);
         }
+        if self.tls == Tls::Required && option != NBD_OPT_STARTTLS {
+            return self.before_tls(input, option, length);
+        }
         if length > limits.option_bytes_max {
             return self.too_long(input, option, length);
         }
@@ -120,6 +153,7 @@ impl Handshake {
         input.advance(OptionHeader::BYTES);
         let data = input.split_to(length);
         match (option, stopping) {
+            (NBD_OPT_STARTTLS, false) => self.start_tls(&data, input, output),
             (NBD_OPT_EXPORT_NAME, true) => Step::Close(CloseReason::Shutdown),
             (NBD_OPT_EXPORT_NAME, false) => self.export_name(&data, exports, output),
             (_, true) => {
@@ -128,6 +162,35 @@ impl Handshake {
             }
             (_, false) => self.haggle(option, &data, exports, output),
         }
+    }
+
+    /// An option whose client has not begun TLS: its data is not looked at.
+    fn before_tls(&mut self, input: &mut BytesMut, option: u32, length: usize) -> Step {
+        if option == NBD_OPT_EXPORT_NAME {
+            return Step::Close(CloseReason::TlsRequired);
+        }
+        input.advance(OptionHeader::BYTES);
+        self.expect = Expect::Discard { option, bytes: length };
+        Step::Again
+    }
+
+    fn start_tls(&mut self, data: &[u8], input: &BytesMut, output: &mut Output) -> Step {
+        let refusal = match (no_data(data), self.tls) {
+            (Err(surplus), _) => surplus,
+            (Ok(()), Tls::Absent) => OptionError::new(NBD_REP_ERR_UNSUP, "TLS is not served"),
+            (Ok(()), Tls::Begun) => OptionError::new(NBD_REP_ERR_INVALID, "this is TLS already"),
+            // A client waits for the answer before it begins TLS: what came already may be anybody's.
+            (Ok(()), Tls::Required) if !input.is_empty() => {
+                return Step::Close(CloseReason::PlaintextBehindStartTls);
+            }
+            (Ok(()), Tls::Required) => {
+                output.option_reply(NBD_OPT_STARTTLS, NBD_REP_ACK, &[]);
+                self.tls = Tls::Begun;
+                return Step::StartTls;
+            }
+        };
+        refuse(output, NBD_OPT_STARTTLS, &refusal);
+        Step::Again
     }
 
     fn too_long(&mut self, input: &mut BytesMut, option: u32, length: usize) -> Step {
@@ -152,6 +215,8 @@ impl Handshake {
         }
         self.expect = Expect::Option;
         let error = match option {
+            NBD_OPT_STARTTLS => OptionError::new(NBD_REP_ERR_TOO_BIG, "the option is too long"),
+            _ if self.tls == Tls::Required => TLS_REQUIRED,
             NBD_OPT_LIST..=NBD_OPT_SET_META_CONTEXT => {
                 OptionError::new(NBD_REP_ERR_TOO_BIG, "the option is too long")
             }
@@ -165,9 +230,6 @@ impl Handshake {
     fn haggle(&mut self, option: u32, data: &[u8], exports: &dyn Exports, output: &mut Output) -> Step {
         let outcome = match option {
             NBD_OPT_LIST => no_data(data).map(|()| list(exports, output)),
-            NBD_OPT_STARTTLS => {
-                no_data(data).and(Err(OptionError::new(NBD_REP_ERR_UNSUP, "TLS is not served")))
-            }
             NBD_OPT_STRUCTURED_REPLY => no_data(data).map(|()| self.structured = true),
             NBD_OPT_LIST_META_CONTEXT => self.list_contexts(data, exports, output),
             NBD_OPT_SET_META_CONTEXT => self.set_contexts(data, exports, output),
@@ -316,6 +378,10 @@ struct ContextQueries<'a> {
 }
 
 const UNSUPPORTED: OptionError = OptionError::new(NBD_REP_ERR_UNSUP, "unknown option");
+const TLS_REQUIRED: OptionError = OptionError::new(
+    NBD_REP_ERR_TLS_REQD,
+    "this address serves TLS only: the client must begin with STARTTLS",
+);
 const ILL_FORMED: OptionError =
     OptionError::new(NBD_REP_ERR_INVALID, "the option's fields and its length disagree");
 

@@ -31,6 +31,8 @@ pub(super) struct Output {
     data_bytes: usize,
     /// Whether data may have come since the last [`Output::let_go`].
     has_new_data: bool,
+    /// Bytes that were taken from here and wait for the socket elsewhere, encrypted.
+    unsent_bytes: usize,
 }
 
 enum Segment {
@@ -47,7 +49,12 @@ impl Output {
 
     /// What the bytes that wait cost in memory. Zeros cost nothing.
     pub(super) fn held_bytes(&self) -> usize {
-        self.data_bytes + (self.heads.len() - self.heads_sent) + self.segments.len() * size_of::<Segment>()
+        let waiting = self.data_bytes + (self.heads.len() - self.heads_sent);
+        waiting + self.segments.len() * size_of::<Segment>() + self.unsent_bytes
+    }
+
+    pub(super) fn set_unsent(&mut self, bytes: usize) {
+        self.unsent_bytes = bytes;
     }
 
     pub(super) fn is_empty(&self) -> bool {

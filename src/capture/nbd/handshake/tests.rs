@@ -284,3 +284,92 @@ fn a_stopping_server_says_so() {
     assert_eq!(option(&mut connection, NBD_OPT_EXPORT_NAME, b"shop/db"), []);
     assert_eq!(connection.close_reason(), Some(CloseReason::Shutdown));
 }
+
+/// A connection that insists on TLS, after the client's flags.
+fn insisting() -> Connection {
+    let mut connection = Connection::new(1, Limits::default(), Budget::unlimited()).require_tls();
+    say(&mut connection, &[]);
+    assert_eq!(say(&mut connection, &[0, 0, 0, 3]), [0_u8; 0]);
+    connection
+}
+
+#[test]
+fn nothing_is_told_or_served_before_tls_that_is_required() {
+    let mut connection = insisting();
+    let go = info_data("shop/db", &[]);
+    let long = vec![0; 2 * Limits::default().option_bytes_max];
+    let table: [(u32, &[u8]); 8] = [
+        (NBD_OPT_LIST, &[]),
+        (NBD_OPT_INFO, &go),
+        (NBD_OPT_GO, &go),
+        (NBD_OPT_GO, &long),
+        (NBD_OPT_STRUCTURED_REPLY, &[]),
+        (NBD_OPT_SET_META_CONTEXT, &context_data("shop/db", &["base:allocation"])),
+        (4, &[]),
+        (0xdead_beef, b"anything"),
+    ];
+    for (code, data) in table {
+        assert_eq!(answer(&mut connection, code, data), NBD_REP_ERR_TLS_REQD, "option {code}");
+    }
+    assert_eq!(answer(&mut connection, NBD_OPT_STARTTLS, b"x"), NBD_REP_ERR_INVALID);
+    assert_eq!(answer(&mut connection, NBD_OPT_STARTTLS, &long), NBD_REP_ERR_TOO_BIG);
+    assert!(connection.in_handshake() && connection.close_reason().is_none() && !connection.starts_tls());
+    assert_eq!(answer(&mut connection, NBD_OPT_ABORT, &[]), NBD_REP_ACK);
+    assert_eq!(connection.close_reason(), Some(CloseReason::Aborted));
+}
+
+#[test]
+fn who_cannot_be_told_to_begin_tls_is_dropped() {
+    let mut connection = insisting();
+    let mut bytes = Vec::new();
+    encode_option(NBD_OPT_EXPORT_NAME, b"shop/db", &mut bytes);
+    assert_eq!(say(&mut connection, &bytes), [0_u8; 0]);
+    assert_eq!(connection.close_reason(), Some(CloseReason::TlsRequired));
+    let mut connection = Connection::new(1, Limits::default(), Budget::unlimited()).require_tls();
+    say(&mut connection, &[]);
+    assert_eq!(say(&mut connection, &[0, 0, 0, 2]), [0_u8; 0], "no fixed newstyle");
+    assert_eq!(connection.close_reason(), Some(CloseReason::TlsRequired));
+}
+
+#[test]
+fn after_the_answer_to_starttls_nothing_is_parsed_until_tls_has_begun() {
+    let mut connection = insisting();
+    assert_eq!(answer(&mut connection, NBD_OPT_STARTTLS, &[]), NBD_REP_ACK);
+    assert!(connection.starts_tls() && !connection.wants_input());
+    connection.tls_started();
+    assert!(!connection.starts_tls() && connection.wants_input());
+    // What was refused before is not remembered, and now it is served.
+    let contexts = context_data("shop/db", &["base:allocation"]);
+    assert_eq!(answer(&mut connection, NBD_OPT_SET_META_CONTEXT, &contexts), NBD_REP_ERR_INVALID);
+    assert_eq!(answer(&mut connection, NBD_OPT_STARTTLS, &[]), NBD_REP_ERR_INVALID, "there is TLS");
+    assert_eq!(
+        option(&mut connection, NBD_OPT_GO, &info_data("shop/db", &[])).last().unwrap().0,
+        NBD_REP_ACK
+    );
+    assert_eq!(connection.state(), State::Transmission);
+}
+
+/// Who is on the way may put an option behind the client's STARTTLS, to be taken for one that came by TLS (CVE-2021-3716 is of that
+/// kind).
+#[test]
+fn what_follows_starttls_in_one_receive_ends_the_connection() {
+    let (mut start, mut behind) = (Vec::new(), Vec::new());
+    encode_option(NBD_OPT_STARTTLS, &[], &mut start);
+    encode_option(NBD_OPT_STRUCTURED_REPLY, &[], &mut behind);
+    for length in 1..=behind.len() {
+        let mut connection = insisting();
+        let said = say(&mut connection, &[&start[..], &behind[..length]].concat());
+        assert_eq!(said, [0_u8; 0], "with {length} bytes behind");
+        assert_eq!(connection.close_reason(), Some(CloseReason::PlaintextBehindStartTls));
+        assert!(!connection.starts_tls() && connection.state() == State::Closed);
+    }
+}
+
+#[test]
+fn what_waits_elsewhere_counts_as_output() {
+    let mut connection = greeted();
+    connection.note_unsent(3 << 20);
+    assert_eq!((connection.held_bytes(), connection.shared_bytes()), (3 << 20, (3 << 20) - (128 << 10)));
+    connection.note_unsent(0);
+    assert_eq!((connection.held_bytes(), connection.shared_bytes()), (0, 0));
+}
