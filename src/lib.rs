@@ -46,6 +46,8 @@ pub mod storage;
 pub mod summary;
 pub mod sync;
 pub mod throttle;
+#[cfg(feature = "server")]
+pub mod tls;
 pub mod units;
 pub mod vault;
 pub mod view;
