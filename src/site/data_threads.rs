@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use mio::Poll;
+use rustls::ServerConfig;
 use tokio::sync::oneshot;
 
 use super::data_thread::{DataThread, FIRST_SESSION, WAKE};
@@ -296,7 +297,20 @@ impl<V: Volume + 'static> DataThreads<V> {
     /// Accepts clients at `address`; returns it with the port that the system chose. A Unix socket that a dead
     /// process left is replaced; this one is for those whom `mode` allows to connect.
     pub fn listen(&self, address: &ListenAddress, mode: SocketMode) -> Result<ListenAddress> {
-        let listener = Listener::bind(address, mode)?;
+        self.listen_by(Listener::bind(address, mode, None)?)
+    }
+
+    /// The same for clients that must begin TLS, before they are told or served anything.
+    pub fn listen_by_tls(
+        &self,
+        address: &ListenAddress,
+        mode: SocketMode,
+        tls: Arc<ServerConfig>,
+    ) -> Result<ListenAddress> {
+        self.listen_by(Listener::bind(address, mode, Some(tls))?)
+    }
+
+    fn listen_by(&self, listener: Listener) -> Result<ListenAddress> {
         let bound = listener.address().clone();
         self.publish(0, Message::Listen(listener))?;
         Ok(bound)

@@ -5,12 +5,14 @@
 
 use std::io::{self, IoSlice, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use mio::event::Source;
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
 use rustix::net::sockopt;
+use rustls::ServerConfig;
 
 use crate::error::{Error, Result};
 use crate::listen::{ListenAddress, SocketMode, bind_unix};
@@ -27,6 +29,7 @@ const KEEPALIVE_PROBES: u32 = 8;
 pub(super) struct Listener {
     socket: ListeningSocket,
     address: ListenAddress,
+    tls: Option<Arc<ServerConfig>>,
 }
 
 enum ListeningSocket {
@@ -35,18 +38,22 @@ enum ListeningSocket {
 }
 
 impl Listener {
-    /// Listens at `address`; a Unix socket has that mode.
-    pub(super) fn bind(address: &ListenAddress, mode: SocketMode) -> Result<Listener> {
+    /// Listens at `address`; a Unix socket has that mode, and clients must begin TLS if there is a configuration of it.
+    pub(super) fn bind(
+        address: &ListenAddress,
+        mode: SocketMode,
+        tls: Option<Arc<ServerConfig>>,
+    ) -> Result<Listener> {
         let failed = |error| Error::io(format!("cannot listen at {address}"), error);
         match address {
             ListenAddress::Unix(path) => {
                 let socket = UnixListener::from_std(bind_unix(path, mode).map_err(failed)?);
-                Ok(Listener { socket: ListeningSocket::Unix(socket), address: address.clone() })
+                Ok(Listener { socket: ListeningSocket::Unix(socket), address: address.clone(), tls })
             }
             ListenAddress::Tcp(address) => {
                 let socket = TcpListener::bind(*address).map_err(failed)?;
                 let address = ListenAddress::Tcp(socket.local_addr().map_err(failed)?);
-                Ok(Listener { socket: ListeningSocket::Tcp(socket), address })
+                Ok(Listener { socket: ListeningSocket::Tcp(socket), address, tls })
             }
         }
     }
@@ -54,6 +61,11 @@ impl Listener {
     /// Where it listens, with the port that the system chose.
     pub(super) fn address(&self) -> &ListenAddress {
         &self.address
+    }
+
+    /// What clients must begin TLS by, if they must.
+    pub(super) fn tls(&self) -> Option<&Arc<ServerConfig>> {
+        self.tls.as_ref()
     }
 
     /// The next client.
@@ -105,14 +117,25 @@ pub(super) enum Socket {
     Tcp(TcpStream),
 }
 
-impl Socket {
-    pub(super) fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+impl Write for Socket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(bytes)])
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         match self {
             Socket::Unix(socket) => socket.write_vectored(slices),
             Socket::Tcp(socket) => socket.write_vectored(slices),
         }
     }
 
+    /// What was written is with the kernel.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Socket {
     fn source(&mut self) -> &mut dyn Source {
         match self {
             Socket::Unix(socket) => socket,
@@ -152,7 +175,8 @@ mod tests {
     #[test]
     fn a_tcp_peer_that_vanished_is_gone_after_minutes() {
         let listener =
-            Listener::bind(&ListenAddress::Tcp("127.0.0.1:0".parse().unwrap()), SocketMode::Owner).unwrap();
+            Listener::bind(&ListenAddress::Tcp("127.0.0.1:0".parse().unwrap()), SocketMode::Owner, None)
+                .unwrap();
         let ListenAddress::Tcp(address) = *listener.address() else { panic!("it listens on TCP") };
         let _client = std::net::TcpStream::connect(address).unwrap();
         let socket = listener.accept().unwrap();

@@ -39,6 +39,7 @@ mod serve;
 mod session;
 mod supervision;
 mod suspicion;
+mod tls_stream;
 mod verbs;
 mod verification;
 mod verify_marks;

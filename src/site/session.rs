@@ -4,14 +4,20 @@
 //! that may not read now (a limit holds, or others have their turn) goes on later without a new event. Room to send
 //! is watched only while a send had to stop, since a peer that reads would otherwise wake the loop for nothing.
 //!
+//! A client that is to come by TLS has it between the socket and its connection from the moment that it was told to begin; without, bytes
+//! are received where they are parsed and sent from where they lie.
+//!
 //! A client that holds what others wait for is not waited for without end: [`Session::look`] counts for how long it has moved next to
 //! nothing.
 
-use std::io;
+use std::io::{self, Write};
+use std::sync::Arc;
 
 use mio::{Registry, Token};
+use rustls::ServerConfig;
 
 use super::listener::Socket;
+use super::tls_stream::{Ended, ReceiveError, TlsStream};
 use crate::block::{Export, Request, Ticket};
 use crate::capture::nbd::{Connection, Exports, State};
 use crate::storage::receive;
@@ -38,6 +44,11 @@ pub(super) struct Session {
     /// Whether it is among those of its thread that wait for room in the budget of all.
     pub(super) waits_for_room: bool,
     socket: Socket,
+    /// For a client that must begin TLS.
+    tls_config: Option<Arc<ServerConfig>>,
+    /// Once it has begun.
+    tls: Option<Box<TlsStream>>,
+    tls_failure: Option<rustls::Error>,
     /// Bytes that moved since the last look.
     moved_bytes: usize,
     /// Looks in a row that found it holding what it keeps from others, and too little moved.
@@ -51,7 +62,14 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(id: u64, socket: Socket, connection: Connection) -> Session {
+    /// A client that has just come, and must begin TLS if there is a configuration of it.
+    pub(super) fn new(
+        id: u64,
+        socket: Socket,
+        connection: Connection,
+        tls_config: Option<Arc<ServerConfig>>,
+    ) -> Session {
+        let connection = if tls_config.is_some() { connection.require_tls() } else { connection };
         Session {
             id,
             connection,
@@ -61,6 +79,9 @@ impl Session {
             has_send: false,
             waits_for_room: false,
             socket,
+            tls_config,
+            tls: None,
+            tls_failure: None,
             moved_bytes: 0,
             looks_idle: 0,
             readable: true,
@@ -99,8 +120,17 @@ impl Session {
             if !self.wants_turn() {
                 return;
             }
-            self.receive_once();
+            match self.tls.take() {
+                None => self.receive_once(),
+                Some(mut tls) => {
+                    self.receive_by_tls(&mut tls);
+                    self.tls = Some(tls);
+                }
+            }
             self.connection.advance(exports, requests);
+            if self.connection.starts_tls() {
+                self.start_tls();
+            }
         }
     }
 
@@ -124,8 +154,95 @@ impl Session {
         }
     }
 
+    /// The same where TLS lies between: what it decrypts is received.
+    fn receive_by_tls(&mut self, tls: &mut TlsStream) {
+        let bytes_max = self.connection.receive_bytes_max();
+        match tls.receive(&self.socket, self.connection.input(), bytes_max) {
+            Ok(received) => {
+                self.moved_bytes += received.bytes;
+                match received.ended {
+                    Ended::Early => {}
+                    Ended::Empty => self.readable = self.read_closed,
+                    Ended::EndOfStream => {
+                        self.readable = false;
+                        self.connection.end_of_input();
+                    }
+                }
+            }
+            Err(ReceiveError::Io(error)) => self.give_up("receive", &error),
+            Err(ReceiveError::Tls(error)) => {
+                // The client is told why, if its socket takes that at once.
+                let _ = tls.send(&mut self.socket);
+                self.tls_failure = Some(error);
+                self.broken = true;
+            }
+        }
+    }
+
+    /// The client was told to begin TLS: that answer is the last that goes out without.
+    fn start_tls(&mut self) {
+        let config = self.tls_config.take().expect("only who must begin TLS is told to");
+        let mut slices = Vec::with_capacity(1);
+        self.connection.output(&mut slices);
+        let preface: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();
+        self.connection.advance_output(preface.len());
+        self.connection.tls_started();
+        match TlsStream::new(config, &preface) {
+            Ok(tls) => self.tls = Some(Box::new(tls)),
+            Err(error) => {
+                self.tls_failure = Some(error);
+                self.broken = true;
+            }
+        }
+    }
+
     /// Sends what waits, until it is sent or there is no room; whether anything left.
     pub(super) fn send(&mut self, registry: &Registry, token: Token) -> bool {
+        match self.tls.take() {
+            None => self.send_plainly(registry, token),
+            Some(mut tls) => {
+                let sent = self.send_by_tls(&mut tls, registry, token);
+                self.tls = Some(tls);
+                sent
+            }
+        }
+    }
+
+    /// The same where TLS lies between; what it encrypted and the socket has not taken counts as output. Once nothing more will come it
+    /// says so to the client.
+    fn send_by_tls(&mut self, tls: &mut TlsStream, registry: &Registry, token: Token) -> bool {
+        let mut any = false;
+        while !self.broken {
+            if self.has_ended() && !tls.has_pending() {
+                tls.close();
+            }
+            let mut slices = Vec::with_capacity(16);
+            self.connection.output(&mut slices);
+            let taken = tls.encrypt(&slices);
+            self.connection.advance_output(taken);
+            self.moved_bytes += taken;
+            any |= taken > 0;
+            if !tls.wants_send() {
+                break;
+            }
+            let sent = tls.send(&mut self.socket);
+            self.connection.note_unsent(tls.unsent_bytes());
+            match sent {
+                Ok(bytes) => any |= bytes > 0,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.watch_room(registry, token, true);
+                    self.connection.output_stalled();
+                    return any;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => self.give_up("send", &error),
+            }
+        }
+        self.watch_room(registry, token, false);
+        any
+    }
+
+    fn send_plainly(&mut self, registry: &Registry, token: Token) -> bool {
         let mut any = false;
         while self.connection.wants_output() && !self.broken {
             let mut slices = Vec::with_capacity(16);
@@ -156,7 +273,7 @@ impl Session {
     pub(super) fn look(&mut self) -> u32 {
         let held = self.connection.shared_bytes();
         let moved = std::mem::take(&mut self.moved_bytes) >= MOVED_MIN.max(held / LOOKS_TO_CLEAR);
-        let is_clients_turn = self.connection.wants_output() || self.connection.awaits_payload();
+        let is_clients_turn = self.has_output() || self.connection.awaits_payload();
         let hoards = is_clients_turn && held > 0;
         self.looks_idle = if hoards && !moved { self.looks_idle + 1 } else { 0 };
         self.looks_idle
@@ -201,7 +318,12 @@ impl Session {
 
     /// Whether there is something to receive, and it may.
     pub(super) fn wants_turn(&self) -> bool {
-        self.readable && !self.broken && self.connection.wants_input()
+        self.may_receive() && !self.broken && self.connection.wants_input()
+    }
+
+    /// Whether something may have come that was not looked at yet.
+    fn may_receive(&self) -> bool {
+        self.readable || self.tls.as_ref().is_some_and(|tls| tls.has_pending())
     }
 
     /// Whether a limit keeps it from going on; replies and sent output may lift it.
@@ -209,18 +331,43 @@ impl Session {
         !self.connection.wants_input() && self.connection.close_reason().is_none()
     }
 
-    /// Whether nothing more will come of it.
-    pub(super) fn is_over(&self) -> bool {
+    /// Whether client and server are agreeing on TLS, which takes the processor's time for a client of whom nothing is known.
+    pub(super) fn is_agreeing_on_tls(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.is_handshaking())
+    }
+
+    /// Why TLS failed, if it did.
+    pub(super) fn tls_failure(&self) -> Option<&rustls::Error> {
+        self.tls_failure.as_ref()
+    }
+
+    /// Whether something waits for the socket.
+    fn has_output(&self) -> bool {
+        self.connection.wants_output() || self.tls.as_ref().is_some_and(|tls| tls.wants_send())
+    }
+
+    /// Whether it has something to send, or to bring to its end.
+    pub(super) fn wants_send(&self) -> bool {
+        self.has_output() || self.broken || self.has_ended() || self.is_draining()
+    }
+
+    /// Whether nothing more will come of its connection.
+    fn has_ended(&self) -> bool {
         let answered = self.connection.requests_in_flight() == 0
             && !self.connection.wants_output()
             && !self.connection.awaits_payload();
-        self.broken
-            || self.connection.state() == State::Closed
-            || (self.closing && answered && !self.readable && !self.is_blocked())
+        self.connection.state() == State::Closed
+            || (self.closing && answered && !self.may_receive() && !self.is_blocked())
+    }
+
+    /// Whether nothing more will come of it.
+    pub(super) fn is_over(&self) -> bool {
+        self.broken || (self.has_ended() && self.tls.as_ref().is_none_or(|tls| tls.is_closed()))
     }
 
     /// Whether the client has ended it, and only what it asked before is still owed.
     pub(super) fn is_draining(&self) -> bool {
-        self.connection.state() == State::Draining
+        let is_unsent = || self.has_output() && self.connection.state() == State::Closed;
+        self.connection.state() == State::Draining || is_unsent()
     }
 }

@@ -7,6 +7,7 @@ mod gateway;
 #[allow(dead_code)]
 #[path = "../ram_volume/mod.rs"]
 mod ram_volume;
+mod tls;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -47,7 +48,7 @@ fn block(client: u64, index: u64, version: u64) -> Vec<u8> {
 }
 
 /// Writes blocks twice and reads them back, many in flight; then flushes.
-fn write_and_verify(mut client: Client<UnixStream>, id: u64) {
+fn write_and_verify<S: Read + Write>(mut client: Client<S>, id: u64) {
     const BLOCKS: u64 = 128;
     const DEPTH: usize = 32;
     let offset = |index: u64| (id * BLOCKS + index) * BLOCK_BYTES as u64;

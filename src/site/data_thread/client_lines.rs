@@ -23,6 +23,7 @@ pub(super) struct ClientLines {
     cut_off: Limit,
     hoarders: Limit,
     turned_away: Limit,
+    tls_failed: Limit,
     not_accepted: Limit,
 }
 
@@ -58,6 +59,12 @@ impl ClientLines {
         }
     }
 
+    pub(super) fn tls_failed(&mut self, now: MonotonicNanos, session: u64, error: impl Display) {
+        if let Some(left_out) = self.tls_failed.admit(now) {
+            tracing::warn!(session, %error, left_out = shown(left_out), "TLS with a client failed");
+        }
+    }
+
     pub(super) fn not_accepted(&mut self, now: MonotonicNanos, error: &io::Error) {
         if let Some(left_out) = self.not_accepted.admit(now) {
             tracing::warn!(%error, left_out = shown(left_out), "cannot accept a client now");
@@ -66,8 +73,9 @@ impl ClientLines {
 
     /// When a count is to be told.
     pub(super) fn next_deadline(&self) -> Option<MonotonicNanos> {
-        let limits = [&self.ended, &self.cut_off, &self.hoarders, &self.turned_away, &self.not_accepted];
-        limits.into_iter().filter_map(Limit::due_at).min()
+        let told = [&self.ended, &self.cut_off, &self.hoarders];
+        let warned = [&self.turned_away, &self.tls_failed, &self.not_accepted];
+        told.into_iter().chain(warned).filter_map(Limit::due_at).min()
     }
 
     /// Tells what was left out long enough ago.
@@ -92,6 +100,9 @@ impl ClientLines {
         }
         if let Some(left_out) = left_out(&mut self.turned_away) {
             tracing::warn!(left_out, "more clients were turned away: too many connections");
+        }
+        if let Some(left_out) = left_out(&mut self.tls_failed) {
+            tracing::warn!(left_out, "TLS with more clients failed");
         }
         if let Some(left_out) = left_out(&mut self.not_accepted) {
             tracing::warn!(left_out, "clients could not be accepted more often");

@@ -95,7 +95,7 @@ impl<V: Volume + 'static> DataThread<V> {
                     break;
                 }
                 match self.listening.accept(listener) {
-                    Ok(Some(socket)) => self.admit(socket),
+                    Ok(Some(socket)) => self.admit(socket, listener),
                     Ok(None) => {}
                     Err(error) => {
                         self.lines.not_accepted(self.host.runtime().now(), &error);
@@ -108,13 +108,14 @@ impl<V: Volume + 'static> DataThread<V> {
     }
 
     /// Begins the handshake with a new client, in the place of another if there are too many.
-    fn admit(&mut self, socket: Socket) {
+    fn admit(&mut self, socket: Socket, listener: usize) {
         let Some(id) = self.shared.admit().or_else(|| self.admit_instead()) else {
             self.turn_away();
             return;
         };
         let connection = Connection::new(id, self.shared.limits.connection, Arc::clone(&self.shared.budget));
-        let mut session = Session::new(id, socket, connection);
+        let tls = self.listening.listeners[listener].0.tls().cloned();
+        let mut session = Session::new(id, socket, connection, tls);
         session.deadline = Some(self.after(self.shared.limits.handshake));
         self.negotiating.insert(id);
         self.adopt(session);

@@ -13,6 +13,9 @@ use crate::site::message::Message;
 use crate::site::session::Session;
 use crate::units::to_usize;
 
+/// Clients with whom TLS is agreed on in a turn, a millisecond each at worst: then those have theirs who are served already.
+const TLS_AGREEMENTS_A_TURN: usize = 2;
+
 /// What is left of a session that has ended while requests of its were in flight: they take memory until they are answered, so it
 /// counts until then, to the budget and as a connection. Else who asks and hangs up, over and over, would be bounded by nothing.
 pub(super) struct Orphan {
@@ -84,8 +87,15 @@ impl<V: Volume + 'static> DataThread<V> {
     /// Each session whose turn it is receives, and its requests go to their volume.
     pub(super) fn receive(&mut self) {
         let mut turns = std::mem::take(&mut self.turns);
+        let mut agreements = 0;
         for id in turns.drain(..) {
-            self.receive_from(id);
+            let is_agreeing = self.sessions.get(&id).is_some_and(Session::is_agreeing_on_tls);
+            agreements += usize::from(is_agreeing);
+            if is_agreeing && agreements > TLS_AGREEMENTS_A_TURN {
+                self.turns.push(id);
+            } else {
+                self.receive_from(id);
+            }
         }
         // Those that have more to do are in `self.turns` by now: the old vector only keeps its memory if unused.
         if self.turns.is_empty() {
@@ -107,9 +117,7 @@ impl<V: Volume + 'static> DataThread<V> {
             session.has_turn = true;
             self.turns.push(id);
         }
-        if !session.has_send
-            && (session.connection.wants_output() || session.is_over() || session.is_draining())
-        {
+        if !session.has_send && session.wants_send() {
             session.has_send = true;
             self.sends.push(id);
         }
@@ -199,6 +207,9 @@ impl<V: Volume + 'static> DataThread<V> {
 
     fn end(&mut self, id: u64) {
         let Some(session) = self.take_out(id) else { return };
+        if let Some(error) = session.tls_failure() {
+            self.lines.tls_failed(self.host.runtime().now(), id, error);
+        }
         match session.connection.close_reason() {
             Some(reason) if !reason.is_orderly() => self.lines.ended(self.host.runtime().now(), id, reason),
             _ => tracing::debug!(session = id, "a session ended"),
