@@ -1,6 +1,6 @@
 //! An address that the gateway listens on: a unix socket or a TCP address.
 //!
-//! It is text only at its edges ([`ListenAddress::parse`], [`ListenAddress::nbd_uri`]). [`in_use`] looks without
+//! It is text only at its edges ([`ListenAddress::parse`], [`Endpoint::nbd_uri`]). [`in_use`] looks without
 //! touching anything; [`bind_unix`] is the only place that removes a file, and only a socket that nobody answers on.
 
 use std::fmt;
@@ -88,14 +88,33 @@ impl ListenAddress {
             ListenAddress::Tcp(address) => address.ip().to_canonical().is_loopback(),
         }
     }
+}
+
+/// Where clients connect, and whether they must begin TLS there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The address.
+    pub address: ListenAddress,
+    /// Whether it is served by TLS.
+    pub tls: bool,
+}
+
+impl Endpoint {
+    /// An address of a gateway, whose TCP addresses are served by TLS or not; its unix sockets never are.
+    pub fn new(address: ListenAddress, tcp_by_tls: bool) -> Endpoint {
+        let tls = tcp_by_tls && matches!(address, ListenAddress::Tcp(_));
+        Endpoint { address, tls }
+    }
 
     /// The NBD URI of an export served here, as the NBD project's uri.md writes it.
     pub fn nbd_uri(&self, export: &str) -> String {
-        match self {
+        match &self.address {
             ListenAddress::Unix(path) => {
                 format!("nbd+unix:///{export}?socket={}", percent_encode(&path.to_string_lossy()))
             }
-            ListenAddress::Tcp(address) => format!("nbd://{address}/{export}"),
+            ListenAddress::Tcp(address) => {
+                format!("{}://{address}/{export}", if self.tls { "nbds" } else { "nbd" })
+            }
         }
     }
 }
@@ -273,10 +292,15 @@ mod tests {
 
     #[test]
     fn an_export_has_a_uri_that_nbd_clients_take() {
-        let address = ListenAddress::Unix("/run/a b.sock".into());
-        assert_eq!(address.nbd_uri("erp/db@test-1"), "nbd+unix:///erp/db@test-1?socket=/run/a%20b.sock");
-        let address = ListenAddress::parse("127.0.0.1:10809").unwrap().remove(0);
-        assert_eq!(address.nbd_uri("erp/db"), "nbd://127.0.0.1:10809/erp/db");
+        let unix = ListenAddress::Unix("/run/a b.sock".into());
+        let tcp = ListenAddress::parse("127.0.0.1:10809").unwrap().remove(0);
+        let uri = |address: &ListenAddress, tls, export| Endpoint::new(address.clone(), tls).nbd_uri(export);
+        for tls in [false, true] {
+            let expected = "nbd+unix:///erp/db@test-1?socket=/run/a%20b.sock";
+            assert_eq!(uri(&unix, tls, "erp/db@test-1"), expected);
+        }
+        assert_eq!(uri(&tcp, false, "erp/db"), "nbd://127.0.0.1:10809/erp/db");
+        assert_eq!(uri(&tcp, true, "erp/db"), "nbds://127.0.0.1:10809/erp/db");
     }
 
     #[test]

@@ -280,6 +280,10 @@ pub enum ClientCommand {
         /// One of the addresses that `status` says the gateway listens on; the first unless given
         #[arg(long, value_name = "ADDRESS")]
         at: Option<String>,
+        /// Where the address is served by TLS: the directory, on the machine that attaches it, of ca-cert.pem, client-cert.pem and
+        /// client-key.pem
+        #[arg(long, value_name = "DIRECTORY", default_value = "/etc/pki/libvirt-nbd")]
+        tls_certificates: PathBuf,
     },
     /// The vault, where deltas and recovery points are kept
     #[command(subcommand, arg_required_else_help = true)]

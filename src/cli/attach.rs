@@ -1,10 +1,11 @@
 //! `attach`: what a person pastes so that QEMU, libvirt, Proxmox VE or fio uses a disk.
 //!
 //! Only text: nothing is attached by it. QEMU's text asks for reconnection, so that a machine sees a pause and no error while the
-//! gateway is restarted or upgraded. What is to be pasted goes to standard output, what a person should know to standard error.
+//! gateway is restarted or upgraded. Where the address is served by TLS, so is what is printed. What is to be pasted goes to standard output, what a person should know to standard error.
 
 use std::fmt::Write;
 use std::net::SocketAddr;
+use std::path::Path;
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -12,10 +13,10 @@ use serde::Serialize;
 use super::client::Client;
 use super::failure::Failure;
 use super::output::{Output, complain};
-use crate::control::model::{Disk, Status};
+use crate::control::model::{Disk, Status, TlsStatus};
 use crate::control::name::DiskPath;
 use crate::error::{Error, ErrorKind};
-use crate::listen::ListenAddress;
+use crate::listen::{Endpoint, ListenAddress};
 
 /// How long QEMU holds a machine's requests back while nobody answers: for a restart with a long journal, or an upgrade.
 const RECONNECT_DELAY_S: u32 = 300;
@@ -36,6 +37,15 @@ pub enum Consumer {
     Fio,
 }
 
+/// What a person may choose of a place.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// One of the gateway's addresses; else its first.
+    pub at: Option<&'a str>,
+    /// The directory of the client's certificate, its key and the gateway's authority, where TLS needs them.
+    pub credentials: &'a Path,
+}
+
 /// What `attach --json` prints.
 #[derive(Serialize)]
 struct Attachment {
@@ -50,7 +60,7 @@ struct Attachment {
 pub async fn run(
     path: &DiskPath,
     consumer: Consumer,
-    at: Option<&str>,
+    wanted: Wanted<'_>,
     client: &Client,
     output: Output,
 ) -> Result<(), Failure> {
@@ -59,17 +69,21 @@ pub async fn run(
         || Error::new(ErrorKind::NotFound, format!("there is no disk {path}: 'disk list' shows them"));
     let disk = disks.into_iter().find(|disk| disk.name == path.disk).ok_or_else(missing)?;
     let status: Status = client.get("/v1/status").await?;
-    let address = chosen(&status.listen, at)?;
-    let place = Place { disk: &disk, address: &address };
+    let address = chosen(&status.listen, wanted.at)?;
+    let endpoint = Endpoint::new(address, status.tls.is_some());
+    let place = Place { disk: &disk, endpoint: &endpoint, credentials: wanted.credentials };
     let text = place.text(consumer);
     if !disk.served {
         complain(&format!("note: {path} is not served now: 'disk list' says why\n"));
     }
     complain(&place.notes(consumer));
+    if let Some(tls) = status.tls.filter(|_| endpoint.tls) {
+        complain(&place.note_of_tls(consumer, tls));
+    }
     let attachment = Attachment {
         disk: path.to_string(),
         r#for: consumer,
-        address: address.to_string(),
+        address: endpoint.address.to_string(),
         uri: place.uri(),
         text,
     };
@@ -130,7 +144,9 @@ pub struct Place<'a> {
     /// The disk.
     pub disk: &'a Disk,
     /// One of its gateway's addresses.
-    pub address: &'a ListenAddress,
+    pub endpoint: &'a Endpoint,
+    /// The directory of what a client needs for TLS.
+    pub credentials: &'a Path,
 }
 
 impl Place<'_> {
@@ -156,7 +172,7 @@ impl Place<'_> {
             }
             Consumer::Fio => "note: this reads; --rw=randwrite overwrites what is on the disk\n".to_owned(),
         };
-        if let ListenAddress::Tcp(tcp) = self.address
+        if let ListenAddress::Tcp(tcp) = self.endpoint.address
             && tcp.ip().is_loopback()
         {
             let _ = writeln!(notes, "note: {} is this machine only", tcp.ip());
@@ -164,14 +180,39 @@ impl Place<'_> {
         notes
     }
 
+    /// What must lie in the client's directory, and whose that is to say.
+    fn note_of_tls(&self, consumer: Consumer, tls: TlsStatus) -> String {
+        let files = if tls.client_certificates {
+            "ca-cert.pem, client-cert.pem and client-key.pem"
+        } else {
+            "ca-cert.pem"
+        };
+        match consumer {
+            Consumer::Libvirt => {
+                format!(
+                    "note: nbd_tls_x509_cert_dir in /etc/libvirt/qemu.conf names the directory of {files} (docs/tls.md)\n"
+                )
+            }
+            // It cannot be told where: its libnbd is not allowed to follow a URI to files.
+            Consumer::Fio => {
+                format!(
+                    "note: fio looks for {files} in ~/.pki/libnbd, or as root in /etc/pki/libnbd (docs/tls.md)\n"
+                )
+            }
+            Consumer::Qemu | Consumer::Proxmox => {
+                format!("note: {} must hold {files} (docs/tls.md)\n", self.credentials.display())
+            }
+        }
+    }
+
     fn uri(&self) -> String {
-        self.address.nbd_uri(&self.disk.export)
+        self.endpoint.nbd_uri(&self.disk.export)
     }
 
     /// Arguments of qemu-system-*.
     pub fn qemu(&self) -> String {
         let node = format!("afterimage-{:.NODE_NAME_DIGITS$}", self.disk.id.to_string());
-        let server = match self.address {
+        let server = match &self.endpoint.address {
             ListenAddress::Unix(path) => {
                 format!("server.type=unix,server.path={}", option_value(&path.to_string_lossy()))
             }
@@ -179,25 +220,37 @@ impl Place<'_> {
                 format!("server.type=inet,server.host={},server.port={}", tcp.ip(), tcp.port())
             }
         };
+        let (object, tls) = self.qemu_tls(&node);
         let blockdev = format!(
-            "driver=nbd,node-name={node},{server},export={},reconnect-delay={RECONNECT_DELAY_S},discard=unmap",
+            "driver=nbd,node-name={node},{server}{tls},export={},reconnect-delay={RECONNECT_DELAY_S},discard=unmap",
             self.disk.export
         );
-        format!("-blockdev {} -device virtio-blk-pci,drive={node}", shell_word(&blockdev))
+        format!("{object}-blockdev {} -device virtio-blk-pci,drive={node}", shell_word(&blockdev))
+    }
+
+    /// The object that holds a disk's credentials, each its own so that several disks may be pasted, and the option that names it.
+    fn qemu_tls(&self, node: &str) -> (String, String) {
+        if !self.endpoint.tls {
+            return (String::new(), String::new());
+        }
+        let directory = option_value(&self.credentials.to_string_lossy());
+        let object = format!("tls-creds-x509,id={node}-tls,endpoint=client,dir={directory}");
+        (format!("-object {} ", shell_word(&object)), format!(",tls-creds={node}-tls"))
     }
 
     /// An element of a machine's `<devices>`.
     fn libvirt(&self) -> String {
-        let host = match self.address {
+        let host = match &self.endpoint.address {
             ListenAddress::Unix(path) => {
                 format!("transport='unix' socket='{}'", xml_attribute(&path.to_string_lossy()))
             }
             ListenAddress::Tcp(tcp) => format!("name='{}' port='{}'", tcp.ip(), tcp.port()),
         };
+        let tls = if self.endpoint.tls { " tls='yes'" } else { "" };
         format!(
             "<disk type='network' device='disk'>\n  \
                <driver name='qemu' type='raw' cache='none' discard='unmap'/>\n  \
-               <source protocol='nbd' name='{}'>\n    \
+               <source protocol='nbd' name='{}'{tls}>\n    \
                  <host {host}/>\n    \
                  <reconnect delay='{RECONNECT_DELAY_S}'/>\n  \
                </source>\n  \
@@ -261,7 +314,8 @@ mod tests {
     #[test]
     fn what_is_special_to_a_program_is_written_as_that_program_has_it() {
         let (disk, address) = (disk(), ListenAddress::Unix("/run/it's, <a> &b.sock".into()));
-        let place = Place { disk: &disk, address: &address };
+        let endpoint = Endpoint::new(address, true);
+        let place = Place { disk: &disk, endpoint: &endpoint, credentials: Path::new("/pki") };
         let qemu = place.qemu();
         assert!(qemu.contains(r"server.path=/run/it'\''s,, <a> &b.sock,export=erp/database,"), "{qemu}");
         assert!(qemu.starts_with("-blockdev 'driver=nbd,node-name=afterimage-0123456789abcdef,"), "{qemu}");
@@ -276,7 +330,8 @@ mod tests {
     #[test]
     fn tcp_is_an_address_and_a_port() {
         let (disk, address) = (disk(), ListenAddress::parse("[::1]:10809").unwrap().remove(0));
-        let place = Place { disk: &disk, address: &address };
+        let endpoint = Endpoint::new(address, false);
+        let place = Place { disk: &disk, endpoint: &endpoint, credentials: Path::new("/pki") };
         assert!(
             place.qemu().contains("server.type=inet,server.host=::1,server.port=10809,"),
             "{}",
@@ -284,6 +339,28 @@ mod tests {
         );
         assert!(place.libvirt().contains("<host name='::1' port='10809'/>"), "{}", place.libvirt());
         assert!(place.fio(Load::Writes).contains("--uri='nbd://[::1]:10809/erp/database' --rw=randwrite"));
+    }
+
+    #[test]
+    fn what_is_served_by_tls_is_attached_by_tls() {
+        let (disk, address) = (disk(), ListenAddress::parse("127.0.0.1:10809").unwrap().remove(0));
+        let endpoint = Endpoint::new(address, true);
+        let place = Place { disk: &disk, endpoint: &endpoint, credentials: Path::new("/pki/a b,c") };
+        let node = "afterimage-0123456789abcdef";
+        let qemu = place.qemu();
+        let object =
+            format!("-object 'tls-creds-x509,id={node}-tls,endpoint=client,dir=/pki/a b,,c' -blockdev ");
+        assert!(qemu.starts_with(&object), "{qemu}");
+        assert!(
+            qemu.contains(&format!("server.port=10809,tls-creds={node}-tls,export=erp/database,")),
+            "{qemu}"
+        );
+        assert!(place.libvirt().contains("name='erp/database' tls='yes'>"), "{}", place.libvirt());
+        let uri = "--uri='nbds://127.0.0.1:10809/erp/database'";
+        assert!(place.fio(Load::Reads).contains(uri), "{}", place.fio(Load::Reads));
+        let certificates = |client_certificates| TlsStatus { client_certificates };
+        assert!(place.note_of_tls(Consumer::Qemu, certificates(true)).contains("client-key.pem"));
+        assert!(!place.note_of_tls(Consumer::Libvirt, certificates(false)).contains("client-key.pem"));
     }
 
     #[test]

@@ -72,8 +72,9 @@ pub async fn run(command: ClientCommand, client: Client, output: Output) -> Resu
         ClientCommand::Vault(VaultCommand::Adopt { path, accept_loss, consent }) => {
             session.vault_adopt(&path, accept_loss, consent).await
         }
-        ClientCommand::Attach { disk, consumer, at } => {
-            attach::run(&disk, consumer, at.as_deref(), &session.client, session.output).await
+        ClientCommand::Attach { disk, consumer, at, tls_certificates } => {
+            let place = attach::Wanted { at: at.as_deref(), credentials: &tls_certificates };
+            attach::run(&disk, consumer, place, &session.client, session.output).await
         }
         ClientCommand::Key(command) => keys::run(command, &session.client, session.output).await,
     }

@@ -9,6 +9,7 @@ use rustix::fs::statvfs;
 use rustix::io::Errno;
 
 use super::error::{Fault, quoted, quoted_path};
+use super::tls;
 use super::{Configuration, HookAction, StorageChoice};
 use crate::byte_size::ByteSize;
 use crate::data_directory::{self, Obstacle};
@@ -29,6 +30,7 @@ pub(super) fn check(configuration: &Configuration) -> Result<(), Fault> {
     check_beside_each_other(&sockets)?;
     check_free_min(configuration)?;
     check_site_key(configuration)?;
+    configuration.nbd.tls.as_ref().map_or(Ok(()), tls::check)?;
     check_hooks(configuration)?;
     check_backend(configuration)
 }
@@ -148,10 +150,18 @@ fn check_beside_each_other(sockets: &[Socket]) -> Result<(), Fault> {
     Ok(())
 }
 
-/// That programs which are to be told of events are there, and may be run by us.
+/// That programs which are to be told of events are there, and may be run by us, and that servers can be known.
 fn check_hooks(configuration: &Configuration) -> Result<(), Fault> {
     for hook in &configuration.hooks {
-        let HookAction::Exec(program, _) = &hook.action else { continue };
+        let program = match &hook.action {
+            HookAction::Exec(program, _) => program,
+            HookAction::Webhook(address) => {
+                if address.tls {
+                    tls::check_webhook(&format!("hooks.{}", hook.name), &address.url, address.ca.as_ref())?;
+                }
+                continue;
+            }
+        };
         let (problem, mend) = match program.metadata() {
             Err(error) => (format!("the program cannot be found ({error})"), "name one that is there"),
             Ok(found) if !found.is_file() => ("this is no file".to_owned(), "name a program"),

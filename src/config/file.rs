@@ -16,6 +16,7 @@ use super::error::{Fault, quoted};
 use super::hooks::{self, RawHook};
 use super::metrics::{RawMetrics, metrics};
 use super::number::{RawNumber, count_between};
+use super::tls::{self, RawTls};
 use super::{
     Api, Configuration, Images, Journal, Keys, Log, LogFormat, LogLevel, Memory, Nbd, Site, Storage,
     StorageChoice, Vault, Verify, Written,
@@ -104,6 +105,7 @@ struct RawNbd {
     connections_max: Option<RawNumber>,
     buffers: Option<RawSize>,
     buffers_total: Option<RawSize>,
+    tls: Option<RawTls>,
 }
 
 #[derive(Default, Deserialize)]
@@ -256,7 +258,7 @@ fn toml_fault(text: &str, error: &toml::de::Error) -> Fault {
 }
 
 /// The absolute form of `path`, which a key has as `text`.
-fn absolute(key: &str, text: &str, path: &str, example: &str) -> Result<PathBuf, Fault> {
+pub(super) fn absolute(key: &str, text: &str, path: &str, example: &str) -> Result<PathBuf, Fault> {
     let mend = || format!("write a path, for example \"{example}\"");
     if path.is_empty() {
         return Err(Fault::of(key, quoted(text), "no path", mend()));
@@ -315,13 +317,14 @@ fn nbd(raw: RawNbd, data_dir: &Path) -> Result<(Nbd, Vec<String>), Fault> {
     if texts.is_empty() {
         return Err(Fault::of(KEY, "[]", "nobody could connect", "name an address, or leave the key out"));
     }
+    let tls = tls::parse(raw.tls)?;
     let (mut listen, mut written) = (Vec::new(), Vec::new());
     for text in &texts {
         let addresses =
             ListenAddress::parse(text).map_err(|fault| Fault::of_address(KEY, quoted(text), fault))?;
         for address in addresses {
-            if !address.is_local() && !raw.allow_insecure {
-                return Err(not_local(KEY, text, &address));
+            if !raw.allow_insecure {
+                tls::check_reach(KEY, text, &address, tls.as_ref())?;
             }
             listen.push(address);
             written.push(text.clone());
@@ -335,7 +338,7 @@ fn nbd(raw: RawNbd, data_dir: &Path) -> Result<(Nbd, Vec<String>), Fault> {
     let socket_mode = one_of("nbd.socket_mode", raw.socket_mode.as_deref(), &modes)?;
     let buffers = size_of_at_least("nbd.buffers", raw.buffers, BUFFERS, BUFFERS_MIN)?;
     let buffers_total = buffers_total(raw.buffers_total, buffers)?;
-    Ok((Nbd { listen, socket_mode, connections_max, buffers, buffers_total }, written))
+    Ok((Nbd { listen, socket_mode, connections_max, buffers, buffers_total, tls }, written))
 }
 
 /// Where it is left out, it is never what is wrong: it follows larger buffers of each client.
@@ -352,17 +355,6 @@ fn buffers_total(raw: Option<RawSize>, buffers: ByteSize) -> Result<ByteSize, Fa
         ));
     }
     Ok(total)
-}
-
-fn not_local(key: &str, text: &str, address: &ListenAddress) -> Fault {
-    let shown = address.to_string();
-    let which = if shown == text { String::new() } else { format!("it stands for {shown}, ") };
-    Fault::of(
-        key,
-        quoted(text),
-        format!("{which}not a loopback address, and NBD is neither encrypted nor authenticated"),
-        "listen on a unix socket or 127.0.0.1, or set allow_insecure = true beside it",
-    )
 }
 
 /// The table, and the socket as it is written.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::error::{Fault, quoted};
+use super::tls::{self, NamedFile};
 use crate::control::event_codes::EVENT_CODES;
 use crate::control::model::Severity;
 use crate::control::name::Name;
@@ -44,7 +45,7 @@ pub enum HookAction {
     Webhook(WebhookAddress),
 }
 
-/// `http://HOST[:PORT][/PATH]`, taken apart.
+/// `http://HOST[:PORT][/PATH]`, or the same by `https`, taken apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WebhookAddress {
     /// As it is written.
@@ -57,6 +58,10 @@ pub struct WebhookAddress {
     pub authority: String,
     /// What is asked for there.
     pub path: String,
+    /// Whether it is spoken to by TLS.
+    pub tls: bool,
+    /// Authorities that its certificate may be signed by; `None`: those of the system.
+    pub ca: Option<NamedFile>,
 }
 
 #[derive(Deserialize)]
@@ -67,6 +72,7 @@ pub(super) struct RawHook {
     severity: Option<String>,
     exec: Option<Vec<String>>,
     webhook: Option<String>,
+    ca: Option<String>,
     timeout: Option<String>,
     retries: Option<toml::Value>,
 }
@@ -88,7 +94,7 @@ pub(super) fn parse(raw: Vec<RawHook>) -> Result<Vec<Hook>, Fault> {
     Ok(hooks)
 }
 
-fn hook(index: usize, raw: RawHook) -> Result<Hook, Fault> {
+fn hook(index: usize, mut raw: RawHook) -> Result<Hook, Fault> {
     let missing = |key: String, problem: &str, mend: &str| Fault {
         place: key,
         problem: problem.to_owned(),
@@ -111,7 +117,11 @@ fn hook(index: usize, raw: RawHook) -> Result<Hook, Fault> {
     }
     let action = match (raw.exec, raw.webhook) {
         (Some(words), None) => exec(&key("exec"), words)?,
-        (None, Some(url)) => HookAction::Webhook(webhook(&key("webhook"), &url)?),
+        (None, Some(url)) => {
+            let mut address = webhook(&key("webhook"), &url)?;
+            address.ca = raw.ca.take().map(|ca| tls::webhook_ca(&key("ca"), ca, &url)).transpose()?;
+            HookAction::Webhook(address)
+        }
         (None, None) => {
             let mend = "add `exec = [\"/PATH\"]` or `webhook = \"http://HOST/PATH\"`";
             return Err(missing(key("exec"), "it is not said what is done", mend));
@@ -121,6 +131,10 @@ fn hook(index: usize, raw: RawHook) -> Result<Hook, Fault> {
             return Err(Fault::of(&key("webhook"), quoted(&url), problem, "write two hooks"));
         }
     };
+    if let Some(ca) = raw.ca {
+        let problem = "there is no webhook beside it, whose certificate it would be for";
+        return Err(Fault::of(&key("ca"), quoted(&ca), problem, "remove it"));
+    }
     Ok(Hook {
         on: codes(&key("on"), raw.on)?,
         severity: severity(&key("severity"), raw.severity.as_deref())?,
@@ -172,15 +186,12 @@ fn exec(key: &str, mut words: Vec<String>) -> Result<HookAction, Fault> {
 }
 
 fn webhook(key: &str, url: &str) -> Result<WebhookAddress, Fault> {
-    const MEND: &str = "write for example \"http://127.0.0.1:8080/afterimage\"";
+    const MEND: &str = "write for example \"https://chat.example/afterimage\" or \"http://127.0.0.1:8080/\"";
     let fault = |problem: &str, mend: &str| Fault::of(key, quoted(url), problem, mend);
-    if url.starts_with("https:") {
-        let mend = "write an http:// address of this host, where a proxy or a program speaks TLS, or use exec with curl";
-        return Err(fault("TLS is not there yet", mend));
-    }
     let uri: hyper::Uri = url.parse().map_err(|_| fault("not an address", MEND))?;
-    let authority = uri.authority().filter(|_| uri.scheme_str() == Some("http"));
-    let authority = authority.ok_or_else(|| fault("not an http:// address with a host", MEND))?;
+    let tls = uri.scheme_str() == Some("https");
+    let authority = uri.authority().filter(|_| tls || uri.scheme_str() == Some("http"));
+    let authority = authority.ok_or_else(|| fault("not an http:// or https:// address with a host", MEND))?;
     if authority.as_str().contains('@') {
         return Err(fault("a user's name or password is part of it, which events would show", MEND));
     }
@@ -189,9 +200,11 @@ fn webhook(key: &str, url: &str) -> Result<WebhookAddress, Fault> {
     Ok(WebhookAddress {
         url: url.to_owned(),
         host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
-        port: uri.port_u16().unwrap_or(80),
+        port: uri.port_u16().unwrap_or(if tls { 443 } else { 80 }),
         authority: authority.to_string(),
         path: path.to_owned(),
+        tls,
+        ca: None,
     })
 }
 

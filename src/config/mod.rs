@@ -10,6 +10,7 @@ mod file;
 mod hooks;
 mod metrics;
 mod number;
+mod tls;
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -20,6 +21,7 @@ use std::time::Duration;
 pub use error::ConfigurationError;
 pub(crate) use error::one_line;
 pub use hooks::{Hook, HookAction, WebhookAddress};
+pub use tls::{NamedFile, NbdTls};
 
 use crate::byte_size::ByteSize;
 use crate::control::name::Name;
@@ -101,6 +103,8 @@ pub struct Nbd {
     pub buffers: ByteSize,
     /// The same of all clients together, beyond the little that each may hold anyhow; `buffers` at least.
     pub buffers_total: ByteSize,
+    /// What TCP clients must begin TLS by; `None`: there is none.
+    pub tls: Option<NbdTls>,
 }
 
 /// `[api]`: the control plane.

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::failover::TestListing;
 use crate::format::marker::Consistency;
 use crate::format::record::{DiskRecord, GroupRecord, PointRecord, TestUse};
-use crate::listen::ListenAddress;
+use crate::listen::Endpoint;
 use crate::protect::group::Counters;
 use crate::protect::retention::RetentionStatus;
 use crate::protect::status::{Condition, GroupSnapshot};
@@ -32,18 +32,18 @@ pub fn disk_path(group: &Name, disk: &str) -> Result<DiskPath> {
 }
 
 /// A disk that is served.
-pub fn disk(group: &Name, record: &DiskRecord, address: &ListenAddress) -> Result<Disk> {
-    Ok(disk_at(disk_path(group, &record.name)?, record.id, record.sectors, true, address))
+pub fn disk(group: &Name, record: &DiskRecord, endpoint: &Endpoint) -> Result<Disk> {
+    Ok(disk_at(disk_path(group, &record.name)?, record.id, record.sectors, true, endpoint))
 }
 
-fn disk_at(path: DiskPath, id: DiskId, size: SectorCount, served: bool, address: &ListenAddress) -> Disk {
+fn disk_at(path: DiskPath, id: DiskId, size: SectorCount, served: bool, endpoint: &Endpoint) -> Disk {
     let export = path.to_string();
     Disk {
         id,
         group: path.group,
         name: path.disk,
         size_bytes: size.bytes(),
-        uri: address.nbd_uri(&export),
+        uri: endpoint.nbd_uri(&export),
         export,
         served,
         latched: None,
@@ -67,13 +67,13 @@ pub(super) fn group(
     description: &Description,
     snapshot: Option<&GroupSnapshot>,
     Troubles { failure, damage, failing }: Troubles,
-    address: &ListenAddress,
+    endpoint: &Endpoint,
 ) -> Result<Group> {
     let record = &description.record;
     let disks = description.disks.iter().map(|record| {
         let latched = snapshot.and_then(|snapshot| latch(snapshot, &record.name));
         let served = failure.is_none() && latched.is_none();
-        Ok(Disk { served, latched, ..disk(name, record, address)? })
+        Ok(Disk { served, latched, ..disk(name, record, endpoint)? })
     });
     let mut disks = disks.collect::<Result<Vec<_>>>()?;
     disks.sort_by(|a, b| a.name.cmp(&b.name));
@@ -119,11 +119,11 @@ pub fn unreadable_group(
     name: &Name,
     known: Option<&catalogue::GroupDescription>,
     failure: Option<Failure>,
-    address: &ListenAddress,
+    endpoint: &Endpoint,
 ) -> Group {
     let disk = |disk: &catalogue::DiskRecord| {
         let path = DiskPath { group: name.clone(), disk: disk.name.clone() };
-        disk_at(path, disk.id, disk.size, false, address)
+        disk_at(path, disk.id, disk.size, false, endpoint)
     };
     Group {
         id,
@@ -180,11 +180,11 @@ fn listed(member: &Member, record: &PointRecord, held: bool) -> Point {
 }
 
 /// A test failover.
-pub fn test(group: &Name, failover: &TestListing, connections: u64, address: &ListenAddress) -> Result<Test> {
+pub fn test(group: &Name, failover: &TestListing, connections: u64, endpoint: &Endpoint) -> Result<Test> {
     let export = |disk: &crate::failover::TestListedDisk| {
         let path = DiskPath { group: group.clone(), disk: name(&disk.name)? };
         let export = path.test_export(failover.test);
-        let uri = address.nbd_uri(&export);
+        let uri = endpoint.nbd_uri(&export);
         Ok(TestExport { disk: path.disk, export, uri, size_bytes: disk.sectors.bytes() })
     };
     Ok(Test {

@@ -43,7 +43,7 @@ impl Inner {
             self.record_events().await;
         }
         self.remember_disk(id, &record).await?;
-        convert::disk(&path.group, &record, self.address())
+        convert::disk(&path.group, &record, &self.endpoint())
     }
 
     async fn resize(

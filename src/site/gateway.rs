@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use parking_lot::RwLock;
+use rustls::ServerConfig;
 use tokio::sync::{Mutex, OwnedMutexGuard, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -28,7 +29,7 @@ use crate::env::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failover::TestListing;
 use crate::format::record::{DiskRecord, TestUse};
-use crate::listen::{ListenAddress, SocketMode};
+use crate::listen::{Endpoint, ListenAddress, SocketMode};
 use crate::planted::Planted;
 use crate::protect::group::Callback;
 use crate::protect::open::GroupPlan;
@@ -178,9 +179,19 @@ impl Gateway {
         self.0.background.lock().await.spawn(clients::watch(Arc::downgrade(&self.0), Arc::clone(api)));
     }
 
-    /// Lets block clients connect.
-    pub fn listen(&self, address: &ListenAddress, mode: SocketMode) -> Result<ListenAddress> {
-        self.0.threads.listen(address, mode)
+    /// Lets block clients connect; those who come by TCP must begin TLS if there is a configuration of it.
+    pub fn listen(
+        &self,
+        address: &ListenAddress,
+        mode: SocketMode,
+        tls: Option<&Arc<ServerConfig>>,
+    ) -> Result<ListenAddress> {
+        match (address, tls) {
+            (ListenAddress::Tcp(_), Some(tls)) => {
+                self.0.threads.listen_by_tls(address, mode, Arc::clone(tls))
+            }
+            _ => self.0.threads.listen(address, mode),
+        }
     }
 
     /// The data threads.
@@ -275,8 +286,9 @@ impl Inner {
         }
     }
 
-    pub(super) fn address(&self) -> &ListenAddress {
-        &self.configuration.nbd.listen[0]
+    pub(super) fn endpoint(&self) -> Endpoint {
+        let nbd = &self.configuration.nbd;
+        Endpoint::new(nbd.listen[0].clone(), nbd.tls.is_some())
     }
 
     pub(super) fn plan(&self, id: GroupId) -> GroupPlan {
@@ -413,7 +425,7 @@ impl Inner {
         let failure = entry.failure.as_ref().map(|failure| failure.model(name));
         if !entry.is_hosted() {
             let known = self.last_described(entry.id).await;
-            return Ok(convert::unreadable_group(entry.id, name, known.as_ref(), failure, self.address()));
+            return Ok(convert::unreadable_group(entry.id, name, known.as_ref(), failure, &self.endpoint()));
         }
         let asked = |member: &mut Member| {
             let snapshot = member.group().ok().map(|group| group.snapshot());
@@ -426,7 +438,7 @@ impl Inner {
             damage: self.damage_of(name, entry).await,
             failing: failing::failure(name, failing_disks, failing_tests),
         };
-        convert::group(entry.id, name, &description, snapshot.as_ref(), troubles, self.address())
+        convert::group(entry.id, name, &description, snapshot.as_ref(), troubles, &self.endpoint())
     }
 
     /// Has the catalogue say what a disk of a group is; nothing else of the group, whose history may be long.

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use rustix::fs::Mode;
+use rustls::ServerConfig;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -24,8 +25,9 @@ use crate::control::server::{self, ApiConnections, ApiLimits};
 use crate::data_directory::DataDirectory;
 use crate::env::{Environment, OsEnvironment};
 use crate::error::{Error, ErrorKind, Result};
-use crate::listen::{ListenAddress, SocketMode, bind_unix};
+use crate::listen::{Endpoint, ListenAddress, SocketMode, bind_unix};
 use crate::storage::{BackendOptions, Preference, Storage, open_best};
+use crate::tls::{self, Validity};
 use crate::units::to_usize;
 
 /// How long a clean stop may take; what is not sealed by then is recovered at the next start.
@@ -101,6 +103,7 @@ async fn run(configuration: Configuration, directory: DataDirectory, mut signals
             None
         }
     };
+    let tls = nbd_tls(&configuration, &*environment)?;
     let storage = found.get().cloned().expect("every data thread opened its storage");
     tracing::info!(backend = %storage.backend, reason = %storage.reason, "the storage back end");
     let (listen, mode) = (configuration.nbd.listen.clone(), configuration.nbd.socket_mode);
@@ -117,7 +120,7 @@ async fn run(configuration: Configuration, directory: DataDirectory, mut signals
         stopping();
         waits.end_waits();
     };
-    let opened = open(&gateway, &listen, mode, &socket).await;
+    let opened = open(&gateway, &listen, mode, tls.as_ref(), &socket).await;
     let has_socket = opened.is_ok();
     let opened = opened.and_then(|listener| Ok((listener, MetricsListener::bind(&metrics)?)));
     let served = match opened {
@@ -157,16 +160,47 @@ async fn open(
     gateway: &Gateway,
     listen: &[ListenAddress],
     mode: SocketMode,
+    tls: Option<&Arc<ServerConfig>>,
     socket: &Path,
 ) -> Result<UnixListener> {
     gateway.open_groups().await?;
     for address in listen {
-        let bound = gateway.listen(address, mode)?;
-        tracing::info!(address = %bound, "block clients may connect");
+        let bound = gateway.listen(address, mode, tls)?;
+        let tls = Endpoint::new(bound.clone(), tls.is_some()).tls;
+        // The address last: a script takes it off the line's end.
+        tracing::info!(tls, address = %bound, "block clients may connect");
     }
     // Whoever may connect to a disk need not be who may destroy it.
     let bound = bind_unix(socket, SocketMode::Owner);
     bound.map_err(|error| Error::io("listening on the API's socket", error).at_path(socket))
+}
+
+/// What TCP clients must begin TLS by, if that is configured; read once. A certificate that has expired is none that clients take, but
+/// those who come by a unix socket do not ask for it: so it keeps nobody from his disks.
+fn nbd_tls(
+    configuration: &Configuration,
+    environment: &dyn Environment,
+) -> Result<Option<Arc<ServerConfig>>> {
+    let Some(named) = &configuration.nbd.tls else { return Ok(None) };
+    let path = &named.certificate.path;
+    let unusable = |unusable: tls::Unusable| {
+        Error::invalid(format!("[nbd.tls]: {}: {}", unusable.problem, unusable.mend)).at_path(path)
+    };
+    let config = tls::server(&named.files()).map_err(unusable)?;
+    let certificate = path.display();
+    match tls::validity(path, environment.wall()).map_err(unusable)? {
+        Validity::Holds => {}
+        Validity::NotYet => {
+            tracing::warn!(%certificate, "the certificate of [nbd.tls] is not valid yet: is the clock right?");
+        }
+        Validity::ExpiresAt { second, is_past } => {
+            let at = jiff::Timestamp::from_second(i64::try_from(second).unwrap_or(i64::MAX));
+            let at = at.map(|at| at.to_string()).unwrap_or_default();
+            let when = if is_past { "has expired: clients refuse it" } else { "expires soon" };
+            tracing::warn!(%certificate, at, "the certificate of [nbd.tls] {when}; put a new one there and restart");
+        }
+    }
+    Ok(Some(config))
 }
 
 fn start_threads(

@@ -18,7 +18,7 @@ use crate::control::model::{
     AdoptRequest, Adopted, Disk, Event, EventPage, EventQuery, Group, GroupStatus, GroupVerified, HookStatus,
     KeyImport, KeyRotation, KeyText, Keys, Point, PointCreated, PolicyForecast, PolicyRequest, RepairReport,
     RepairRequest, RestoreRequest, Restored, ResumeRequest, Resumed, Status, StorageStatus, Test,
-    TestRequest, TurnedAway, VerifyReport,
+    TestRequest, TlsStatus, TurnedAway, VerifyReport,
 };
 use crate::control::name::{DiskPath, Label, Name};
 use crate::control::selector::{PointSelector, refuse_ambiguous, resolve};
@@ -266,7 +266,7 @@ impl Inner {
             self.serve_disk(&group, id, &record)?;
         }
         self.remember_disk(id, &record).await?;
-        convert::disk(&group, &record, self.address())
+        convert::disk(&group, &record, &self.endpoint())
     }
 
     async fn disk_import(&self, path: DiskPath, file: PathBuf, progress: Progress) -> Result<Disk> {
@@ -373,7 +373,7 @@ impl Inner {
         // Alone: a long history is not written anew for it.
         let known = convert::catalogue_test(&listing);
         cached(self.catalogue.as_ref().map(|catalogue| catalogue.put_test(id, known))).await;
-        let mut test = convert::test(&group, &listing, 0, self.address())?;
+        let mut test = convert::test(&group, &listing, 0, &self.endpoint())?;
         test.point = self.described(id, test.point).await?;
         Ok(test)
     }
@@ -438,7 +438,7 @@ impl Inner {
             for listing in listings {
                 let exports = listing.disks.iter().map(|disk| Export::Test(id, disk.id, listing.test));
                 let connections = exports.map(|export| self.threads.exports().sessions_of(export)).sum();
-                tests.push(convert::test(&name, &listing, connections, self.address())?);
+                tests.push(convert::test(&name, &listing, connections, &self.endpoint())?);
             }
         }
         Ok(tests)
@@ -480,6 +480,12 @@ impl Inner {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started: self.started,
             listen: self.configuration.nbd.listen.iter().map(ToString::to_string).collect(),
+            tls: self
+                .configuration
+                .nbd
+                .tls
+                .as_ref()
+                .map(|tls| TlsStatus { client_certificates: tls.client_ca.is_some() }),
             connections: self.threads.connections() as u64,
             connections_limit: self.configuration.nbd.connections_max.get() as u64,
             turned_away: self.threads.turned_away(),

@@ -16,7 +16,7 @@ use crate::control::name::Name;
 use crate::counted::counted;
 use crate::env::{Environment, OsEnvironment};
 use crate::error::{Error, ErrorKind};
-use crate::listen::ListenAddress;
+use crate::listen::{Endpoint, ListenAddress};
 use crate::oracle::{Bounds, Clock, Counters, History, Image, Load, OnLoss, Running, Stamp, Target, judge};
 use crate::random::Random;
 use crate::units::{Lsn, MonotonicNanos, SECTOR_BYTES};
@@ -354,8 +354,9 @@ impl Demo {
     /// Says how to use what stays, and lets it.
     fn leave_running(self, directory: &Path) -> Result<(), Failure> {
         let Demo { gateway, mut screen, disks, .. } = self;
-        let address = ListenAddress::Unix(gateway.nbd_socket());
-        let place = |disk: usize| Place { disk: &disks[disk], address: &address };
+        let endpoint = Endpoint::new(ListenAddress::Unix(gateway.nbd_socket()), false);
+        let place =
+            |disk: usize| Place { disk: &disks[disk], endpoint: &endpoint, credentials: Path::new("") };
         let binary = std::env::current_exe().map_err(|error| Error::io("finding our own binary", error))?;
         let text = format!(
             "The gateway runs on (pid {pid}): a recovery point every {INTERVAL_MS} ms while somebody writes.\n\n\

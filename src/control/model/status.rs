@@ -17,6 +17,9 @@ pub struct Status {
     pub started: WallNanos,
     /// Where block clients connect, as configured.
     pub listen: Vec<String>,
+    /// What clients that come by TCP must begin; none where they come without TLS. Unix sockets have none.
+    #[serde(default)]
+    pub tls: Option<TlsStatus>,
     /// Block clients connected now.
     pub connections: u64,
     /// `[nbd] connections_max`
@@ -65,6 +68,13 @@ pub struct Status {
     pub storage: StorageStatus,
     /// Every group, by name.
     pub groups: Vec<GroupStatus>,
+}
+
+/// `[nbd.tls]`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TlsStatus {
+    /// Whether clients must show a certificate that an authority named there has signed.
+    pub client_certificates: bool,
 }
 
 /// Clients that were turned away since the process began to serve, because there were too many.
