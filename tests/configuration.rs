@@ -2,8 +2,13 @@
 //! and nothing touched. Each case runs the real program.
 #![cfg(feature = "server")]
 
+#[path = "support/certificates.rs"]
+#[allow(dead_code)]
+mod certificates;
 #[path = "configuration/hooks.rs"]
 mod hooks;
+#[path = "configuration/tls.rs"]
+mod tls;
 
 use std::fs;
 use std::net::TcpListener;
@@ -197,7 +202,11 @@ fn what_the_text_can_not_say_is_refused() {
         ),
         (
             "[nbd]\nlisten = [\"0.0.0.0:10809\"]\n",
-            &["nbd.listen = \"0.0.0.0:10809\": not a loopback address", "allow_insecure = true"],
+            &[
+                "nbd.listen = \"0.0.0.0:10809\": not a loopback address",
+                "write the table [nbd.tls]",
+                "allow_insecure = true",
+            ],
         ),
         ("[nbd]\nlisten = [\"[::]:10809\"]\n", &["nbd.listen = \"[::]:10809\"", "allow_insecure = true"]),
         (

@@ -4,6 +4,9 @@
 //! A client that is not installed fails its tests; none is ever skipped. `tests/run` installs what is missing.
 #![cfg(feature = "server")]
 
+#[path = "../support/certificates.rs"]
+#[allow(dead_code)]
+mod certificates;
 #[path = "../support/content.rs"]
 #[allow(dead_code)]
 mod content;
@@ -45,3 +48,4 @@ mod postgres;
 mod qemu_img;
 mod qemu_io;
 mod restore_formats;
+mod tls;

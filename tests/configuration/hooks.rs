@@ -50,12 +50,34 @@ fn what_is_wrong_with_a_hook_is_said_with_key_value_and_mend() {
             &["hooks.page.webhook = \"http://a/\": there is hooks.exec beside it"],
         ),
         (
-            "PAGEwebhook = \"https://a/\"\n",
-            &["hooks.page.webhook = \"https://a/\": TLS is not there yet", "exec with curl"],
+            "PAGEwebhook = \"https://a/\"\nca = \"ROOT/none\"\n",
+            &["hooks.page.ca = \"ROOT/none\": there is no such file: name one that is there"],
+        ),
+        (
+            "PAGEwebhook = \"https://a/\"\nca = \"ROOT/plain\"\n",
+            &[
+                "hooks.page.ca = \"ROOT/plain\": it holds no certificate in PEM form",
+                "-----BEGIN CERTIFICATE-----",
+            ],
+        ),
+        (
+            "PAGEwebhook = \"http://a/\"\nca = \"ROOT/plain\"\n",
+            &[
+                "hooks.page.ca = \"ROOT/plain\": the webhook beside it is no https:// address",
+                "write https://",
+            ],
+        ),
+        (
+            "PAGEexec = [\"/bin/true\"]\nca = \"ROOT/plain\"\n",
+            &["hooks.page.ca = \"ROOT/plain\": there is no webhook beside it"],
+        ),
+        (
+            "PAGEwebhook = \"ftp://a/\"\n",
+            &["hooks.page.webhook = \"ftp://a/\": not an http:// or https:// address"],
         ),
         (
             "PAGEwebhook = \"a.example\"\n",
-            &["not an http:// address with a host: write for example \"http://127.0.0.1"],
+            &["not an http:// or https:// address with a host: write for example \"https://chat.example"],
         ),
         ("PAGEwebhook = \"http://u:p@a/\"\n", &["a user's name or password is part of it"]),
         (
@@ -76,15 +98,19 @@ fn what_is_wrong_with_a_hook_is_said_with_key_value_and_mend() {
 fn a_hook_is_what_is_written() {
     let text = format!(
         "{SITE}[[hooks]]\nname = \"page\"\non = [\"verify_found\"]\nexec = [\"/bin/echo\", \"a b\"]\n\
-         [[hooks]]\nname = \"chat\"\nseverity = \"error\"\nwebhook = \"http://[::1]:81/x?y\"\ntimeout = \"10s\"\nretries = 0\n"
+         [[hooks]]\nname = \"chat\"\nseverity = \"error\"\nwebhook = \"http://[::1]:81/x?y\"\ntimeout = \"10s\"\nretries = 0\n\
+         [[hooks]]\nname = \"tls\"\nseverity = \"error\"\nwebhook = \"https://chat.example/\"\nca = \"/ca.pem\"\n"
     );
     let hooks =
         Configuration::parse("afterimage.toml".as_ref(), &text.replace("DATA", "/data")).unwrap().hooks;
-    let [page, chat] = &hooks[..] else { panic!("two: {hooks:?}") };
+    let [page, chat, tls] = &hooks[..] else { panic!("three: {hooks:?}") };
     assert_eq!(page.action, HookAction::Exec("/bin/echo".into(), vec!["a b".to_owned()]));
     assert_eq!((page.severity, page.timeout, page.retries), (Severity::Info, Duration::from_secs(30), 3));
     let HookAction::Webhook(address) = &chat.action else { panic!("an address") };
     assert_eq!((address.host.as_str(), address.port, address.path.as_str()), ("::1", 81, "/x?y"));
     assert_eq!((chat.severity, chat.timeout, chat.retries), (Severity::Error, Duration::from_secs(10), 0));
-    assert!(chat.on.is_empty());
+    assert!(chat.on.is_empty() && !address.tls);
+    let HookAction::Webhook(address) = &tls.action else { panic!("an address") };
+    assert_eq!((address.host.as_str(), address.port, address.tls), ("chat.example", 443, true));
+    assert_eq!(address.ca.as_ref().unwrap().path, std::path::Path::new("/ca.pem"));
 }

@@ -409,6 +409,7 @@ impl Backend for FakeSite {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started: NOON,
             listen: vec!["unix:/x".to_owned()],
+            tls: None,
             connections: 3,
             connections_limit: 64,
             turned_away: TurnedAway { clients: 2, newest: Some(NOON) },

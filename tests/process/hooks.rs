@@ -4,11 +4,15 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 
+use afterimage::tls::ServerFiles;
+use rustls::ServerConnection;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::certificates::Certificates;
 use crate::gateway::{Gateway, PATIENCE, Setup};
 
 /// A gateway with these tables, in which ROOT is a directory of the test's own, and a group.
@@ -80,19 +84,26 @@ fn web_server(statuses: &'static [&'static str]) -> (u16, Receiver<(String, Valu
     let (sender, requests) = channel();
     std::thread::spawn(move || {
         for status in statuses {
-            let mut socket = BufReader::new(listener.accept().unwrap().0);
-            let mut head = String::new();
-            while !head.ends_with("\r\n\r\n") {
-                assert_ne!(socket.read_line(&mut head).unwrap(), 0, "{head}");
-            }
-            let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
-            let mut body = vec![0; length.parse().unwrap()];
-            socket.read_exact(&mut body).unwrap();
-            write!(socket.get_mut(), "HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n").unwrap();
-            sender.send((head, serde_json::from_slice(&body).unwrap())).unwrap();
+            let answered = answer(listener.accept().unwrap().0, status);
+            sender.send(answered).unwrap();
         }
     });
     (port, requests)
+}
+
+/// Answers one request with that status; gives its head and its body.
+fn answer<S: Read + Write>(socket: S, status: &str) -> (String, Value) {
+    let mut socket = BufReader::new(socket);
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        assert_ne!(socket.read_line(&mut head).unwrap(), 0, "{head}");
+    }
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+    let mut body = vec![0; length.parse().unwrap()];
+    socket.read_exact(&mut body).unwrap();
+    write!(socket.get_mut(), "HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n").unwrap();
+    socket.get_mut().flush().unwrap();
+    (head, serde_json::from_slice(&body).unwrap())
 }
 
 #[test]
@@ -110,6 +121,69 @@ fn a_web_server_that_fails_is_asked_again() {
     let hook = until(&gateway, "chat", "it is told", |hook| hook["told"] == 1);
     assert_eq!((&hook["lost"], &hook["failure"]), (&Value::from(0), &Value::Null));
     assert!(!gateway.logged("it answers 503").is_empty());
+}
+
+/// A server whose authority the hook names is told; one that somebody else vouches for, or nobody, is told nothing.
+#[test]
+fn a_web_server_by_tls_must_be_who_it_is_taken_for() {
+    let (certificates, others) = (Certificates::new(), Certificates::new());
+    let tls = afterimage::tls::server(&ServerFiles {
+        certificate: &certificates.path("server-cert.pem"),
+        key: &certificates.path("server-key.pem"),
+        client_ca: None,
+    });
+    let tls = tls.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (sender, requests) = channel();
+    std::thread::spawn(move || {
+        loop {
+            let mut stream = rustls::StreamOwned::new(
+                ServerConnection::new(Arc::clone(&tls)).unwrap(),
+                listener.accept().unwrap().0,
+            );
+            // Who does not know this server ends it here.
+            if stream.conn.complete_io(&mut stream.sock).is_ok()
+                && stream.fill_buf().is_ok_and(|told| !told.is_empty())
+            {
+                sender.send(answer(stream, "204 Taken")).unwrap();
+            }
+        }
+    });
+    let hook = |name: &str, host: &str, ca: &str| {
+        format!(
+            "[[hooks]]\nname = {name:?}\non = [\"paused\"]\nwebhook = \"https://{host}:{port}/x\"\nretries = 0\n{ca}"
+        )
+    };
+    let ca = |certificates: &Certificates| {
+        format!("ca = {:?}\n", certificates.path("ca-cert.pem").display().to_string())
+    };
+    let (_root, gateway) = gateway(
+        &[
+            hook("known", "localhost", &ca(&certificates)),
+            hook("by-address", "127.0.0.1", &ca(&certificates)),
+            hook("another-name", "127.0.0.2", &ca(&certificates)),
+            hook("another-authority", "localhost", &ca(&others)),
+            hook("system", "localhost", ""),
+        ]
+        .concat(),
+    );
+    gateway.says("group pause erp");
+    for _ in 0..2 {
+        let (head, body) = requests.recv_timeout(PATIENCE).unwrap();
+        assert!(head.starts_with("POST /x HTTP/1.1\r\n") && head.contains(&format!(":{port}\r\n")), "{head}");
+        assert_eq!(body["code"], "paused");
+    }
+    for name in ["known", "by-address"] {
+        until(&gateway, name, "it is told", |hook| hook["told"] == 1);
+    }
+    for (name, why) in
+        [("another-name", "TLS failed"), ("another-authority", "TLS failed"), ("system", "`ca` names")]
+    {
+        let hook = until(&gateway, name, "it is given up", |hook| hook["lost"] == 1);
+        assert!(hook["failure"].as_str().unwrap().contains(why), "{hook}");
+    }
+    assert!(requests.try_recv().is_err());
 }
 
 /// What holds up one hook holds up neither another nor the gateway; that it fails is told once, and not to itself.

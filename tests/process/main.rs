@@ -1,6 +1,9 @@
 //! The gateway as a process: what survives its end, what it refuses, and what one client may do to another.
 #![cfg(feature = "server")]
 
+#[path = "../support/certificates.rs"]
+#[allow(dead_code)]
+mod certificates;
 #[path = "../support/content.rs"]
 #[allow(dead_code)]
 mod content;
