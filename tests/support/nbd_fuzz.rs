@@ -115,9 +115,42 @@ pub fn handshake(data: &[u8]) -> Option<Outcome> {
     let greeting = server.send_all();
     assert_eq!(greeting, b"NBDMAGICIHAVEOPT\x00\x03");
     let said = script.play(&mut server);
+    insist_on_tls(&script);
     let entered = !server.connection.in_handshake();
     let (replies, errors) = if entered { (0, 0) } else { option_replies(&said) };
     Some(Outcome { entered, requests: 0, replies, errors, reason: server.connection.close_reason() })
+}
+
+/// The same bytes where TLS is insisted on: whatever they are, nothing is told or served by them.
+fn insist_on_tls(script: &Script<'_>) {
+    let mut server = Server::new(SIZE, false, LIMITS).requiring_tls();
+    server.send_all();
+    let mut said = Vec::new();
+    for piece in script.stream.chunks(script.receive_bytes) {
+        server.receive(piece);
+        said.extend(server.send_all());
+        check(&server);
+        while !server.connection.wants_input() {
+            if server.connection.starts_tls() || server.connection.close_reason().is_some() {
+                break;
+            }
+            server.advance();
+            said.extend(server.send_all());
+        }
+        if server.connection.starts_tls() {
+            break;
+        }
+    }
+    assert!(server.connection.in_handshake() && server.requests.is_empty());
+    let mut fields = Fields(&said);
+    while !fields.is_empty() {
+        let (magic, option) = (fields.u64(), fields.u32().unwrap());
+        let (kind, length) = (fields.u32().unwrap(), fields.u32().unwrap());
+        fields.bytes(length as usize).expect("a reply is as long as it says");
+        let is_error = kind & NBD_REP_FLAG_ERROR != 0;
+        let is_answered = kind == NBD_REP_ACK && matches!(option, NBD_OPT_STARTTLS | NBD_OPT_ABORT);
+        assert!(magic == Some(NBD_REP_MAGIC) && (is_error || is_answered), "option {option}: {kind:#x}");
+    }
 }
 
 /// How many final replies and how many errors `said` holds; all of it must be replies to options.
