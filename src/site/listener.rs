@@ -4,6 +4,7 @@
 //! living process and is left alone.
 
 use std::io::{self, IoSlice, Write};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -136,6 +137,14 @@ impl Write for Socket {
 }
 
 impl Socket {
+    /// The client is told that nothing more comes, behind what is on its way.
+    pub(super) fn end_sending(&self) -> io::Result<()> {
+        match self {
+            Socket::Unix(socket) => socket.shutdown(Shutdown::Write),
+            Socket::Tcp(socket) => socket.shutdown(Shutdown::Write),
+        }
+    }
+
     fn source(&mut self) -> &mut dyn Source {
         match self {
             Socket::Unix(socket) => socket,

@@ -7,12 +7,16 @@
 //! A client that is to come by TLS has it between the socket and its connection from the moment that it was told to begin; without, bytes
 //! are received where they are parsed and sent from where they lie.
 //!
+//! Where TLS cannot be agreed on, the client is told why, and what it goes on sending is thrown away until it hangs up or its deadline has
+//! passed: a socket that is closed over unread bytes is reset, and what the client was told might be lost.
+//!
 //! A client that holds what others wait for is not waited for without end: [`Session::look`] counts for how long it has moved next to
 //! nothing.
 
 use std::io::{self, Write};
 use std::sync::Arc;
 
+use bytes::BytesMut;
 use mio::{Registry, Token};
 use rustls::ServerConfig;
 
@@ -25,6 +29,8 @@ use crate::units::MonotonicNanos;
 
 /// Receives of one session in a turn of the loop: then the others have theirs.
 const RECEIVES_A_TURN: usize = 4;
+/// Bytes of a client that has failed, at once.
+const THROWN_AWAY_AT_ONCE: usize = 16 << 10;
 /// A client that moves less between two looks, a second, counts as idle,
 const MOVED_MIN: usize = 4 << 10;
 /// and one that would take more looks than this to come to the end of what it holds.
@@ -49,6 +55,8 @@ pub(super) struct Session {
     /// Once it has begun.
     tls: Option<Box<TlsStream>>,
     tls_failure: Option<rustls::Error>,
+    /// Whether TLS failed before client and server had agreed, and only the client's hanging up is waited for.
+    lingers: bool,
     /// Bytes that moved since the last look.
     moved_bytes: usize,
     /// Looks in a row that found it holding what it keeps from others, and too little moved.
@@ -82,6 +90,7 @@ impl Session {
             tls_config,
             tls: None,
             tls_failure: None,
+            lingers: false,
             moved_bytes: 0,
             looks_idle: 0,
             readable: true,
@@ -120,11 +129,16 @@ impl Session {
             if !self.wants_turn() {
                 return;
             }
+            if self.lingers {
+                self.throw_away();
+                continue;
+            }
             match self.tls.take() {
                 None => self.receive_once(),
                 Some(mut tls) => {
                     self.receive_by_tls(&mut tls);
-                    self.tls = Some(tls);
+                    // What failed takes nothing more, and says nothing more.
+                    self.tls = Some(tls).filter(|_| !self.lingers);
                 }
             }
             self.connection.advance(exports, requests);
@@ -170,12 +184,27 @@ impl Session {
                 }
             }
             Err(ReceiveError::Io(error)) => self.give_up("receive", &error),
-            Err(ReceiveError::Tls(error)) => {
-                // The client is told why, if its socket takes that at once.
-                let _ = tls.send(&mut self.socket);
-                self.tls_failure = Some(error);
-                self.broken = true;
-            }
+            Err(ReceiveError::Tls(error)) => self.fail(tls, error),
+        }
+    }
+
+    /// The client is told why, if its socket takes that at once; nothing more is said.
+    fn fail(&mut self, tls: &mut TlsStream, error: rustls::Error) {
+        let told = tls.send(&mut self.socket).and_then(|_| self.socket.end_sending());
+        self.tls_failure = Some(error);
+        self.lingers = told.is_ok() && self.connection.in_handshake();
+        self.broken = !self.lingers;
+    }
+
+    /// Receives what nobody looks at, until the client hangs up.
+    fn throw_away(&mut self) {
+        let mut nothing = BytesMut::with_capacity(THROWN_AWAY_AT_ONCE);
+        match receive(&self.socket, &mut nothing, THROWN_AWAY_AT_ONCE) {
+            Ok(0) => self.broken = true,
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => self.broken = true,
         }
     }
 
@@ -336,9 +365,9 @@ impl Session {
         self.tls.as_ref().is_some_and(|tls| tls.is_handshaking())
     }
 
-    /// Why TLS failed, if it did.
-    pub(super) fn tls_failure(&self) -> Option<&rustls::Error> {
-        self.tls_failure.as_ref()
+    /// Why TLS failed, if it has just now.
+    pub(super) fn take_tls_failure(&mut self) -> Option<rustls::Error> {
+        self.tls_failure.take()
     }
 
     /// Whether something waits for the socket.

@@ -133,7 +133,7 @@ fn a_web_server_by_tls_must_be_who_it_is_taken_for() {
         client_ca: None,
     });
     let tls = tls.unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let (sender, requests) = channel();
     std::thread::spawn(move || {

@@ -108,6 +108,9 @@ impl<V: Volume + 'static> DataThread<V> {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         session.has_turn = false;
         session.receive(&*self.shared.exports, &mut self.requests);
+        if let Some(error) = session.take_tls_failure() {
+            self.lines.tls_failed(self.host.runtime().now(), id, error);
+        }
         let misses_room = session.connection.missing_bytes() > 0;
         if session.home.is_none() && !session.connection.in_handshake() {
             self.place(id);
@@ -207,9 +210,6 @@ impl<V: Volume + 'static> DataThread<V> {
 
     fn end(&mut self, id: u64) {
         let Some(session) = self.take_out(id) else { return };
-        if let Some(error) = session.tls_failure() {
-            self.lines.tls_failed(self.host.runtime().now(), id, error);
-        }
         match session.connection.close_reason() {
             Some(reason) if !reason.is_orderly() => self.lines.ended(self.host.runtime().now(), id, reason),
             _ => tracing::debug!(session = id, "a session ended"),
