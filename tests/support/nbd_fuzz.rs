@@ -123,7 +123,8 @@ pub fn handshake(data: &[u8]) -> Option<Outcome> {
 
 /// The same bytes where TLS is insisted on: whatever they are, nothing is told or served by them.
 fn insist_on_tls(script: &Script<'_>) {
-    let mut server = Server::new(SIZE, false, LIMITS).requiring_tls();
+    let mut server = Server::new(SIZE, false, LIMITS);
+    server.connection = server.connection.require_tls();
     server.send_all();
     let mut said = Vec::new();
     for piece in script.stream.chunks(script.receive_bytes) {

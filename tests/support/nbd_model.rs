@@ -104,12 +104,6 @@ impl Server {
         }
     }
 
-    /// The same, but it insists on TLS. To be said before anything is received.
-    pub fn requiring_tls(mut self) -> Server {
-        self.connection = self.connection.require_tls();
-        self
-    }
-
     /// Receives all of `bytes`, whatever the connection wants.
     pub fn receive(&mut self, bytes: &[u8]) {
         self.connection.input().extend_from_slice(bytes);

@@ -145,7 +145,7 @@ impl Pair {
 }
 
 fn content(length: usize) -> Vec<u8> {
-    (0..length).map(|at| (at % 251) as u8).collect()
+    (0..251).cycle().take(length).collect()
 }
 
 #[test]
