@@ -110,6 +110,10 @@ async fn run(configuration: Configuration, directory: DataDirectory, mut signals
     let gateway =
         Gateway::new(configuration, directory, keys, threads, Arc::clone(&environment), catalogue, storage);
     let supervision = Supervision::begin(&gateway);
+    let opened = tokio::select! {
+        opened = open(&gateway, &listen, mode, &socket) => opened,
+        () = signals.next() => return stop_opening(gateway, supervision).await,
+    };
     let (waits, stopping) = (gateway.clone(), supervision.stopping());
     let stop = async move {
         signals.next().await;
@@ -117,7 +121,6 @@ async fn run(configuration: Configuration, directory: DataDirectory, mut signals
         stopping();
         waits.end_waits();
     };
-    let opened = open(&gateway, &listen, mode, &socket).await;
     let has_socket = opened.is_ok();
     let opened = opened.and_then(|listener| Ok((listener, MetricsListener::bind(&metrics)?)));
     let served = match opened {
@@ -150,6 +153,18 @@ async fn run(configuration: Configuration, directory: DataDirectory, mut signals
         tracing::info!("stopped");
     }
     served.and(ended)
+}
+
+/// Stops while groups are being opened: one that is not open yet, be it that it waits for another process's lock, is left as the
+/// death of this process leaves it, and the others are sealed.
+async fn stop_opening(gateway: Gateway, supervision: Supervision) -> Result<()> {
+    tracing::info!("stopping: groups that are not open yet are opened by the next start");
+    supervision.stopping()();
+    gateway.stop(STOP_WITHIN).await;
+    supervision.end().await;
+    // The data threads are not waited for, since an opening may wait for long: they end with the process.
+    tracing::info!("stopped");
+    Ok(())
 }
 
 /// Opens the groups, then lets clients connect, then administrators.
