@@ -11,8 +11,10 @@
 
 use crate::units::SectorRange;
 
-/// The first window of a range, and the shortest: in sectors.
+/// The first window of a range where many runs are asked for, and the shortest of those that follow: in sectors.
 const WINDOW_SECTORS_MIN: u64 = 4096;
+/// The first window where few are asked for, for each of them: some clients ask for one at a time.
+const WINDOW_SECTORS_RUN: u64 = 64;
 /// The next window is so many times as long,
 const WINDOW_GROWTH: u64 = 8;
 /// where fewer parts than this were found;
@@ -95,9 +97,10 @@ pub struct Windows {
 }
 
 impl Windows {
-    /// Those of `range`.
-    pub fn of(range: SectorRange) -> Windows {
-        Windows { rest: range, sectors: WINDOW_SECTORS_MIN }
+    /// Those of `range`, where `runs_max` runs are wanted.
+    pub fn of(range: SectorRange, runs_max: usize) -> Windows {
+        let few = WINDOW_SECTORS_RUN.saturating_mul(runs_max as u64);
+        Windows { rest: range, sectors: few.clamp(WINDOW_SECTORS_RUN, WINDOW_SECTORS_MIN) }
     }
 
     /// The next one; none at the end of the range.
@@ -160,10 +163,22 @@ mod tests {
     }
 
     #[test]
+    fn who_asks_for_one_run_has_a_short_window_looked_at() {
+        let all = SectorRange::new(0, 1 << 30);
+        let mut windows = Windows::of(all, 1);
+        assert_eq!(windows.next_window(), Some(SectorRange::new(0, WINDOW_SECTORS_RUN)));
+        windows.found(1);
+        let next = windows.next_window().expect("there is more");
+        assert_eq!(next.sectors(), WINDOW_SECTORS_RUN * WINDOW_GROWTH);
+        let mut windows = Windows::of(all, 1000);
+        assert_eq!(windows.next_window().expect("there is one").sectors(), WINDOW_SECTORS_MIN);
+    }
+
+    #[test]
     fn windows_cover_a_range_and_are_longer_where_it_has_few_parts() {
         let all = SectorRange::new(7, 7 + (4 << 30) / 512);
         for (parts, few, many) in [(1, 1, 10), (1000, 2000, 2100), (5000, 2000, 2100)] {
-            let (mut windows, mut count, mut next) = (Windows::of(all), 0, all.start);
+            let (mut windows, mut count, mut next) = (Windows::of(all, usize::MAX), 0, all.start);
             while let Some(window) = windows.next_window() {
                 assert_eq!(window.start, next);
                 assert!(window.sectors() > 0);

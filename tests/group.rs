@@ -46,6 +46,8 @@ mod stalled;
 mod stepped;
 #[path = "group/suspension.rs"]
 mod suspension;
+#[path = "group/unflushed.rs"]
+mod unflushed;
 #[path = "group/verify.rs"]
 mod verify;
 

@@ -20,6 +20,7 @@ pub mod open;
 pub mod patience;
 pub mod payloads;
 pub mod reader;
+mod recent;
 pub mod recover;
 pub mod runs;
 pub mod scan;

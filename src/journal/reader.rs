@@ -12,10 +12,13 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::rc::Rc;
 
+use futures::FutureExt;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::journal::cache::FrameCache;
 use crate::journal::patience::{is_refusal, patiently};
 use crate::journal::payloads::{PayloadSeal, StoredPayload};
+use crate::journal::recent::RecentPayloads;
 use crate::journal::segments::{Segment, SegmentIndex, Segments};
 use crate::planted::{Bug, Planted};
 use crate::runtime::Runtime;
@@ -76,6 +79,11 @@ impl PayloadRead {
         to_usize(u64::from(self.payload.sectors) * SECTOR_BYTES)
     }
 
+    /// Whether only a part of the payload is wanted.
+    fn is_part(&self) -> bool {
+        self.within.len() < self.payload_bytes()
+    }
+
     /// What of the payload is wanted.
     pub fn within(&self) -> Range<usize> {
         self.within.clone()
@@ -111,6 +119,7 @@ pub struct Reader {
     runtime: Rc<Runtime>,
     cache: Rc<RefCell<FrameCache>>,
     segments: Rc<HashMap<SegmentIndex, Rc<Segment>>>,
+    recent: Rc<RecentPayloads>,
     planted: Planted,
 }
 
@@ -123,7 +132,7 @@ impl Reader {
         planted: Planted,
     ) -> Reader {
         let pinned = segments.live().map(|segment| (segment.index, Rc::clone(segment))).collect();
-        Reader { runtime, cache, segments: Rc::new(pinned), planted }
+        Reader { runtime, cache, segments: Rc::new(pinned), recent: Rc::default(), planted }
     }
 
     /// The bytes of `sectors` sectors at `sector` of `segment`.
@@ -134,23 +143,42 @@ impl Reader {
             Located::Cached(slice) => return Ok(slice),
             Located::Stored(stored) => stored,
         };
-        let buffer = self.fetch(&stored).await?;
+        if stored.is_part() {
+            return self.part(stored).await;
+        }
+        let buffer = fetch(&self.runtime, &stored).await?;
         stored.verify(buffer, self.planted)
     }
 
-    /// The payload as its device gives it. One that it refuses for good is `Corrupt`: not what was stored is to be had there.
-    async fn fetch(&self, stored: &PayloadRead) -> Result<Buffer> {
-        let attempt = async || Ok(self.runtime.call(stored.operation()).await?.into_buffer());
-        let (segment, sector) = (&stored.segment, stored.payload.sector);
-        let was_refused = segment.is_refused(sector);
-        let result = if was_refused { attempt().await } else { patiently(&self.runtime, attempt).await };
-        let is_refused = result.as_ref().is_err_and(is_refusal);
-        if is_refused != was_refused {
-            segment.note_refused(sector, is_refused);
+    /// A part of a payload, of which others may be wanted as well.
+    async fn part(&self, stored: PayloadRead) -> Result<Slice> {
+        let stored = Rc::new(stored);
+        let payload = self.recent.get(stored.place(), || {
+            let (runtime, stored, planted) = (Rc::clone(&self.runtime), Rc::clone(&stored), self.planted);
+            let read = async move { stored.open(fetch(&runtime, &stored).await?, planted) };
+            read.map(|payload| payload.ok().map(Buffer::freeze)).boxed_local()
+        });
+        if let Some(payload) = payload.await {
+            return Ok(payload.slice(stored.within()));
         }
-        result.map_err(|error| match is_refused {
-            true => error.as_kind(ErrorKind::Corrupt).at_offset(stored.payload.byte_offset()),
-            false => error,
-        })
+        // An error is told to each who wanted a part, in its own words; and the bytes may come back.
+        self.recent.forget(stored.place());
+        stored.verify(fetch(&self.runtime, &stored).await?, self.planted)
     }
+}
+
+/// The payload as its device gives it. One that it refuses for good is `Corrupt`: not what was stored is to be had there.
+async fn fetch(runtime: &Rc<Runtime>, stored: &PayloadRead) -> Result<Buffer> {
+    let attempt = async || Ok(runtime.call(stored.operation()).await?.into_buffer());
+    let (segment, sector) = (&stored.segment, stored.payload.sector);
+    let was_refused = segment.is_refused(sector);
+    let result = if was_refused { attempt().await } else { patiently(runtime, attempt).await };
+    let is_refused = result.as_ref().is_err_and(is_refusal);
+    if is_refused != was_refused {
+        segment.note_refused(sector, is_refused);
+    }
+    result.map_err(|error| match is_refused {
+        true => error.as_kind(ErrorKind::Corrupt).at_offset(stored.payload.byte_offset()),
+        false => error,
+    })
 }

@@ -54,7 +54,7 @@ impl Group {
         range: SectorRange,
         runs_max: usize,
     ) {
-        let (windows, runs) = (Windows::of(range), AllocationRuns::at_most(runs_max));
+        let (windows, runs) = (Windows::of(range, runs_max), AllocationRuns::at_most(runs_max));
         self.allocations.waiting.push_back(AllocationQuestion { ticket, slot, windows, runs });
         self.look_at_allocations();
     }

@@ -25,6 +25,10 @@ use crate::protect::layers::Layer;
 use crate::protect::mailbox::Done;
 use crate::units::{Lsn, SegmentSequence};
 
+/// How many drafts may wait for their frames to become durable by themselves. Guests that flush, points and destage
+/// see to that; where none of them does, this is what an opening reads beyond the last run.
+const WAITING_MAX: usize = 4;
+
 /// A run's file, and the last record that it is about.
 #[derive(Clone, Debug)]
 pub struct StoredRun {
@@ -226,6 +230,12 @@ impl Indexing {
         self.ready.extend(self.draft.take().filter(|draft| !draft.layers.is_empty()));
     }
 
+    /// The last record of those drafts that wait for nothing but durability, if they have become many.
+    fn overdue(&self) -> Option<Lsn> {
+        let newest = self.ready.back().filter(|_| self.ready.len() >= WAITING_MAX)?;
+        Some(newest.end.last_lsn)
+    }
+
     /// Forgets drafts about records that nobody needs, and tells which runs are about such.
     fn forget(&mut self, needless: Lsn) -> Vec<PathBuf> {
         let is_needless = |draft: &Draft| draft.layers.last().is_some_and(|layer| layer.last <= needless);
@@ -261,6 +271,9 @@ impl Group {
         }
         let ahead = self.settings.plan.planted.is(Bug::RunAheadOfDurable);
         let durable = if ahead { self.writer.visible() } else { self.writer.durable() };
+        if let Some(end) = self.indexing.overdue() {
+            self.writer.want_durable(end);
+        }
         if self.indexing.is_writing {
             return;
         }

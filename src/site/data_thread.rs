@@ -19,6 +19,7 @@
 
 mod client_lines;
 mod listening;
+mod patience;
 mod room;
 mod sessions;
 
@@ -36,6 +37,7 @@ use tokio::sync::oneshot;
 
 use self::client_lines::ClientLines;
 use self::listening::Listening;
+use self::patience::Patience;
 use self::room::Room;
 use self::sessions::Orphan;
 use super::data_threads::Shared;
@@ -88,6 +90,7 @@ pub(super) struct DataThread<V> {
     stopping: bool,
     /// A turn ended with completions still coming.
     busy: bool,
+    patience: Patience,
     messages: Vec<Message<V>>,
     requests: Vec<(Ticket, Export, Request)>,
     replies: Vec<(Ticket, Reply)>,
@@ -149,6 +152,7 @@ impl<V: Volume + 'static> DataThread<V> {
             draining: None,
             stopping: false,
             busy: false,
+            patience: Patience::default(),
             messages: Vec::new(),
             requests: Vec::new(),
             replies: Vec::new(),
@@ -195,8 +199,10 @@ impl<V: Volume + 'static> DataThread<V> {
     fn wait(&mut self) -> Result<()> {
         let timeout = self.timeout();
         let may_sleep = timeout != Some(Duration::ZERO) && self.intake.prepare_to_sleep();
-        let timeout = if may_sleep { timeout } else { Some(Duration::ZERO) };
-        let polled = self.poll.poll(&mut self.events, timeout);
+        let polled = match timeout {
+            _ if !may_sleep => self.poll.poll(&mut self.events, Some(Duration::ZERO)),
+            timeout => self.look_or_sleep(timeout),
+        };
         if may_sleep {
             self.intake.awake();
         }
@@ -218,6 +224,22 @@ impl<V: Volume + 'static> DataThread<V> {
                 self.listening.note(token);
             }
         }
+        Ok(())
+    }
+
+    /// Waits until something happens, or for `timeout`: with open eyes first, if it came soon lately.
+    fn look_or_sleep(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let began = self.now();
+        let waited = |thread: &Self| Duration::from_nanos(thread.now().0.saturating_sub(began.0));
+        let look = self.patience.look().min(timeout.unwrap_or(Duration::MAX));
+        while waited(self) < look {
+            self.poll.poll(&mut self.events, Some(Duration::ZERO))?;
+            if !self.events.is_empty() {
+                return Ok(());
+            }
+        }
+        self.poll.poll(&mut self.events, timeout.map(|timeout| timeout.saturating_sub(look)))?;
+        self.patience.slept(waited(self));
         Ok(())
     }
 

@@ -44,6 +44,7 @@ use crate::site::events::{self, EventQueue};
 use crate::site::failing;
 use crate::site::group_table::{Entry, GroupTable};
 use crate::site::hooks::{self, Hooks};
+use crate::site::idle_memory;
 use crate::site::member::Member;
 use crate::site::suspicion::{self, Suspicions};
 use crate::site::verification::Verifications;
@@ -171,6 +172,7 @@ impl Gateway {
         self.0.background.lock().await.spawn(Inner::retry_for_space(Arc::downgrade(&self.0)));
         self.0.background.lock().await.spawn(background_verification::keep(Arc::downgrade(&self.0)));
         self.0.background.lock().await.spawn(suspicion::keep(Arc::downgrade(&self.0)));
+        self.0.background.lock().await.spawn(idle_memory::keep());
         Ok(())
     }
 

@@ -25,6 +25,7 @@ mod group_table;
 mod group_verbs;
 mod hooks;
 mod host;
+mod idle_memory;
 mod keys;
 mod listener;
 mod member;

@@ -92,6 +92,7 @@ impl StopSignals {
 async fn run(configuration: Configuration, directory: DataDirectory, mut signals: StopSignals) -> Result<()> {
     let environment: Arc<dyn Environment + Send + Sync> = Arc::new(OsEnvironment::new());
     let keys = KeyStore::open(&configuration.keys.site_key, &directory, &*environment)?;
+    let tls = nbd_tls(&configuration, &*environment)?;
     let found = Arc::new(OnceLock::new());
     let threads = start_threads(&configuration, Arc::clone(&found))?;
     let catalogue = match Catalogue::open(&directory.catalogue(), &*environment).await {
@@ -103,7 +104,6 @@ async fn run(configuration: Configuration, directory: DataDirectory, mut signals
             None
         }
     };
-    let tls = nbd_tls(&configuration, &*environment)?;
     let storage = found.get().cloned().expect("every data thread opened its storage");
     tracing::info!(backend = %storage.backend, reason = %storage.reason, "the storage back end");
     let (listen, mode) = (configuration.nbd.listen.clone(), configuration.nbd.socket_mode);
@@ -113,6 +113,10 @@ async fn run(configuration: Configuration, directory: DataDirectory, mut signals
     let gateway =
         Gateway::new(configuration, directory, keys, threads, Arc::clone(&environment), catalogue, storage);
     let supervision = Supervision::begin(&gateway);
+    let opened = tokio::select! {
+        opened = open(&gateway, &listen, mode, tls.as_ref(), &socket) => opened,
+        () = signals.next() => return stop_opening(gateway, supervision).await,
+    };
     let (waits, stopping) = (gateway.clone(), supervision.stopping());
     let stop = async move {
         signals.next().await;
@@ -120,7 +124,6 @@ async fn run(configuration: Configuration, directory: DataDirectory, mut signals
         stopping();
         waits.end_waits();
     };
-    let opened = open(&gateway, &listen, mode, tls.as_ref(), &socket).await;
     let has_socket = opened.is_ok();
     let opened = opened.and_then(|listener| Ok((listener, MetricsListener::bind(&metrics)?)));
     let served = match opened {
@@ -153,6 +156,18 @@ async fn run(configuration: Configuration, directory: DataDirectory, mut signals
         tracing::info!("stopped");
     }
     served.and(ended)
+}
+
+/// Stops while groups are being opened: one that is not open yet, be it that it waits for another process's lock, is left as the
+/// death of this process leaves it, and the others are sealed.
+async fn stop_opening(gateway: Gateway, supervision: Supervision) -> Result<()> {
+    tracing::info!("stopping: groups that are not open yet are opened by the next start");
+    supervision.stopping()();
+    gateway.stop(STOP_WITHIN).await;
+    supervision.end().await;
+    // The data threads are not waited for, since an opening may wait for long: they end with the process.
+    tracing::info!("stopped");
+    Ok(())
 }
 
 /// Opens the groups, then lets clients connect, then administrators.

@@ -23,6 +23,7 @@ pub mod blocking;
 mod buffer;
 mod choose;
 pub mod direct;
+pub mod heap;
 pub mod read_only;
 mod receive;
 #[cfg(feature = "sim")]

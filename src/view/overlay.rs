@@ -182,7 +182,7 @@ impl Overlay {
     /// Which parts of a range are allocated, in so many runs at most; what is not reads as zeros.
     pub async fn allocation(&self, range: SectorRange, runs_max: usize) -> Result<Vec<AllocationRun>> {
         self.check(range)?;
-        let (mut windows, mut runs) = (Windows::of(range), AllocationRuns::at_most(runs_max));
+        let (mut windows, mut runs) = (Windows::of(range, runs_max), AllocationRuns::at_most(runs_max));
         while let Some(window) = windows.next_window().filter(|_| !runs.is_full()) {
             let runs_before = runs.len();
             let parts = self.presence.borrow().lookup(window);

@@ -28,6 +28,7 @@ mod freeing;
 mod full_disk;
 mod history;
 mod hooks;
+mod idle_memory;
 mod import;
 mod index_runs;
 mod keys;

@@ -229,6 +229,11 @@ impl Gateway {
         status
     }
 
+    /// The process's id.
+    pub fn id(&self) -> u32 {
+        self.process.as_ref().expect("the gateway is running").child.id()
+    }
+
     /// Has the running process open files as long as it has fewer than that; gives what it could before.
     pub fn allow_descriptors(&self, descriptors: Option<u64>) -> Option<u64> {
         let process = self.process.as_ref().expect("the gateway is running");
