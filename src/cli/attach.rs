@@ -7,6 +7,7 @@ use std::fmt::Write;
 use std::net::SocketAddr;
 
 use clap::ValueEnum;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::client::Client;
@@ -23,7 +24,7 @@ const RECONNECT_DELAY_S: u32 = 300;
 const NODE_NAME_DIGITS: usize = 16;
 
 /// What a disk is attached to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, JsonSchema, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Consumer {
     /// Arguments of qemu-system-*
@@ -37,12 +38,17 @@ pub enum Consumer {
 }
 
 /// What `attach --json` prints.
-#[derive(Serialize)]
-struct Attachment {
+#[derive(JsonSchema, Serialize)]
+pub struct Attachment {
+    /// The disk, GROUP/DISK.
     disk: String,
+    /// What it is attached to.
     r#for: Consumer,
+    /// The address that it is reached at.
     address: String,
+    /// Its NBD URI there.
     uri: String,
+    /// What is to be pasted.
     text: String,
 }
 

@@ -22,6 +22,7 @@ mod mounting;
 pub mod output;
 mod progress;
 mod render;
+pub mod schemas;
 mod serve;
 mod tools;
 mod values;

@@ -233,7 +233,7 @@ impl Listener for UnixListener {
         let (socket, _) = UnixListener::accept(self).await?;
         // It may have gone already.
         let peer = socket.peer_cred().ok();
-        let asker = peer.map(|peer| Asker { uid: peer.uid(), user: None, pid: peer.pid() });
+        let asker = peer.map(|peer| Asker { uid: Some(peer.uid()), pid: peer.pid(), ..Asker::default() });
         Ok((socket, asker))
     }
 }

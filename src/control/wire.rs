@@ -71,7 +71,7 @@ pub(super) fn wall_nanos(time: jiff::Timestamp) -> Option<WallNanos> {
 }
 
 /// Every kind and its word; the table is the mapping, both ways.
-const ERROR_KINDS: [(ErrorKind, &str); 12] = [
+pub(super) const ERROR_KINDS: [(ErrorKind, &str); 12] = [
     (ErrorKind::Io, "io"),
     (ErrorKind::NoSpace, "no_space"),
     (ErrorKind::Corrupt, "corrupt"),

@@ -7,6 +7,8 @@ mod content;
 #[path = "../support/gateway.rs"]
 #[allow(dead_code)]
 mod gateway;
+#[path = "../support/schema.rs"]
+mod schema;
 #[path = "../support/tool.rs"]
 #[allow(dead_code)]
 mod tool;
@@ -40,6 +42,7 @@ mod repair;
 mod restart;
 mod restore;
 mod rot;
+mod schemas;
 mod sectors;
 mod size_limit;
 mod small_file_system;

@@ -18,7 +18,8 @@ use super::values::{duration, timeout};
 use crate::config::one_line;
 use crate::control::model::Status;
 use crate::control::name::Name;
-use verdict::{Ages, Level, Verdict};
+pub use verdict::Verdict;
+use verdict::{Ages, Level};
 
 /// The word that it is asked by.
 const VERB: &str = "check";
