@@ -12,7 +12,7 @@ use super::keys::Exported;
 use super::tools::Mounted;
 use crate::control::model::{
     Adopted, AuditRecord, Disk, Event, Group, GroupVerified, HookStatus, Job, Keys, Point, PointCreated,
-    PolicyForecast, RepairReport, Restored, Resumed, Status, Test, VerifyReport,
+    PolicyForecast, RepairReport, Restored, Resumed, Status, Test, Token, TokenCreated, VerifyReport,
 };
 use crate::control::schema::{Schemas, readable};
 
@@ -84,6 +84,9 @@ const COMMANDS: &[(&str, SchemaOf)] = &[
     ("policy set --dry-run", of::<PolicyForecast>),
     ("restore", of::<Restored>),
     ("status", of::<Status>),
+    ("token create", of::<TokenCreated>),
+    ("token list", of::<Vec<Token>>),
+    ("token revoke", of::<Token>),
     ("vault adopt", of::<Adopted>),
     ("vault repair", of::<RepairReport>),
     ("vault verify", of::<VerifyReport>),

@@ -12,17 +12,18 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde::de::{Deserializer, Visitor};
 
+use super::api::{RawApi, WrittenApi, api};
 use super::error::{Fault, quoted};
 use super::hooks::{self, RawHook};
 use super::metrics::{RawMetrics, metrics};
 use super::number::{RawNumber, count_between};
 use super::{
-    Api, Configuration, Images, Journal, Keys, Log, LogFormat, LogLevel, Memory, Nbd, Site, Storage,
+    Configuration, Images, Journal, Keys, Log, LogFormat, LogLevel, Memory, Nbd, Site, Storage,
     StorageChoice, Vault, Verify, Written,
 };
 use crate::byte_size::{ByteSize, SizeFault};
 use crate::data_directory;
-use crate::listen::{self, ListenAddress, SocketMode};
+use crate::listen::{ListenAddress, SocketMode};
 use crate::protect::open::MAP_BYTES_MIN;
 use crate::throttle::ByteRate;
 
@@ -51,9 +52,6 @@ const VERIFY_EVERY_MIN: Duration = Duration::from_secs(1);
 const VERIFY_RATE: ByteSize = ByteSize(20 << 20);
 const VERIFY_RATE_MIN: ByteSize = ByteSize(64 << 10);
 const CONNECTIONS_MAX: usize = 1024;
-/// A command line has one connection at a time.
-const API_CONNECTIONS_MAX: usize = 256;
-const API_CONNECTIONS_MOST: usize = 1 << 16;
 const DATA_THREADS_MAX: usize = 64;
 
 #[derive(Deserialize)]
@@ -104,13 +102,6 @@ struct RawNbd {
     connections_max: Option<RawNumber>,
     buffers: Option<RawSize>,
     buffers_total: Option<RawSize>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawApi {
-    socket: Option<String>,
-    connections_max: Option<RawNumber>,
 }
 
 #[derive(Default, Deserialize)]
@@ -198,13 +189,22 @@ impl<'de> Deserialize<'de> for RawSize {
 pub(super) fn parse(file: &Path, text: &str) -> Result<Configuration, Fault> {
     let raw: RawFile = toml::from_str(text).map_err(|error| toml_fault(text, &error))?;
     let (site, data_dir) = site(raw.site)?;
-    let (api, api_socket) = api(raw.api, &site.data_dir)?;
+    let (api, WrittenApi { socket: api_socket, read_only_socket: api_read_only_socket, listen: api_listen }) =
+        api(raw.api, &site.data_dir)?;
     let (nbd, listen) = nbd(raw.nbd, &site.data_dir)?;
     let (keys, site_key) = keys(raw.keys, &site.data_dir)?;
     let (metrics, metrics_listen) = metrics(raw.metrics)?;
     Ok(Configuration {
         file: file.to_owned(),
-        written: Written { data_dir, listen, api_socket, site_key, metrics_listen },
+        written: Written {
+            data_dir,
+            listen,
+            api_socket,
+            api_read_only_socket,
+            api_listen,
+            site_key,
+            metrics_listen,
+        },
         keys,
         site,
         nbd,
@@ -256,7 +256,7 @@ fn toml_fault(text: &str, error: &toml::de::Error) -> Fault {
 }
 
 /// The absolute form of `path`, which a key has as `text`.
-fn absolute(key: &str, text: &str, path: &str, example: &str) -> Result<PathBuf, Fault> {
+pub(super) fn absolute(key: &str, text: &str, path: &str, example: &str) -> Result<PathBuf, Fault> {
     let mend = || format!("write a path, for example \"{example}\"");
     if path.is_empty() {
         return Err(Fault::of(key, quoted(text), "no path", mend()));
@@ -363,20 +363,6 @@ fn not_local(key: &str, text: &str, address: &ListenAddress) -> Fault {
         format!("{which}not a loopback address, and NBD is neither encrypted nor authenticated"),
         "listen on a unix socket or 127.0.0.1, or set allow_insecure = true beside it",
     )
-}
-
-/// The table, and the socket as it is written.
-fn api(raw: RawApi, data_dir: &Path) -> Result<(Api, String), Fault> {
-    const KEY: &str = "api.socket";
-    let text = raw.socket.unwrap_or_else(|| data_dir.join("api.sock").to_string_lossy().into_owned());
-    let path = text.strip_prefix("unix:").unwrap_or(&text);
-    let path = absolute(KEY, &text, path, "/run/afterimage/api.sock")?;
-    let socket = listen::socket_path(&path).map_err(|fault| Fault::of_address(KEY, quoted(&text), fault))?;
-    let connections_max = match raw.connections_max {
-        Some(count) => count_between("api.connections_max", &count, API_CONNECTIONS_MOST)?,
-        None => NonZeroUsize::new(API_CONNECTIONS_MAX).expect("not zero"),
-    };
-    Ok((Api { socket, connections_max }, text))
 }
 
 /// The table, and the site key's path as it is written.

@@ -3,9 +3,9 @@
 //! [`routes`] has every route with what it does; what it takes and answers is read off its handler's type, and all of that is the OpenAPI
 //! text that `GET /openapi.json` gives: docs/api/openapi.json. Long work is a [`Job`], and answered with one.
 //!
-//! `{group}` is a group's name or its id. Errors are [`ApiError`] with a status that follows from the kind. Who may connect is decided by the socket's
-//! permissions alone. Bodies are JSON whatever the content type says, so that `curl -d` needs no header.
+//! `{group}` is a group's name or its id. Errors are [`ApiError`] with a status that follows from the kind. Who may ask what is [`admission`]'s. Bodies are JSON whatever the content type says, so that `curl -d` needs no header.
 
+mod admission;
 mod document;
 mod parts;
 mod recording;
@@ -33,10 +33,12 @@ use super::model::{
     EventQuery, Group, GroupRequest, GroupVerifyRequest, HookStatus, Job, JobKind, JobResult, KeyImport,
     KeyRotation, KeyText, Keys, Point, PointCreated, PointRequest, PointSelection, PolicyForecast,
     PolicyRequest, RepairRequest, ResizeRequest, RestoreRequest, ResumeRequest, Resumed, Status, Test,
-    TestRequest, VerifyRequest,
+    TestRequest, Token, TokenCreated, TokenRequest, VerifyRequest,
 };
 use super::name::{DiskPath, Name};
 use super::server::ApiConnections;
+use super::tokens::Tokens;
+use super::turned_away::TurnedAwayCount;
 use crate::block::TestId;
 use crate::byte_size::ByteSize;
 use crate::env::Environment;
@@ -56,6 +58,9 @@ struct Api {
     jobs: Jobs,
     trail: AuditTrail,
     connections: Arc<ApiConnections>,
+    tokens: Arc<Tokens>,
+    /// Requests that were not let in.
+    refused: Arc<TurnedAwayCount>,
 }
 
 /// The API's routes over a site, for clients that are counted in `connections`.
@@ -63,10 +68,13 @@ pub fn router(
     backend: Arc<dyn Backend>,
     connections: Arc<ApiConnections>,
     environment: Arc<dyn Environment + Send + Sync>,
+    tokens: Arc<Tokens>,
 ) -> Router {
     let catalogue = backend.catalogue();
     let trail = AuditTrail::new(catalogue.clone(), Arc::clone(&environment));
-    let api = Api { backend, jobs: Jobs::new(environment, catalogue), trail, connections };
+    let jobs = Jobs::new(environment, catalogue);
+    let api = Api { backend, jobs, trail, connections, tokens, refused: Arc::default() };
+    let admission = axum::middleware::from_fn_with_state(api.clone(), admission::admit);
     let recording = axum::middleware::from_fn_with_state(api.clone(), recording::record);
     routes()
         .router()
@@ -74,6 +82,8 @@ pub fn router(
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(recording)
+        // The outermost: it comes first.
+        .layer(admission)
         .with_state(api)
 }
 
@@ -145,6 +155,11 @@ fn routes() -> Routes {
         .at("/v1/keys/rotate", [post(key_rotate, "Makes a new site key, and wraps the keys of all groups under it")])
         .at("/v1/keys/export", [post(key_export, "The site key itself")])
         .at("/v1/keys/import", [post(key_import, "Takes a site key that was exported")])
+        .at("/v1/tokens", [
+            get(tokens, "Every token of the API over TCP, by name"),
+            post(token_create, "Makes a token, and tells its text this once"),
+        ])
+        .at("/v1/tokens/{name}", [delete(token_revoke, "Has a token be good for nothing any more")])
         .at("/v1/jobs", [get(jobs, "Every job: what is at work, and what ended, also before a restart")])
         .at("/v1/jobs/{id}", [
             get(job, "One job; with `wait_ms` once it has ended, or after so long"),
@@ -451,6 +466,29 @@ async fn key_export(State(api): State<Api>) -> Answered<Json<KeyText>> {
 
 async fn key_import(State(api): State<Api>, Body(request): Body<KeyImport>) -> Answered<Json<Keys>> {
     Ok(Json(api.backend.key_import(request).await?))
+}
+
+async fn tokens(State(api): State<Api>) -> Answered<Json<Vec<Token>>> {
+    Ok(Json(in_background(move || api.tokens.list()).await?))
+}
+
+async fn token_create(
+    State(api): State<Api>,
+    Body(request): Body<TokenRequest>,
+) -> Answered<Created<TokenCreated>> {
+    Ok(Created(in_background(move || api.tokens.create(&request)).await?))
+}
+
+async fn token_revoke(State(api): State<Api>, Segments(name): Segments<Name>) -> Answered<Json<Token>> {
+    Ok(Json(in_background(move || api.tokens.revoke(&name)).await?))
+}
+
+/// Work that waits for a disk.
+async fn in_background<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let worked = tokio::task::spawn_blocking(work).await;
+    worked.unwrap_or_else(|_| Err(Error::new(ErrorKind::Shutdown, "the gateway ends")))
 }
 
 async fn jobs(State(api): State<Api>) -> Answered<Json<Vec<Job>>> {

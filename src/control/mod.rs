@@ -16,5 +16,6 @@ pub mod retain;
 pub(crate) mod schema;
 pub mod selector;
 pub mod server;
+pub mod tokens;
 pub mod turned_away;
 pub(crate) mod wire;

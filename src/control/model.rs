@@ -6,6 +6,7 @@ mod audit;
 mod events;
 mod keys;
 mod status;
+mod tokens;
 mod verify;
 
 use std::num::NonZeroU64;
@@ -17,6 +18,7 @@ pub use keys::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 pub use status::*;
+pub use tokens::*;
 pub use verify::*;
 
 use super::name::{Label, Name};

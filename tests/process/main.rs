@@ -48,5 +48,6 @@ mod size_limit;
 mod small_file_system;
 mod small_limits;
 mod storage;
+mod tokens;
 mod unwritable_log;
 mod verify;

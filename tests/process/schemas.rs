@@ -86,6 +86,9 @@ fn look_around(all: &mut Examination, gateway: &Gateway) {
     all.examine(gateway, "verify", "verify erp");
     all.examine(gateway, "vault verify", "vault verify");
     all.examine(gateway, "vault repair", "vault repair erp");
+    all.examine(gateway, "token create", "token create ci --role read --expires 1h");
+    all.examine(gateway, "token list", "token list");
+    all.examine(gateway, "token revoke", "token revoke ci");
     all.examine(gateway, "key show", "key show");
     all.examine(gateway, "key rotate", "key rotate --new-group-keys");
     let key = gateway.path("site.key");

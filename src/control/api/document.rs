@@ -17,8 +17,12 @@ On the unix socket, who may connect is decided by its permissions. Over TCP each
 
 const FAILED: &str = "\
 It was refused, or failed; `message` is one line for people that says what to do. Status and `kind`: 400 `invalid`, `protocol`; \
+401 without a good token, and 403 where its role does not do, `denied`; \
 404 `not_found`; 405 a route without that method; 409 `already_exists`, `latched`, `fenced`, `no_key`; 500 `io`, `corrupt`; 501 \
 `unsupported`; 503 `shutdown`, or too many clients; 507 `no_space`.";
+
+const TOKEN: &str = "\
+Over TCP, a token that `POST /v1/tokens` made. One of the role read may only GET. On a unix socket nobody is asked for one.";
 
 /// All of it.
 pub(super) fn of(routes: Routes) -> Value {
@@ -36,7 +40,12 @@ pub(super) fn of(routes: Routes) -> Value {
             "license": {"name": "Apache-2.0 OR MIT", "identifier": "Apache-2.0 OR MIT"},
         },
         "paths": paths,
-        "components": {"schemas": definitions, "responses": {"Failed": failed}},
+        "security": [{"token": []}, {}],
+        "components": {
+            "schemas": definitions,
+            "responses": {"Failed": failed},
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": TOKEN}},
+        },
     });
     readable(&mut document);
     document

@@ -26,7 +26,7 @@ const SUBJECT_MAX: usize = 256;
 const PARAMETERS_MAX: usize = 4096;
 
 /// What the command line calls each route.
-const VERBS: [(&str, &str, &str); 26] = [
+const VERBS: [(&str, &str, &str); 28] = [
     ("POST", "/v1/groups", "group create"),
     ("DELETE", "/v1/groups/{group}", "group remove"),
     ("PUT", "/v1/groups/{group}/policy", "policy set"),
@@ -51,6 +51,8 @@ const VERBS: [(&str, &str, &str); 26] = [
     ("POST", "/v1/keys/rotate", "key rotate"),
     ("POST", "/v1/keys/export", "key export"),
     ("POST", "/v1/keys/import", "key import"),
+    ("POST", "/v1/tokens", "token create"),
+    ("DELETE", "/v1/tokens/{name}", "token revoke"),
     ("DELETE", "/v1/jobs/{id}", "job cancel"),
     ("POST", "/v1/hooks/{name}/test", "hooks test"),
 ];
