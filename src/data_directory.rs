@@ -19,6 +19,7 @@ use crate::units::GroupId;
 const LOCK: &str = "lock";
 const KEYS: &str = "keys";
 const CATALOGUE: &str = "catalogue.sqlite";
+const TOKENS: &str = "tokens.json";
 const GROUPS: &str = "groups";
 const VAULT: &str = "vault";
 /// What a killed gateway's requests are given to land before its successor takes it for a living one.
@@ -65,6 +66,11 @@ impl DataDirectory {
         catalogue(&self.path)
     }
 
+    /// Who may ask over TCP.
+    pub fn tokens(&self) -> PathBuf {
+        self.path.join(TOKENS)
+    }
+
     /// Where the groups' journals, images and overlays are.
     pub fn groups(&self) -> PathBuf {
         groups(&self.path)
@@ -102,7 +108,9 @@ pub fn own_name(data_dir: &Path, path: &Path) -> Option<String> {
     let inside = path.strip_prefix(data_dir).ok()?;
     let name = inside.components().next()?.as_os_str().to_str()?;
     // SQLite keeps files of its own beside the catalogue.
-    let is_own = [LOCK, KEYS, GROUPS, VAULT, PROBE].contains(&name) || name.starts_with(CATALOGUE);
+    let is_own = [LOCK, KEYS, GROUPS, VAULT, PROBE].contains(&name)
+        || name.starts_with(CATALOGUE)
+        || name.starts_with(TOKENS);
     is_own.then(|| name.to_owned())
 }
 
@@ -302,7 +310,7 @@ mod tests {
         let data_dir = root.join("data");
         std::fs::create_dir_all(data_dir.join(VAULT)).unwrap();
         let own = |name: &str| own_name(&data_dir, &normalised(&root.join(name)));
-        for name in ["lock", "keys", "catalogue.sqlite", "catalogue.sqlite-wal"] {
+        for name in ["lock", "keys", "catalogue.sqlite", "catalogue.sqlite-wal", "tokens.json"] {
             assert_eq!(own(&format!("data/{name}")).as_deref(), Some(name));
             assert_eq!(own(&format!("data/vault/../{name}")).as_deref(), Some(name));
         }

@@ -32,6 +32,8 @@ pub enum ErrorKind {
     NotFound,
     /// The caller asked for what cannot be: mend the request.
     Invalid,
+    /// The caller may not ask for it: ask as somebody else.
+    Denied,
     /// A superseding timeline exists: stop acknowledging.
     Fenced,
     /// An earlier error latched this group or disk.

@@ -229,6 +229,34 @@ fn what_the_text_can_not_say_is_refused() {
             "[api]\nconnections_max = 65537\n",
             &["api.connections_max = 65537: out of range: write a number from 1 to 65536"],
         ),
+        (
+            "[api]\nlisten = [\"0.0.0.0:9470\"]\n",
+            &[
+                "api.listen = \"0.0.0.0:9470\": not a loopback address",
+                "nothing is encrypted",
+                "allow_insecure = true",
+            ],
+        ),
+        (
+            "[api]\nlisten = [\"unix:/run/api.sock\"]\n",
+            &["api.listen = \"unix:/run/api.sock\": a unix socket", "[api] read_only_socket"],
+        ),
+        ("[api]\nlisten = [\"9470\"]\n", &["api.listen = \"9470\": not a TCP address", "HOST:PORT"]),
+        (
+            "[nbd]\nlisten = [\"127.0.0.1:1\"]\n[api]\nlisten = [\"127.0.0.1:1\"]\n",
+            &["api.listen = \"127.0.0.1:1\": nbd.listen has the same address: give each its own port"],
+        ),
+        (
+            "[api]\nsocket = \"DATA/a.sock\"\nread_only_socket = \"DATA/a.sock\"\n",
+            &[
+                "api.read_only_socket = \"DATA/a.sock\"",
+                "api.socket has the same socket: give each its own path",
+            ],
+        ),
+        (
+            "[api]\nread_only_socket = \"DATA/tokens.json\"\n",
+            &["api.read_only_socket = \"DATA/tokens.json\": the gateway itself uses tokens.json"],
+        ),
         ("[api]\nconnections_max = 0\n", &["api.connections_max = 0: out of range"]),
         ("[api]\nsocket = \"DATA/nbd.sock\"\n", &["api.socket = \"DATA/nbd.sock\"", "each its own path"]),
         ("[log]\nformat = \"xml\"\n", &["log.format = \"xml\"", "write one of \"text\", \"json\""]),
@@ -632,6 +660,12 @@ fn the_documented_example_is_true() {
     plain.written.clone_from(&example.written);
     plain.site = example.site.clone();
     plain.nbd.listen.clone_from(&example.nbd.listen);
+    assert_eq!(
+        (&plain.api.read_only_socket, plain.api.listen.as_slice()),
+        (&None, &[][..]),
+        "only if asked for"
+    );
+    assert_eq!(example.api.listen, ["127.0.0.1:9470".parse().unwrap()]);
     plain.api = example.api.clone();
     assert_eq!(plain.keys.site_key, place.data().join("keys/site.key"));
     plain.keys.site_key.clone_from(&example.keys.site_key);

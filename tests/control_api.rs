@@ -2,6 +2,8 @@
 #![cfg(feature = "server")]
 
 mod fake_site;
+#[path = "control_api/tokens.rs"]
+mod tokens;
 
 use std::io::{Read, Write};
 use std::num::NonZeroUsize;
@@ -18,7 +20,12 @@ use serde_json::{Value, json};
 
 /// Sends one request; gives the status and the JSON of the answer.
 async fn ask(gateway: &Gateway, method: &str, path: &str, body: &str) -> (StatusCode, Value) {
-    let stream = tokio::net::UnixStream::connect(&gateway.socket).await.unwrap();
+    ask_by(&gateway.socket, method, path, body).await
+}
+
+/// The same by another socket.
+async fn ask_by(socket: &std::path::Path, method: &str, path: &str, body: &str) -> (StatusCode, Value) {
+    let stream = tokio::net::UnixStream::connect(socket).await.unwrap();
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
     let request = Request::builder().method(method).uri(path).header("host", "x");

@@ -1,6 +1,7 @@
 //! The command line's grammar. Text is parsed here, and nowhere below.
 
 mod history;
+mod tokens;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -12,7 +13,10 @@ use super::attach::Consumer;
 use super::check::CheckArguments;
 use super::doctor::DoctorArguments;
 use super::documents::Shell;
+use super::failure::Failure;
+use super::place::Place;
 pub use history::{AuditArguments, EventsArguments, HooksCommand, JobCommand};
+pub use tokens::TokenCommand;
 
 use super::tools::ImageFormat;
 use super::values::{disk_size, interval, label, partition, point, rate, retain, test};
@@ -29,12 +33,12 @@ pub const DEFAULT_SOCKET: &str = "/run/afterimage/api.sock";
 pub const SOCKET_VARIABLE: &str = "AFTERIMAGE_SOCKET";
 /// Options of all commands but those which they mean nothing to: they neither list nor take them.
 const NOT_TAKEN: [(&str, &[&str]); 6] = [
-    ("serve", &["socket", "json"]),
-    ("demo", &["socket", "json"]),
-    ("doctor", &["socket"]),
-    ("journal", &["socket"]),
-    ("completions", &["socket", "json"]),
-    ("man", &["socket", "json"]),
+    ("serve", &["socket", "token_file", "json"]),
+    ("demo", &["socket", "token_file", "json"]),
+    ("doctor", &["socket", "token_file"]),
+    ("journal", &["socket", "token_file"]),
+    ("completions", &["socket", "token_file", "json"]),
+    ("man", &["socket", "token_file", "json"]),
 ];
 
 /// Continuous replication and point-in-time recovery for VM disks.
@@ -46,10 +50,13 @@ const NOT_TAKEN: [(&str, &[&str]); 6] = [
   afterimage disk create erp/database --size 20G
   afterimage status")]
 pub struct Arguments {
-    /// The gateway's API socket ([api] socket in its configuration); without it, what AFTERIMAGE_SOCKET says, else
-    /// /run/afterimage/api.sock
-    #[arg(long, global = true, value_name = "PATH")]
+    /// The gateway's API: its socket ([api] socket in its configuration), or http://HOST:PORT ([api] listen); without it, what
+    /// AFTERIMAGE_SOCKET says, else /run/afterimage/api.sock
+    #[arg(long, global = true, value_name = "PATH|URL")]
     pub socket: Option<PathBuf>,
+    /// A file that holds the token which a gateway asks for over TCP; without it, what AFTERIMAGE_TOKEN says
+    #[arg(long, global = true, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
     /// Print JSON instead of text
     #[arg(long, global = true)]
     pub json: bool,
@@ -85,19 +92,21 @@ impl Arguments {
         for option in not_taken {
             let why = match *option {
                 "socket" if given.socket.is_some() => "it asks no running gateway",
+                "token_file" if given.token_file.is_some() => "it asks no running gateway",
                 "json" if given.json => "what it prints is for people",
                 _ => continue,
             };
-            let text = format!("`{command}` takes no --{option}: {why}");
+            let text = format!("`{command}` takes no --{}: {why}", option.replace('_', "-"));
             return Err(grammar.error(UsageKind::UnknownArgument, text));
         }
         Ok(given)
     }
 
-    /// The socket of the gateway that is asked; `variable` is what the environment says.
-    pub fn socket(&self, variable: Option<OsString>) -> PathBuf {
+    /// Where the gateway is that is asked; `variable` is what the environment says.
+    pub fn place(&self, variable: Option<OsString>) -> Result<Place, Failure> {
         let variable = variable.filter(|path| !path.is_empty()).map(PathBuf::from);
-        self.socket.clone().or(variable).unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET))
+        let place = self.socket.clone().or(variable).unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET));
+        Place::parse(place.as_os_str())
     }
 }
 
@@ -285,6 +294,10 @@ pub enum ClientCommand {
         #[arg(long, value_name = "DIRECTORY", default_value = "/etc/pki/libvirt-nbd")]
         tls_certificates: PathBuf,
     },
+    /// Tokens, which say who may ask the gateway over TCP ([api] listen), and what
+    #[command(subcommand, arg_required_else_help = true)]
+    #[command(after_help = "Example:\n  afterimage token create monitoring --role read")]
+    Token(TokenCommand),
     /// The vault, where deltas and recovery points are kept
     #[command(subcommand, arg_required_else_help = true)]
     #[command(after_help = "Example:\n  afterimage vault verify erp")]
@@ -663,13 +676,15 @@ mod tests {
             "--socket /s serve --config c",
             "journal verify --socket /s /j",
             "--socket /s journal inspect /j",
+            "serve --config c --token-file /t",
         ] {
             let error = Arguments::of(std::iter::once("afterimage").chain(line.split(' '))).expect_err(line);
             assert!(error.to_string().contains("takes no --"), "{line}: {error}");
         }
         for line in ["status --socket /s --json", "--socket /s --json status"] {
             let given = Arguments::of(std::iter::once("afterimage").chain(line.split(' '))).expect(line);
-            assert_eq!((given.socket(None), given.json), (PathBuf::from("/s"), true), "{line}");
+            let place = given.place(None).expect("a path");
+            assert_eq!((place, given.json), (Place::Socket("/s".into()), true), "{line}");
         }
     }
 
@@ -677,7 +692,8 @@ mod tests {
     fn an_empty_variable_is_none() {
         let given = Arguments::of(["afterimage", "status"]).expect("a command");
         for (variable, socket) in [(None, DEFAULT_SOCKET), (Some(""), DEFAULT_SOCKET), (Some("/v"), "/v")] {
-            assert_eq!(given.socket(variable.map(OsString::from)), PathBuf::from(socket));
+            let place = given.place(variable.map(OsString::from)).expect("a path");
+            assert_eq!(place, Place::Socket(socket.into()));
         }
     }
 

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use clap::ValueEnum;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::client::Client;
@@ -24,7 +25,7 @@ const RECONNECT_DELAY_S: u32 = 300;
 const NODE_NAME_DIGITS: usize = 16;
 
 /// What a disk is attached to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, JsonSchema, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Consumer {
     /// Arguments of qemu-system-*
@@ -47,12 +48,17 @@ pub struct Wanted<'a> {
 }
 
 /// What `attach --json` prints.
-#[derive(Serialize)]
-struct Attachment {
+#[derive(JsonSchema, Serialize)]
+pub struct Attachment {
+    /// The disk, GROUP/DISK.
     disk: String,
+    /// What it is attached to.
     r#for: Consumer,
+    /// The address that it is reached at.
     address: String,
+    /// Its NBD URI there.
     uri: String,
+    /// What is to be pasted.
     text: String,
 }
 

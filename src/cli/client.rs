@@ -1,35 +1,38 @@
-//! The API's client: one HTTP request a connection over the gateway's unix socket.
-
-use std::path::{Path, PathBuf};
+//! The API's client: one HTTP request a connection, over the gateway's unix socket, or over TCP with a token.
 
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
-use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use zeroize::Zeroizing;
 
 use super::failure::Failure;
+use super::place::Place;
 use crate::control::model::ApiError;
 use crate::error::{Error, ErrorKind};
 
 /// Where the gateway is.
 pub struct Client {
-    socket: PathBuf,
+    place: Place,
+    /// What it asks for over TCP.
+    token: Option<Zeroizing<String>>,
 }
 
 impl Client {
-    /// A client of the gateway on `socket`.
-    pub fn new(socket: PathBuf) -> Client {
-        Client { socket }
+    /// A client of the gateway at `place`.
+    pub fn new(place: Place, token: Option<Zeroizing<String>>) -> Client {
+        Client { place, token }
     }
 
     /// Where it is asked.
-    pub fn socket(&self) -> &Path {
-        &self.socket
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// `GET path`
@@ -58,24 +61,40 @@ impl Client {
         path: &str,
         body: Bytes,
     ) -> Result<T, Failure> {
-        let stream = UnixStream::connect(&self.socket)
-            .await
-            .map_err(|source| Failure::Unreachable { socket: self.socket.clone(), source })?;
-        let request = Request::builder()
+        let unreachable = |source| Failure::Unreachable { place: self.place.clone(), source };
+        let host = match &self.place {
+            Place::Socket(_) => "afterimage",
+            Place::Address(address) => address,
+        };
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
-            .header(HOST, "afterimage")
-            .header(CONTENT_TYPE, "application/json")
-            .body(Full::new(body))
-            .expect("paths are made of names and numbers");
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-        // Ends when the sender is dropped; how it ended shows in the response.
-        let connection = tokio::spawn(connection);
-        let response = sender.send_request(request).await.map_err(broken)?;
-        let answer = read(response).await;
-        connection.abort();
-        answer
+            .header(HOST, host)
+            .header(CONTENT_TYPE, "application/json");
+        if let Some(token) = &self.token {
+            request = request.header(AUTHORIZATION, format!("Bearer {}", token.as_str()));
+        }
+        let request = request.body(Full::new(body)).expect("paths, hosts and tokens are visible ASCII");
+        match &self.place {
+            Place::Socket(path) => ask(UnixStream::connect(path).await.map_err(unreachable)?, request).await,
+            Place::Address(address) => {
+                ask(TcpStream::connect(address).await.map_err(unreachable)?, request).await
+            }
+        }
     }
+}
+
+async fn ask<T: DeserializeOwned>(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    request: Request<Full<Bytes>>,
+) -> Result<T, Failure> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    // Ends when the sender is dropped; how it ended shows in the response.
+    let connection = tokio::spawn(connection);
+    let response = sender.send_request(request).await.map_err(broken)?;
+    let answer = read(response).await;
+    connection.abort();
+    answer
 }
 
 fn json(body: &impl Serialize) -> Bytes {

@@ -13,7 +13,7 @@ use super::failure::Failure;
 use super::interrupt::Interrupts;
 use super::output::{Output, complain, confirm, print};
 use super::tools::{self, ImageFormat};
-use super::{attach, check, history, keys, progress, render, waiting};
+use super::{attach, check, history, keys, progress, render, tokens, waiting};
 use crate::byte_size::ByteSize;
 use crate::control::model::{
     AdoptRequest, Disk, DiskRequest, DiskSource, Group, GroupRequest, GroupVerifyRequest, JobResult, Point,
@@ -76,6 +76,7 @@ pub async fn run(command: ClientCommand, client: Client, output: Output) -> Resu
             let place = attach::Wanted { at: at.as_deref(), credentials: &tls_certificates };
             attach::run(&disk, consumer, place, &session.client, session.output).await
         }
+        ClientCommand::Token(command) => tokens::run(command, &session.client, session.output).await,
         ClientCommand::Key(command) => keys::run(command, &session.client, session.output).await,
     }
 }

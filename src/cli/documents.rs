@@ -14,6 +14,7 @@ use clap_mangen::roff::{Inline, Roff, bold, italic, roman};
 
 use super::arguments::{Arguments, DEFAULT_SOCKET, SOCKET_VARIABLE};
 use super::failure::{EXIT_STATUSES, Failure};
+use super::place::TOKEN_VARIABLE;
 use super::{logging, tools};
 use crate::error::Error;
 
@@ -136,13 +137,16 @@ fn page(command: &Command, name: &str, parent: Option<&str>) -> io::Result<Vec<u
 }
 
 /// Variables and their meanings.
-fn environment() -> [(String, String); 5] {
+fn environment() -> [(String, String); 6] {
     let entry = |name: &str, meaning: &str| (name.to_owned(), meaning.to_owned());
     [
         (
             SOCKET_VARIABLE.to_owned(),
-            format!("The gateway's API socket, where --socket is not given; else {DEFAULT_SOCKET}."),
+            format!(
+                "The gateway's API socket, or its URL, where --socket is not given; else {DEFAULT_SOCKET}."
+            ),
         ),
+        entry(TOKEN_VARIABLE, "The token that a gateway asks for over TCP, where --token-file is not given."),
         entry(
             logging::VARIABLE,
             "What `serve` logs, for example info,afterimage::journal=debug; it overrides [log] level.",
@@ -228,9 +232,14 @@ mod tests {
         assert!(text("afterimage-disk-create").contains("--import"));
         assert!(!text("afterimage-serve").contains("--dies-with"), "which is not for people");
         let main = text(PROGRAM);
-        for word in
-            ["EXIT STATUS", "130", "AFTERIMAGE_SOCKET", "AFTERIMAGE_LOG", "/etc/afterimage/afterimage.toml"]
-        {
+        for word in [
+            "EXIT STATUS",
+            "130",
+            "AFTERIMAGE_SOCKET",
+            "AFTERIMAGE_TOKEN",
+            "AFTERIMAGE_LOG",
+            "/etc/afterimage/afterimage.toml",
+        ] {
             assert!(main.contains(word), "{word}: {main}");
         }
     }

@@ -2,10 +2,10 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use super::output;
+use super::place::Place;
 use crate::config::{ConfigurationError, one_line};
 use crate::error::{Error, ErrorKind};
 
@@ -40,7 +40,7 @@ pub enum Failure {
     /// No gateway answers.
     Unreachable {
         /// Where it was looked for.
-        socket: PathBuf,
+        place: Place,
         /// What the kernel said.
         source: io::Error,
     },
@@ -83,7 +83,9 @@ impl fmt::Display for Failure {
             Failure::Usage(text) => f.write_str(text),
             Failure::Configuration(error) => error.fmt(f),
             Failure::Failed(error) => error.fmt(f),
-            Failure::Unreachable { socket, source } if source.kind() == io::ErrorKind::PermissionDenied => {
+            Failure::Unreachable { place: Place::Socket(socket), source }
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
                 write!(
                     f,
                     "the gateway's socket {} is for root and for the user that the gateway runs as ({source}): ask as one of them, \
@@ -91,11 +93,15 @@ impl fmt::Display for Failure {
                     socket.display()
                 )
             }
-            Failure::Unreachable { socket, source } => write!(
+            Failure::Unreachable { place: Place::Address(address), source } => write!(
                 f,
-                "no gateway answers on {} ({source}): start one with `afterimage serve --config FILE`, or name its \
-                 socket with --socket or AFTERIMAGE_SOCKET",
-                socket.display()
+                "no gateway answers on {address} ({source}): its configuration must have this address in [api] listen, and the way to it \
+                 must be open"
+            ),
+            Failure::Unreachable { place, source } => write!(
+                f,
+                "no gateway answers on {place} ({source}): start one with `afterimage serve --config FILE`, or name its \
+                 socket with --socket or AFTERIMAGE_SOCKET"
             ),
             Failure::Interrupted(what) => write!(f, "interrupted: {what}"),
             Failure::Told(status) => write!(f, "exit status {status}"),

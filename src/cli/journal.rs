@@ -4,6 +4,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::failure::Failure;
@@ -67,10 +68,14 @@ pub fn verify(path: &Path, output: Output) -> Result<(), Failure> {
     }
 }
 
-#[derive(Serialize)]
+/// Something that is wrong in a file.
+#[derive(JsonSchema, Serialize)]
 struct FaultReport {
+    /// The file.
     path: String,
+    /// The byte in it, if it is at one.
     offset: Option<u64>,
+    /// What is wrong, for people.
     what: String,
     #[serde(skip)]
     line: String,
@@ -88,8 +93,10 @@ impl FaultReport {
 }
 
 /// The answer of `verify`.
-#[derive(Serialize)]
-struct Verification {
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "JournalVerification")]
+pub struct Verification {
+    /// What was looked at.
     path: String,
     /// Whether a gateway has it open: then this is a snapshot.
     snapshot: bool,
@@ -97,16 +104,23 @@ struct Verification {
     verdict: &'static str,
     /// Whether it was closed in good order.
     closed: bool,
+    /// Segment files.
     segments: usize,
     /// What opening takes: nothing of a journal that it refuses.
     accepted_frames: usize,
+    /// The last record that opening takes.
     end: Lsn,
     /// What follows without a break, of a journal that opening refuses too.
     sound_frames: usize,
+    /// The first record of these.
     sound_first: Option<Lsn>,
+    /// The last record of these.
     sound_last: Option<Lsn>,
+    /// Up to which record it was durable at least.
     durable_floor: Lsn,
+    /// Where the torn tail is, which is normal after a crash.
     torn_tail: Option<FaultReport>,
+    /// What is damaged.
     faults: Vec<FaultReport>,
     /// A cache beside the segments.
     index_runs: usize,
@@ -114,9 +128,12 @@ struct Verification {
     damaged_index_runs: Vec<RunReport>,
 }
 
-#[derive(Serialize)]
+/// An index run that cannot be used.
+#[derive(JsonSchema, Serialize)]
 struct RunReport {
+    /// Its file.
     path: String,
+    /// Why not, for people.
     what: String,
 }
 
@@ -213,76 +230,126 @@ impl Verification {
 }
 
 /// The answer of `inspect`.
-#[derive(Serialize)]
-struct Report {
+#[derive(JsonSchema, Serialize)]
+#[schemars(rename = "JournalReport")]
+pub struct Report {
     #[serde(flatten)]
     verification: Verification,
+    /// The group that it belongs to, as an id.
     group: Option<String>,
+    /// That group's timeline.
     timeline: Option<String>,
     /// What opening would do.
     decision: String,
+    /// Up to which record the journal itself says that it is durable.
     stated_durable: Lsn,
+    /// Up to which record the images' checkpoints have it; none without images beside it.
     destaged: Option<Lsn>,
+    /// Each segment file.
     segment_files: Vec<SegmentReport>,
+    /// Each time that it was opened to be written.
     incarnations: Vec<IncarnationReport>,
+    /// Files that were being made when the gateway ended.
     unfinished: Vec<String>,
 }
 
-#[derive(Serialize)]
+/// A segment file.
+#[derive(JsonSchema, Serialize)]
 struct SegmentReport {
+    /// The number in its name.
     index: u32,
+    /// The file.
     path: String,
+    /// Which use of a segment it is; none if it was never used.
     sequence: Option<u64>,
     /// `accepted`, or `free`: nothing in it is needed. Where opening refuses: `sound`, `free`, or `cut_off` by a break.
     role: &'static str,
+    /// Sound frames in it.
     frame_count: usize,
+    /// The first record in it.
     first_lsn: Option<Lsn>,
+    /// The last record in it.
     last_lsn: Option<Lsn>,
+    /// The incarnation that wrote its last frame.
     incarnation: Option<String>,
+    /// Its length.
     bytes: u64,
+    /// Bytes from its start that its header and its frames take.
     used_bytes: u64,
+    /// Why no more frames follow, for people.
     end: String,
+    /// Frames of an earlier use behind that.
     left_over_frames: usize,
+    /// Each frame, where they are asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     frames: Option<Vec<FrameReport>>,
 }
 
-#[derive(Serialize)]
+/// What one opening wrote.
+#[derive(JsonSchema, Serialize)]
 struct IncarnationReport {
+    /// Its id.
     id: String,
+    /// The incarnation that it follows.
     predecessor: Option<String>,
+    /// When it was opened: RFC 3339 in UTC; none if that frame is recycled.
     opened: Option<String>,
+    /// The number of its first frame that is there.
     first_frame: u64,
+    /// The number of its last frame.
     last_frame: u64,
+    /// Its first record that is there.
     first_lsn: Lsn,
+    /// Its last record.
     last_lsn: Lsn,
+    /// Whether it was closed in good order.
     closed: bool,
 }
 
-#[derive(Serialize)]
+/// A frame.
+#[derive(JsonSchema, Serialize)]
 struct FrameReport {
+    /// Its number.
     number: u64,
+    /// Where in the segment it begins, in bytes.
     offset: u64,
+    /// Its length.
     bytes: usize,
+    /// What it is for, by its most telling record.
     kind: &'static str,
+    /// Its first record.
     first_lsn: Lsn,
+    /// Its last record; none if it has none.
     last_lsn: Option<Lsn>,
+    /// How many records it has.
     record_count: usize,
+    /// Up to which record it says that all are durable.
     durable_through: Lsn,
+    /// The oldest segment use that was still needed.
     tail: u64,
+    /// The incarnation that wrote it.
     incarnation: String,
+    /// Each record, where they are asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     records: Option<Vec<RecordReport>>,
 }
 
-#[derive(Serialize)]
+/// A record.
+#[derive(JsonSchema, Serialize)]
 struct RecordReport {
+    /// Its place in the order.
     lsn: Lsn,
+    /// What it is.
     kind: &'static str,
+    /// The disk that it is about, by its number in the journal.
     disk_slot: Option<u32>,
+    /// The first sector that it is about.
     sector: Option<u64>,
+    /// How many.
     sectors: Option<u64>,
+    /// Bytes of its payload.
     payload_bytes: u64,
+    /// All of that for people.
     text: String,
 }
 

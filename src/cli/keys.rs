@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
@@ -20,8 +21,9 @@ use crate::error::{Error, ErrorKind};
 const KEY_BYTES_MAX: u64 = 4096;
 
 /// Where a key was written.
-#[derive(Serialize)]
-struct Exported {
+#[derive(JsonSchema, Serialize)]
+pub struct Exported {
+    /// The file, which was not there before.
     file: PathBuf,
 }
 

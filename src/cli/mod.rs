@@ -20,9 +20,12 @@ mod keys;
 mod logging;
 mod mounting;
 pub mod output;
+pub mod place;
 mod progress;
 mod render;
+pub mod schemas;
 mod serve;
+mod tokens;
 mod tools;
 mod values;
 mod waiting;
@@ -35,6 +38,7 @@ use clap::error::ErrorKind as UsageKind;
 use arguments::{Arguments, Command, JournalCommand, SOCKET_VARIABLE};
 pub use failure::Failure;
 use output::Output;
+use place::{Place, TOKEN_VARIABLE};
 
 use crate::storage::size_limit;
 
@@ -76,7 +80,8 @@ fn usage(refusal: &clap::Error, for_monitoring: bool) -> ExitCode {
 
 fn run(arguments: Arguments) -> Result<(), Failure> {
     let output = Output { json: arguments.json };
-    let socket = arguments.socket(std::env::var_os(SOCKET_VARIABLE));
+    let place = arguments.place(std::env::var_os(SOCKET_VARIABLE));
+    let token_file = arguments.token_file.clone();
     match arguments.command {
         Command::Serve { config, dies_with } => serve::run(&config, dies_with),
         Command::Demo { keep } => demo::run(keep),
@@ -88,11 +93,19 @@ fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Completions { shell } => output::print(&documents::completions(shell)),
         Command::Man { to } => documents::write_man_pages(&to),
         Command::Client(command) => {
+            let place = place?;
+            let token = match &place {
+                Place::Socket(_) => None,
+                Place::Address(_) => {
+                    Some(place::token(token_file.as_deref(), std::env::var_os(TOKEN_VARIABLE))?)
+                }
+            };
+            let client = client::Client::new(place, token);
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
                 .map_err(|error| crate::error::Error::io("starting the client", error))?;
-            let done = runtime.block_on(commands::run(command, client::Client::new(socket), output));
+            let done = runtime.block_on(commands::run(command, client, output));
             // A question that nobody answers any more is not waited for.
             runtime.shutdown_background();
             done

@@ -29,7 +29,8 @@ impl Session {
             complain(&format!("the test failover of an earlier mount stays: {failure}\n"));
         }
         let mounting = async |test: &Test, interrupts: &mut Interrupts| {
-            let shown = (test, self.client.socket());
+            let gateway = self.client.place().to_path();
+            let shown = (test, gateway.as_path());
             tools::mount(shown, disk, partition, &directory, interrupts).await
         };
         // Writable: before it can be read, a file system that was in use at the point replays its own journal.
@@ -53,7 +54,7 @@ impl Session {
 
     /// Ends the test failovers of mounts that were taken down, now or while no gateway answered.
     async fn end_left_tests(&self) -> Result<(), Failure> {
-        for left in tools::left_tests(self.client.socket())? {
+        for left in tools::left_tests(&self.client.place().to_path())? {
             let tests = match self.tests(Some(&left.group)).await {
                 // Gone with its group.
                 Err(Failure::Failed(error)) if error.kind() == ErrorKind::NotFound => Vec::new(),

@@ -115,8 +115,8 @@ impl Followed<'_> {
             return failure;
         }
         let why = match failure {
-            Failure::Unreachable { socket, source } => {
-                format!("no gateway answers on {} any more ({source})", socket.display())
+            Failure::Unreachable { place, source } => {
+                format!("no gateway answers on {place} any more ({source})")
             }
             other => other.to_string(),
         };

@@ -6,7 +6,7 @@ use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
 use super::failure::Failure;
 use super::logging;
-use crate::config::{Configuration, ConfigurationError, Journal};
+use crate::config::{Api, Configuration, ConfigurationError, Journal};
 use crate::control::server;
 use crate::counted::counted;
 use crate::data_directory;
@@ -36,7 +36,7 @@ fn leave_descriptors(configuration: &mut Configuration) -> Result<(), Failure> {
         data_threads: configuration.site.data_threads.get(),
         connections_max: configuration.nbd.connections_max,
         api_connections_max: configuration.api.connections_max,
-        api_own: server::DESCRIPTORS_BEYOND
+        api_own: server::descriptors_of_api(api_listeners(configuration))
             + server::descriptors_of_metrics(configuration.metrics.listen.len())
             + crate::site::descriptors_of_hooks(configuration.hooks.len()),
         kept: Kept::look(&data_directory::groups(&configuration.site.data_dir)),
@@ -46,6 +46,12 @@ fn leave_descriptors(configuration: &mut Configuration) -> Result<(), Failure> {
     configuration.nbd.connections_max = shares.connections_max;
     configuration.api.connections_max = shares.api_connections_max;
     Ok(())
+}
+
+/// Sockets that the API listens on.
+fn api_listeners(configuration: &Configuration) -> usize {
+    let Api { read_only_socket, listen, .. } = &configuration.api;
+    1 + usize::from(read_only_socket.is_some()) + listen.len()
 }
 
 fn too_few(configuration: &Configuration, limit: usize, sharers: &Sharers) -> Failure {

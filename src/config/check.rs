@@ -70,10 +70,18 @@ fn sockets(configuration: &Configuration) -> Vec<Socket> {
     let listen = configuration.nbd.listen.iter().zip(&configuration.written.listen);
     let nbd = listen.map(|(address, written)| ("nbd.listen", written, address.clone()));
     let api = ListenAddress::Unix(configuration.api.socket.clone());
+    let read_only = configuration.api.read_only_socket.iter().map(|path| {
+        let written = &configuration.written.api_read_only_socket;
+        ("api.read_only_socket", written, ListenAddress::Unix(path.clone()))
+    });
+    let tcp = configuration.api.listen.iter().zip(&configuration.written.api_listen);
+    let tcp = tcp.map(|(address, written)| ("api.listen", written, ListenAddress::Tcp(*address)));
     let written = &configuration.written.metrics_listen;
     let metrics = configuration.metrics.listen.iter();
     let metrics = metrics.map(|address| ("metrics.listen", written, ListenAddress::Tcp(*address)));
-    let all = nbd.chain([("api.socket", &configuration.written.api_socket, api)]).chain(metrics);
+    let api =
+        [("api.socket", &configuration.written.api_socket, api)].into_iter().chain(read_only).chain(tcp);
+    let all = nbd.chain(api).chain(metrics);
     let sockets = all.map(|(key, written, address)| {
         let shown = match &address {
             ListenAddress::Unix(path) => quoted_path(written, path),

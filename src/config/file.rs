@@ -12,18 +12,19 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde::de::{Deserializer, Visitor};
 
+use super::api::{RawApi, WrittenApi, api};
 use super::error::{Fault, quoted};
 use super::hooks::{self, RawHook};
 use super::metrics::{RawMetrics, metrics};
 use super::number::{RawNumber, count_between};
 use super::tls::{self, RawTls};
 use super::{
-    Api, Configuration, Images, Journal, Keys, Log, LogFormat, LogLevel, Memory, Nbd, Site, Storage,
+    Configuration, Images, Journal, Keys, Log, LogFormat, LogLevel, Memory, Nbd, Site, Storage,
     StorageChoice, Vault, Verify, Written,
 };
 use crate::byte_size::{ByteSize, SizeFault};
 use crate::data_directory;
-use crate::listen::{self, ListenAddress, SocketMode};
+use crate::listen::{ListenAddress, SocketMode};
 use crate::protect::open::MAP_BYTES_MIN;
 use crate::throttle::ByteRate;
 
@@ -52,9 +53,6 @@ const VERIFY_EVERY_MIN: Duration = Duration::from_secs(1);
 const VERIFY_RATE: ByteSize = ByteSize(20 << 20);
 const VERIFY_RATE_MIN: ByteSize = ByteSize(64 << 10);
 const CONNECTIONS_MAX: usize = 1024;
-/// A command line has one connection at a time.
-const API_CONNECTIONS_MAX: usize = 256;
-const API_CONNECTIONS_MOST: usize = 1 << 16;
 const DATA_THREADS_MAX: usize = 64;
 
 #[derive(Deserialize)]
@@ -106,13 +104,6 @@ struct RawNbd {
     buffers: Option<RawSize>,
     buffers_total: Option<RawSize>,
     tls: Option<RawTls>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RawApi {
-    socket: Option<String>,
-    connections_max: Option<RawNumber>,
 }
 
 #[derive(Default, Deserialize)]
@@ -200,13 +191,22 @@ impl<'de> Deserialize<'de> for RawSize {
 pub(super) fn parse(file: &Path, text: &str) -> Result<Configuration, Fault> {
     let raw: RawFile = toml::from_str(text).map_err(|error| toml_fault(text, &error))?;
     let (site, data_dir) = site(raw.site)?;
-    let (api, api_socket) = api(raw.api, &site.data_dir)?;
+    let (api, WrittenApi { socket: api_socket, read_only_socket: api_read_only_socket, listen: api_listen }) =
+        api(raw.api, &site.data_dir)?;
     let (nbd, listen) = nbd(raw.nbd, &site.data_dir)?;
     let (keys, site_key) = keys(raw.keys, &site.data_dir)?;
     let (metrics, metrics_listen) = metrics(raw.metrics)?;
     Ok(Configuration {
         file: file.to_owned(),
-        written: Written { data_dir, listen, api_socket, site_key, metrics_listen },
+        written: Written {
+            data_dir,
+            listen,
+            api_socket,
+            api_read_only_socket,
+            api_listen,
+            site_key,
+            metrics_listen,
+        },
         keys,
         site,
         nbd,
@@ -355,20 +355,6 @@ fn buffers_total(raw: Option<RawSize>, buffers: ByteSize) -> Result<ByteSize, Fa
         ));
     }
     Ok(total)
-}
-
-/// The table, and the socket as it is written.
-fn api(raw: RawApi, data_dir: &Path) -> Result<(Api, String), Fault> {
-    const KEY: &str = "api.socket";
-    let text = raw.socket.unwrap_or_else(|| data_dir.join("api.sock").to_string_lossy().into_owned());
-    let path = text.strip_prefix("unix:").unwrap_or(&text);
-    let path = absolute(KEY, &text, path, "/run/afterimage/api.sock")?;
-    let socket = listen::socket_path(&path).map_err(|fault| Fault::of_address(KEY, quoted(&text), fault))?;
-    let connections_max = match raw.connections_max {
-        Some(count) => count_between("api.connections_max", &count, API_CONNECTIONS_MOST)?,
-        None => NonZeroUsize::new(API_CONNECTIONS_MAX).expect("not zero"),
-    };
-    Ok((Api { socket, connections_max }, text))
 }
 
 /// The table, and the site key's path as it is written.

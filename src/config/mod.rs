@@ -4,6 +4,7 @@
 //! [`Configuration::load`] reads the text; [`Configuration::check`] looks at the machine (directories, sockets, the
 //! data directory's lock, the site key's file) and touches nothing. Either fails with one line that names key, value and mend.
 
+mod api;
 mod check;
 mod error;
 mod file;
@@ -73,6 +74,10 @@ pub struct Written {
     pub listen: Vec<String>,
     /// `api.socket`
     pub api_socket: String,
+    /// `api.read_only_socket`; empty if it is not there.
+    pub api_read_only_socket: String,
+    /// `api.listen`: the text of each address in [`Api::listen`].
+    pub api_listen: Vec<String>,
     /// `keys.site_key`
     pub site_key: String,
     /// `metrics.listen`; empty if it is not there.
@@ -112,6 +117,10 @@ pub struct Nbd {
 pub struct Api {
     /// The unix socket of the HTTP API, absolute.
     pub socket: PathBuf,
+    /// Another one, by which it is only to read; none unless asked for.
+    pub read_only_socket: Option<PathBuf>,
+    /// Where it is served to those who have a token; nowhere unless asked for.
+    pub listen: Vec<SocketAddr>,
     /// How many clients may be connected at once.
     pub connections_max: NonZeroUsize,
 }

@@ -159,7 +159,7 @@ impl Entry {
 
     fn log(&self) {
         let AuditRecord { asked_by, verb, subject, parameters, outcome, .. } = &self.record;
-        let uid = asked_by.as_ref().map(|asker| asker.uid);
+        let uid = asked_by.as_ref().and_then(|asker| asker.uid);
         let asked_by = asked_by.as_ref().map_or_else(|| "unknown".to_owned(), Asker::to_string);
         let subject = subject.as_deref().unwrap_or_default();
         let outcome = match outcome {

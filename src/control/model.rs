@@ -6,6 +6,7 @@ mod audit;
 mod events;
 mod keys;
 mod status;
+mod tokens;
 mod verify;
 
 use std::num::NonZeroU64;
@@ -14,8 +15,10 @@ use std::path::PathBuf;
 pub use audit::*;
 pub use events::*;
 pub use keys::*;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 pub use status::*;
+pub use tokens::*;
 pub use verify::*;
 
 use super::name::{Label, Name};
@@ -26,7 +29,7 @@ use crate::error::{Error, ErrorKind};
 use crate::units::{DiskId, GroupId, Lsn, PointId, WallNanos};
 
 /// A protection group.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Group {
     /// Permanent id.
     pub id: GroupId,
@@ -59,7 +62,7 @@ pub struct Group {
 }
 
 /// Why a group could not be opened, what is damaged of it, or which requests fail.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Failure {
     /// Why.
     pub reason: Reason,
@@ -68,7 +71,7 @@ pub struct Failure {
 }
 
 /// How a group is protected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Policy {
     /// Time between recovery points; none is made while nothing is written.
@@ -94,7 +97,7 @@ impl Policy {
 }
 
 /// A protected disk.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Disk {
     /// Permanent id.
     pub id: DiskId,
@@ -116,7 +119,7 @@ pub struct Disk {
 }
 
 /// A recovery point of a group.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Point {
     /// Permanent id.
     pub id: PointId,
@@ -139,7 +142,7 @@ pub struct Point {
 }
 
 /// A recovery point that was just made.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct PointCreated {
     /// The point.
     #[serde(flatten)]
@@ -149,7 +152,7 @@ pub struct PointCreated {
 }
 
 /// How consistent a recovery point is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PointKind {
     /// As after a power cut, over all disks of the group at once.
@@ -159,7 +162,7 @@ pub enum PointKind {
 }
 
 /// A test failover: a point served beside ongoing protection.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Test {
     /// The N of `GROUP/DISK@test-N`.
     pub number: TestId,
@@ -184,7 +187,7 @@ pub struct Test {
 }
 
 /// A disk of a test failover.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct TestExport {
     /// The disk's name.
     pub disk: Name,
@@ -197,7 +200,7 @@ pub struct TestExport {
 }
 
 /// `POST /v1/groups`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GroupRequest {
     /// The new group's name.
@@ -205,7 +208,7 @@ pub struct GroupRequest {
 }
 
 /// `PUT /v1/groups/{group}/policy`, and `POST …/policy/dry-run`; what is not given stays.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PolicyRequest {
     /// Time between recovery points.
@@ -230,7 +233,7 @@ impl PolicyRequest {
 }
 
 /// What a policy would do now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct PolicyForecast {
     /// Points that would go.
     pub points: u64,
@@ -239,7 +242,7 @@ pub struct PolicyForecast {
 }
 
 /// `POST /v1/groups/{group}/points/hold`, `…/release` and `…/delete`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PointSelection {
     /// Which point.
@@ -247,7 +250,7 @@ pub struct PointSelection {
 }
 
 /// `POST /v1/groups/{group}/disks`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskRequest {
     /// The new disk's name.
@@ -257,7 +260,7 @@ pub struct DiskRequest {
 }
 
 /// What a new disk holds.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum DiskSource {
     /// Zeros; the size is a positive multiple of 512. Answered with a [`Disk`].
@@ -267,7 +270,7 @@ pub enum DiskSource {
 }
 
 /// `POST /v1/groups/{group}/disks/{disk}/resize`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ResizeRequest {
     /// Its new size, a positive multiple of 512.
@@ -278,7 +281,7 @@ pub struct ResizeRequest {
 }
 
 /// `POST /v1/groups/{group}/points`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PointRequest {
     /// What the point is called.
@@ -286,7 +289,7 @@ pub struct PointRequest {
 }
 
 /// `POST /v1/groups/{group}/tests`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TestRequest {
     /// Which point.
@@ -300,7 +303,7 @@ pub struct TestRequest {
 }
 
 /// `POST /v1/groups/{group}/restore`; answered with a [`Job`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RestoreRequest {
     /// Which point.
@@ -313,7 +316,7 @@ pub struct RestoreRequest {
 }
 
 /// `POST /v1/vault/verify`; answered with a [`Job`].
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VerifyRequest {
     /// One group, or every group.
@@ -324,7 +327,7 @@ pub struct VerifyRequest {
 }
 
 /// `POST /v1/groups/{group}/verify`; answered with a [`Job`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GroupVerifyRequest {
     /// Bytes that are read in a second at most; without it, as many as there are.
@@ -333,7 +336,7 @@ pub struct GroupVerifyRequest {
 }
 
 /// `POST /v1/groups/{group}/repair`; answered with a [`Job`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RepairRequest {
     /// Whether recovery points that need what is lost may go. Else it is only said what would be done.
@@ -345,7 +348,7 @@ pub struct RepairRequest {
 }
 
 /// `POST /v1/vault/adopt`; answered with a [`Job`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdoptRequest {
     /// The vault of one group; absolute.
@@ -356,7 +359,7 @@ pub struct AdoptRequest {
 }
 
 /// The group that was made of a vault.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Adopted {
     /// The group, as it is now.
     #[serde(flatten)]
@@ -367,7 +370,7 @@ pub struct Adopted {
 }
 
 /// Sectors of a disk whose content is lost.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct LostSectors {
     /// The disk's name.
     pub disk: String,
@@ -378,7 +381,7 @@ pub struct LostSectors {
 }
 
 /// `POST /v1/groups/{group}/resume`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ResumeRequest {
     /// Whether it is accepted that writes are lost which rotted in the journal.
@@ -387,7 +390,7 @@ pub struct ResumeRequest {
 }
 
 /// What `POST /v1/groups/{group}/resume` did.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Resumed {
     /// The group, as it is now.
     pub group: Group,
@@ -403,7 +406,7 @@ pub struct Resumed {
 }
 
 /// What a restore wrote.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Restored {
     /// The point.
     pub point: Point,
@@ -414,7 +417,7 @@ pub struct Restored {
 }
 
 /// Something that takes long: asked for once, then watched.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Job {
     /// Permanent id: 32 hexadecimal digits.
     pub id: String,
@@ -438,7 +441,7 @@ pub struct Job {
 }
 
 /// What kind of work a job does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JobKind {
     /// A disk is filled from a file.
@@ -454,7 +457,7 @@ pub enum JobKind {
 }
 
 /// How a job stands.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JobState {
     /// At work.
@@ -470,7 +473,7 @@ pub enum JobState {
 }
 
 /// What a job made.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JobResult {
     /// An import's disk.
@@ -488,7 +491,7 @@ pub enum JobResult {
 }
 
 /// An error as the API says it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct ApiError {
     /// What a caller can do about it.
     pub kind: ErrorKind,

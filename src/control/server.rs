@@ -10,8 +10,9 @@
 //!
 //! Who waits for an answer is never ended: a verb takes what it takes.
 //!
-//! Invariant: there are at most [`DESCRIPTORS_BEYOND`] connections more than [`ApiLimits::connections_max`], so that who connects over
-//! and over takes no descriptor from a block client, or from a group's files.
+//! Invariant: there are at most [`ApiLimits::connections_max`] connections, and [`DESCRIPTORS_BEYOND`] more for each socket that listens,
+//! so that who connects over and over takes no descriptor from a block client, or from a group's files. Half of them at most are not by
+//! `[api] socket`.
 //!
 //! [`api`]: super::api
 
@@ -41,7 +42,7 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Sleep;
 
-use super::model::{ApiError, Asker, Status, TurnedAway};
+use super::model::{ApiError, Asker, Role, Status, TurnedAway};
 use super::turned_away::TurnedAwayCount;
 use crate::env::Environment;
 use crate::error::ErrorKind;
@@ -69,6 +70,12 @@ pub const fn descriptors_of_metrics(listeners: usize) -> usize {
     }
 }
 
+/// Descriptors that sockets of the API take at most, so many of them, beyond [`ApiLimits::connections_max`]: each listens on one, and has
+/// its own whom it tells that they are too many.
+pub const fn descriptors_of_api(listeners: usize) -> usize {
+    listeners * (DESCRIPTORS_BEYOND + 1)
+}
+
 /// What is asked over a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Service {
@@ -89,12 +96,41 @@ impl Service {
         match self {
             Service::Api => format!(
                 "too many connections to the API: [api] connections_max = {connections_max}: try again, end some of them, or \
-                 write a larger value"
+                 write a larger value; half of it is for [api] socket alone"
             ),
             Service::Metrics => format!(
                 "too many connections to [metrics] listen, which takes {connections_max}: try again, or end some of them"
             ),
         }
+    }
+}
+
+/// By where a client comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entrance {
+    /// `[api] socket`
+    Socket,
+    /// `[api] read_only_socket`
+    ReadOnlySocket,
+    /// `[api] listen`. Where TLS is spoken, that will be another.
+    Tcp,
+    /// `[metrics] listen`, where nothing else is served.
+    Metrics,
+}
+
+impl Entrance {
+    /// What whoever comes by it may do; `None` where that is said by a token.
+    pub(super) fn role(self) -> Option<Role> {
+        match self {
+            Entrance::Socket => Some(Role::Admin),
+            Entrance::ReadOnlySocket => Some(Role::Read),
+            Entrance::Tcp | Entrance::Metrics => None,
+        }
+    }
+
+    /// Whether others have a claim to a part of the places.
+    fn leaves_some(self) -> bool {
+        matches!(self, Entrance::ReadOnlySocket | Entrance::Tcp)
     }
 }
 
@@ -124,11 +160,13 @@ impl ApiLimits {
 /// being accepted, or has just been left without a word.
 pub const DESCRIPTORS_BEYOND: usize = REFUSED_MAX + 1;
 
-/// The API's clients, counted.
+/// The API's clients, counted; those who have all of the API and others together.
 pub struct ApiConnections {
     service: Service,
     limits: ApiLimits,
     connections: AtomicUsize,
+    /// Those of them that have to leave places for `[api] socket`: whoever may do everything is not kept out by who may not.
+    others: AtomicUsize,
     turned_away: TurnedAwayCount,
     environment: Arc<dyn Environment + Send + Sync>,
 }
@@ -153,6 +191,7 @@ impl ApiConnections {
             service,
             limits,
             connections: AtomicUsize::new(0),
+            others: AtomicUsize::new(0),
             turned_away: TurnedAwayCount::default(),
             environment,
         }
@@ -176,11 +215,19 @@ impl ApiConnections {
     }
 
     /// A place for a client, until it is dropped; `None` if there are too many.
-    fn admit(self: &Arc<Self>) -> Option<Place> {
+    fn admit(self: &Arc<Self>, entrance: Entrance) -> Option<Place> {
         let max = self.limits.connections_max.get();
-        let below_max = |connections| (connections < max).then_some(connections + 1);
-        self.connections.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below_max).ok()?;
-        Some(Place(Arc::clone(self)))
+        let is_other = entrance.leaves_some();
+        if is_other {
+            take_below(&self.others, max.div_ceil(2))?;
+        }
+        if take_below(&self.connections, max).is_none() {
+            if is_other {
+                self.others.fetch_sub(1, Ordering::Relaxed);
+            }
+            return None;
+        }
+        Some(Place { connections: Arc::clone(self), is_other })
     }
 
     fn turn_away(&self) {
@@ -209,12 +256,24 @@ impl ApiConnections {
     }
 }
 
+/// One more, if there are fewer than `max`.
+fn take_below(count: &AtomicUsize, max: usize) -> Option<()> {
+    let below_max = |count| (count < max).then_some(count + 1);
+    count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, below_max).ok().map(drop)
+}
+
 /// One of the places that clients have.
-struct Place(Arc<ApiConnections>);
+struct Place {
+    connections: Arc<ApiConnections>,
+    is_other: bool,
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        self.connections.connections.fetch_sub(1, Ordering::Relaxed);
+        if self.is_other {
+            self.connections.others.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -233,7 +292,7 @@ impl Listener for UnixListener {
         let (socket, _) = UnixListener::accept(self).await?;
         // It may have gone already.
         let peer = socket.peer_cred().ok();
-        let asker = peer.map(|peer| Asker { uid: peer.uid(), user: None, pid: peer.pid() });
+        let asker = peer.map(|peer| Asker { uid: Some(peer.uid()), pid: peer.pid(), ..Asker::default() });
         Ok((socket, asker))
     }
 }
@@ -241,47 +300,54 @@ impl Listener for UnixListener {
 impl Listener for TcpListener {
     type Socket = TcpStream;
 
-    /// Nobody says who is at the other end.
+    /// Who is at the other end, a token says.
     async fn accept(&self) -> io::Result<(TcpStream, Option<Asker>)> {
-        TcpListener::accept(self).await.map(|(socket, _)| (socket, None))
+        let (socket, address) = TcpListener::accept(self).await?;
+        let asker = Asker { address: Some(address.to_string()), ..Asker::default() };
+        Ok((socket, Some(asker)))
     }
 }
 
 /// Serves the API until `shutdown` resolves and the requests at work have been answered, for five seconds at most.
 pub async fn serve(
     listener: std::os::unix::net::UnixListener,
+    entrance: Entrance,
     router: Router,
     connections: Arc<ApiConnections>,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    serve_on(UnixListener::from_std(listener)?, router, connections, shutdown).await;
+    serve_on(UnixListener::from_std(listener)?, entrance, router, connections, shutdown).await;
     Ok(())
 }
 
 /// The same, on a TCP address.
 pub async fn serve_tcp(
     listener: std::net::TcpListener,
+    entrance: Entrance,
     router: Router,
     connections: Arc<ApiConnections>,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    serve_on(TcpListener::from_std(listener)?, router, connections, shutdown).await;
+    serve_on(TcpListener::from_std(listener)?, entrance, router, connections, shutdown).await;
     Ok(())
 }
 
 async fn serve_on(
     listener: impl Listener,
+    entrance: Entrance,
     router: Router,
     connections: Arc<ApiConnections>,
     shutdown: impl Future<Output = ()>,
 ) {
     let (stop, stopping) = watch::channel(());
     let mut server = Server {
+        entrance,
         refusal: connections.refusal(),
         router,
         connections,
         stopping,
         at_work: JoinSet::new(),
+        refusing: JoinSet::new(),
         refused: VecDeque::new(),
     };
     tokio::select! {
@@ -291,17 +357,23 @@ async fn serve_on(
     drop(listener);
     // Whoever serves a connection hears it.
     drop(stop);
-    let ended = async { while server.at_work.join_next().await.is_some() {} };
-    // Who is still there then is cut off as the set is dropped.
+    let ended = async {
+        while server.at_work.join_next().await.is_some() {}
+        while server.refusing.join_next().await.is_some() {}
+    };
+    // Who is still there then is cut off as the sets are dropped.
     let _ = tokio::time::timeout(GRACE, ended).await;
 }
 
 struct Server {
+    entrance: Entrance,
     router: Router,
     refusal: Router,
     connections: Arc<ApiConnections>,
     stopping: watch::Receiver<()>,
     at_work: JoinSet<()>,
+    /// Those that are told that they are too many.
+    refusing: JoinSet<()>,
     /// Who is being told that it is one too many, the first one first; some may have ended.
     refused: VecDeque<AbortHandle>,
 }
@@ -313,6 +385,7 @@ impl Server {
                 accepted = listener.accept() => accepted,
                 // Else what is left of those that ended would add up.
                 Some(_) = self.at_work.join_next() => continue,
+                Some(_) = self.refusing.join_next() => continue,
             };
             match accepted {
                 Ok((socket, asker)) => {
@@ -330,18 +403,18 @@ impl Server {
 
     /// Who was left without a word has a descriptor until its task is gone.
     async fn await_aborted(&mut self) {
-        let max = self.connections.limits.connections_max.get() + REFUSED_MAX;
-        while self.at_work.len() > max {
-            self.at_work.join_next().await;
+        while self.refusing.len() > REFUSED_MAX {
+            self.refusing.join_next().await;
         }
     }
 
     fn take(&mut self, socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, asker: Option<Asker>) {
         let limits = self.connections.limits;
-        if let Some(place) = self.connections.admit() {
+        let caller = Caller { asker, entrance: self.entrance };
+        if let Some(place) = self.connections.admit(self.entrance) {
             let (router, stopping) = (self.router.clone(), self.stopping.clone());
             self.at_work.spawn(async move {
-                serve_one(socket, asker, router, limits, stopping).await;
+                serve_one(socket, caller, router, limits, stopping).await;
                 drop(place);
             });
             return;
@@ -353,15 +426,21 @@ impl Server {
             first.abort();
         }
         let limits = ApiLimits { head: REFUSED_WITHIN, stalled: REFUSED_WITHIN, ..limits };
-        let answering = serve_one(socket, None, self.refusal.clone(), limits, self.stopping.clone());
-        self.refused.push_back(self.at_work.spawn(answering));
+        let answering = serve_one(socket, caller, self.refusal.clone(), limits, self.stopping.clone());
+        self.refused.push_back(self.refusing.spawn(answering));
     }
+}
+
+/// Who is at the other end of a connection.
+struct Caller {
+    asker: Option<Asker>,
+    entrance: Entrance,
 }
 
 /// Answers what comes on a connection, until it ends.
 async fn serve_one(
     socket: impl AsyncRead + AsyncWrite + Unpin,
-    asker: Option<Asker>,
+    caller: Caller,
     router: Router,
     limits: ApiLimits,
     mut stopping: watch::Receiver<()>,
@@ -371,8 +450,9 @@ async fn serve_one(
     let socket = TokioIo::new(Watched::new(socket, limits.stalled));
     let routes = TowerToHyperService::new(router);
     let service = service_fn(move |mut request: Request<Incoming>| {
-        // For the audit trail.
-        if let Some(asker) = asker.clone() {
+        request.extensions_mut().insert(caller.entrance);
+        // For the audit trail, and who refuses it.
+        if let Some(asker) = caller.asker.clone() {
             request.extensions_mut().insert(asker);
         }
         routes.call(request)

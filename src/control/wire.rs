@@ -71,7 +71,7 @@ pub(super) fn wall_nanos(time: jiff::Timestamp) -> Option<WallNanos> {
 }
 
 /// Every kind and its word; the table is the mapping, both ways.
-const ERROR_KINDS: [(ErrorKind, &str); 12] = [
+pub(super) const ERROR_KINDS: [(ErrorKind, &str); 13] = [
     (ErrorKind::Io, "io"),
     (ErrorKind::NoSpace, "no_space"),
     (ErrorKind::Corrupt, "corrupt"),
@@ -81,6 +81,7 @@ const ERROR_KINDS: [(ErrorKind, &str); 12] = [
     (ErrorKind::AlreadyExists, "already_exists"),
     (ErrorKind::NotFound, "not_found"),
     (ErrorKind::Invalid, "invalid"),
+    (ErrorKind::Denied, "denied"),
     (ErrorKind::Fenced, "fenced"),
     (ErrorKind::Latched, "latched"),
     (ErrorKind::Shutdown, "shutdown"),

@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 
 use super::gateway::Gateway;
 use crate::control::metrics;
-use crate::control::server::{self, ApiConnections};
+use crate::control::server::{self, ApiConnections, Entrance};
 use crate::env::Environment;
 use crate::error::{Error, Result};
 
@@ -51,7 +51,8 @@ impl MetricsListener {
             let mut stopping = stopping.clone();
             // A sender that is dropped tells as well.
             let stopped = async move { drop(stopping.changed().await) };
-            servers.spawn(server::serve_tcp(listener, router.clone(), Arc::clone(&connections), stopped));
+            let (router, connections) = (router.clone(), Arc::clone(&connections));
+            servers.spawn(server::serve_tcp(listener, Entrance::Metrics, router, connections, stopped));
         }
         MetricsServed { stop, servers }
     }

@@ -9,6 +9,7 @@
 //! ```
 
 mod adoption;
+mod api_listeners;
 mod background_verification;
 mod clients;
 mod convert;

@@ -1,7 +1,5 @@
 //! `serve`: starts the data threads, opens the groups, listens, and stops in good order.
 
-use std::os::unix::net::UnixListener;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -11,6 +9,7 @@ use rustls::ServerConfig;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::api_listeners::ApiListeners;
 use super::data_threads::{DataThreads, DataThreadsOptions, SessionLimits};
 use super::gateway::{Gateway, StorageFound};
 use super::keys::KeyStore;
@@ -18,14 +17,15 @@ use super::member::Member;
 use super::metrics_listener::MetricsListener;
 use super::supervision::Supervision;
 use crate::capture::nbd::Limits;
-use crate::config::{Configuration, StorageChoice};
+use crate::config::{Api, Configuration, StorageChoice};
 use crate::control::api;
 use crate::control::catalogue::Catalogue;
-use crate::control::server::{self, ApiConnections, ApiLimits};
+use crate::control::server::{ApiConnections, ApiLimits};
+use crate::control::tokens::Tokens;
 use crate::data_directory::DataDirectory;
 use crate::env::{Environment, OsEnvironment};
 use crate::error::{Error, ErrorKind, Result};
-use crate::listen::{Endpoint, ListenAddress, SocketMode, bind_unix};
+use crate::listen::{Endpoint, ListenAddress, SocketMode};
 use crate::storage::{BackendOptions, Preference, Storage, open_best};
 use crate::tls::{self, Validity};
 use crate::units::to_usize;
@@ -107,14 +107,15 @@ async fn run(configuration: Configuration, directory: DataDirectory, mut signals
     let storage = found.get().cloned().expect("every data thread opened its storage");
     tracing::info!(backend = %storage.backend, reason = %storage.reason, "the storage back end");
     let (listen, mode) = (configuration.nbd.listen.clone(), configuration.nbd.socket_mode);
-    let socket = configuration.api.socket.clone();
+    let api = configuration.api.clone();
+    let tokens = Arc::new(Tokens::open(directory.tokens(), Arc::clone(&environment)));
     let limits = ApiLimits::new(configuration.api.connections_max);
     let metrics = configuration.metrics.listen.clone();
     let gateway =
         Gateway::new(configuration, directory, keys, threads, Arc::clone(&environment), catalogue, storage);
     let supervision = Supervision::begin(&gateway);
     let opened = tokio::select! {
-        opened = open(&gateway, &listen, mode, tls.as_ref(), &socket) => opened,
+        opened = open(&gateway, &listen, mode, tls.as_ref(), &api) => opened,
         () = signals.next() => return stop_opening(gateway, supervision).await,
     };
     let (waits, stopping) = (gateway.clone(), supervision.stopping());
@@ -124,19 +125,19 @@ async fn run(configuration: Configuration, directory: DataDirectory, mut signals
         stopping();
         waits.end_waits();
     };
-    let has_socket = opened.is_ok();
-    let opened = opened.and_then(|listener| Ok((listener, MetricsListener::bind(&metrics)?)));
+    let opened = opened.and_then(|listeners| Ok((listeners, MetricsListener::bind(&metrics)?)));
     let served = match opened {
-        Ok((listener, metrics)) => {
+        Ok((listeners, metrics)) => {
             let connections = Arc::new(ApiConnections::new(limits, Arc::clone(&environment)));
             gateway.watch_clients(&connections).await;
             let metrics = metrics.serve(&gateway, &connections, Arc::clone(&environment));
-            let router = api::router(Arc::new(gateway.clone()), Arc::clone(&connections), environment);
-            tracing::info!(socket = %socket.display(), "ready");
+            let site = Arc::new(gateway.clone());
+            let router = api::router(site, Arc::clone(&connections), environment, tokens);
+            tracing::info!(socket = %api.socket.display(), "ready");
             supervision.ready();
-            let served = server::serve(listener, router, connections, stop).await;
+            let served = listeners.serve(router, connections, stop).await;
             metrics.end().await;
-            served.map_err(|error| Error::io("serving the API", error))
+            served
         }
         Err(error) => {
             // It holds the gateway, which is about to end.
@@ -146,10 +147,6 @@ async fn run(configuration: Configuration, directory: DataDirectory, mut signals
     };
     // Also what could not serve stops in good order: groups were opened, and have told what happened to them.
     gateway.stop(STOP_WITHIN).await;
-    if has_socket {
-        // The socket's name goes with the gateway that answered on it.
-        let _ = std::fs::remove_file(&socket);
-    }
     supervision.end().await;
     let ended = gateway.end();
     if ended.is_ok() {
@@ -176,8 +173,8 @@ async fn open(
     listen: &[ListenAddress],
     mode: SocketMode,
     tls: Option<&Arc<ServerConfig>>,
-    socket: &Path,
-) -> Result<UnixListener> {
+    api: &Api,
+) -> Result<ApiListeners> {
     gateway.open_groups().await?;
     for address in listen {
         let bound = gateway.listen(address, mode, tls)?;
@@ -185,9 +182,7 @@ async fn open(
         // The address last: a script takes it off the line's end.
         tracing::info!(tls, address = %bound, "block clients may connect");
     }
-    // Whoever may connect to a disk need not be who may destroy it.
-    let bound = bind_unix(socket, SocketMode::Owner);
-    bound.map_err(|error| Error::io("listening on the API's socket", error).at_path(socket))
+    ApiListeners::bind(api)
 }
 
 /// What TCP clients must begin TLS by, if that is configured; read once. A certificate that has expired is none that clients take, but

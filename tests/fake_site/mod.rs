@@ -2,6 +2,7 @@
 //! and real selectors choose real points, but no bytes.
 
 use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -16,7 +17,8 @@ use afterimage::control::model::*;
 use afterimage::control::name::{DiskPath, Label, Name};
 use afterimage::control::retain::Retain;
 use afterimage::control::selector::{self, PointSelector};
-use afterimage::control::server::{self, ApiConnections, ApiLimits};
+use afterimage::control::server::{self, ApiConnections, ApiLimits, Entrance};
+use afterimage::control::tokens::Tokens;
 use afterimage::env::OsEnvironment;
 use afterimage::error::{Error, ErrorKind, Result};
 use afterimage::format::ladder::Ladder;
@@ -559,6 +561,12 @@ fn group_status(fake: &FakeGroup) -> GroupStatus {
 pub struct Gateway {
     pub directory: TempDir,
     pub socket: PathBuf,
+    /// By which it is only to read.
+    #[allow(dead_code)]
+    pub read_only_socket: PathBuf,
+    /// Where it asks for tokens.
+    #[allow(dead_code)]
+    pub address: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -573,6 +581,12 @@ impl Gateway {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("api.sock");
         let listener = bind_unix(&socket, SocketMode::Owner).unwrap();
+        let read_only_socket = directory.path().join("read.sock");
+        let read_only = bind_unix(&read_only_socket, SocketMode::Group).unwrap();
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        tcp.set_nonblocking(true).unwrap();
+        let address = tcp.local_addr().unwrap();
+        let tokens = directory.path().join("tokens.json");
         let (stop, stopped) = oneshot::channel();
         let path = directory.path().join("catalogue.sqlite");
         let thread = std::thread::spawn(move || {
@@ -582,12 +596,21 @@ impl Gateway {
             runtime.block_on(async move {
                 let (catalogue, _) = Catalogue::open(&path, &*environment).await.unwrap();
                 let site = FakeSite { groups: Mutex::default(), catalogue: Some(catalogue.clone()) };
-                let router = api::router(Arc::new(site), Arc::clone(&connections), environment);
-                server::serve(listener, router, connections, stopped.map(drop)).await.unwrap();
+                let tokens = Arc::new(Tokens::open(tokens, Arc::clone(&environment) as _));
+                let router = api::router(Arc::new(site), Arc::clone(&connections), environment, tokens);
+                let stopped = stopped.map(drop).shared();
+                let with = || (router.clone(), Arc::clone(&connections), stopped.clone());
+                let ((of, all, stop), (of2, all2, stop2), (of3, all3, stop3)) = (with(), with(), with());
+                let (own, others, remote) = tokio::join!(
+                    server::serve(listener, Entrance::Socket, of, all, stop),
+                    server::serve(read_only, Entrance::ReadOnlySocket, of2, all2, stop2),
+                    server::serve_tcp(tcp, Entrance::Tcp, of3, all3, stop3),
+                );
+                own.and(others).and(remote).unwrap();
                 catalogue.close().await;
             });
         });
-        Gateway { directory, socket, stop: Some(stop), thread: Some(thread) }
+        Gateway { directory, socket, read_only_socket, address, stop: Some(stop), thread: Some(thread) }
     }
 }
 

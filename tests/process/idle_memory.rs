@@ -1,10 +1,11 @@
 //! What a burst of writes took in memory is given back once the gateway has nothing to do.
 
+use std::process::Stdio;
 use std::time::Duration;
 
 use afterimage::env::{Environment, OsEnvironment};
 
-use crate::gateway::{Gateway, wait};
+use crate::gateway::Gateway;
 use crate::tool;
 
 /// What an idle gateway may keep, in KiB; frames alone are 64 MiB while it works.
@@ -25,13 +26,16 @@ fn what_was_freed_is_given_back() {
     let mut fio = tool::command("fio");
     fio.args(["--name=burst", "--ioengine=nbd", "--rw=randwrite", "--bs=4k", "--iodepth=32", "--size=512M"]);
     fio.arg(format!("--uri={}", gateway.uri("erp/db")));
-    let mut fio = fio.spawn().expect("fio");
+    let mut fio = fio.stdout(Stdio::null()).spawn().expect("fio");
     let mut most = 0;
-    while fio.try_wait().expect("our child").is_none() {
+    let status = loop {
         most = most.max(anonymous_kib(&gateway));
+        if let Some(status) = fio.try_wait().expect("our child") {
+            break status;
+        }
         gateway.says("status");
-    }
-    assert!(wait(&mut fio).success());
+    };
+    assert!(status.success(), "fio: {status}");
     assert!(most > IDLE_KIB, "the burst took {most} KiB: too few to tell anything");
     // Nothing is asked of it meanwhile: it would not be idle.
     let clock = OsEnvironment::new();

@@ -10,6 +10,8 @@ mod content;
 #[path = "../support/gateway.rs"]
 #[allow(dead_code)]
 mod gateway;
+#[path = "../support/schema.rs"]
+mod schema;
 #[path = "../support/tool.rs"]
 #[allow(dead_code)]
 mod tool;
@@ -44,10 +46,12 @@ mod repair;
 mod restart;
 mod restore;
 mod rot;
+mod schemas;
 mod sectors;
 mod size_limit;
 mod small_file_system;
 mod small_limits;
 mod storage;
+mod tokens;
 mod unwritable_log;
 mod verify;

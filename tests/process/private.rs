@@ -25,15 +25,23 @@ fn what_is_in_the_data_directory_is_for_its_owner_alone() {
     tool::says("qemu-io", ["-f", "raw", "-c", "write -P 1 0 1M", &gateway.uri("erp/db")]);
     gateway.says("point create erp --label kept");
     gateway.says("failover test erp --point kept");
+    gateway.says("token create ci --role read");
     tool::says("qemu-io", ["-f", "raw", "-c", "write -P 2 0 1M", &gateway.uri("erp/db@test-1")]);
     let mut found = Vec::new();
     modes(gateway.data(), &mut found);
     gateway.terminate();
     gateway.restart();
     modes(gateway.data(), &mut found);
-    for name in
-        ["lock", "catalogue.sqlite", "catalogue.sqlite-wal", "/segment-", ".raw", ".checkpoint", "/tests/"]
-    {
+    for name in [
+        "lock",
+        "tokens.json",
+        "catalogue.sqlite",
+        "catalogue.sqlite-wal",
+        "/segment-",
+        ".raw",
+        ".checkpoint",
+        "/tests/",
+    ] {
         assert!(found.iter().any(|(path, _)| path.contains(name)), "{name} in {found:#?}");
     }
     for (path, mode) in found {

@@ -51,6 +51,8 @@ pub struct Setup {
     pub file_bytes: Option<u64>,
     /// Whether it listens on a TCP port of its choice besides its unix socket.
     pub tcp: bool,
+    /// Whether its API listens on a TCP port of its choice, and on a socket to read by, besides its own.
+    pub api_tcp: bool,
     /// `[journal] size` and `segment_size`.
     pub journal: (&'static str, &'static str),
     /// Further tables.
@@ -71,6 +73,7 @@ impl Default for Setup {
             descriptors: None,
             file_bytes: None,
             tcp: false,
+            api_tcp: false,
             journal: ("256MiB", "8MiB"),
             more: "",
         }
@@ -125,10 +128,14 @@ impl Gateway {
     fn toml(&self, setup: &Setup) -> String {
         let socket = self.path("nbd.sock").display().to_string();
         let tcp = if setup.tcp { ", \"127.0.0.1:0\"" } else { "" };
+        let api = match setup.api_tcp {
+            true => format!("listen = [\"127.0.0.1:0\"]\nread_only_socket = {:?}\n", self.read_only_api()),
+            false => String::new(),
+        };
         format!(
             "[site]\nname = \"test\"\ndata_dir = {:?}\ndata_threads = 2\n\
              [nbd]\nlisten = [\"unix:{socket}\"{tcp}]\nconnections_max = {}\nbuffers = {:?}\nbuffers_total = {:?}\n\
-             [api]\nsocket = {:?}\nconnections_max = {}\n[storage]\nbackend = {:?}\n\
+             [api]\nsocket = {:?}\nconnections_max = {}\n{api}[storage]\nbackend = {:?}\n\
              [journal]\nsize = {:?}\nsegment_size = {:?}\n{}",
             self.data,
             setup.connections_max,
@@ -161,6 +168,17 @@ impl Gateway {
     /// The API's socket.
     pub fn api(&self) -> PathBuf {
         self.path("api.sock")
+    }
+
+    /// The API's socket to read by.
+    pub fn read_only_api(&self) -> PathBuf {
+        self.path("read.sock")
+    }
+
+    /// The URL of the API's TCP port.
+    pub fn api_url(&self) -> String {
+        let line = self.logged("api=127.0.0.1:").pop().expect("its API listens on a TCP port");
+        format!("http://{}", line.rsplit_once("api=").expect("the key").1.trim())
     }
 
     /// Starts the process, which must not be running, and waits until it serves.

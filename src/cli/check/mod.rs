@@ -18,12 +18,13 @@ use super::values::{duration, timeout};
 use crate::config::one_line;
 use crate::control::model::Status;
 use crate::control::name::Name;
-use verdict::{Ages, Level, Verdict};
+pub use verdict::Verdict;
+use verdict::{Ages, Level};
 
 /// The word that it is asked by.
 const VERB: &str = "check";
 /// Options before the verb that a value follows.
-const WITH_VALUE: &str = "--socket";
+const WITH_VALUE: [&str; 2] = ["--socket", "--token-file"];
 
 #[derive(Debug, Args)]
 pub struct CheckArguments {
@@ -68,7 +69,7 @@ fn tell(verdict: &Verdict, output: Output) -> Result<(), Failure> {
 pub fn is_meant(words: &[OsString]) -> bool {
     let mut words = words.iter().skip(1).map(OsString::as_os_str);
     while let Some(word) = words.next() {
-        if word == OsStr::new(WITH_VALUE) {
+        if WITH_VALUE.iter().any(|option| word == OsStr::new(option)) {
             words.next();
         } else if !word.as_encoded_bytes().starts_with(b"-") {
             return word == OsStr::new(VERB);

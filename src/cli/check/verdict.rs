@@ -6,6 +6,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::cli::render::buffers_waiting;
@@ -21,12 +22,16 @@ const WAITING_CRITICAL: Duration = Duration::from_secs(10);
 const BUFFERS_CRITICAL: Duration = Duration::from_secs(30);
 
 /// How bad something is, as monitoring systems have it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, JsonSchema, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Level {
+    /// Nothing is wrong.
     Ok,
+    /// Somebody should look at it.
     Warning,
+    /// Somebody must look at it.
     Critical,
+    /// The question could not be answered.
     Unknown,
 }
 
@@ -92,31 +97,45 @@ pub struct Ages {
 }
 
 /// What is said.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, JsonSchema, Serialize)]
 pub struct Verdict {
+    /// How bad it is, of the worst group.
     pub level: Level,
+    /// That of the command: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.
     exit_status: u8,
+    /// One line for people.
     text: String,
+    /// Each group that was looked at.
     groups: Vec<GroupVerdict>,
+    /// Numbers for graphs.
     figures: Vec<Figure>,
 }
 
 /// How bad one group is.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, JsonSchema, Serialize)]
 struct GroupVerdict {
+    /// Its name.
     group: String,
+    /// How bad it is.
     level: Level,
+    /// What is wrong with it, one line each.
     problems: Vec<String>,
 }
 
 /// A number for graphs, with the values from which on it is a warning, or critical, and the most that it can be.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, JsonSchema, Serialize)]
 struct Figure {
+    /// What it counts or measures.
     name: String,
+    /// The number.
     value: f64,
+    /// `s`, `B`, or nothing for a count.
     unit: &'static str,
+    /// From where on it is a warning, if ever.
     warning: Option<f64>,
+    /// From where on it is critical, if ever.
     critical: Option<f64>,
+    /// The most that it can be, where that is known.
     max: Option<f64>,
 }
 

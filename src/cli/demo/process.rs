@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::byte_size::ByteSize;
 use crate::cli::client::Client;
 use crate::cli::failure::Failure;
+use crate::cli::place::Place;
 use crate::control::model::Status;
 use crate::env::{Environment, OsEnvironment};
 use crate::error::{Error, ErrorKind, Result};
@@ -95,7 +96,7 @@ impl GatewayProcess {
 
     /// A client of its API.
     pub fn client(&self) -> Client {
-        Client::new(self.api_socket())
+        Client::new(Place::Socket(self.api_socket()), None)
     }
 
     /// Its process id, while it runs.

@@ -10,6 +10,7 @@ mod machine;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::failure::Failure;
@@ -26,11 +27,15 @@ pub struct DoctorArguments {
 }
 
 /// How it is with one thing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, JsonSchema, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[schemars(rename = "FindingVerdict")]
 enum Verdict {
+    /// Nothing is wrong.
     Ok,
+    /// `serve` goes on without it.
     Degraded,
+    /// `serve` refuses it, or it would stop it soon.
     Refused,
 }
 
@@ -45,13 +50,15 @@ impl Verdict {
 }
 
 /// What was found of one thing.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-struct Finding {
+#[derive(Clone, Debug, PartialEq, JsonSchema, Serialize)]
+pub struct Finding {
     /// What was looked at.
     what: &'static str,
+    /// How it is with it.
     verdict: Verdict,
+    /// What was found, for people.
     found: String,
-    /// What to do about it.
+    /// What to do about it, if anything.
     mend: Option<String>,
 }
 

@@ -33,6 +33,7 @@ impl IntoResponse for Refused {
 fn status_of(kind: ErrorKind) -> StatusCode {
     match kind {
         ErrorKind::Invalid | ErrorKind::Protocol => StatusCode::BAD_REQUEST,
+        ErrorKind::Denied => StatusCode::FORBIDDEN,
         ErrorKind::NotFound => StatusCode::NOT_FOUND,
         ErrorKind::AlreadyExists | ErrorKind::Fenced | ErrorKind::Latched | ErrorKind::NoKey => {
             StatusCode::CONFLICT

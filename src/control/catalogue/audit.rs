@@ -86,7 +86,12 @@ mod tests {
         AuditRecord {
             id: n,
             time: WallNanos(7),
-            asked_by: Some(Asker { uid: 0, user: Some("root".to_owned()), pid: Some(3) }),
+            asked_by: Some(Asker {
+                uid: Some(0),
+                user: Some("root".to_owned()),
+                pid: Some(3),
+                ..Asker::default()
+            }),
             verb: "group create".to_owned(),
             subject: Some("erp".to_owned()),
             parameters: serde_json::json!({"name": "erp"}),

@@ -2,34 +2,45 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::ApiError;
+use crate::control::name::Name;
 use crate::units::WallNanos;
 
-/// Who is at the other end of a connection, as the kernel says.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Who is at the other end of a connection: of a unix socket as the kernel says, over TCP whose token it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Asker {
-    /// The user id.
-    pub uid: u32,
+    /// The user id, on a unix socket.
+    #[serde(default)]
+    pub uid: Option<u32>,
     /// The user's name, where /etc/passwd has one.
     pub user: Option<String>,
     /// The process id, where the kernel tells.
     pub pid: Option<i32>,
+    /// The token's name, over TCP.
+    #[serde(default)]
+    pub token: Option<Name>,
+    /// The address that it came from, over TCP.
+    #[serde(default)]
+    pub address: Option<String>,
 }
 
 impl fmt::Display for Asker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.user {
-            Some(user) => f.write_str(user),
-            None => write!(f, "uid {}", self.uid),
+        match self {
+            Asker { token: Some(token), .. } => write!(f, "token {token}"),
+            Asker { user: Some(user), .. } => f.write_str(user),
+            Asker { uid: Some(uid), .. } => write!(f, "uid {uid}"),
+            _ => f.write_str("unknown"),
         }
     }
 }
 
 /// A request that was to change something.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct AuditRecord {
     /// Its place in the trail: ids grow, also over restarts.
     pub id: u64,
@@ -52,7 +63,7 @@ pub struct AuditRecord {
 }
 
 /// How a request went.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AuditOutcome {
     /// It is not answered yet.
@@ -66,7 +77,7 @@ pub enum AuditOutcome {
 }
 
 /// `GET /v1/audit`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AuditQuery {
     /// The newest so many.

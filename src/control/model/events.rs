@@ -1,12 +1,13 @@
 //! Events, in the words of the API: what happened, and how it is asked for and followed.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::control::name::Name;
 use crate::units::{GroupId, WallNanos};
 
 /// Something that happened, for people to look back at.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Event {
     /// Its place in the catalogue: ids grow, also over restarts; null where the catalogue has not taken it.
     #[serde(default)]
@@ -26,7 +27,7 @@ pub struct Event {
 }
 
 /// `GET /v1/events`: a list of [`Event`]s, newest first; an [`EventPage`] with `after` or `wait_ms`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EventQuery {
     /// Only this group's.
@@ -58,7 +59,7 @@ impl EventQuery {
 }
 
 /// What came after an event.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct EventPage {
     /// Which catalogue says so; another one, once it had to be begun anew.
     pub catalogue: String,
@@ -71,7 +72,7 @@ pub struct EventPage {
 }
 
 /// Why events are missing before those of a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EventGap {
     /// So many went because there were too many.
@@ -83,7 +84,7 @@ pub enum EventGap {
 }
 
 /// A hook, and how it stands since the gateway was started.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct HookStatus {
     /// Its name.
     pub name: Name,
@@ -100,7 +101,7 @@ pub struct HookStatus {
 }
 
 /// How grave an event is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
     /// Worth knowing.

@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::control::name::Name;
 
 /// What there is of keys, and what the groups need.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Keys {
     /// The site key's id, if it is here.
     pub site_key: Option<String>,
@@ -18,7 +19,7 @@ pub struct Keys {
 }
 
 /// What a group is sealed under.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct GroupSeal {
     /// The group.
     pub group: Name,
@@ -31,7 +32,7 @@ pub struct GroupSeal {
 }
 
 /// A site key, as it is kept in a file.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeyText {
     /// Whoever reads this can open what the site sealed.
@@ -39,7 +40,7 @@ pub struct KeyText {
 }
 
 /// A site key to be taken.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeyImport {
     /// As it was exported.
@@ -50,7 +51,7 @@ pub struct KeyImport {
 }
 
 /// How keys are to be rotated.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeyRotation {
     /// Whether each group gets a new key as well, for what it seals from its next opening on.

@@ -1,5 +1,6 @@
 //! How the gateway and its groups stand, in the words of the API: what `GET /v1/status` answers.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Group, HookStatus, Severity};
@@ -7,7 +8,7 @@ use crate::control::name::Name;
 use crate::units::{Lsn, PointId, WallNanos};
 
 /// How the whole gateway stands.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct Status {
     /// The site's name.
     pub site: Name,
@@ -71,14 +72,14 @@ pub struct Status {
 }
 
 /// `[nbd.tls]`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TlsStatus {
     /// Whether clients must show a certificate that an authority named there has signed.
     pub client_certificates: bool,
 }
 
 /// Clients that were turned away since the process began to serve, because there were too many.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct TurnedAway {
     /// How many.
     pub clients: u64,
@@ -87,7 +88,7 @@ pub struct TurnedAway {
 }
 
 /// How many events of one kind there were.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct EventCount {
     /// Their code.
     pub code: String,
@@ -98,7 +99,7 @@ pub struct EventCount {
 }
 
 /// What the data path's I/O really goes through.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct StorageStatus {
     /// `io_uring` or `blocking`.
     pub backend: String,
@@ -111,7 +112,7 @@ pub struct StorageStatus {
 }
 
 /// How a group stands.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct GroupStatus {
     /// The group and its disks.
     pub group: Group,
@@ -153,7 +154,7 @@ pub struct GroupStatus {
 }
 
 /// How a group's verification in the background stands: docs/verify.md.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct VerifyStatus {
     /// The one that is under way.
     pub running: Option<VerifyRunning>,
@@ -164,7 +165,7 @@ pub struct VerifyStatus {
 }
 
 /// A verification that is under way.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct VerifyRunning {
     /// Since when.
     pub started: WallNanos,
@@ -182,7 +183,7 @@ pub struct VerifyRunning {
 }
 
 /// The parts of a verification, in their order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VerifyPart {
     /// Every stored byte of the vault.
@@ -192,7 +193,7 @@ pub enum VerifyPart {
 }
 
 /// How a verification ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct VerifyLast {
     /// When it began.
     pub started: WallNanos,
@@ -207,7 +208,7 @@ pub struct VerifyLast {
 }
 
 /// A group's state, why, and since when.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct GroupState {
     /// The state.
     pub condition: Condition,
@@ -218,7 +219,7 @@ pub struct GroupState {
 }
 
 /// What can be said of a group in one word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Condition {
     /// Served, but somebody asked that no timed points are made, and none go.
@@ -251,7 +252,7 @@ impl Condition {
 }
 
 /// Why a group is not simply protected, and what to do.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct Reason {
     /// Which kind of reason.
     pub code: ReasonCode,
@@ -262,7 +263,7 @@ pub struct Reason {
 }
 
 /// Which kind of reason a state has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReasonCode {
     /// A journal write or sync failed.
@@ -326,7 +327,7 @@ impl ReasonCode {
 
 /// How far a group's records are: each at most the one before it, except that durable and visible do not bind each
 /// other.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct LsnLadder {
     /// Handed to the storage.
     pub submitted: Lsn,
@@ -343,7 +344,7 @@ pub struct LsnLadder {
 }
 
 /// A group's journal.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct JournalStatus {
     /// Bytes that cannot be recycled yet.
     pub used_bytes: u64,
@@ -352,7 +353,7 @@ pub struct JournalStatus {
 }
 
 /// What a group takes, and may take: docs/limits.md.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct GroupLimits {
     /// Memory of extent maps.
     pub maps_bytes: u64,
@@ -381,7 +382,7 @@ pub struct GroupLimits {
 }
 
 /// A group's newest recovery point.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct NewestPoint {
     /// Its id.
     pub id: PointId,
@@ -392,7 +393,7 @@ pub struct NewestPoint {
 }
 
 /// A group's recovery points.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct History {
     /// How many there are; unknown where the vault of a group that could not be opened cannot be read.
     pub points: Option<u64>,
@@ -406,7 +407,7 @@ pub struct History {
 }
 
 /// What a group's guests write, averaged over the last seconds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, JsonSchema, Serialize, Deserialize)]
 pub struct WriteRate {
     /// Write requests a second.
     pub writes_per_s: f64,
@@ -415,7 +416,7 @@ pub struct WriteRate {
 }
 
 /// What a group did since it was opened: numbers that only grow.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct GroupTotals {
     /// Write, zero and trim requests that were acknowledged.
     pub writes: u64,

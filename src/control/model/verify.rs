@@ -1,12 +1,13 @@
 //! What verifications found, in the words of the API: docs/verify.md.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::control::name::Name;
 use crate::units::{PointId, WallNanos};
 
 /// What a verification found.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct VerifyReport {
     /// Groups looked at.
     pub groups: u64,
@@ -30,7 +31,7 @@ pub struct VerifyReport {
 }
 
 /// What a repair of a group's vault did, or would do.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct RepairReport {
     /// The group.
     pub group: Name,
@@ -51,7 +52,7 @@ pub struct RepairReport {
 }
 
 /// A recovery point that shows something that is damaged.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct HarmedPoint {
     /// Its group.
     pub group: Name,
@@ -64,7 +65,7 @@ pub struct HarmedPoint {
 }
 
 /// What a comparison of a group with the newest point of its vault found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct GroupVerified {
     /// The group.
     pub group: Name,
@@ -85,7 +86,7 @@ pub struct GroupVerified {
 }
 
 /// A range of a disk that is not what it should be.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 pub struct GroupFault {
     /// The disk's name.
     pub disk: String,
