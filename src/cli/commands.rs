@@ -215,6 +215,7 @@ impl Session {
                 let created: PointCreated = waiting::told(&self.client, &group, asked).await?;
                 self.output.show(&created, |created| render::point_created(&created.point))?;
                 complain(&render::label_warning(&created));
+                complain(&render::lacking_warning(&created.point));
                 Ok(())
             }
             PointCommand::Hold { group, point } => self.change_point(&group, "hold", point, "held").await,
@@ -273,7 +274,9 @@ impl Session {
                     .client
                     .post(&route, &TestRequest { point: point.point, read_only, for_restore: false })
                     .await?;
-                self.output.show(&test, render::test_started)
+                self.output.show(&test, render::test_started)?;
+                complain(&render::lacking_warning(&test.point));
+                Ok(())
             }
             FailoverCommand::List { group } => {
                 let tests = self.tests(group.as_ref()).await?;

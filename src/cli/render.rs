@@ -205,6 +205,17 @@ pub fn point_created(point: &Point) -> String {
     format!("point {} of {} created\n", point.id, rfc3339(point.time))
 }
 
+/// What is to be known of a point without all of its group's disks; nothing if it has them.
+pub fn lacking_warning(point: &Point) -> String {
+    match point.lacks.as_slice() {
+        [] => String::new(),
+        lacks => format!(
+            "warning: without {}: the point lacks writes that rotted in the journal; another point may have them (`point list` says which lack what)\n",
+            lacks.join(", ")
+        ),
+    }
+}
+
 /// What is to be known of a label that other points have too; nothing if none has.
 pub fn label_warning(created: &PointCreated) -> String {
     match (&created.point.label, created.same_label) {

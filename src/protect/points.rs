@@ -49,7 +49,7 @@ impl Group {
 
     /// Whether writes wait for what only a point gives back.
     fn is_short(&self) -> bool {
-        self.is_journal_full() || self.are_maps_full() || self.is_resize_short()
+        self.is_journal_full() || self.is_journal_short() || self.are_maps_full() || self.is_resize_short()
     }
 
     pub(super) fn mark(&mut self, label: String) -> PointId {

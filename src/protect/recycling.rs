@@ -18,6 +18,11 @@ impl Group {
         self.writer.is_stalled() && self.segments.is_at_limit()
     }
 
+    /// Whether data waits for a segment that the file system has no room for.
+    pub(super) fn is_journal_short(&self) -> bool {
+        self.writer.is_stalled() && self.segment_retry.wants_space()
+    }
+
     pub(super) fn supply_segments(&mut self) {
         if !self.segment_retry.take_turn(self.runtime.now()) || self.segments.is_creating() {
             return;

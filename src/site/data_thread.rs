@@ -1,7 +1,8 @@
 //! A data thread: one loop that owns a runtime with its storage, some groups, and some clients' sessions.
 //!
 //! ```text
-//!  ┌─▶ wait      epoll: sockets, storage, the intake's bell; until the next deadline; not at all if there is work
+//!  ┌─▶ wait      epoll: sockets, storage, the intake's bell; until the next deadline; not at all if there is work;
+//!  │             with open eyes first, where that paid lately
 //!  │   messages  what other threads handed over: sessions, requests, replies, commands
 //!  │   receive   each readable session a bounded turn; requests go to their volume, or to its thread
 //!  │   serve     completions ▶ tasks ▶ volumes ▶ device, again while that brings completions

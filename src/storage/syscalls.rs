@@ -44,6 +44,11 @@ pub(super) struct LockWait {
 }
 
 impl LockWait {
+    /// The file.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Waits for the lock, for as long as it takes.
     pub(super) fn wait(self) -> Result<Outcome> {
         retry_on_intr(|| rustix::fs::flock(&self.descriptor, FlockOperation::LockExclusive))

@@ -159,6 +159,18 @@ fn a_stop_ends_who_waits_for_space_and_does_not_wait_for_it() {
     small.drive(|group| labels(group).contains(&"wanted".to_owned()));
 }
 
+/// Below its limit a journal waited for space without end, though all but a point was done that gives some back.
+#[test]
+fn a_journal_that_cannot_grow_has_a_point_made_that_gives_it_room() {
+    let mut small = Small::new();
+    let disk = small.add_disk();
+    small.disk.fail_always(Matcher::any().path(".new"), FaultKind::NoSpace);
+    for seed in 0..60 {
+        small.write(&disk, seed);
+    }
+    assert!(!small.group.points().is_empty(), "an hour has not passed");
+}
+
 #[test]
 fn a_stop_waits_for_points_that_nothing_is_in_the_way_of() {
     let mut small = Small::new();
