@@ -27,7 +27,7 @@ impl Site {
         let (sound, history) = (self.disk.image(), self.history.clone());
         // No point is taken up that will not have been.
         self.is_verified = false;
-        let mut rots = 0;
+        let mut rotten = Vec::new();
         // Where a base is in the midst of an advance, what flips may be shown by no point, and be written anew.
         let is_still =
             self.on_vault("a look", async |vault| vault.manifest().state().base_advance().is_none())?;
@@ -36,10 +36,11 @@ impl Site {
             let named = self.named_files()?;
             let Some(rot) = self.disk.rot_somewhere(seed, |path| named.contains(path)) else { break };
             self.tracer.note(|| format!("{rot:?}"));
-            rots += 1;
+            rotten.push(rot.path);
         }
-        if rots > 0 {
-            self.judge_rot(is_still).map_err(|text| format!("{rots} flipped bits: {text}"))?;
+        if !rotten.is_empty() {
+            let rots = rotten.len();
+            self.judge_rot(is_still, &rotten).map_err(|text| format!("{rots} flipped bits: {text}"))?;
             self.judge_repair().map_err(|text| format!("repairing {rots} flipped bits: {text}"))?;
         }
         self.disk.kill_process(self.process.id());
@@ -50,10 +51,12 @@ impl Site {
         Ok(())
     }
 
-    /// What flipped is found, and no point shows it.
-    fn judge_rot(&mut self, is_still: bool) -> Outcome {
+    /// What flipped is found, and no point shows it. A thinning that had read it before may have done away with it meanwhile.
+    fn judge_rot(&mut self, is_still: bool, rotten: &[PathBuf]) -> Outcome {
         let report = self.verify_vault()?;
-        if is_still && report.findings.is_empty() {
+        let named = self.named_files()?;
+        let is_needed = rotten.iter().any(|path| named.contains(path));
+        if is_still && is_needed && report.findings.is_empty() {
             return Err("nothing is found".to_owned());
         }
         for index in 0..self.points.len() {
