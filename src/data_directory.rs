@@ -260,7 +260,7 @@ fn try_lock(file: &File, operation: FlockOperation) -> io::Result<bool> {
 }
 
 fn in_use(path: &Path) -> Error {
-    Error::new(ErrorKind::Latched, "data directory in use by another gateway").at_path(path)
+    Error::new(ErrorKind::Locked, "data directory in use by another gateway").at_path(path)
 }
 
 #[cfg(test)]
@@ -274,7 +274,7 @@ mod tests {
         assert!(!directory.path().join("lock").exists(), "looking creates nothing");
         let owner = DataDirectory::acquire(directory.path()).unwrap();
         assert_eq!(obstacle(directory.path()), Some((directory.path().to_owned(), Obstacle::InUse)));
-        assert_eq!(DataDirectory::acquire(directory.path()).unwrap_err().kind(), ErrorKind::Latched);
+        assert_eq!(DataDirectory::acquire(directory.path()).unwrap_err().kind(), ErrorKind::Locked);
         drop(owner);
         assert_eq!(obstacle(directory.path()), None);
         DataDirectory::acquire(directory.path()).expect("the last owner is gone");

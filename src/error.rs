@@ -38,6 +38,8 @@ pub enum ErrorKind {
     Fenced,
     /// An earlier error latched this group or disk.
     Latched,
+    /// Another living process has locked a file of ours: end it, and try again.
+    Locked,
     /// The process is stopping, or the object was removed.
     Shutdown,
 }

@@ -10,7 +10,8 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::future::Future;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,14 +19,17 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::channel::oneshot;
-use futures::future::LocalBoxFuture;
+use futures::future::{Either, LocalBoxFuture, select};
 use futures::stream::{FuturesUnordered, StreamExt};
 use futures::task::{ArcWake, waker_ref};
 
 use crate::env::Environment;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{Buffer, Completion, File, Op, OpenOptions, Outcome, Slice, Space, Storage, Token};
 use crate::units::{MonotonicNanos, WallNanos};
+
+/// How long an opening waits for another process to let go of a file.
+const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Names a hot-path operation to its owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -271,6 +275,22 @@ impl Runtime {
         match self.call(Op::Open { path: path.into(), options }).await? {
             Outcome::Opened(file) => Ok(file),
             other => unreachable!("open gives a file, not {other:?}"),
+        }
+    }
+
+    /// Opens `what`, a file that only this process may use ([`OpenOptions::OWNED`]). A dead owner's requests end in time, and its lock
+    /// with them.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Locked`] where another process has kept the lock all the while.
+    pub async fn open_owned(&self, path: &Path, what: &str) -> Result<File> {
+        let (opening, patience) = (self.open(path, OpenOptions::OWNED), self.sleep(LOCK_PATIENCE));
+        match select(pin!(opening), pin!(patience)).await {
+            Either::Left((opened, _)) => opened,
+            Either::Right(_) => {
+                let text = format!("another process holds the lock of {what}: end it");
+                Err(Error::new(ErrorKind::Locked, text).at_path(path))
+            }
         }
     }
 

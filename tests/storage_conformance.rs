@@ -378,11 +378,11 @@ fn a_lock_excludes_others(machine: &Machine) {
     let held = first.open(&path, LOCKED);
     let clone = held.clone();
     let error = second.try_open(&path, LOCKED).expect_err("the lock is held");
-    assert_eq!((error.kind(), error.path()), (ErrorKind::Latched, Some(&*path)));
+    assert_eq!((error.kind(), error.path()), (ErrorKind::Locked, Some(&*path)));
     drop(second.open(&path, OpenOptions::READ));
     drop(held);
     let error = second.try_open(&path, LOCKED).expect_err("a clone holds the lock");
-    assert_eq!(error.kind(), ErrorKind::Latched);
+    assert_eq!(error.kind(), ErrorKind::Locked);
     drop(clone);
     // Waiting, for a child that another test starts may hold the descriptor until it runs its program.
     drop(second.open(&path, OpenOptions { lock: Lock::Wait, ..LOCKED }));

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use jiff::civil::DateTime;
+use jiff::civil::{Date, DateTime};
 use jiff::tz::TimeZone;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -221,7 +221,12 @@ fn nothing_is(selector: &PointSelector) -> String {
             "no recovery point has the label `{label}`, and it is too short for an id, of which at least \
              {ID_PREFIX_DIGITS_MIN} digits are wanted"
         ),
-        PointSelector::Label(label) => format!("no recovery point has the label `{label}`"),
+        PointSelector::Label(label) => {
+            let hour = label.parse::<Date>().map_or(String::new(), |date| {
+                format!(", and a time is written with its hour, as in \"{date} 14:03\"")
+            });
+            format!("no recovery point has the label `{label}`{hour}")
+        }
         PointSelector::IdOrLabel(_, text) => {
             format!("no recovery point has the label `{text}`, nor an id that begins with it")
         }
@@ -451,6 +456,7 @@ mod tests {
         for (text, says) in [
             ("dddd", "the label `dddd`, nor an id"),
             ("zzz", "no recovery point has the label `zzz`"),
+            ("1999-01-01", "as in \"1999-01-01 14:03\""),
             ("label:zzz", "no recovery point has the label `zzz`"),
             ("id:dddd", "id begins with `dddd`"),
         ] {

@@ -71,7 +71,7 @@ pub(super) fn wall_nanos(time: jiff::Timestamp) -> Option<WallNanos> {
 }
 
 /// Every kind and its word; the table is the mapping, both ways.
-pub(super) const ERROR_KINDS: [(ErrorKind, &str); 13] = [
+pub(super) const ERROR_KINDS: [(ErrorKind, &str); 14] = [
     (ErrorKind::Io, "io"),
     (ErrorKind::NoSpace, "no_space"),
     (ErrorKind::Corrupt, "corrupt"),
@@ -84,6 +84,7 @@ pub(super) const ERROR_KINDS: [(ErrorKind, &str); 13] = [
     (ErrorKind::Denied, "denied"),
     (ErrorKind::Fenced, "fenced"),
     (ErrorKind::Latched, "latched"),
+    (ErrorKind::Locked, "locked"),
     (ErrorKind::Shutdown, "shutdown"),
 ];
 

@@ -14,11 +14,7 @@ pub mod side;
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::rc::Rc;
-use std::time::Duration;
-
-use futures::future::{Either, select};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::checkpoint::{self, Checkpoint, FILE_BYTES, offset_of};
@@ -31,9 +27,6 @@ use length::set_disk_length;
 /// What to do about a disk that is longer than a file may be.
 pub const TOO_LONG: &str =
     "write a smaller size, or move the data directory to a file system that takes longer files, such as XFS";
-
-/// How long an opening waits for another process to let go of an image.
-const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 
 /// An open image with its checkpoint.
 #[derive(Clone, Debug)]
@@ -118,9 +111,9 @@ impl Image {
         disk: DiskId,
         size: SectorCount,
     ) -> Result<Image> {
-        let file = open_owned(runtime, image_path(directory, disk), "the image").await?;
+        let file = open_owned(runtime, &image_path(directory, disk), "the image").await?;
         let checkpoint_path = Rc::new(checkpoint_path(directory, disk));
-        let checkpoint_file = open_owned(runtime, PathBuf::clone(&checkpoint_path), "the checkpoint").await?;
+        let checkpoint_file = open_owned(runtime, &checkpoint_path, "the checkpoint").await?;
         let settled = runtime.settle(&checkpoint_file).await;
         let bytes = runtime.read(&checkpoint_file, 0, FILE_BYTES).await?;
         if let Some(found) = Checkpoint::unknown_version(&bytes) {
@@ -204,20 +197,14 @@ fn rotten_slot(checkpoint_path: &Path, bytes: &[u8]) -> Option<u8> {
     bad.is_rotten.then_some(bad.number)
 }
 
-/// Opens a file that only this process may use. A dead owner's requests end in time, and its lock with them; whoever else
-/// holds the lock keeps one disk from being served, not its group.
-async fn open_owned(runtime: &Rc<Runtime>, path: PathBuf, what: &str) -> Result<File> {
-    let (opening, patience) = (runtime.open(&path, OpenOptions::OWNED), runtime.sleep(LOCK_PATIENCE));
-    match select(pin!(opening), pin!(patience)).await {
-        Either::Left((Err(error), _)) if error.kind() == ErrorKind::NotFound => {
+/// Opens a file that only this process may use: whoever else holds its lock keeps one disk from being served, not its group.
+async fn open_owned(runtime: &Runtime, path: &Path, what: &str) -> Result<File> {
+    match runtime.open_owned(path, what).await {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
             let text = format!("{what} is missing: put its file back");
-            Err(Error::new(ErrorKind::NotFound, text).at_path(&path))
+            Err(Error::new(ErrorKind::NotFound, text).at_path(path))
         }
-        Either::Left((opened, _)) => opened,
-        Either::Right(_) => {
-            let text = format!("another process holds the lock of {what}: end it");
-            Err(Error::new(ErrorKind::Io, text).at_path(&path))
-        }
+        opened => opened,
     }
 }
 

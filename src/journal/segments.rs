@@ -473,7 +473,7 @@ pub async fn open_all(runtime: &Rc<Runtime>, directory: &Path) -> Result<(Vec<Se
                 Error::corrupt("the journal's directory holds a file that is not a segment").at_path(&path)
             );
         };
-        let file = runtime.open(&path, OpenOptions::OWNED).await?;
+        let file = runtime.open_owned(&path, "a segment of the journal").await?;
         let bytes = runtime.length(&file).await?;
         segments.push(Segment::new(index, path, file, bytes));
     }

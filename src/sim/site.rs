@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::env::Environment;
+use crate::error::{Error, ErrorKind};
 use crate::format::ladder::Ladder;
 use crate::planted::Planted;
 use crate::protect::open::GroupPlan;
@@ -239,12 +240,16 @@ impl Site {
         self.take_grants()
     }
 
-    fn opening_failed(&mut self, error: &crate::error::Error) -> Outcome {
-        if !self.is_faulted {
+    fn opening_failed(&mut self, error: &Error) -> Outcome {
+        // A dead process's write may take longer to land than an opening waits for; the gateway then tries again.
+        let is_locked = error.kind() == ErrorKind::Locked;
+        if !self.is_faulted && !is_locked {
             return Err(format!("the group can't be opened: {error}"));
         }
         self.tracer.note(|| format!("opening failed: {error}"));
-        self.clear_faults();
+        if !is_locked {
+            self.clear_faults();
+        }
         self.die(false);
         Ok(())
     }

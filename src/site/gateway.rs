@@ -169,7 +169,7 @@ impl Gateway {
         let keeper = events::keep(Arc::downgrade(&self.0), Arc::clone(&self.0.events));
         *self.0.keeper.lock().await = Some(tokio::spawn(keeper));
         self.0.open_groups().await?;
-        self.0.background.lock().await.spawn(Inner::retry_for_space(Arc::downgrade(&self.0)));
+        self.0.background.lock().await.spawn(Inner::retry_failed(Arc::downgrade(&self.0)));
         self.0.background.lock().await.spawn(background_verification::keep(Arc::downgrade(&self.0)));
         self.0.background.lock().await.spawn(suspicion::keep(Arc::downgrade(&self.0)));
         self.0.background.lock().await.spawn(idle_memory::keep());

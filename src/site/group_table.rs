@@ -105,9 +105,14 @@ impl OpeningFailure {
         OpeningFailure { has_vault: false, ..self }
     }
 
-    /// Whether space is all that it lacks.
-    pub(super) fn wants_space(&self) -> bool {
-        self.kind == ErrorKind::NoSpace
+    /// Whether all that it lacks may come by itself: space, or a file that another process has locked.
+    pub(super) fn may_pass(&self) -> bool {
+        self.kind == ErrorKind::NoSpace || self.is_locked()
+    }
+
+    /// Whether another process has locked one of its files.
+    pub(super) fn is_locked(&self) -> bool {
+        self.kind == ErrorKind::Locked
     }
 
     /// Whether it is a key that it lacks.
@@ -129,6 +134,7 @@ impl OpeningFailure {
             ErrorKind::Unsupported => ReasonCode::Unsupported,
             ErrorKind::NoKey => ReasonCode::NoKey,
             ErrorKind::Fenced => ReasonCode::Fenced,
+            ErrorKind::Locked => ReasonCode::Locked,
             _ => ReasonCode::Io,
         }
     }
@@ -136,6 +142,7 @@ impl OpeningFailure {
     fn mend(&self, name: &Name) -> String {
         let first = match self.kind {
             ErrorKind::NoSpace => "free space: it is tried again every few seconds, and at once by",
+            ErrorKind::Locked => "end that process: it is tried again every few seconds, and at once by",
             ErrorKind::Corrupt | ErrorKind::NotFound => "put the files back as they were, then",
             ErrorKind::NoKey => {
                 "bring the site key that it names ('key import FILE', or put its file back), then"
@@ -209,6 +216,7 @@ mod tests {
             (ErrorKind::Unsupported, ReasonCode::Unsupported, "supports it"),
             (ErrorKind::NoKey, ReasonCode::NoKey, "'key import FILE', or put its file back"),
             (ErrorKind::Io, ReasonCode::Io, "mend what"),
+            (ErrorKind::Locked, ReasonCode::Locked, "end that process"),
             (ErrorKind::Latched, ReasonCode::Io, "do what the reason says"),
         ] {
             for has_vault in [false, true] {
@@ -220,7 +228,7 @@ mod tests {
                 assert!(told.contains("'group resume erp'"), "{told}");
                 assert_eq!(told.contains("'restore'"), has_vault, "{told}");
                 assert_eq!(failure.model(&name("erp")).reason.code, code);
-                assert_eq!(failure.wants_space(), kind == ErrorKind::NoSpace);
+                assert_eq!(failure.may_pass(), [ErrorKind::NoSpace, ErrorKind::Locked].contains(&kind));
                 assert_eq!(failure.wants_key(), kind == ErrorKind::NoKey);
             }
         }

@@ -15,6 +15,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use futures::stream::{self, StreamExt, TryStreamExt};
 use tokio::sync::oneshot;
 
 use super::convert;
@@ -35,10 +36,13 @@ use crate::site::suspicion::Suspicions;
 use crate::units::GroupId;
 use crate::vault::{self, Vault};
 
-/// How long a group that lacks only space waits before it is opened again,
-const SPACE_RETRY_MIN: Duration = Duration::from_secs(3);
+/// Groups that are opened at a time: enough for one with a long journal, or whose files another process has locked, not to hold up the
+/// others; few, since each takes memory for three segments while it reads them.
+const OPENINGS_AT_ONCE: usize = 8;
+/// How long a group whose failure may pass by itself waits before it is opened again,
+const RETRY_MIN: Duration = Duration::from_secs(3);
 /// and how many times as long as the attempt took: reading a long journal again and again must not keep the disk busy.
-const SPACE_RETRY_RESTS: u32 = 10;
+const RETRY_RESTS: u32 = 10;
 
 /// What became of an opening.
 pub(super) enum Opened {
@@ -120,8 +124,12 @@ impl Inner {
         let known = self.last_known().await;
         let mut snapshot = Snapshot::default();
         let mut without_vault = Vec::new();
-        for id in ids([&self.directory.vault(), &self.directory.groups()])? {
-            match self.open(id).await? {
+        // Noted in the order of their ids, so that a name that two of them claim goes to the same one at each start.
+        let ids = ids([&self.directory.vault(), &self.directory.groups()])?;
+        let open = |id| async move { Ok::<_, Error>((id, self.open(id).await?)) };
+        let mut opening = stream::iter(ids).map(open).buffered(OPENINGS_AT_ONCE);
+        while let Some((id, opened)) = opening.try_next().await? {
+            match opened {
                 Opened::Serving => self.serve_or_report(id, None).await,
                 Opened::VaultOnly(error) => {
                     let failed = self.environment.wall();
@@ -388,26 +396,38 @@ impl Inner {
         receiver.await.map_err(|_| stopped())?
     }
 
-    /// Whether a group lacks nothing but space.
-    fn wants_space(&self, id: GroupId) -> bool {
-        let failure = self.find_by_id(id).and_then(|(_, entry)| entry.failure);
-        failure.is_some_and(|failure| failure.wants_space())
+    /// Why a group is not open, if it is not.
+    fn why_failed(&self, id: GroupId) -> Option<OpeningFailure> {
+        self.find_by_id(id).and_then(|(_, entry)| entry.failure)
     }
 
-    /// Opens groups again that lack nothing but space, until none does: one attempt at a time, and rests in between.
-    pub(super) async fn retry_for_space(gateway: Weak<Inner>) {
-        let mut rest = SPACE_RETRY_MIN;
+    /// Whether why a group is not open may pass by itself.
+    fn may_pass(&self, id: GroupId) -> bool {
+        self.why_failed(id).is_some_and(|failure| failure.may_pass())
+    }
+
+    fn is_locked(&self, id: GroupId) -> bool {
+        self.why_failed(id).is_some_and(|failure| failure.is_locked())
+    }
+
+    /// Opens groups again whose failure may pass by itself, until it has: one attempt at a time, and rests in between.
+    pub(super) async fn retry_failed(gateway: Weak<Inner>) {
+        let mut rest = RETRY_MIN;
         loop {
             tokio::time::sleep(rest).await;
             let Some(inner) = gateway.upgrade() else { return };
-            let began = inner.environment.monotonic();
+            let mut took = Duration::ZERO;
             let waiting =
-                inner.groups.read().list().into_iter().filter(|(_, entry)| inner.wants_space(entry.id));
+                inner.groups.read().list().into_iter().filter(|(_, entry)| inner.may_pass(entry.id));
             for (_, entry) in waiting.collect::<Vec<_>>() {
+                let began = inner.environment.monotonic();
                 inner.retry(entry.id).await;
+                // Waiting for a lock reads nothing.
+                if !inner.is_locked(entry.id) {
+                    took += Duration::from_nanos(inner.environment.monotonic().0 - began.0);
+                }
             }
-            let took = Duration::from_nanos(inner.environment.monotonic().0 - began.0);
-            rest = SPACE_RETRY_MIN.max(took * SPACE_RETRY_RESTS);
+            rest = RETRY_MIN.max(took * RETRY_RESTS);
         }
     }
 
@@ -415,17 +435,17 @@ impl Inner {
         let _turn = self.turn_of_id(id).await;
         // Somebody may have opened or removed it meanwhile.
         if let Some((name, entry)) = self.find_by_id(id)
-            && self.wants_space(id)
+            && self.may_pass(id)
         {
             if let Err(error) = self.reopen(&name, &entry).await {
-                // That it lacks space was logged when that was found, and is in `status`.
-                match self.wants_space(id) {
-                    true => tracing::debug!(group = %id, %error, "tried again for space"),
-                    false => tracing::warn!(group = %id, %error, "tried again for space"),
+                // What it lacks was logged when that was found, and is in `status`.
+                match self.may_pass(id) {
+                    true => tracing::debug!(group = %id, %error, "tried again"),
+                    false => tracing::warn!(group = %id, %error, "tried again"),
                 }
             }
-            // That it still lacks space was told when it first did.
-            if !self.wants_space(id) {
+            // That it still lacks it was told when it first did.
+            if !self.may_pass(id) {
                 self.tell_opening(id, self.environment.wall());
             }
         }

@@ -97,7 +97,7 @@ pub enum Create {
 pub enum Lock {
     /// No lock.
     None,
-    /// Takes the lock or fails with `Latched`: another living process owns the file.
+    /// Takes the lock or fails with `Locked`: another living process owns the file.
     Try,
     /// Waits for the lock: a dead process's requests in flight still hold it, and must land first.
     Wait,

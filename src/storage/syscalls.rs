@@ -141,7 +141,7 @@ fn open(path: PathBuf, options: OpenOptions) -> Result<Opened> {
         }
         Err(Errno::WOULDBLOCK) => {
             let context = "another process owns this file: stop that process, or use another data directory";
-            Err(Error::new(ErrorKind::Latched, context).at_path(&path))
+            Err(Error::new(ErrorKind::Locked, context).at_path(&path))
         }
         Err(errno) => Err(failed("locking", errno).at_path(&path)),
     }

@@ -36,6 +36,7 @@ mod index_runs;
 mod keys;
 mod lateness;
 mod limits;
+mod locked_groups;
 mod metrics;
 mod missing_images;
 mod operations;

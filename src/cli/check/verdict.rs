@@ -84,7 +84,8 @@ impl Level {
             | ReasonCode::Fenced
             | ReasonCode::Missing
             | ReasonCode::Unsupported
-            | ReasonCode::NoKey => Level::Critical,
+            | ReasonCode::NoKey
+            | ReasonCode::Locked => Level::Critical,
         }
     }
 }

@@ -18,7 +18,7 @@ On the unix socket, who may connect is decided by its permissions. Over TCP each
 const FAILED: &str = "\
 It was refused, or failed; `message` is one line for people that says what to do. Status and `kind`: 400 `invalid`, `protocol`; \
 401 without a good token, and 403 where its role does not do, `denied`; \
-404 `not_found`; 405 a route without that method; 409 `already_exists`, `latched`, `fenced`, `no_key`; 500 `io`, `corrupt`; 501 \
+404 `not_found`; 405 a route without that method; 409 `already_exists`, `latched`, `fenced`, `no_key`, `locked`; 500 `io`, `corrupt`; 501 \
 `unsupported`; 503 `shutdown`, or too many clients; 507 `no_space`.";
 
 const TOKEN: &str = "\

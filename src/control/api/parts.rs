@@ -35,9 +35,11 @@ fn status_of(kind: ErrorKind) -> StatusCode {
         ErrorKind::Invalid | ErrorKind::Protocol => StatusCode::BAD_REQUEST,
         ErrorKind::Denied => StatusCode::FORBIDDEN,
         ErrorKind::NotFound => StatusCode::NOT_FOUND,
-        ErrorKind::AlreadyExists | ErrorKind::Fenced | ErrorKind::Latched | ErrorKind::NoKey => {
-            StatusCode::CONFLICT
-        }
+        ErrorKind::AlreadyExists
+        | ErrorKind::Fenced
+        | ErrorKind::Latched
+        | ErrorKind::Locked
+        | ErrorKind::NoKey => StatusCode::CONFLICT,
         ErrorKind::Unsupported => StatusCode::NOT_IMPLEMENTED,
         ErrorKind::Shutdown => StatusCode::SERVICE_UNAVAILABLE,
         ErrorKind::NoSpace => StatusCode::INSUFFICIENT_STORAGE,

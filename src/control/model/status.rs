@@ -300,11 +300,13 @@ pub enum ReasonCode {
     Unsupported,
     /// Sealed under a key that is not here.
     NoKey,
+    /// Another process has locked a file.
+    Locked,
 }
 
 impl ReasonCode {
     /// All there are.
-    pub const ALL: [ReasonCode; 17] = [
+    pub const ALL: [ReasonCode; 18] = [
         ReasonCode::JournalFailed,
         ReasonCode::JournalFull,
         ReasonCode::MapsFull,
@@ -322,6 +324,7 @@ impl ReasonCode {
         ReasonCode::Missing,
         ReasonCode::Unsupported,
         ReasonCode::NoKey,
+        ReasonCode::Locked,
     ];
 }
 

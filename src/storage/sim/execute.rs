@@ -89,7 +89,7 @@ impl World {
         let locked = options.lock != Lock::None;
         if locked && self.is_locked(file) {
             let context = "another process owns this file: stop that process, or use another data directory";
-            return Err(Error::new(ErrorKind::Latched, context).at_path(path));
+            return Err(Error::new(ErrorKind::Locked, context).at_path(path));
         }
         let (id, alive) = (self.new_id(), Arc::new(()));
         let handle = Arc::downgrade(&alive);

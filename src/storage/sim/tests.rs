@@ -438,7 +438,7 @@ fn a_late_write_holds_the_lock_until_it_has_landed() {
         let tried = next.try_now(open(Lock::Try));
         assert_eq!(tried.is_err(), is_late, "seed {seed}");
         if let Err(error) = &tried {
-            assert_eq!(error.kind(), ErrorKind::Latched);
+            assert_eq!(error.kind(), ErrorKind::Locked);
         }
         drop(tried);
         let waited = next.call(open(Lock::Wait));
