@@ -1,7 +1,7 @@
-//! Destage: moves what frozen layers hold into the images, in LBA order, then advances the checkpoints.
+//! Destage: moves what frozen layers hold into the images ([`Transfer`]), then advances the checkpoints.
 //!
 //! ```text
-//!  layers, oldest first ─▶ merged map per disk ─▶ read journal, write image ─▶ sync image ─▶ checkpoint
+//!  layers, oldest first ─▶ merged map per disk ─▶ transfer: read journal, write image ─▶ sync image ─▶ checkpoint
 //! ```
 //!
 //! The caller hands in only layers whose records are all durable in the journal: an image never gets ahead of it.
@@ -13,16 +13,17 @@ use std::rc::Rc;
 use futures::stream::{self, StreamExt};
 
 use crate::error::Result;
-use crate::extent::{Extent, FrozenMap, merge};
+use crate::extent::{FrozenMap, merge};
 use crate::image::Image;
 use crate::image::pace::Pace;
+use crate::image::transfer::Transfer;
 use crate::journal::reader::Reader;
 use crate::journal::segments::Source;
 use crate::planted::{Bug, Planted};
 use crate::runtime::Runtime;
 use crate::units::{DiskSlot, Lsn};
 
-/// Extents that are read and written at once.
+/// Operations under way at once.
 const CONCURRENCY: usize = 64;
 
 /// What one disk gets in a batch.
@@ -43,7 +44,7 @@ pub struct Batch {
     pub through: Lsn,
     /// Where payloads are read.
     pub reader: Reader,
-    /// The gate that each extent passes.
+    /// The gate that each operation passes.
     pub pace: Rc<Pace>,
 }
 
@@ -92,41 +93,16 @@ impl Destager<'_> {
         if self.planted.is(Bug::CheckpointBeforeImageSync) {
             image.advance(self.runtime, self.through).await?;
         }
-        let target = &image;
         // A file that somebody cut short would show zeros where these writes make it longer again.
-        target.check_length(self.runtime, target.sectors()).await?;
-        pour(merged.below(target.sectors()).map(|extent| self.apply(target, extent)), written).await?;
+        image.check_length(self.runtime, image.sectors()).await?;
+        let Destager { runtime, reader, pace, .. } = *self;
+        let transfer = Transfer { runtime, reader, pace, image: &image };
+        transfer.bring(&merged, image.sectors(), written).await?;
         image.sync(self.runtime, self.through).await?;
         if !self.planted.is(Bug::CheckpointBeforeImageSync) {
             image.advance(self.runtime, self.through).await?;
         }
         Ok(image)
-    }
-
-    async fn apply(&self, image: &Image, extent: Extent<Source>) -> Result<u64> {
-        self.pace.turn().await;
-        apply(self.runtime, self.reader, image, extent).await
-    }
-}
-
-/// Brings one extent of the journal into an image; returns its bytes.
-pub(super) async fn apply(
-    runtime: &Rc<Runtime>,
-    reader: &Reader,
-    image: &Image,
-    extent: Extent<Source>,
-) -> Result<u64> {
-    let range = extent.range;
-    match extent.location {
-        Source::Journal { segment, sector } => {
-            let data = reader.read(segment, sector, range.sectors()).await?;
-            runtime.write(&image.file, range.byte_offset(), data).await?;
-            Ok(range.bytes())
-        }
-        Source::Zero { allocated } => {
-            runtime.zero(&image.file, range.byte_range(), allocated).await?;
-            Ok(0)
-        }
     }
 }
 

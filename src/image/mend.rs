@@ -16,8 +16,10 @@ use std::rc::Rc;
 use crate::error::Result;
 use crate::extent::{FrozenMap, merge};
 use crate::image::Image;
-use crate::image::destage::{apply, pour};
+use crate::image::destage::pour;
+use crate::image::pace::Pace;
 use crate::image::side::{self, SideFile, SidePiece};
+use crate::image::transfer::Transfer;
 use crate::journal::reader::Reader;
 use crate::journal::segments::Source;
 use crate::runtime::Runtime;
@@ -57,9 +59,8 @@ pub async fn mend(runtime: &Rc<Runtime>, mend: Mend) -> Result<Image> {
     if let Some(Rest { maps, through: last, reader }) = rest {
         through = through.max(last);
         let merged = merge(&maps, || runtime.yield_now()).await;
-        let target = &image;
-        let extents = merged.below(target.sectors());
-        pour(extents.map(|extent| apply(runtime, &reader, target, extent)), &mut written).await?;
+        let transfer = Transfer { runtime, reader: &reader, image: &image, pace: &Pace::default() };
+        transfer.bring(&merged, image.sectors(), &mut written).await?;
     }
     image.sync(runtime, through).await?;
     image.advance(runtime, through).await?;

@@ -11,6 +11,7 @@ pub mod mend;
 pub mod pace;
 pub mod resize;
 pub mod side;
+mod transfer;
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};

@@ -6,7 +6,7 @@
 //!
 //! `segments` keeps the files, `payloads` what stands in each, `writer` is the only one who writes to them: `frame_plan` lays out
 //! what it writes, `durability` says what of it survives a power cut. `scan` reads them back, `recover` decides what that means,
-//! `open` applies the decision, `cache` keeps what was written last, `reader` reads back and verifies, `patience` says how often a read that fails is tried again, `sift` finds what rotted or is not given, `runs` says much of it again
+//! `open` applies the decision, `cache` keeps what was written last, `reader` reads back and verifies, `joined` does so for many records at once, `patience` says how often a read that fails is tried again, `sift` finds what rotted or is not given, `runs` says much of it again
 //! in few bytes, for the next opening, `inspect` looks at all of it from outside. The frame's bytes are `format::frame`'s.
 
 pub mod cache;
@@ -15,6 +15,7 @@ mod durability;
 mod frame_plan;
 pub mod inspect;
 pub mod intake;
+pub mod joined;
 pub mod keys;
 pub mod open;
 pub mod patience;

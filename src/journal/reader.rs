@@ -74,6 +74,12 @@ impl PayloadRead {
         (self.segment.file.identity(), self.payload.byte_offset())
     }
 
+    /// Which bytes of the segment the payload is.
+    pub(super) fn bytes(&self) -> Range<u64> {
+        let start = self.payload.byte_offset();
+        start..start + self.payload_bytes() as u64
+    }
+
     /// How long the payload is.
     pub fn payload_bytes(&self) -> usize {
         to_usize(u64::from(self.payload.sectors) * SECTOR_BYTES)
@@ -94,16 +100,21 @@ impl PayloadRead {
         Ok(self.open(buffer, planted)?.freeze().slice(self.within.clone()))
     }
 
-    /// All of the payload.
-    pub fn open(&self, mut buffer: Buffer, planted: Planted) -> Result<Buffer> {
+    /// Makes plain bytes of all of the payload as it was read; `false` if it is not what was written.
+    pub(super) fn open_in_place(&self, bytes: &mut [u8], planted: Planted) -> bool {
         let is_sound = match &self.seal {
             // The tag says more than the checksum.
             Some(PayloadSeal { key, tag }) => {
-                key.open(self.segment.sequence(), self.payload.sector, &mut buffer, tag).is_ok()
+                key.open(self.segment.sequence(), self.payload.sector, bytes, tag).is_ok()
             }
-            None => self.payload.is_sound(&buffer),
+            None => self.payload.is_sound(bytes),
         };
-        if !planted.is(Bug::UnverifiedRead) && !is_sound {
+        is_sound || planted.is(Bug::UnverifiedRead)
+    }
+
+    /// All of the payload.
+    pub fn open(&self, mut buffer: Buffer, planted: Planted) -> Result<Buffer> {
+        if !self.open_in_place(&mut buffer, planted) {
             let what = if self.seal.is_some() { "seal does not fit" } else { "checksum does not match" };
             let text = format!("a record in the journal is not what was written: its {what}");
             let error = Error::corrupt(text).at_path(&self.segment.path);
@@ -135,11 +146,26 @@ impl Reader {
         Reader { runtime, cache, segments: Rc::new(pinned), recent: Rc::default(), planted }
     }
 
+    pub(super) fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    pub(super) fn planted(&self) -> Planted {
+        self.planted
+    }
+
+    pub(super) fn segment(&self, index: SegmentIndex) -> Option<&Rc<Segment>> {
+        self.segments.get(&index)
+    }
+
+    /// Where the bytes of `sectors` sectors at `sector` of `segment` are to be had.
+    pub(super) fn locate(&self, segment: SegmentIndex, sector: u32, sectors: u64) -> Located {
+        locate(&self.cache.borrow(), (segment, sector), sectors, |index| self.segments.get(&index))
+    }
+
     /// The bytes of `sectors` sectors at `sector` of `segment`.
     pub async fn read(&self, segment: SegmentIndex, sector: u32, sectors: u64) -> Result<Slice> {
-        let find = |index| self.segments.get(&index);
-        let located = locate(&self.cache.borrow(), (segment, sector), sectors, find);
-        let stored = match located {
+        let stored = match self.locate(segment, sector, sectors) {
             Located::Cached(slice) => return Ok(slice),
             Located::Stored(stored) => stored,
         };
