@@ -314,6 +314,7 @@ mod tests {
             uri: String::new(),
             served: true,
             latched: None,
+            written_bytes: None,
         }
     }
 

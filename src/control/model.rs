@@ -5,6 +5,7 @@
 mod audit;
 mod events;
 mod keys;
+mod report;
 mod status;
 mod tokens;
 mod verify;
@@ -15,6 +16,7 @@ use std::path::PathBuf;
 pub use audit::*;
 pub use events::*;
 pub use keys::*;
+pub use report::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 pub use status::*;
@@ -116,6 +118,9 @@ pub struct Disk {
     /// Why its writes fail, and its reads if its files cannot be opened, though its group is open: in the words of `status`.
     #[serde(default)]
     pub latched: Option<Reason>,
+    /// Bytes of write requests to it that were acknowledged since its group was opened; unknown if that is not open.
+    #[serde(default)]
+    pub written_bytes: Option<u64>,
 }
 
 /// A recovery point of a group.
