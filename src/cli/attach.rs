@@ -314,7 +314,6 @@ mod tests {
             uri: String::new(),
             served: true,
             latched: None,
-            written_bytes: None,
         }
     }
 

@@ -118,9 +118,6 @@ pub struct Disk {
     /// Why its writes fail, and its reads if its files cannot be opened, though its group is open: in the words of `status`.
     #[serde(default)]
     pub latched: Option<Reason>,
-    /// Bytes of write requests to it that were acknowledged since its group was opened; unknown if that is not open.
-    #[serde(default)]
-    pub written_bytes: Option<u64>,
 }
 
 /// A recovery point of a group.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::control::catalogue;
 use crate::control::model::{
-    Churn, Condition as ApiCondition, Disk, Failure, Group, GroupLimits, GroupState, GroupStatus,
+    Churn, Condition as ApiCondition, Disk, DiskChurn, Failure, Group, GroupLimits, GroupState, GroupStatus,
     GroupTotals, HarmedPoint, History, JournalStatus, LsnLadder, NewestPoint, Point, PointKind, Policy,
     Reason, ReasonCode, Test, TestExport, WriteRate,
 };
@@ -48,7 +48,6 @@ fn disk_at(path: DiskPath, id: DiskId, size: SectorCount, served: bool, endpoint
         export,
         served,
         latched: None,
-        written_bytes: None,
     }
 }
 
@@ -75,8 +74,7 @@ pub(super) fn group(
     let disks = description.disks.iter().map(|record| {
         let latched = snapshot.and_then(|snapshot| latch(snapshot, &record.name));
         let served = failure.is_none() && latched.is_none();
-        let written_bytes = snapshot.and_then(|snapshot| written_bytes(snapshot, record.id));
-        Ok(Disk { served, latched, written_bytes, ..disk(name, record, endpoint)? })
+        Ok(Disk { served, latched, ..disk(name, record, endpoint)? })
     });
     let mut disks = disks.collect::<Result<Vec<_>>>()?;
     disks.sort_by(|a, b| a.name.cmp(&b.name));
@@ -112,8 +110,16 @@ fn latch(snapshot: &GroupSnapshot, disk: &str) -> Option<Reason> {
     Some(Reason { code: ReasonCode::ImageFailed, detail, mend: why.mend.to_owned() })
 }
 
-fn written_bytes(snapshot: &GroupSnapshot, disk: DiskId) -> Option<u64> {
-    snapshot.written_bytes.iter().find(|(id, _)| *id == disk).map(|(_, bytes)| *bytes)
+/// What was written to each disk, by name.
+fn written_by_disk(snapshot: &GroupSnapshot) -> Vec<DiskChurn> {
+    let bytes = |id: DiskId| snapshot.written_bytes.iter().find(|(disk, _)| *disk == id);
+    let churn = |disk: &DiskRecord| DiskChurn {
+        disk: disk.name.clone(),
+        written_bytes: bytes(disk.id).map_or(0, |(_, bytes)| *bytes),
+    };
+    let mut disks: Vec<DiskChurn> = snapshot.disks.iter().map(churn).collect();
+    disks.sort_by(|a, b| a.disk.cmp(&b.disk));
+    disks
 }
 
 fn policy(record: &GroupRecord) -> Policy {
@@ -249,6 +255,7 @@ pub fn status(
         },
         writes: WriteRate { writes_per_s: snapshot.writes_per_s, bytes_per_s: snapshot.bytes_per_s },
         totals: Some(totals),
+        written_by_disk: Some(written_by_disk(snapshot)),
         written_per_byte: totals.written_per_byte(),
         churn,
         connections,
@@ -345,6 +352,7 @@ pub fn failed_status(
         writes_waiting_ms: None,
         writes: WriteRate::default(),
         totals: None,
+        written_by_disk: None,
         written_per_byte: None,
         churn,
         connections: 0,

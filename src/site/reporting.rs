@@ -189,7 +189,10 @@ mod tests {
         }
     }
 
-    fn found(times: &[i64], from: i64, to: i64) -> (Vec<(i64, u64)>, Option<(i64, i64)>) {
+    /// Spans, counted from 1970, with their points, and the longest gap.
+    type Found = (Vec<(i64, u64)>, Option<(i64, i64)>);
+
+    fn found(times: &[i64], from: i64, to: i64) -> Found {
         let points: Vec<PointRecord> = (1..).zip(times).map(|(marker, time)| point(marker, *time)).collect();
         let found = points_of(&points, WallNanos(from), WallNanos(to), Span::FiveMinutes);
         let spans = found.spans.iter().map(|span| (span.start.0 / FIVE, span.points)).collect();

@@ -85,7 +85,6 @@ impl FakeSite {
                 size_bytes: size.bytes(),
                 served: true,
                 latched: None,
-                written_bytes: None,
             };
             group.disks().push(disk.clone());
             Ok(disk)
@@ -574,6 +573,7 @@ fn group_status(fake: &FakeGroup) -> GroupStatus {
         },
         writes: WriteRate { writes_per_s: 1000.0, bytes_per_s: 4e6 },
         totals: Some(GroupTotals { writes: 5, written_bytes: 4096, ..GroupTotals::default() }),
+        written_by_disk: Some(vec![DiskChurn { disk: "db".to_owned(), written_bytes: 4096 }]),
         written_per_byte: Some(2.414),
         churn: Some(Churn {
             since: NOON,

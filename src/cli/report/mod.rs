@@ -32,7 +32,7 @@ pub async fn run(arguments: ReportArguments, client: &Client, output: Output) ->
     // Who reads JSON draws for himself, unless he names a file.
     let file = match (to, output.json) {
         (Some(file), _) => file,
-        (None, false) => PathBuf::from(format!("{group}-report.svg")),
+        (None, false) => PathBuf::from(format!("{}-report.svg", report.group)),
         (None, true) => return Ok(()),
     };
     if is_empty(&report) {

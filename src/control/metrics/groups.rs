@@ -265,8 +265,8 @@ fn disks(families: &mut Families<'_>, groups: &[GroupStatus]) -> fmt::Result {
     let latched = each(|disk| truth(disk.latched.is_some()));
     families.gauge("afterimage_disk_latched", None, "Whether writes to the disk fail.", latched)?;
     let written = groups.iter().flat_map(|group| {
-        let disks = group.group.disks.iter().flatten();
-        disks.filter_map(|disk| Some((with(group, "disk", disk.name.to_string()), disk.written_bytes?)))
+        let disks = group.written_by_disk.iter().flatten();
+        disks.map(move |disk| (with(group, "disk", disk.disk.clone()), disk.written_bytes))
     });
     let help = "Bytes of write requests to the disk acknowledged.";
     families.counter("afterimage_disk_written", BYTES, help, written)

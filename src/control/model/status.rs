@@ -146,6 +146,9 @@ pub struct GroupStatus {
     /// What was written and read since it was opened; unknown if it could not be.
     #[serde(default)]
     pub totals: Option<GroupTotals>,
+    /// Bytes of write requests acknowledged since it was opened, by disk; unknown if it could not be.
+    #[serde(default)]
+    pub written_by_disk: Option<Vec<DiskChurn>>,
     /// Bytes written to journal, images and vault for each byte that guests wrote, since it was opened; none if they wrote nothing.
     #[serde(default)]
     pub written_per_byte: Option<f64>,
