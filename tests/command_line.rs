@@ -97,6 +97,8 @@ fn status_says_what_runs_and_why() {
         "visible 0:00000007",
         "late since 2026-11-21",
         "the oldest for 1m 2s",
+        "churn  3.0 MiB in 24h, most to disk db: 2.0 MiB, most in the hour from 2026-11-21T12:00:00.000Z: 1.0 MiB; 2.41 bytes",
+        "history  1h 2m, of 15days that the ladder keeps",
     ] {
         assert!(text.contains(fragment), "`{fragment}` in: {text}");
     }

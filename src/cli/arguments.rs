@@ -3,6 +3,7 @@
 mod groups;
 mod history;
 mod points;
+mod report;
 mod tokens;
 
 use std::ffi::OsString;
@@ -25,6 +26,7 @@ use crate::throttle::ByteRate;
 pub use groups::{DiskCommand, GroupCommand, SourceArgument};
 pub use history::{AuditArguments, EventsArguments, HooksCommand, JobCommand};
 pub use points::{FailoverCommand, PointArgument, PointCommand, PolicyCommand};
+pub use report::ReportArguments;
 pub use tokens::TokenCommand;
 
 /// Where a gateway's API is looked for unless told otherwise; packages configure it there.
@@ -251,6 +253,14 @@ pub enum ClientCommand {
         #[arg(long)]
         watch: bool,
     },
+    /// How a group fared: churn, points, history and space over time, as a plot in a file and a summary
+    ///
+    /// The plot is one SVG file for any browser. It is drawn from samples that the gateway takes every minute, and from the recovery points;
+    /// times are in UTC: docs/reports.md.
+    #[command(
+        after_help = "Example:\n  afterimage report erp\n  afterimage report erp --last 24h --to /srv/erp.svg --yes"
+    )]
+    Report(ReportArguments),
     /// For monitoring: one line, and exit status 0 OK, 1 WARNING, 2 CRITICAL, or 3 UNKNOWN
     ///
     /// In the form of the Monitoring Plugins, with figures. UNKNOWN is also wrong usage, a gateway that does not answer, and a group that
@@ -494,6 +504,8 @@ mod tests {
             ("disk create erp/db --size 99999999T", "`99999999T` is too large"),
             ("disk create erp/db --size -5", "`-5` is not a size in bytes: write for example 20G"),
             ("disk resize erp/db --size -5G", "`-5G` is not a size in bytes: write for example 20G"),
+            ("report erp --last -1h", "`-1h` is not a duration"),
+            ("report erp --last 10s", "`10s` is out of range: write a duration from 1m to 366d"),
             ("verify erp --rate -1M", "`-1M` is not a size in bytes"),
             ("policy set erp --interval -1s", "`-1s` is not a duration"),
             ("disk resize erp/db --size 0K", "`0K` is no positive multiple of 512"),

@@ -13,7 +13,7 @@ use super::failure::Failure;
 use super::interrupt::Interrupts;
 use super::output::{Output, complain, confirm, print};
 use super::tools::{self, ImageFormat};
-use super::{attach, check, history, keys, progress, render, tokens, waiting};
+use super::{attach, check, history, keys, progress, render, report, tokens, waiting};
 use crate::byte_size::ByteSize;
 use crate::control::model::{
     AdoptRequest, Disk, DiskRequest, DiskSource, Group, GroupRequest, GroupVerifyRequest, JobResult, Point,
@@ -63,6 +63,7 @@ pub async fn run(command: ClientCommand, client: Client, output: Output) -> Resu
         ClientCommand::Audit(arguments) => history::audit(arguments.limit, &session.client, output).await,
         ClientCommand::Hooks(command) => history::hooks(command, &session.client, output).await,
         ClientCommand::Status { watch } => session.status(watch).await,
+        ClientCommand::Report(arguments) => report::run(arguments, &session.client, output).await,
         ClientCommand::Check(arguments) => check::run(arguments, &session.client, session.output).await,
         ClientCommand::Verify { group, rate } => session.group_verify(&group, rate).await,
         ClientCommand::Vault(VaultCommand::Verify { group, rate }) => session.vault_verify(group, rate).await,

@@ -23,6 +23,7 @@ pub mod output;
 pub mod place;
 mod progress;
 mod render;
+mod report;
 pub mod schemas;
 mod serve;
 mod tokens;

@@ -3,12 +3,14 @@
 //! A point's time is exact everywhere, because people copy it into `--point`.
 
 pub mod history;
+mod report;
 mod status;
 mod verify;
 
 use std::fmt::Write;
 use std::time::Duration;
 
+pub use report::report;
 pub use status::{buffers_waiting, status};
 pub use verify::{group_verified, repaired, verified};
 

@@ -11,8 +11,9 @@ use super::journal::{Report, Verification};
 use super::keys::Exported;
 use super::tools::Mounted;
 use crate::control::model::{
-    Adopted, AuditRecord, Disk, Event, Group, GroupVerified, HookStatus, Job, Keys, Point, PointCreated,
-    PolicyForecast, RepairReport, Restored, Resumed, Status, Test, Token, TokenCreated, VerifyReport,
+    Adopted, AuditRecord, Disk, Event, Group, GroupReport, GroupVerified, HookStatus, Job, Keys, Point,
+    PointCreated, PolicyForecast, RepairReport, Restored, Resumed, Status, Test, Token, TokenCreated,
+    VerifyReport,
 };
 use crate::control::schema::{Schemas, readable};
 
@@ -82,6 +83,7 @@ const COMMANDS: &[(&str, SchemaOf)] = &[
     ("point unmount", of::<Mounted>),
     ("policy set", of::<Group>),
     ("policy set --dry-run", of::<PolicyForecast>),
+    ("report", of::<GroupReport>),
     ("restore", of::<Restored>),
     ("status", of::<Status>),
     ("token create", of::<TokenCreated>),

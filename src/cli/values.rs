@@ -11,7 +11,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::byte_size::ByteSize;
-use crate::control::model::Policy;
+use crate::control::model::{Policy, ReportQuery};
 use crate::control::name::Label;
 use crate::control::retain::Retain;
 use crate::control::selector::PointSelector;
@@ -54,6 +54,16 @@ pub(super) fn duration(text: &str) -> Result<Duration> {
     let no_duration =
         |error| Error::invalid(format!("`{text}` is not a duration ({error}): write for example 2m"));
     humantime::parse_duration(value(text, "2m")?).map_err(no_duration)
+}
+
+/// How far back a report reaches.
+pub(super) fn last(text: &str) -> Result<Duration> {
+    let last = duration(text)?;
+    let ms = u64::try_from(last.as_millis()).unwrap_or(u64::MAX);
+    if (ReportQuery::LAST_MS_MIN..=ReportQuery::LAST_MS_MAX).contains(&ms) {
+        return Ok(last);
+    }
+    Err(Error::invalid(format!("`{text}` is out of range: write a duration from 1m to 366d, for example 7d")))
 }
 
 /// How long to wait for an answer.

@@ -30,10 +30,10 @@ use super::jobs::Jobs;
 use super::metrics;
 use super::model::{
     AdoptRequest, ApiError, AuditQuery, AuditRecord, Disk, DiskRequest, DiskSource, Event, EventPage,
-    EventQuery, Group, GroupRequest, GroupVerifyRequest, HookStatus, Job, JobKind, JobResult, KeyImport,
-    KeyRotation, KeyText, Keys, Point, PointCreated, PointRequest, PointSelection, PolicyForecast,
-    PolicyRequest, RepairRequest, ResizeRequest, RestoreRequest, ResumeRequest, Resumed, Status, Test,
-    TestRequest, Token, TokenCreated, TokenRequest, VerifyRequest,
+    EventQuery, Group, GroupReport, GroupRequest, GroupVerifyRequest, HookStatus, Job, JobKind, JobResult,
+    KeyImport, KeyRotation, KeyText, Keys, Point, PointCreated, PointRequest, PointSelection, PolicyForecast,
+    PolicyRequest, RepairRequest, ReportQuery, ResizeRequest, RestoreRequest, ResumeRequest, Resumed, Status,
+    Test, TestRequest, Token, TokenCreated, TokenRequest, VerifyRequest,
 };
 use super::name::{DiskPath, Name};
 use super::server::ApiConnections;
@@ -142,6 +142,7 @@ fn routes() -> Routes {
         .at("/v1/groups/{group}/tests/{number}", [
             delete(test_cleanup, "Ends a test failover, and throws away what was written to it; says which"),
         ])
+        .at("/v1/groups/{group}/report", [get(report, "How a group fared: churn, points, history and space over time")])
         .at("/v1/groups/{group}/restore", [post(restore, "Writes a point's disks to raw files on the gateway's machine")])
         .at("/v1/groups/{group}/verify", [
             post(group_verify, "Compares what a group serves with the newest point in its vault, beside its guests"),
@@ -353,6 +354,14 @@ async fn disk_remove(
 ) -> Answered<Gone> {
     api.backend.disk_remove(DiskPath { group, disk }).await?;
     Ok(Gone)
+}
+
+async fn report(
+    State(api): State<Api>,
+    Segments(group): Segments<Name>,
+    Parameters(query): Parameters<ReportQuery>,
+) -> Answered<Json<GroupReport>> {
+    Ok(Json(api.backend.report(group, query).await?))
 }
 
 async fn points(State(api): State<Api>, Segments(group): Segments<Name>) -> Answered<Json<Vec<Point>>> {

@@ -13,9 +13,10 @@ use futures::future::BoxFuture;
 use super::catalogue::Catalogue;
 use super::jobs::Progress;
 use super::model::{
-    AdoptRequest, Adopted, Disk, Event, EventPage, EventQuery, Group, GroupVerified, HookStatus, KeyImport,
-    KeyRotation, KeyText, Keys, Point, PointCreated, PolicyForecast, PolicyRequest, RepairReport,
-    RepairRequest, RestoreRequest, Restored, ResumeRequest, Resumed, Status, Test, TestRequest, VerifyReport,
+    AdoptRequest, Adopted, Disk, Event, EventPage, EventQuery, Group, GroupReport, GroupVerified, HookStatus,
+    KeyImport, KeyRotation, KeyText, Keys, Point, PointCreated, PolicyForecast, PolicyRequest, RepairReport,
+    RepairRequest, ReportQuery, RestoreRequest, Restored, ResumeRequest, Resumed, Status, Test, TestRequest,
+    VerifyReport,
 };
 use super::name::{DiskPath, Label, Name};
 use super::selector::PointSelector;
@@ -98,6 +99,8 @@ pub trait Backend: Send + Sync + 'static {
     fn key_export(&self) -> Answer<'_, KeyText>;
     /// Takes a site key; `AlreadyExists` if another one is here and the request does not say `replace`.
     fn key_import(&self, request: KeyImport) -> Answer<'_, Keys>;
+    /// How a group fared over time.
+    fn report(&self, group: Name, query: ReportQuery) -> Answer<'_, GroupReport>;
     /// How the gateway stands.
     fn status(&self) -> Answer<'_, Status>;
     /// Reads the vault of one group, or of all, also of those that could not be opened, and checks every step and blob;

@@ -2,8 +2,8 @@
 //!
 //! It is a cache. Nothing is true because it stands here; what it says of groups can be made again with
 //! [`Catalogue::rebuild`], so a file that is damaged is moved aside and begun anew. What it says of
-//! the past can't: events, the audit trail and ended jobs are gone then, which its other id tells (docs/events.md). So what a later
-//! version wrote is refused, and what the version before wrote is taken over. What it took is synced, so that a power cut loses none of it.
+//! the past can't: events, the audit trail, ended jobs and samples are gone then, which its other id tells (docs/events.md). So what a later
+//! version wrote is refused, and what the two versions before wrote is taken over. What it took is synced, so that a power cut loses none of it.
 //!
 //! The SQL is the subset that PostgreSQL takes too: TEXT, BIGINT and BLOB, `$n`, `ON CONFLICT`. Ids are 16 bytes,
 //! big-endian, so that they sort like their text; PRAGMAs are set by the connection's options only.
@@ -12,6 +12,7 @@ mod audit;
 mod events;
 mod jobs;
 mod rows;
+mod samples;
 
 use std::ffi::OsString;
 use std::fs::{File, Permissions};
@@ -35,11 +36,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::units::{DiskId, GroupId, Lsn, PointId, SectorCount, WallNanos};
 
 /// Given a new number with every change of the tables.
-const SCHEMA_VERSION: i64 = 3;
-/// Its tables are ours, as far as it had them, but for the table `catalogue`.
-const SCHEMA_VERSION_BEFORE: i64 = 2;
+const SCHEMA_VERSION: i64 = 4;
+/// Its tables are ours, but for those that it lacks.
+const SCHEMA_VERSION_BEFORE: i64 = 3;
+/// Its table `catalogue` has no id either.
+const SCHEMA_VERSION_WITHOUT_ID: i64 = 2;
 
-const SCHEMA: [&str; 10] = [
+const SCHEMA: [&str; 11] = [
     "CREATE TABLE IF NOT EXISTS catalogue (singleton BIGINT PRIMARY KEY, schema_version BIGINT NOT NULL,
         id BLOB NOT NULL)",
     "CREATE TABLE IF NOT EXISTS protection_groups (id BLOB PRIMARY KEY, name TEXT NOT NULL UNIQUE,
@@ -57,6 +60,8 @@ const SCHEMA: [&str; 10] = [
     "CREATE TABLE IF NOT EXISTS hook_cursors (name TEXT PRIMARY KEY, sequence BIGINT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS audit (sequence BIGINT PRIMARY KEY, record TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS jobs (sequence BIGINT PRIMARY KEY, id TEXT NOT NULL UNIQUE, job TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS samples (group_id BLOB NOT NULL, span_s BIGINT NOT NULL, start_ns BIGINT NOT NULL,
+        sample TEXT NOT NULL, PRIMARY KEY (group_id, span_s, start_ns))",
 ];
 
 /// What manifests and journals say, all of it.
@@ -144,8 +149,8 @@ pub struct Catalogue {
 enum Found {
     /// Ours, with its id.
     Current(u128),
-    /// Of the version before.
-    Earlier,
+    /// Of an earlier version, with its id if it has one.
+    Earlier(Option<u128>),
     New,
     /// To be moved aside, and why.
     Unusable(String),
@@ -159,12 +164,13 @@ impl Catalogue {
         let reason = match catalogue.look().await {
             Ok(Found::Current(id)) => {
                 catalogue.id = id;
-                catalogue.audited_before = catalogue.newest_audit().await?;
-                catalogue.earlier_jobs = catalogue.jobs().await?.into();
+                catalogue.look_back().await?;
                 return Ok((catalogue, Content::Kept));
             }
-            Ok(Found::Earlier) => {
+            Ok(Found::Earlier(id)) => {
+                catalogue.id = id.unwrap_or(catalogue.id);
                 catalogue.take_over().await?;
+                catalogue.look_back().await?;
                 return Ok((catalogue, Content::Kept));
             }
             Ok(Found::New) => {
@@ -195,6 +201,18 @@ impl Catalogue {
         Catalogue { pool, path: path.to_owned(), id, audited_before: 0, earlier_jobs: Arc::default() }
     }
 
+    /// Notes what it knew of earlier processes.
+    async fn look_back(&mut self) -> Result<()> {
+        self.audited_before = self.newest_audit().await?;
+        self.earlier_jobs = self.jobs().await?.into();
+        Ok(())
+    }
+
+    async fn stored_id(&self) -> Result<u128> {
+        let row = sqlx::query("SELECT id FROM catalogue").fetch_one(&self.pool).await.map_err(failed)?;
+        id(&row, "id")
+    }
+
     async fn look(&self) -> Result<Found> {
         let tables = sqlx::query("SELECT COUNT(*) FROM sqlite_master");
         let tables: i64 =
@@ -209,12 +227,9 @@ impl Catalogue {
         }
         let version = sqlx::query("SELECT schema_version FROM catalogue").fetch_optional(&self.pool).await;
         match version.and_then(|row| row.map(|row| row.try_get::<i64, _>(0)).transpose()) {
-            Ok(Some(SCHEMA_VERSION)) => {
-                let row =
-                    sqlx::query("SELECT id FROM catalogue").fetch_one(&self.pool).await.map_err(failed)?;
-                Ok(Found::Current(id(&row, "id")?))
-            }
-            Ok(Some(SCHEMA_VERSION_BEFORE)) => Ok(Found::Earlier),
+            Ok(Some(SCHEMA_VERSION)) => Ok(Found::Current(self.stored_id().await?)),
+            Ok(Some(SCHEMA_VERSION_BEFORE)) => Ok(Found::Earlier(Some(self.stored_id().await?))),
+            Ok(Some(SCHEMA_VERSION_WITHOUT_ID)) => Ok(Found::Earlier(None)),
             Ok(Some(later)) if later > SCHEMA_VERSION => {
                 Err(Error::unknown_version("the catalogue", later, SCHEMA_VERSION).at_path(&self.path))
             }
@@ -232,7 +247,7 @@ impl Catalogue {
         transaction.commit().await.map_err(failed)
     }
 
-    /// Makes ours of one that the version before wrote: its events stay.
+    /// Makes ours of one that an earlier version wrote: what it has stays.
     async fn take_over(&self) -> Result<()> {
         let mut transaction = self.pool.begin().await.map_err(failed)?;
         sqlx::query("DROP TABLE catalogue").execute(&mut *transaction).await.map_err(failed)?;
@@ -295,6 +310,8 @@ impl Catalogue {
     pub async fn remove_group(&self, group: GroupId) -> Result<()> {
         let mut transaction = self.pool.begin().await.map_err(failed)?;
         delete_group(&mut transaction, group).await?;
+        let samples = sqlx::query("DELETE FROM samples WHERE group_id = $1").bind(blob(group.0));
+        samples.execute(&mut *transaction).await.map_err(failed)?;
         transaction.commit().await.map_err(failed)
     }
 

@@ -145,9 +145,38 @@ async fn an_ancient_version_is_moved_aside_and_a_later_one_refused() {
     assert!(directory.path().join("catalogue.sqlite.unusable").exists());
 }
 
+/// Who follows events, or looks at jobs, goes on where he was.
+#[tokio::test]
+async fn the_version_before_is_taken_over_with_its_id_its_trail_and_its_jobs() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("catalogue.sqlite");
+    let (catalogue, _) = open(&path).await;
+    catalogue.rebuild(&snapshot()).await.unwrap();
+    for statement in [
+        "DROP TABLE samples",
+        "UPDATE catalogue SET schema_version = 3",
+        "INSERT INTO events (sequence, time_ns, severity, code, message) VALUES (7, 1, 'info', 'paused', 'paused')",
+        "INSERT INTO audit (sequence, record) VALUES (9, '{}')",
+    ] {
+        catalogue.execute(sqlx::query(statement)).await.unwrap();
+    }
+    let id = catalogue.id();
+    catalogue.close().await;
+    for _ in 0..2 {
+        let (catalogue, content) = open(&path).await;
+        assert_eq!((content, catalogue.id()), (Content::Kept, id.clone()));
+        assert_eq!(catalogue.audited_before, 9, "what is at work there is cut off");
+        assert_eq!(catalogue.snapshot().await.unwrap(), snapshot());
+        assert_eq!(catalogue.newest_event().await.unwrap(), 7);
+        assert_eq!(catalogue.recent_samples(WallNanos(0)).await.unwrap(), []);
+        catalogue.close().await;
+    }
+    assert!(!directory.path().join("catalogue.sqlite.unusable").exists());
+}
+
 /// What was before an upgrade is looked back at after it.
 #[tokio::test]
-async fn the_version_before_is_taken_over_with_its_events() {
+async fn the_version_before_that_is_taken_over_with_its_events() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("catalogue.sqlite");
     let (catalogue, _) = open(&path).await;
@@ -155,6 +184,7 @@ async fn the_version_before_is_taken_over_with_its_events() {
         "DROP TABLE hook_cursors",
         "DROP TABLE audit",
         "DROP TABLE jobs",
+        "DROP TABLE samples",
         "DROP TABLE catalogue",
         "CREATE TABLE catalogue (singleton BIGINT PRIMARY KEY, schema_version BIGINT NOT NULL)",
         "INSERT INTO catalogue (singleton, schema_version) VALUES (0, 2)",

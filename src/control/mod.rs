@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod model;
 pub mod name;
 pub mod retain;
+pub mod samples;
 pub(crate) mod schema;
 pub mod selector;
 pub mod server;

@@ -5,6 +5,7 @@
 mod audit;
 mod events;
 mod keys;
+mod report;
 mod status;
 mod tokens;
 mod verify;
@@ -15,6 +16,7 @@ use std::path::PathBuf;
 pub use audit::*;
 pub use events::*;
 pub use keys::*;
+pub use report::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 pub use status::*;

@@ -24,6 +24,8 @@ pub struct Disk {
     pub image: Option<Image>,
     /// Why its image can take no more, if so: its writes fail, the others' go on.
     pub latched: Option<ErrorKind>,
+    /// Bytes of write requests to it that were acknowledged since it was opened, or made.
+    pub written_bytes: u64,
     /// How often in a row destaging to it failed.
     pub failures: u32,
     /// That its image finds no space,
@@ -84,6 +86,7 @@ impl Disk {
             record,
             image: Some(image),
             latched: None,
+            written_bytes: 0,
             failures: 0,
             space_failures: Repetition::default(),
             side_failures: Repetition::default(),
@@ -107,6 +110,7 @@ impl Disk {
             record,
             image: None,
             latched: None,
+            written_bytes: 0,
             failures: 0,
             space_failures: Repetition::default(),
             side_failures: Repetition::default(),

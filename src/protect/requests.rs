@@ -33,8 +33,8 @@ pub(super) struct WriteInFlight {
 pub(super) struct Barrier {
     lsn: Lsn,
     ticket: Ticket,
-    /// The write that asked for it, by its payload's length; none for a flush.
-    write_bytes: Option<u64>,
+    /// The write that asked for it, by its disk and its payload's length; none for a flush.
+    write: Option<(DiskSlot, u64)>,
 }
 
 impl Group {
@@ -71,7 +71,7 @@ impl Group {
                 self.writer.enqueue(entry, Some(cookie));
             }
             Request::Flush => {
-                self.barrier(Barrier { lsn: self.writer.visible(), ticket, write_bytes: None });
+                self.barrier(Barrier { lsn: self.writer.visible(), ticket, write: None });
             }
             Request::Allocation { range, runs_max } => self.ask_allocation(ticket, slot, range, runs_max),
         }
@@ -143,15 +143,19 @@ impl Group {
     }
 
     fn pass(&mut self, barrier: &Barrier) {
-        match barrier.write_bytes {
-            Some(bytes) => self.answer_write(barrier.ticket, bytes),
+        match barrier.write {
+            Some((slot, bytes)) => self.answer_write(barrier.ticket, slot, bytes),
             None => self.replies.push((barrier.ticket, Ok(Response::Done))),
         }
     }
 
-    fn answer_write(&mut self, ticket: Ticket, payload_bytes: u64) {
+    fn answer_write(&mut self, ticket: Ticket, slot: DiskSlot, payload_bytes: u64) {
         self.counters.writes += 1;
         self.counters.written_bytes += payload_bytes;
+        // It may have left meanwhile.
+        if let Some(disk) = self.disks.get_mut(&slot) {
+            disk.written_bytes += payload_bytes;
+        }
         self.replies.push((ticket, Ok(Response::Done)));
     }
 
@@ -180,9 +184,10 @@ impl Group {
         let write = self.writes.remove(to_usize(cookie));
         self.last_activity = self.runtime.now();
         if write.durable {
-            self.barrier(Barrier { lsn, ticket: write.ticket, write_bytes: Some(write.payload_bytes) });
+            let asked = Some((write.slot, write.payload_bytes));
+            self.barrier(Barrier { lsn, ticket: write.ticket, write: asked });
         } else {
-            self.answer_write(write.ticket, write.payload_bytes);
+            self.answer_write(write.ticket, write.slot, write.payload_bytes);
         }
     }
 

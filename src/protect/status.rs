@@ -11,7 +11,7 @@ use crate::protect::retention::RetentionStatus;
 use crate::protect::retry::Retry;
 use crate::protect::shrinking::Shrink;
 use crate::storage::{Buffered, File};
-use crate::units::{GroupId, Lsn, MonotonicNanos, WallNanos};
+use crate::units::{DiskId, GroupId, Lsn, MonotonicNanos, WallNanos};
 
 /// Rates are averaged over this many samples,
 const SAMPLES: usize = 6;
@@ -205,8 +205,12 @@ pub struct GroupSnapshot {
     pub oldest: Option<WallNanos>,
     /// How many points there are.
     pub points: u64,
+    /// When the group was opened, by the clock of its thread: totals begin anew then.
+    pub opened: MonotonicNanos,
     /// Totals since the group was opened.
     pub counters: Counters,
+    /// Of each disk, the bytes of write requests acknowledged since the group was opened, or the disk made.
+    pub written_bytes: Vec<(DiskId, u64)>,
     /// Write requests a second, lately.
     pub writes_per_s: f64,
     /// Bytes of write requests a second, lately.
@@ -342,7 +346,9 @@ impl Group {
             failing: self.failing_disks(),
             oldest: self.points.first().map(|point| point.wall),
             points: self.points.len() as u64,
+            opened: self.opened,
             counters: self.counters,
+            written_bytes: self.disks.values().map(|disk| (disk.record.id, disk.written_bytes)).collect(),
             writes_per_s,
             bytes_per_s,
             retention: self.retention(),

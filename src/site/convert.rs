@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use crate::control::catalogue;
 use crate::control::model::{
-    Condition as ApiCondition, Disk, Failure, Group, GroupLimits, GroupState, GroupStatus, GroupTotals,
-    HarmedPoint, History, JournalStatus, LsnLadder, NewestPoint, Point, PointKind, Policy, Reason,
-    ReasonCode, Test, TestExport, WriteRate,
+    Churn, Condition as ApiCondition, Disk, DiskChurn, Failure, Group, GroupLimits, GroupState, GroupStatus,
+    GroupTotals, HarmedPoint, History, JournalStatus, LsnLadder, NewestPoint, Point, PointKind, Policy,
+    Reason, ReasonCode, Test, TestExport, WriteRate,
 };
 use crate::control::name::{DiskPath, Name};
 use crate::control::retain::Retain;
 use crate::error::{Error, Result};
 use crate::failover::TestListing;
+use crate::format::ladder::Ladder;
 use crate::format::marker::Consistency;
 use crate::format::record::{DiskRecord, GroupRecord, PointRecord, TestUse};
 use crate::listen::Endpoint;
@@ -109,6 +110,18 @@ fn latch(snapshot: &GroupSnapshot, disk: &str) -> Option<Reason> {
     Some(Reason { code: ReasonCode::ImageFailed, detail, mend: why.mend.to_owned() })
 }
 
+/// What was written to each disk, by name.
+fn written_by_disk(snapshot: &GroupSnapshot) -> Vec<DiskChurn> {
+    let bytes = |id: DiskId| snapshot.written_bytes.iter().find(|(disk, _)| *disk == id);
+    let churn = |disk: &DiskRecord| DiskChurn {
+        disk: disk.name.clone(),
+        written_bytes: bytes(disk.id).map_or(0, |(_, bytes)| *bytes),
+    };
+    let mut disks: Vec<DiskChurn> = snapshot.disks.iter().map(churn).collect();
+    disks.sort_by(|a, b| a.disk.cmp(&b.disk));
+    disks
+}
+
 fn policy(record: &GroupRecord) -> Policy {
     Policy { interval_ms: u64::from(record.interval_ms) }
 }
@@ -201,8 +214,16 @@ pub fn test(group: &Name, failover: &TestListing, connections: u64, endpoint: &E
 }
 
 /// How an open group stands.
-pub fn status(group: Group, snapshot: &GroupSnapshot, connections: u64, now: WallNanos) -> GroupStatus {
+pub fn status(
+    group: Group,
+    snapshot: &GroupSnapshot,
+    connections: u64,
+    churn: Option<Churn>,
+    now: WallNanos,
+) -> GroupStatus {
     let ladder = snapshot.ladder;
+    let totals = totals(&snapshot.counters);
+    let newest = snapshot.newest_point.as_ref().map(|point| point.wall);
     GroupStatus {
         state: state(snapshot, group.damage.as_deref().or(group.failing.as_deref())),
         group,
@@ -227,14 +248,31 @@ pub fn status(group: Group, snapshot: &GroupSnapshot, connections: u64, now: Wal
         history: History {
             points: Some(snapshot.points),
             oldest: snapshot.oldest,
-            newest: snapshot.newest_point.as_ref().map(|point| point.wall),
+            newest,
+            span_ms: span(snapshot.oldest, newest),
+            retain_ms: reach(&snapshot.retain),
             retention: retention(&snapshot.retention),
         },
         writes: WriteRate { writes_per_s: snapshot.writes_per_s, bytes_per_s: snapshot.bytes_per_s },
-        totals: Some(totals(&snapshot.counters)),
+        totals: Some(totals),
+        written_by_disk: Some(written_by_disk(snapshot)),
+        written_per_byte: totals.written_per_byte(),
+        churn,
         connections,
         verify: None,
     }
+}
+
+/// How far back from the newest point the oldest one is.
+fn span(oldest: Option<WallNanos>, newest: Option<WallNanos>) -> Option<u64> {
+    let (oldest, newest) = oldest.zip(newest)?;
+    // A clock that was set back may have put the newest before the oldest.
+    Some(u64::try_from(newest.0.saturating_sub(oldest.0) / 1_000_000).unwrap_or(0))
+}
+
+/// How far back a ladder has points reach; none if it keeps every one.
+pub(super) fn reach(ladder: &Ladder) -> Option<u64> {
+    ladder.rungs().last().map(|rung| rung.until_ms)
 }
 
 fn totals(counters: &Counters) -> GroupTotals {
@@ -283,11 +321,21 @@ pub fn failed_status(
     group: Group,
     failure: Failure,
     points: Option<&[PointRecord]>,
+    churn: Option<Churn>,
     now: WallNanos,
 ) -> GroupStatus {
     let count = points.map(|points| points.len() as u64);
     let points = points.unwrap_or_default();
+    let (oldest, newest) = (points.first().map(|point| point.wall), points.last().map(|point| point.wall));
     GroupStatus {
+        history: History {
+            points: count,
+            oldest,
+            newest,
+            span_ms: span(oldest, newest),
+            retain_ms: group.retain.as_ref().and_then(|retain| reach(&retain.0)),
+            retention: None,
+        },
         group,
         state: GroupState {
             condition: ApiCondition::Failed,
@@ -302,14 +350,11 @@ pub fn failed_status(
         late_since: None,
         unprotected_ms: None,
         writes_waiting_ms: None,
-        history: History {
-            points: count,
-            oldest: points.first().map(|point| point.wall),
-            newest: points.last().map(|point| point.wall),
-            retention: None,
-        },
         writes: WriteRate::default(),
         totals: None,
+        written_by_disk: None,
+        written_per_byte: None,
+        churn,
         connections: 0,
         verify: None,
     }

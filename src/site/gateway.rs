@@ -46,6 +46,7 @@ use crate::site::group_table::{Entry, GroupTable};
 use crate::site::hooks::{self, Hooks};
 use crate::site::idle_memory;
 use crate::site::member::Member;
+use crate::site::sampling::{self, Sampling};
 use crate::site::suspicion::{self, Suspicions};
 use crate::site::verification::Verifications;
 use crate::units::{GroupId, WallNanos, to_usize};
@@ -98,6 +99,8 @@ pub(super) struct Inner {
     pub(super) suspicions: Arc<Suspicions>,
     /// Since when requests wait for shared buffers.
     pub(super) buffers_wait: BuffersWait,
+    /// What groups did lately, of which the catalogue has samples.
+    pub(super) sampling: Sampling,
     /// What happened and is not in the catalogue yet,
     pub(super) events: Arc<EventQueue>,
     /// who is told it,
@@ -153,6 +156,7 @@ impl Gateway {
             verifications: Verifications::default(),
             damages: Damages::default(),
             suspicions: Arc::default(),
+            sampling: Sampling::default(),
             events,
             hooks,
             buffers_wait: BuffersWait::default(),
@@ -168,11 +172,13 @@ impl Gateway {
         // Openings take long, and have much to tell.
         let keeper = events::keep(Arc::downgrade(&self.0), Arc::clone(&self.0.events));
         *self.0.keeper.lock().await = Some(tokio::spawn(keeper));
+        self.0.load_samples().await;
         self.0.open_groups().await?;
         self.0.background.lock().await.spawn(Inner::retry_failed(Arc::downgrade(&self.0)));
         self.0.background.lock().await.spawn(background_verification::keep(Arc::downgrade(&self.0)));
         self.0.background.lock().await.spawn(suspicion::keep(Arc::downgrade(&self.0)));
         self.0.background.lock().await.spawn(idle_memory::keep());
+        self.0.background.lock().await.spawn(sampling::keep(Arc::downgrade(&self.0)));
         Ok(())
     }
 
@@ -225,6 +231,10 @@ impl Gateway {
         let inner = &self.0;
         inner.background.lock().await.shutdown().await;
         inner.threads.drain(SESSIONS_END).finished().await;
+        // No guest writes any more, and the groups can still say what was written.
+        if tokio::time::timeout(EVENTS_END, inner.record_samples()).await.is_err() {
+            tracing::warn!("the catalogue did not take the last samples in time");
+        }
         let groups = inner.groups.read().list();
         let hosted = groups.iter().filter(|(_, entry)| entry.is_hosted()).map(|(_, entry)| entry.id);
         let stops = hosted.map(|id| {

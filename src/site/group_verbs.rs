@@ -172,7 +172,8 @@ impl Inner {
         }
         self.threads.exports().end_refusal(name.as_str());
         self.turns.lock().remove(&id);
-        cached(self.catalogue.as_ref().map(|catalogue| catalogue.remove_group(id))).await;
+        let forgotten = cached(self.catalogue.as_ref().map(|catalogue| catalogue.remove_group(id)));
+        self.sampling.forget(id, forgotten).await;
         Ok(())
     }
 

@@ -15,10 +15,10 @@ use crate::control::backend::{Answer, Backend};
 use crate::control::catalogue::Catalogue;
 use crate::control::jobs::Progress;
 use crate::control::model::{
-    AdoptRequest, Adopted, Disk, Event, EventPage, EventQuery, Group, GroupStatus, GroupVerified, HookStatus,
-    KeyImport, KeyRotation, KeyText, Keys, Point, PointCreated, PolicyForecast, PolicyRequest, RepairReport,
-    RepairRequest, RestoreRequest, Restored, ResumeRequest, Resumed, Status, StorageStatus, Test,
-    TestRequest, TlsStatus, TurnedAway, VerifyReport,
+    AdoptRequest, Adopted, Disk, Event, EventPage, EventQuery, Group, GroupReport, GroupStatus,
+    GroupVerified, HookStatus, KeyImport, KeyRotation, KeyText, Keys, Point, PointCreated, PolicyForecast,
+    PolicyRequest, RepairReport, RepairRequest, ReportQuery, RestoreRequest, Restored, ResumeRequest,
+    Resumed, Status, StorageStatus, Test, TestRequest, TlsStatus, TurnedAway, VerifyReport,
 };
 use crate::control::name::{DiskPath, Label, Name};
 use crate::control::selector::{PointSelector, refuse_ambiguous, resolve};
@@ -162,6 +162,10 @@ impl Backend for Gateway {
 
     fn status(&self) -> Answer<'_, Status> {
         self.detached(|inner| Box::pin(async move { inner.status().await }))
+    }
+
+    fn report(&self, group: Name, query: ReportQuery) -> Answer<'_, GroupReport> {
+        self.detached(move |inner| Box::pin(async move { inner.report(group, query).await }))
     }
 
     fn keys(&self) -> Answer<'_, Keys> {
@@ -525,14 +529,17 @@ impl Inner {
                 true => Some(self.read(entry.id, |member| member.points()).await?),
                 false => None,
             };
-            return Ok((convert::failed_status(group, failure, points.as_deref(), now), None));
+            let churn = self.sampling.churn(entry.id, now);
+            return Ok((convert::failed_status(group, failure, points.as_deref(), churn, now), None));
         }
         let id = entry.id;
         let snapshot =
             self.read(id, |member| member.group().map(|group| group.snapshot())).await.flatten()?;
+        self.sampling.note(&snapshot, self.environment.wall());
+        let churn = self.sampling.churn(id, now);
         let exports = snapshot.disks.iter().map(|disk| Export::Disk(id, disk.id));
         let connections = exports.map(|export| self.threads.exports().sessions_of(export)).sum();
-        Ok((convert::status(group, &snapshot, connections, now), snapshot.buffered))
+        Ok((convert::status(group, &snapshot, connections, churn, now), snapshot.buffered))
     }
 
     /// What was asked of a group for a listing; asked again as it is now if it changed meanwhile, `None` if it went.

@@ -191,6 +191,25 @@ impl Backend for FakeSite {
         futures::future::ready(Err(missing(format!("hook {name}")))).boxed()
     }
 
+    /// Nothing ever happens.
+    fn report(&self, group: Name, _: ReportQuery) -> Answer<'_, GroupReport> {
+        self.with(&group, |fake| {
+            Ok(GroupReport {
+                group: fake.group.name.clone(),
+                group_id: fake.group.id,
+                from: NOON,
+                to: TEATIME,
+                span_ms: 300_000,
+                retain: fake.group.retain.clone(),
+                retain_ms: None,
+                interval_ms: None,
+                totals: ReportTotals::default(),
+                spans: Vec::new(),
+                points: Vec::new(),
+            })
+        })
+    }
+
     fn catalogue(&self) -> Option<Catalogue> {
         self.catalogue.clone()
     }
@@ -548,10 +567,20 @@ fn group_status(fake: &FakeGroup) -> GroupStatus {
             points: Some(u64::try_from(fake.points.len()).unwrap()),
             oldest: fake.points.first().map(|point| point.time),
             newest: newest.map(|point| point.time),
+            span_ms: newest.map(|_| 3_720_000),
+            retain_ms: Some(15 * 86_400_000),
             retention: None,
         },
         writes: WriteRate { writes_per_s: 1000.0, bytes_per_s: 4e6 },
         totals: Some(GroupTotals { writes: 5, written_bytes: 4096, ..GroupTotals::default() }),
+        written_by_disk: Some(vec![DiskChurn { disk: "db".to_owned(), written_bytes: 4096 }]),
+        written_per_byte: Some(2.414),
+        churn: Some(Churn {
+            since: NOON,
+            written_bytes: 3 << 20,
+            top_disk: Some(DiskChurn { disk: "db".to_owned(), written_bytes: 2 << 20 }),
+            top_hour: Some(HourChurn { start: NOON, written_bytes: 1 << 20 }),
+        }),
         connections: 3,
         verify: None,
     }

@@ -206,7 +206,7 @@ fn a_catalogue_of_a_later_version_keeps_the_gateway_from_starting() {
     let serve = format!("serve --config {}", gateway.configuration().display());
     let output = gateway.cli(&serve).env("AFTERIMAGE_LOG", "error").output().expect("the program");
     let told = refusal(&output, 1);
-    assert!(told.contains("the catalogue has format version 9, and this program reads 3"), "{told}");
+    assert!(told.contains("the catalogue has format version 9, and this program reads 4"), "{told}");
     assert!(told.contains("catalogue.sqlite") && told.contains("start the program that wrote it"), "{told}");
     assert!(fs::read(&catalogue).expect("still there") == before, "nothing of it has changed");
 }

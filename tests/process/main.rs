@@ -44,6 +44,7 @@ mod private;
 mod refusals;
 mod removal;
 mod repair;
+mod report;
 mod restart;
 mod restore;
 mod rot;

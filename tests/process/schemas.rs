@@ -106,6 +106,7 @@ fn look_around(all: &mut Examination, gateway: &Gateway) {
     gateway
         .until("a verification in the background", |status| !status["groups"][0]["verify"]["last"].is_null());
     all.examine(gateway, "status", "status");
+    all.examine(gateway, "report", "report erp");
     let jobs = all.examine(gateway, "jobs", "jobs");
     let id = jobs[0]["id"].as_str().expect("an id").to_owned();
     all.examine(gateway, "job show", &format!("job show {id}"));
@@ -155,6 +156,7 @@ fn the_gateway_serves_the_text_that_is_committed_and_answers_so() {
         ("/v1/groups", "/v1/groups", ""),
         ("/v1/groups/{group}", "/v1/groups/erp", ""),
         ("/v1/groups/{group}/points", "/v1/groups/erp/points", ""),
+        ("/v1/groups/{group}/report", "/v1/groups/erp/report", "?last_ms=3600000"),
         ("/v1/disks", "/v1/disks", "?group=erp"),
         ("/v1/events", "/v1/events", ""),
         ("/v1/events", "/v1/events", "?wait_ms=0&after=0"),

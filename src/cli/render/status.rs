@@ -5,7 +5,9 @@ use std::fmt::Write;
 use super::super::output::table;
 use super::verify::verify_lines;
 use super::{UNKNOWN, disk_count, duration, interval, size, why};
-use crate::control::model::{Condition, GroupLimits, GroupStatus, JournalStatus, Status, TurnedAway};
+use crate::control::model::{
+    Condition, DiskChurn, GroupLimits, GroupStatus, History, HourChurn, JournalStatus, Status, TurnedAway,
+};
 use crate::units::WallNanos;
 
 pub fn status(status: &Status) -> String {
@@ -110,6 +112,8 @@ fn group_details(status: &GroupStatus) -> String {
     if let Some(waited) = status.writes_waiting_ms {
         let _ = writeln!(text, "  writes  wait: the oldest for {}", duration(waited));
     }
+    text += &churn_line(status);
+    text += &history_line(&status.history);
     if let Some(limits) = status.limits {
         text += &limits_line(&limits);
     }
@@ -127,6 +131,34 @@ fn group_details(status: &GroupStatus) -> String {
         }
     }
     text
+}
+
+/// What guests wrote in the last 24 hours, where and when most of it, and what came of a byte; nothing where they wrote nothing.
+fn churn_line(status: &GroupStatus) -> String {
+    let Some(churn) = status.churn.as_ref().filter(|churn| churn.written_bytes > 0) else {
+        return String::new();
+    };
+    let mut text = format!("  churn  {} in 24h", size(churn.written_bytes));
+    if let Some(DiskChurn { disk, written_bytes }) = &churn.top_disk {
+        let _ = write!(text, ", most to disk {disk}: {}", size(*written_bytes));
+    }
+    if let Some(HourChurn { start, written_bytes }) = churn.top_hour {
+        let _ = write!(text, ", most in the hour from {start}: {}", size(written_bytes));
+    }
+    if let Some(factor) = status.written_per_byte {
+        let _ = write!(text, "; {factor:.2} bytes written per byte");
+    }
+    text + "\n"
+}
+
+/// How far back one can go, and how far that is to be; nothing where there are no points.
+fn history_line(history: &History) -> String {
+    let Some(span_ms) = history.span_ms else { return String::new() };
+    let asked = match history.retain_ms {
+        Some(retain_ms) => format!("of {} that the ladder keeps", duration(retain_ms)),
+        None => "and every point is kept".to_owned(),
+    };
+    format!("  history  {}, {asked}\n", duration(span_ms))
 }
 
 /// What the group takes, and may take.

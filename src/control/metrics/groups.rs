@@ -263,7 +263,13 @@ fn disks(families: &mut Families<'_>, groups: &[GroupStatus]) -> fmt::Result {
     let sizes = each(|disk| number(disk.size_bytes));
     families.gauge("afterimage_disk_size", BYTES, "Size of the disk.", sizes)?;
     let latched = each(|disk| truth(disk.latched.is_some()));
-    families.gauge("afterimage_disk_latched", None, "Whether writes to the disk fail.", latched)
+    families.gauge("afterimage_disk_latched", None, "Whether writes to the disk fail.", latched)?;
+    let written = groups.iter().flat_map(|group| {
+        let disks = group.written_by_disk.iter().flatten();
+        disks.map(move |disk| (with(group, "disk", disk.disk.clone()), disk.written_bytes))
+    });
+    let help = "Bytes of write requests to the disk acknowledged.";
+    families.counter("afterimage_disk_written", BYTES, help, written)
 }
 
 fn of_group(group: &GroupStatus) -> Labels {

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Group, HookStatus, Severity};
+use super::{DiskChurn, Group, HookStatus, HourChurn, Severity};
 use crate::control::name::Name;
 use crate::units::{Lsn, PointId, WallNanos};
 
@@ -146,6 +146,15 @@ pub struct GroupStatus {
     /// What was written and read since it was opened; unknown if it could not be.
     #[serde(default)]
     pub totals: Option<GroupTotals>,
+    /// Bytes of write requests acknowledged since it was opened, by disk; unknown if it could not be.
+    #[serde(default)]
+    pub written_by_disk: Option<Vec<DiskChurn>>,
+    /// Bytes written to journal, images and vault for each byte that guests wrote, since it was opened; none if they wrote nothing.
+    #[serde(default)]
+    pub written_per_byte: Option<f64>,
+    /// What its guests wrote in the last 24 hours, also before a restart; none where nothing is known of it.
+    #[serde(default)]
+    pub churn: Option<Churn>,
     /// Block clients connected to its disks now.
     pub connections: u64,
     /// How its verification in the background stands; none where there is none.
@@ -404,6 +413,12 @@ pub struct History {
     pub oldest: Option<WallNanos>,
     /// The newest one's time.
     pub newest: Option<WallNanos>,
+    /// How long it is from the oldest one to the newest: how far back one can go; none if there is no point.
+    #[serde(default)]
+    pub span_ms: Option<u64>,
+    /// How far back its ladder has points reach; none if it keeps every one.
+    #[serde(default)]
+    pub retain_ms: Option<u64>,
     /// Why points that should go stay, if so.
     #[serde(default)]
     pub retention: Option<String>,
@@ -416,6 +431,19 @@ pub struct WriteRate {
     pub writes_per_s: f64,
     /// Bytes a second.
     pub bytes_per_s: f64,
+}
+
+/// What a group's guests wrote in the last 24 hours: this one, of which there is a part, and the 23 before it.
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+pub struct Churn {
+    /// The start of the first of those hours: a whole one in UTC.
+    pub since: WallNanos,
+    /// Bytes of write requests acknowledged since then.
+    pub written_bytes: u64,
+    /// The disk to which most of it was written; none if nothing was.
+    pub top_disk: Option<DiskChurn>,
+    /// The hour in which most of it was; none if nothing was.
+    pub top_hour: Option<HourChurn>,
 }
 
 /// What a group did since it was opened: numbers that only grow.
@@ -435,4 +463,19 @@ pub struct GroupTotals {
     pub vault_bytes: u64,
     /// Points published.
     pub points: u64,
+}
+
+impl GroupTotals {
+    /// Bytes written to journal, images and vault for each byte that guests wrote; none if they wrote nothing.
+    pub fn written_per_byte(&self) -> Option<f64> {
+        per_byte(self.written_bytes, [self.journal_bytes, self.images_bytes, self.vault_bytes])
+    }
+}
+
+/// So many bytes were written in all for each that guests wrote.
+#[allow(clippy::cast_precision_loss)]
+pub fn per_byte(guests: u64, written: [u64; 3]) -> Option<f64> {
+    let all = written.into_iter().fold(0, u64::saturating_add);
+    // To the thousandth: more digits say nothing.
+    (guests > 0).then(|| (all as f64 / guests as f64 * 1e3).round() / 1e3)
 }
