@@ -84,6 +84,10 @@ def run(name, row, server_name, number, directory, options):
         if row.sustained:
             # Twice the journal, and the whole region at least, so that no server still allocates.
             fio("fill", environment | {"FILL": max(options.region, 2048 * MIB)})
+        elif not row.filled and server.aged_by:
+            # As any server is after its first day: nothing is allocated, or zero-filled, any more.
+            fio("fill", environment | {"FILL": max(options.region, server.aged_by)})
+            server.settle()
         if row.settled:
             server.settle()
             drop_caches()

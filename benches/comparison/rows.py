@@ -1,7 +1,7 @@
 """The rows of the comparison: what is run, what is looked at, and what is to be reached.
 
 A row names one of the fixed jobs in `benches/fio`, how the disk is made ready before it, and goals. *Burst*: a journal of
-16 GiB absorbs everything. *Sustained*: a journal of 1 GiB has turned over twice before the clock starts, so that images are
+12 GiB that has turned over before absorbs everything; every server has written its whole region before. *Sustained*: a journal of 1 GiB has turned over twice before the clock starts, so that images are
 written at the rate of the writes.
 """
 

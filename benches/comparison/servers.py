@@ -8,15 +8,19 @@ import subprocess
 import sys
 import time
 
-from .rows import AFTERIMAGE, FILE, NULL, QEMU, RAW
+from .rows import AFTERIMAGE, FILE, GIB, NULL, QEMU, RAW
 
 START_S = 20
 STOP_S = 120
 SETTLE_S = 300
+BURST_JOURNAL_GIB = 12
 
 
 class Server:
     """A process that serves one export."""
+
+    # Bytes to write before a burst, so that what is made once, at a first write, is there.
+    aged_by = 1
 
     def __init__(self, directory, name, size):
         self.name = name
@@ -76,7 +80,9 @@ class Afterimage(Server):
         data = os.path.join(self.directory, "data")
         os.makedirs(data)
         config = os.path.join(self.directory, "c.toml")
-        journal = "1GiB" if row.sustained else "16GiB"
+        journal = (1 if row.sustained else BURST_JOURNAL_GIB) * GIB
+        # Segments are zero-filled once, and serve again from then on.
+        self.aged_by = journal
         with open(config, "w") as file:
             file.write(f'[site]\nname = "bench"\ndata_dir = "{data}"\n[log]\nlevel = "warn"\n'
                        f'[journal]\nsize = "{journal}"\n')
@@ -94,6 +100,8 @@ class Afterimage(Server):
         return done.stdout
 
     def settle(self):
+        # What a point holds, the journal need not.
+        self.run("point", "create", "b")
         deadline = time.monotonic() + SETTLE_S
         while True:
             ladder = json.loads(self.run("status", "--json"))["groups"][0]["lsn"]
@@ -119,6 +127,8 @@ class NbdkitFile(Server):
 
 
 class NbdkitNull(Server):
+    aged_by = 0
+
     def __init__(self, directory, size, _row, _options):
         super().__init__(directory, NULL, size)
         self.start(["nbdkit", "--foreground", f"--unix={self.socket}", "null", f"size={size}"], self.socket)
