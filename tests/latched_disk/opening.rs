@@ -283,7 +283,7 @@ fn an_image_that_stays_locked_latches_its_disk_alone() {
     let file = other.run(async move { runtime.open(image(broken), OpenOptions::OWNED).await });
     let file = file.expect("nobody else has it");
     machine.open().expect("opens");
-    assert_detached(&mut machine, broken, ErrorKind::Io, &image(broken));
+    assert_detached(&mut machine, broken, ErrorKind::Locked, &image(broken));
     assert!(machine.write(sound, 0, 1, 1).is_ok());
     drop(file);
     assert_mended(&mut machine, broken, &expected);
