@@ -411,7 +411,7 @@ fn waiting_for_locks_holds_up_nothing_else(machine: &Machine) {
         drop(file);
         let file = opened(second.finish(token).expect("the lock is free"));
         assert_eq!(file.path(), path);
-        assert_eq!(first.kind(Op::Open { path, options: LOCKED }), ErrorKind::Latched, "and it is taken");
+        assert_eq!(first.kind(Op::Open { path, options: LOCKED }), ErrorKind::Locked, "and it is taken");
     }
 }
 
