@@ -36,8 +36,8 @@ use crate::site::suspicion::Suspicions;
 use crate::units::GroupId;
 use crate::vault::{self, Vault};
 
-/// Groups that are opened at a time: enough for one with a long journal, or whose files another process has locked, not to hold up the
-/// others; few, since each takes memory for three segments while it reads them.
+/// Groups that are opened at a time, the first that is not open yet among them: several, so that others are opened while one reads a long
+/// journal, or waits for another process's lock; few, since each takes memory for three segments while it reads them.
 const OPENINGS_AT_ONCE: usize = 8;
 /// How long a group whose failure may pass by itself waits before it is opened again,
 const RETRY_MIN: Duration = Duration::from_secs(3);

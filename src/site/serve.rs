@@ -156,7 +156,7 @@ async fn run(configuration: Configuration, directory: DataDirectory, mut signals
 }
 
 /// Stops while groups are being opened: one that is not open yet, be it that it waits for another process's lock, is left as the
-/// death of this process leaves it, and the others are sealed.
+/// death of this process leaves it, and so are those behind it; the others are sealed.
 async fn stop_opening(gateway: Gateway, supervision: Supervision) -> Result<()> {
     tracing::info!("stopping: groups that are not open yet are opened by the next start");
     supervision.stopping()();
