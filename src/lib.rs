@@ -44,6 +44,7 @@ pub mod sim;
 pub mod site;
 pub mod storage;
 pub mod summary;
+pub mod sums;
 pub mod sync;
 pub mod throttle;
 #[cfg(feature = "server")]

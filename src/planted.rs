@@ -99,11 +99,19 @@ pub enum Bug {
     SumsNotSynced,
     /// The two copies of a block of sums are written at once.
     SumCopiesTogether,
+    /// What is read from an image is not compared with its sums.
+    ImageUnverified,
+    /// The checkpoint advances before the sums of the image are synced.
+    ImageSumsNotSynced,
+    /// A block of an image's sums is written to the place that counts.
+    ImageSumsInPlace,
+    /// A read whose bytes do not match their sums is refused though a batch has written meanwhile.
+    MismatchNotLookedAt,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 46] = [
+    pub const ALL: [Bug; 50] = [
         Bug::AcknowledgeBeforeWritten,
         Bug::VisibleAfterAcknowledged,
         Bug::SyncCoversInFlight,
@@ -150,6 +158,10 @@ impl Bug {
         Bug::BaseUnverified,
         Bug::SumsNotSynced,
         Bug::SumCopiesTogether,
+        Bug::ImageUnverified,
+        Bug::ImageSumsNotSynced,
+        Bug::ImageSumsInPlace,
+        Bug::MismatchNotLookedAt,
     ];
 }
 

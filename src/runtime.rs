@@ -26,6 +26,7 @@ use futures::task::{ArcWake, waker_ref};
 use crate::env::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{Buffer, Completion, File, Op, OpenOptions, Outcome, Slice, Space, Storage, Token};
+use crate::sums::cache::SumsCache;
 use crate::units::{MonotonicNanos, WallNanos};
 
 /// How long an opening waits for another process to let go of a file.
@@ -61,6 +62,7 @@ pub struct Runtime {
     spawned: RefCell<Vec<LocalBoxFuture<'static, ()>>>,
     completions: RefCell<Vec<Completion>>,
     woken: Arc<Woken>,
+    sums_cache: RefCell<SumsCache>,
 }
 
 /// Says that a task became ready while tasks were being run. Only this thread sets or reads it.
@@ -118,12 +120,18 @@ impl Runtime {
             spawned: RefCell::default(),
             completions: RefCell::default(),
             woken: Arc::default(),
+            sums_cache: RefCell::default(),
         })
     }
 
     /// The storage back end.
     pub fn storage(&self) -> &dyn Storage {
         &*self.storage
+    }
+
+    /// What is kept of the sums of images: one for all of the thread, so that it is bounded.
+    pub fn sums_cache(&self) -> &RefCell<SumsCache> {
+        &self.sums_cache
     }
 
     /// The forward-only clock.

@@ -1,7 +1,7 @@
 //! Destage: moves what frozen layers hold into the images ([`Transfer`]), then advances the checkpoints.
 //!
 //! ```text
-//!  layers, oldest first ─▶ merged map per disk ─▶ transfer: read journal, write image ─▶ sync image ─▶ checkpoint
+//!  layers, oldest first ─▶ merged map per disk ─▶ transfer: read journal, write image, then its sums ─▶ sync both ─▶ checkpoint
 //! ```
 //!
 //! The caller hands in only layers whose records are all durable in the journal: an image never gets ahead of it.
@@ -96,9 +96,9 @@ impl Destager<'_> {
         // A file that somebody cut short would show zeros where these writes make it longer again.
         image.check_length(self.runtime, image.sectors()).await?;
         let Destager { runtime, reader, pace, .. } = *self;
-        let transfer = Transfer { runtime, reader, pace, image: &image };
+        let transfer = Transfer { runtime, reader, pace, image: &image, planted: self.planted };
         transfer.bring(&merged, image.sectors(), written).await?;
-        image.sync(self.runtime, self.through).await?;
+        image.sync(self.runtime, self.through, self.planted).await?;
         if !self.planted.is(Bug::CheckpointBeforeImageSync) {
             image.advance(self.runtime, self.through).await?;
         }

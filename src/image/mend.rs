@@ -10,6 +10,8 @@
 //! It is begun anew after any failure or death, since nothing is removed before the checkpoint that makes it needless is
 //! durable. It is the only writer of the image while it runs: a latched disk is not destaged.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 
@@ -22,6 +24,7 @@ use crate::image::side::{self, SideFile, SidePiece};
 use crate::image::transfer::Transfer;
 use crate::journal::reader::Reader;
 use crate::journal::segments::Source;
+use crate::planted::Planted;
 use crate::runtime::Runtime;
 use crate::units::{Lsn, SectorCount, SectorRange};
 
@@ -59,10 +62,11 @@ pub async fn mend(runtime: &Rc<Runtime>, mend: Mend) -> Result<Image> {
     if let Some(Rest { maps, through: last, reader }) = rest {
         through = through.max(last);
         let merged = merge(&maps, || runtime.yield_now()).await;
-        let transfer = Transfer { runtime, reader: &reader, image: &image, pace: &Pace::default() };
+        let (pace, planted) = (&Pace::default(), Planted::NONE);
+        let transfer = Transfer { runtime, reader: &reader, image: &image, pace, planted };
         transfer.bring(&merged, image.sectors(), &mut written).await?;
     }
-    image.sync(runtime, through).await?;
+    image.sync(runtime, through, Planted::NONE).await?;
     image.advance(runtime, through).await?;
     side::remove(runtime, &directory, &sides).await;
     Ok(image)
@@ -73,7 +77,7 @@ pub async fn take(runtime: &Rc<Runtime>, mut image: Image, sides: &[Rc<SideFile>
     image.confirm(runtime).await?;
     image.check_length(runtime, image.sectors()).await?;
     let (through, _) = bring_all(runtime, &image, sides).await?;
-    image.sync(runtime, through).await?;
+    image.sync(runtime, through, Planted::NONE).await?;
     Ok(image)
 }
 
@@ -87,24 +91,39 @@ async fn bring_all(runtime: &Rc<Runtime>, image: &Image, sides: &[Rc<SideFile>])
         // Where the image has been synced already the checkpoint may say so, though its sync failed: then nothing
         // would mend a torn write.
         if side.through() > image.synced() {
-            let writes = side.pieces().map(|(range, piece)| bring(runtime, image, range, piece));
+            image.sums.begin();
+            let sums = RefCell::new(BTreeMap::new());
+            let writes = side.pieces().map(|(range, piece)| bring(runtime, image, range, piece, &sums));
             pour(writes, &mut written).await?;
+            let sums = sums.into_inner();
+            let news =
+                sums.iter().map(|(range, sums): (&SectorRange, &Option<Vec<u32>>)| (*range, sums.as_deref()));
+            image.sums.put(news, &Pace::default(), Planted::NONE).await?;
         }
     }
     Ok((through, written))
 }
 
-/// Brings one extent of a side file into the image; returns its bytes.
-async fn bring(runtime: &Rc<Runtime>, image: &Image, range: SectorRange, piece: SidePiece) -> Result<u64> {
+/// Brings one extent of a side file into the image, and notes its sums; returns its bytes.
+async fn bring(
+    runtime: &Rc<Runtime>,
+    image: &Image,
+    range: SectorRange,
+    piece: SidePiece,
+    sums: &RefCell<BTreeMap<SectorRange, Option<Vec<u32>>>>,
+) -> Result<u64> {
     match piece {
         SidePiece::Zero { allocated } => {
+            sums.borrow_mut().insert(range, None);
             runtime.zero(&image.file, range.byte_range(), allocated).await?;
             Ok(0)
         }
         SidePiece::Unreadable => unreachable!("a file holds nothing of what it notes"),
         SidePiece::Data(part) => {
             let chunk = runtime.read(&part.file, part.offset, part.bytes).await?;
-            runtime.write(&image.file, range.byte_offset(), part.verified(chunk)?).await?;
+            let data = part.verified(chunk)?;
+            sums.borrow_mut().insert(range, Some(image.sums.of(range, &data).collect()));
+            runtime.write(&image.file, range.byte_offset(), data).await?;
             Ok(range.bytes())
         }
     }
