@@ -183,7 +183,7 @@ impl Group {
     }
 
     /// The disks that requests fail of now.
-    pub(super) fn failing_disks(&self) -> Vec<Failing<String>> {
+    pub fn failing_disks(&self) -> Vec<Failing<String>> {
         let is_there = |name: &String| self.disks.values().any(|disk| disk.record.name == *name);
         let failing = self.failing_requests.now(self.runtime.now());
         failing.filter(|failing| is_there(&failing.export)).cloned().collect()

@@ -44,6 +44,8 @@ impl Site {
         self.check_points(POINTS_MAX)?;
         self.damage_raw()?;
         self.settle()?;
+        self.damage_images()?;
+        self.settle()?;
         if self.random.chance(1, 2) {
             self.damage_alive()?;
             self.settle()?;
@@ -128,6 +130,7 @@ impl Site {
         if self.history.find(issued, issued, &found).is_none() {
             return Err(format!("images after a stop: {}", self.history.explain(issued, issued, &found)));
         }
+        self.check_sums().map_err(|text| format!("after a stop: {text}"))?;
         let power_cut = self.random.chance(1, 2);
         self.die(power_cut);
         Ok(())

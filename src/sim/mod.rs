@@ -35,6 +35,7 @@ mod clients;
 mod copies;
 mod finale;
 mod history;
+mod image_rot;
 #[cfg(test)]
 mod judge;
 mod loss;
@@ -156,6 +157,10 @@ pub struct Report {
     pub raw_rots: u64,
     /// Of these, how many were found.
     pub raw_rots_found: u64,
+    /// Bits flipped in images and their sums while guests went on reading.
+    pub image_rots: u64,
+    /// How often reads were refused for these.
+    pub image_rots_refused: u64,
     /// Vaults that were repaired,
     pub repairs: u64,
     /// or were not, since somebody kept a point that would have had to go;
@@ -214,6 +219,8 @@ impl Report {
         self.verified_beside_writes += other.verified_beside_writes;
         self.raw_rots += other.raw_rots;
         self.raw_rots_found += other.raw_rots_found;
+        self.image_rots += other.image_rots;
+        self.image_rots_refused += other.image_rots_refused;
         self.repairs += other.repairs;
         self.repairs_refused += other.repairs_refused;
         self.renewals += other.renewals;

@@ -276,8 +276,11 @@ impl Site {
     }
 }
 
-/// Images are raw, and so are overlays: what nobody sums nobody can tell. Bases have sums beside them.
+/// Overlays are raw: what nobody sums nobody can tell. Images and bases have sums beside them.
 fn has_checksums(path: &Path) -> bool {
+    if path.parent().is_some_and(|directory| directory.ends_with("images")) {
+        return true;
+    }
     let is_raw = path.extension().is_some_and(|extension| extension == "raw" || extension == "overlay");
     let name = path.file_name().and_then(|name| name.to_str());
     !is_raw || matches!(name.and_then(parse_base_name), Some(BaseName::Base(_)))
