@@ -3,8 +3,7 @@
 //! An [`ExtentMap`] is open: inserts split and replace what they overlap, so later writes win. A [`FrozenMap`] is
 //! its immutable form, the same tree (`tree.rs`), shared by reads, destage and the delta. Neither knows what a location
 //! means, only that it can be advanced ([`Location`]); an extent therefore never spans two inserts, so that what
-//! was stored and summed as one unit can still be found as one. An insert of more than 2^32 - 1 sectors, which only zeros can have,
-//! is several extents.
+//! was stored and summed as one unit can still be found as one.
 //!
 //! Invariant: extents are sorted, disjoint and not empty.
 
@@ -13,6 +12,7 @@ mod merge;
 #[cfg(test)]
 mod model;
 mod ranges;
+mod spans;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 pub use merge::merge;
 pub use ranges::Ranges;
-use tree::Tree;
+use spans::Spans;
 
 use crate::units::{SectorCount, SectorRange};
 
@@ -55,12 +55,12 @@ pub type Found<L> = (SectorRange, Option<L>);
 /// An extent map that takes inserts.
 #[derive(Clone, Debug)]
 pub struct ExtentMap<L> {
-    tree: Tree<L>,
+    spans: Spans<L>,
 }
 
 impl<L> Default for ExtentMap<L> {
     fn default() -> ExtentMap<L> {
-        ExtentMap { tree: Tree::EMPTY }
+        ExtentMap { spans: Spans::EMPTY }
     }
 }
 
@@ -72,7 +72,7 @@ impl<L> ExtentMap<L> {
 
     /// Number of extents.
     pub fn len(&self) -> usize {
-        self.tree.len()
+        self.spans.len()
     }
 
     /// Whether nothing was inserted.
@@ -82,12 +82,12 @@ impl<L> ExtentMap<L> {
 
     /// Memory that it takes on the heap, without what the allocator adds.
     pub fn heap_bytes(&self) -> usize {
-        self.tree.heap_bytes()
+        self.spans.heap_bytes()
     }
 
     /// The immutable form: nothing is copied.
     pub fn freeze(self) -> FrozenMap<L> {
-        FrozenMap { tree: Arc::new(self.tree) }
+        FrozenMap { spans: Arc::new(self.spans) }
     }
 }
 
@@ -95,32 +95,32 @@ impl<L: Location> ExtentMap<L> {
     /// Says that the newest bytes of `range` are at `location`; whatever was known of it before is forgotten.
     pub fn insert(&mut self, range: SectorRange, location: L) {
         if !range.is_empty() {
-            self.tree.insert(range, location);
+            self.spans.insert(range, location);
         }
     }
 
     /// Forgets `range`.
     pub fn remove(&mut self, range: SectorRange) {
         if !range.is_empty() {
-            self.tree.remove(range);
+            self.spans.remove(range);
         }
     }
 
     /// What is known of `window`, in order and without gaps.
     pub fn lookup(&self, window: SectorRange) -> impl Iterator<Item = Found<L>> + '_ {
-        Gapless::new(self.tree.iter_after(window.start), window)
+        Gapless::new(self.spans.iter_after(window.start), window)
     }
 
     /// All extents, by start.
     pub fn iter(&self) -> impl Iterator<Item = Extent<L>> + '_ {
-        self.tree.iter()
+        self.spans.iter()
     }
 }
 
 /// An immutable extent map; clones share what it holds.
 #[derive(Clone, Debug)]
 pub struct FrozenMap<L> {
-    tree: Arc<Tree<L>>,
+    spans: Arc<Spans<L>>,
 }
 
 impl<L: Location> PartialEq for FrozenMap<L> {
@@ -134,7 +134,7 @@ impl<L: Location> Eq for FrozenMap<L> {}
 impl<L> FrozenMap<L> {
     /// Number of extents.
     pub fn len(&self) -> usize {
-        self.tree.len()
+        self.spans.len()
     }
 
     /// Whether the map knows nothing.
@@ -144,7 +144,7 @@ impl<L> FrozenMap<L> {
 
     /// Memory that it takes on the heap, without what the allocator adds; clones share it.
     pub fn heap_bytes(&self) -> usize {
-        size_of::<Tree<L>>() + self.tree.heap_bytes()
+        size_of::<Spans<L>>() + self.spans.heap_bytes()
     }
 }
 
@@ -153,23 +153,23 @@ impl<L: Location> FrozenMap<L> {
     pub fn from_sorted(extents: Vec<Extent<L>>) -> Option<FrozenMap<L>> {
         let disjoint = extents.windows(2).all(|pair| pair[0].range.end <= pair[1].range.start);
         let filled = extents.iter().all(|extent| extent.range.start < extent.range.end);
-        (disjoint && filled).then(|| FrozenMap { tree: Arc::new(Tree::from_sorted(extents)) })
+        (disjoint && filled).then(|| FrozenMap { spans: Arc::new(Spans::from_sorted(extents)) })
     }
 
     /// What is known of `window`, in order and without gaps.
     pub fn lookup(&self, window: SectorRange) -> impl Iterator<Item = Found<L>> + '_ {
-        Gapless::new(self.tree.iter_after(window.start), window)
+        Gapless::new(self.spans.iter_after(window.start), window)
     }
 
     /// Where the extent starts that stands `count` places behind the first one that ends after `sector`; `None` if there are
     /// not so many.
     pub fn start_ahead(&self, sector: u64, count: usize) -> Option<u64> {
-        self.tree.iter_after(sector).nth(count).map(|extent| extent.range.start)
+        self.spans.iter_after(sector).nth(count).map(|extent| extent.range.start)
     }
 
     /// All extents, by start.
     pub fn iter(&self) -> impl Iterator<Item = Extent<L>> + '_ {
-        self.tree.iter()
+        self.spans.iter()
     }
 
     /// The extents of a disk of `sectors`, by start: what lies behind its end is left out.

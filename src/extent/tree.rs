@@ -109,17 +109,17 @@ impl<L> Tree<L> {
 }
 
 impl<L: Location> Tree<L> {
-    /// A tree of extents that ascend, are disjoint and not empty.
+    /// A tree of extents that ascend, are disjoint, not empty, and no longer than a leaf reaches.
     pub(super) fn from_sorted(extents: impl IntoIterator<Item = Extent<L>>) -> Tree<L> {
         let mut tree = Tree::EMPTY;
         let mut waiting: Vec<Extent<L>> = Vec::with_capacity(EXTENTS_MAX);
-        for piece in extents.into_iter().flat_map(pieces) {
-            let is_near = |first: &Extent<L>| piece.range.end - first.range.start <= REACH;
+        for extent in extents {
+            let is_near = |first: &Extent<L>| extent.range.end - first.range.start <= REACH;
             if waiting.len() == EXTENTS_MAX || !waiting.first().is_none_or(is_near) {
                 tree.add_leaf(Leaf::of(&waiting));
                 waiting.clear();
             }
-            waiting.push(piece);
+            waiting.push(extent);
         }
         if !waiting.is_empty() {
             tree.add_leaf(Leaf::of(&waiting));
@@ -127,14 +127,13 @@ impl<L: Location> Tree<L> {
         tree
     }
 
-    /// Says that the newest bytes of `range`, which is not empty, are at `location`.
-    pub(super) fn insert(&mut self, range: SectorRange, location: L) {
-        for piece in pieces(Extent { range, location }) {
-            if !self.insert_in_leaf(piece) {
-                self.remove(piece.range);
-                if !self.insert_in_leaf(piece) {
-                    self.add_leaf(Leaf::of(&[piece]));
-                }
+    /// Says that an extent, which is not empty and no longer than a leaf reaches, is the newest of its range.
+    #[inline]
+    pub(super) fn insert(&mut self, extent: Extent<L>) {
+        if !self.insert_in_leaf(extent) {
+            self.remove(extent.range);
+            if !self.insert_in_leaf(extent) {
+                self.add_leaf(Leaf::of(&[extent]));
             }
         }
     }
@@ -284,21 +283,6 @@ impl<L: Location> Tree<L> {
             branches: behind.iter(),
         }
     }
-}
-
-/// An extent in parts that a leaf can take.
-#[inline]
-fn pieces<L: Location>(extent: Extent<L>) -> impl Iterator<Item = Extent<L>> {
-    let mut rest = Some(extent);
-    std::iter::from_fn(move || {
-        let Extent { range, location } = rest.take()?;
-        if range.sectors() <= REACH {
-            return Some(Extent { range, location });
-        }
-        let middle = range.start + REACH;
-        rest = Some(Extent { range: SectorRange::new(middle, range.end), location: location.advance(REACH) });
-        Some(Extent { range: SectorRange::new(range.start, middle), location })
-    })
 }
 
 /// Extents by start.
