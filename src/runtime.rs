@@ -7,11 +7,10 @@
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::future::Future;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,18 +18,17 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::channel::oneshot;
-use futures::future::{Either, LocalBoxFuture, select};
+use futures::future::LocalBoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use futures::task::{ArcWake, waker_ref};
 
 use crate::env::Environment;
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::{Buffer, Completion, File, Op, OpenOptions, Outcome, Slice, Space, Storage, Token};
+use crate::storage::{
+    Buffer, Completion, File, Lock, Op, OpenOptions, Outcome, Slice, Space, Storage, Token,
+};
 use crate::sums::cache::SumsCache;
 use crate::units::{MonotonicNanos, WallNanos};
-
-/// How long an opening waits for another process to let go of a file.
-const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Names a hot-path operation to its owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -61,6 +59,8 @@ pub struct Runtime {
     tasks: RefCell<FuturesUnordered<LocalBoxFuture<'static, ()>>>,
     spawned: RefCell<Vec<LocalBoxFuture<'static, ()>>>,
     completions: RefCell<Vec<Completion>>,
+    /// Files whose lock another process kept when it was waited for.
+    kept_locks: RefCell<HashSet<PathBuf>>,
     woken: Arc<Woken>,
     sums_cache: RefCell<SumsCache>,
 }
@@ -119,6 +119,7 @@ impl Runtime {
             tasks: RefCell::new(FuturesUnordered::new()),
             spawned: RefCell::default(),
             completions: RefCell::default(),
+            kept_locks: RefCell::default(),
             woken: Arc::default(),
             sums_cache: RefCell::default(),
         })
@@ -287,19 +288,27 @@ impl Runtime {
     }
 
     /// Opens `what`, a file that only this process may use ([`OpenOptions::OWNED`]). A dead owner's requests end in time, and its lock
-    /// with them.
+    /// with them; where that was waited for in vain once, it is only tried from then on.
     ///
     /// # Errors
     /// [`ErrorKind::Locked`] where another process has kept the lock all the while.
     pub async fn open_owned(&self, path: &Path, what: &str) -> Result<File> {
-        let (opening, patience) = (self.open(path, OpenOptions::OWNED), self.sleep(LOCK_PATIENCE));
-        match select(pin!(opening), pin!(patience)).await {
-            Either::Left((opened, _)) => opened,
-            Either::Right(_) => {
-                let text = format!("another process holds the lock of {what}: end it");
-                Err(Error::new(ErrorKind::Locked, text).at_path(path))
-            }
+        let was_kept = self.kept_locks.borrow().contains(path);
+        let lock = if was_kept { Lock::Try } else { Lock::Wait };
+        let opened = self.open(path, OpenOptions { lock, ..OpenOptions::OWNED }).await;
+        let is_kept = matches!(&opened, Err(error) if error.kind() == ErrorKind::Locked);
+        match (was_kept, is_kept) {
+            (false, true) => drop(self.kept_locks.borrow_mut().insert(path.to_owned())),
+            (true, false) => drop(self.kept_locks.borrow_mut().remove(path)),
+            _ => {}
         }
+        opened.map_err(|error| match is_kept {
+            true => {
+                let text = format!("another process holds the lock of {what}: end that process");
+                Error::new(ErrorKind::Locked, text).at_path(path)
+            }
+            false => error,
+        })
     }
 
     /// Reads `len` bytes at `offset`.

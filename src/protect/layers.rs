@@ -11,7 +11,7 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
-use crate::extent::{Extent, ExtentMap, FrozenMap};
+use crate::extent::{ExtentMap, FrozenMap};
 use crate::journal::segments::Source;
 use crate::units::{DiskSlot, Lsn, SectorRange};
 
@@ -52,7 +52,7 @@ impl Layer {
     }
 
     fn memory_bytes(&self) -> usize {
-        self.extents() * size_of::<Extent<Source>>()
+        self.maps.values().map(|map| map.heap_bytes()).sum()
     }
 
     /// Number of extents.
@@ -136,7 +136,7 @@ impl Layers {
 
     /// Memory that maps take, whoever holds the frozen ones.
     pub fn memory_bytes(&self) -> usize {
-        self.memory.bytes() + self.open_extents() * size_of::<Extent<Source>>()
+        self.memory.bytes() + self.open.maps.values().map(ExtentMap::heap_bytes).sum::<usize>()
     }
 
     fn open_extents(&self) -> usize {

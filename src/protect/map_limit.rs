@@ -12,7 +12,8 @@ use crate::protect::group::Group;
 /// A layer is frozen when it takes this part of the limit, so that there are several to let go of.
 const LAYERS_IN_LIMIT: usize = 8;
 
-/// Extents that a layer may hold where maps may take `bytes`.
+/// Extents that a layer may hold where maps may take `bytes`. What they take is measured; here it is enough that an extent in its tree takes
+/// less than one by itself.
 pub(super) fn layer_extents_max(bytes: usize) -> usize {
     (bytes / LAYERS_IN_LIMIT / size_of::<Extent<Source>>()).max(1)
 }

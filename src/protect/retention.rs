@@ -47,8 +47,9 @@ pub(super) enum Job {
 pub struct RetentionStatus {
     /// Why the last try failed, until one succeeds.
     pub stalled: Option<String>,
-    /// Whether it failed because something in the vault is damaged, which no other try mends.
-    pub meets_damage: bool,
+    /// Whether it failed of anything but a lack of space, which has a condition of its own: of damage, which no other try mends, of a device,
+    /// or of another process's lock.
+    pub meets_errors: bool,
     /// Why no point goes by its age, if so.
     pub suspended: Option<Suspension>,
     /// Whether the base waits for a view of a point that is gone.
@@ -322,7 +323,7 @@ impl Retention {
     fn note(&self, result: Result<()>) -> Duration {
         let mut status = self.shared.status.borrow_mut();
         let Err(error) = result else {
-            (status.stalled, status.meets_damage) = (None, false);
+            (status.stalled, status.meets_errors) = (None, false);
             let space = self.space_due.0.saturating_sub(self.runtime.now().0);
             let period = period(&self.ladder()).min(Duration::from_nanos(space).max(PASS_MIN));
             return if status.waits_for_view { period.min(RETRY_DELAY) } else { period };
@@ -330,9 +331,9 @@ impl Retention {
         if status.stalled.is_none() {
             tracing::warn!(%error, "retention is stalled; it is tried again");
         }
-        (status.stalled, status.meets_damage) = (Some(error.to_string()), error.kind() == ErrorKind::Corrupt);
+        (status.stalled, status.meets_errors) = (Some(error.to_string()), error.kind() != ErrorKind::NoSpace);
         match error.kind() {
-            ErrorKind::Io | ErrorKind::NoSpace => RETRY_DELAY,
+            ErrorKind::Io | ErrorKind::NoSpace | ErrorKind::Locked => RETRY_DELAY,
             _ => PASS_MAX,
         }
     }

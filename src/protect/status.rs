@@ -94,8 +94,8 @@ impl Condition {
                 "free space, raise [vault] history_max, shorten the ladder, or release held points",
             ),
             Condition::RetentionStalled => (
-                "retention meets damage in the vault: points stay that should go, and history grows",
-                "`afterimage vault verify` names the points that the damage harms: put back an earlier copy of the file, or give them up by `afterimage vault repair`",
+                "retention meets damage or errors in the vault: points stay that should go, and history grows",
+                "mend what it names. After damage `afterimage vault verify` names the points that it harms: put back an earlier copy of the file, or give them up by `afterimage vault repair`",
             ),
             Condition::JournalFull => (
                 "the journal is at its limit: writes wait until images and vault catch up",
@@ -275,7 +275,7 @@ impl Group {
             Condition::Retrying
         } else if self.is_journal_full() {
             Condition::JournalFull
-        } else if self.retention.status.borrow().meets_damage {
+        } else if self.retention.status.borrow().meets_errors {
             Condition::RetentionStalled
         } else if self.retention.status.borrow().shrink != Shrink::Rests {
             Condition::SpaceShort

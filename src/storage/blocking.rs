@@ -2,20 +2,22 @@
 //!
 //! It serves where io_uring is not to be had, and runs for [`uring`](super::uring) what has no ring operation. It is
 //! not fast, but it is everywhere. Submitted operations go down one channel, completions come back up another, and
-//! an eventfd says that there are some. Nothing that may wait without bound runs on a worker: a lock that somebody
+//! an eventfd says that there are some. Nothing that may wait for long runs on a worker: a lock that somebody
 //! holds is waited for on a thread of its own, so that operations which would make its holder go away still run.
 
 use std::cell::Cell;
+use std::convert::Infallible;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use crossbeam::channel::{Receiver, Sender, unbounded};
+use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::syscalls::{Executed, LockWait, execute, failed};
+use super::lock_wait::{LockWait, PATIENCE};
+use super::syscalls::{Executed, execute, failed};
 use super::{Backend, Completion, Op, Storage, Token};
 use crate::error::Result;
 
@@ -77,6 +79,8 @@ struct Job {
 struct Outbox {
     completions: Sender<Completion>,
     signal: Arc<Signal>,
+    /// Without a sender once the pool goes: for who waits for something else meanwhile.
+    closing: Receiver<Infallible>,
 }
 
 impl Outbox {
@@ -91,6 +95,7 @@ impl Outbox {
 /// The workers and their two channels.
 pub(super) struct Pool {
     jobs: Option<Sender<Job>>,
+    closing: Option<Sender<Infallible>>,
     completions: Receiver<Completion>,
     in_flight: Cell<usize>,
     workers: Vec<JoinHandle<()>>,
@@ -101,8 +106,10 @@ impl Pool {
         assert!(workers > 0, "a pool without workers completes nothing");
         let (jobs, queued) = unbounded();
         let (sender, completions) = unbounded();
-        let outbox = Outbox { completions: sender, signal };
-        let mut pool = Pool { jobs: Some(jobs), completions, in_flight: Cell::new(0), workers: Vec::new() };
+        let (closing, closed) = bounded(0);
+        let outbox = Outbox { completions: sender, signal, closing: closed };
+        let (jobs, closing) = (Some(jobs), Some(closing));
+        let mut pool = Pool { jobs, closing, completions, in_flight: Cell::new(0), workers: Vec::new() };
         for _ in 0..workers {
             let (queued, outbox) = (queued.clone(), outbox.clone());
             let worker = spawn("storage-worker", move || work(&queued, &outbox))
@@ -140,9 +147,10 @@ impl Pool {
 
 impl Drop for Pool {
     /// Runs what was accepted to its end. Only threads that wait for a lock are left behind: they own all that they
-    /// use, and close the file when they get it.
+    /// use, and end soon.
     fn drop(&mut self) {
         self.jobs = None;
+        self.closing = None;
         for worker in self.workers.drain(..) {
             // A worker that panicked has said so on its own; there is nothing to add while dropping.
             drop(worker.join());
@@ -168,7 +176,10 @@ fn wait_elsewhere(token: Token, wait: LockWait, outbox: &Outbox) {
     // A predecessor's last writes end soon; whoever else it is may not, and what waits is somebody's disk.
     tracing::warn!(path = %wait.path().display(), "another process has locked this file: waiting for its end");
     let waiter = outbox.clone();
-    let started = spawn("storage-lock", move || waiter.send(Completion { token, result: wait.wait() }));
+    let started = spawn("storage-lock", move || {
+        let result = wait.wait(PATIENCE, &waiter.closing);
+        waiter.send(Completion { token, result });
+    });
     if let Err(error) = started {
         let result = Err(failed("starting a thread that waits for a lock", error));
         outbox.send(Completion { token, result });

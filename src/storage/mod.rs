@@ -24,6 +24,7 @@ mod buffer;
 mod choose;
 pub mod direct;
 pub mod heap;
+mod lock_wait;
 pub mod read_only;
 mod receive;
 #[cfg(feature = "sim")]
@@ -99,7 +100,8 @@ pub enum Lock {
     None,
     /// Takes the lock or fails with `Locked`: another living process owns the file.
     Try,
-    /// Waits for the lock: a dead process's requests in flight still hold it, and must land first.
+    /// Waits for the lock: a dead process's requests in flight still hold it, and must land first. Where somebody keeps it for
+    /// half a minute, it fails as well.
     Wait,
 }
 

@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::fs::DirBuilder;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -18,6 +18,7 @@ use rustix::fs::{
 use rustix::io::{Errno, retry_on_intr};
 
 use super::direct::{self, Buffered};
+use super::lock_wait::LockWait;
 use super::{Access, Buffer, Create, File, Handle, Lock, Op, OpenOptions, Outcome, Space};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{SECTOR_BYTES, to_usize};
@@ -36,25 +37,15 @@ pub(super) enum Executed {
     LockHeld(LockWait),
 }
 
-/// An open file whose lock is still to be had.
-pub(super) struct LockWait {
-    path: PathBuf,
-    buffered: Option<Buffered>,
-    descriptor: OwnedFd,
+/// Takes the exclusive lock of an open file description, unless somebody else has it.
+pub(super) fn try_lock(descriptor: BorrowedFd<'_>) -> std::result::Result<(), Errno> {
+    retry_on_intr(|| rustix::fs::flock(descriptor, FlockOperation::NonBlockingLockExclusive))
 }
 
-impl LockWait {
-    /// The file.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Waits for the lock, for as long as it takes.
-    pub(super) fn wait(self) -> Result<Outcome> {
-        retry_on_intr(|| rustix::fs::flock(&self.descriptor, FlockOperation::LockExclusive))
-            .map_err(|errno| failed("waiting for the lock", errno).at_path(&self.path))?;
-        Ok(Outcome::Opened(File::new(self.path, self.buffered, Handle::Os(self.descriptor))))
-    }
+/// The error of an opening where somebody else keeps the lock.
+pub(super) fn locked(path: &Path) -> Error {
+    let context = "another process holds the lock of this file: end that process";
+    Error::new(ErrorKind::Locked, context).at_path(path)
 }
 
 /// Runs an operation to its end, or to a lock that somebody holds.
@@ -134,15 +125,12 @@ fn open(path: PathBuf, options: OpenOptions) -> Result<Opened> {
     if options.lock == Lock::None {
         return Ok(Opened::Ready(File::new(path, buffered, Handle::Os(descriptor))));
     }
-    match retry_on_intr(|| rustix::fs::flock(&descriptor, FlockOperation::NonBlockingLockExclusive)) {
+    match try_lock(descriptor.as_fd()) {
         Ok(()) => Ok(Opened::Ready(File::new(path, buffered, Handle::Os(descriptor)))),
         Err(Errno::WOULDBLOCK) if options.lock == Lock::Wait => {
-            Ok(Opened::Locked(LockWait { path, buffered, descriptor }))
+            Ok(Opened::Locked(LockWait::new(path, buffered, descriptor)))
         }
-        Err(Errno::WOULDBLOCK) => {
-            let context = "another process owns this file: stop that process, or use another data directory";
-            Err(Error::new(ErrorKind::Locked, context).at_path(&path))
-        }
+        Err(Errno::WOULDBLOCK) => Err(locked(&path)),
         Err(errno) => Err(failed("locking", errno).at_path(&path)),
     }
 }

@@ -285,7 +285,7 @@ pub enum ReasonCode {
     PointsLate,
     /// The vault has too little room: its oldest points go.
     SpaceShort,
-    /// Retention meets damage in the vault: points stay that should go.
+    /// Retention meets damage or errors in the vault: points stay that should go.
     RetentionStalled,
     /// The file system is full: writes wait.
     NoSpace,

@@ -88,7 +88,7 @@ impl World {
         };
         let locked = options.lock != Lock::None;
         if locked && self.is_locked(file) {
-            let context = "another process owns this file: stop that process, or use another data directory";
+            let context = "another process holds the lock of this file: end that process";
             return Err(Error::new(ErrorKind::Locked, context).at_path(path));
         }
         let (id, alive) = (self.new_id(), Arc::new(()));
