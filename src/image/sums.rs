@@ -23,7 +23,11 @@
 //!
 //! A rotten block has nothing served that was not checked: if both its places are damaged, its sectors are refused; if one is, the other
 //! one may be older, and what was written since is refused. Good bytes may so be refused until somebody writes them anew, and
-//! what is said of them names the sums.
+//! what is said of them names the sums. To bring the other place up behind each batch would mend that, and cost a third more operations
+//! where writes are scattered: one bit in 127 is of sums, and what a flip there takes with it is told, and in the points. That which is
+//! neither is the *torn* place of a batch that a power cut ended: its journal has all that the other place does not say.
+//!
+//! Most that is in memory for a batch are the sums of what it writes, 1/128 of it; each block is read and written once.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -75,8 +79,17 @@ pub struct ImageSums {
     is_settled: Cell<bool>,
     /// What was written of it is whole, but not synced.
     awaits_sync: Cell<bool>,
-    /// Blocks that were written since the last sync, and to which place. The other place has what is durable.
-    unsynced: RefCell<BTreeMap<u64, Copy>>,
+    /// Blocks that were written and not synced. The other place of each has what is durable.
+    unsynced: RefCell<BTreeMap<u64, Written>>,
+}
+
+/// What is not known to be durable of a block.
+#[derive(Clone, Copy, Debug)]
+struct Written {
+    /// The place that was written.
+    to: Copy,
+    /// Whether the last attempt wrote it. What one before wrote is not made durable by the sync of a later one, if its own failed.
+    is_of_last: bool,
 }
 
 /// What is known of a block.
@@ -368,6 +381,7 @@ impl ImageSums {
             self.sync(planted).await?;
         }
         self.settle().await?;
+        self.unsynced.borrow_mut().values_mut().for_each(|written| written.is_of_last = false);
         self.is_writing.set(true);
         self.begin();
         let written = self.write_all(news, pace, planted).await;
@@ -437,18 +451,14 @@ impl ImageSums {
     async fn change(&self, block: u64, parts: Vec<Part<'_>>, pace: &Pace, planted: Planted) -> Result<()> {
         pace.turn().await;
         let pair = self.read_places(block).await?;
-        let before = self.unsynced.borrow().get(&block).copied();
-        let newest = match (before, pair) {
-            // What a failed attempt wrote may be torn: what is durable is in the other place.
-            (Some(Copy::Second), (first, second)) if !matches!(first, Stored::Damaged) => {
-                self.newest((first, if_damaged(second)))
-            }
-            (Some(Copy::First), (first, second)) if !matches!(second, Stored::Damaged) => {
-                self.newest((if_damaged(first), second))
-            }
-            (_, pair) => self.newest(pair),
+        let before = self.unsynced.borrow().get(&block).map(|written| written.to);
+        let pair = match (before, pair) {
+            // What a failed attempt wrote may be torn, or never come to be durable: what is durable is in the other place.
+            (Some(Copy::First), (_, second)) if second != Stored::Damaged => (Stored::Damaged, second),
+            (Some(Copy::Second), (first, _)) if first != Stored::Damaged => (first, Stored::Damaged),
+            (_, pair) => pair,
         };
-        let (mut sums, at) = match newest {
+        let (mut sums, at) = match self.newest(pair) {
             Some(Newest { sums, at, .. }) => (sums, at),
             None => (self.unknown(block), Copy::Second),
         };
@@ -463,7 +473,7 @@ impl ImageSums {
             }
         }
         sums.succeed();
-        self.unsynced.borrow_mut().insert(block, to);
+        self.unsynced.borrow_mut().insert(block, Written { to, is_of_last: true });
         self.stored.write(block, to, &sums).await?;
         self.stored.runtime.sums_cache().borrow_mut().replace((self.number, block), &Rc::from(sums));
         Ok(())
@@ -478,22 +488,16 @@ impl ImageSums {
 
     /// Makes durable what was put.
     pub(super) async fn sync(&self, planted: Planted) -> Result<()> {
-        if self.unsynced.borrow().is_empty() && !self.awaits_sync.get() {
+        // After a failure nobody knows what is durable, whatever a later sync says: it has to be written again.
+        if !self.awaits_sync.take() {
             return Ok(());
         }
-        // After a failure nobody knows what is durable, whatever a later sync says: it has to be written again.
-        self.awaits_sync.set(false);
         if !planted.is(Bug::ImageSumsNotSynced) {
             self.stored.runtime.sync(&self.stored.file).await?;
         }
-        self.unsynced.borrow_mut().clear();
+        self.unsynced.borrow_mut().retain(|_, written| !written.is_of_last);
         Ok(())
     }
-}
-
-/// A place that is not to be believed.
-fn if_damaged(_: Stored) -> Stored {
-    Stored::Damaged
 }
 
 /// New sums of some sectors of a block: where in it, and which; none of zeros.
@@ -525,3 +529,6 @@ fn pieces_of(range: SectorRange, sums: Option<&[u32]>) -> impl Iterator<Item = P
     };
     parts(before).chain(whole.map(Piece::Emptied)).chain(parts(behind))
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::clients::Member;
 use super::site::{Outcome, Site};
+use crate::extent::Ranges;
 use crate::format::sums::{BLOCK_BYTES, Block, Copy, Of, by_block, check_image_header, within};
 use crate::image::image_path;
 use crate::image::sums::sums_path;
@@ -82,10 +83,12 @@ impl Site {
         let staying = self.clients.members.iter().filter(|member| !member.leaving);
         let staying: Vec<Member> = staying.cloned().collect();
         for member in staying {
-            let end = self.history.sectors(member.number);
-            let stamp = self.clients.next_stamp();
-            self.change(&member, SectorRange::new(0, end), Some(stamp))?;
-            self.drive("a write", |site| site.clients.pending.is_empty())?;
+            let whole = Ranges::of([SectorRange::new(0, self.history.sectors(member.number))]);
+            for piece in whole.pieces(self.plan.write_sectors_max) {
+                let stamp = self.clients.next_stamp();
+                self.change(&member, piece, Some(stamp))?;
+                self.drive("a write", |site| site.clients.pending.is_empty())?;
+            }
         }
         Ok(())
     }

@@ -31,6 +31,7 @@ mod full_disk;
 mod history;
 mod hooks;
 mod idle_memory;
+mod image_rot;
 mod import;
 mod index_runs;
 mod keys;
