@@ -44,6 +44,7 @@ impl Site {
         self.check_points(POINTS_MAX)?;
         self.damage_raw()?;
         self.settle()?;
+        self.read_beside_destage()?;
         self.damage_images()?;
         self.settle()?;
         if self.random.chance(1, 2) {

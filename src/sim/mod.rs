@@ -161,6 +161,8 @@ pub struct Report {
     pub image_rots: u64,
     /// How often reads were refused for these.
     pub image_rots_refused: u64,
+    /// Reads that were under way while what they asked for was written over and destaged.
+    pub reads_beside_destage: u64,
     /// Vaults that were repaired,
     pub repairs: u64,
     /// or were not, since somebody kept a point that would have had to go;
@@ -221,6 +223,7 @@ impl Report {
         self.raw_rots_found += other.raw_rots_found;
         self.image_rots += other.image_rots;
         self.image_rots_refused += other.image_rots_refused;
+        self.reads_beside_destage += other.reads_beside_destage;
         self.repairs += other.repairs;
         self.repairs_refused += other.repairs_refused;
         self.renewals += other.renewals;

@@ -15,7 +15,7 @@ use crate::units::{DiskId, SectorRange};
 use super::answers::joined;
 
 /// The session that reads whole disks; the clients have another.
-const SESSION: u64 = 2;
+pub(super) const SESSION: u64 = 2;
 
 impl Site {
     /// The process serves: whatever it shows from now on must stay, so the history is cut where the disks were.
@@ -124,6 +124,11 @@ impl Site {
     pub(super) fn read_now(&mut self, disk: DiskId, range: SectorRange) -> Result<Reply, String> {
         let ticket = Ticket { session: SESSION, request: 0 };
         self.process.submit(ticket, Export::Disk(GROUP, disk), Request::Read { range });
+        self.answer_to(ticket)
+    }
+
+    /// Waits for the answer to a request.
+    pub(super) fn answer_to(&mut self, ticket: Ticket) -> Result<Reply, String> {
         let mut answer = self.process.replies();
         let answered = |answer: &Vec<_>| answer.iter().any(|(other, _)| *other == ticket);
         // The clients' answers wait until this one is there.
