@@ -40,7 +40,7 @@ impl Site {
         }
     }
 
-    /// The writes, the syncs or the openings of one disk's image fail from now on; with them, at times, those of its side
+    /// The writes, the syncs or the openings of one disk's image, or of its sums, fail from now on; with them, at times, those of its side
     /// files and of its checkpoint.
     pub(super) fn break_image(&mut self) {
         let members = &self.clients.members;
@@ -48,7 +48,7 @@ impl Site {
             return;
         }
         let member = self.random.choose(members).clone();
-        let suffix = *self.random.choose(&[".raw", ".raw", ".checkpoint", "."]);
+        let suffix = *self.random.choose(&[".raw", ".raw", ".sums", ".checkpoint", "."]);
         let kind = *self.random.choose(&[OpKind::Write, OpKind::Sync, OpKind::Open, OpKind::Open]);
         let path = format!("{}{suffix}", member.id);
         self.tracer.note(|| format!("every {kind:?} of {path} (disk {}) fails from now on", member.number));
