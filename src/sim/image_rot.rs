@@ -66,13 +66,13 @@ impl Site {
         self.process.submit(ticket, Export::Disk(GROUP, member.id), Request::Read { range });
         let stamp = self.clients.next_stamp();
         self.change(&member, range, Some(stamp))?;
+        self.drive("a write beside a read", |site| site.clients.pending.is_empty())?;
         let current = self.history.current(member.number, range).to_vec();
         let is_destaged = |site: &mut Site| {
             let image = site.disk.read_file(&path).unwrap_or_default();
             let bytes = range.byte_range();
             let bytes = image.get(to_usize(bytes.start)..to_usize(bytes.end)).unwrap_or_default();
-            site.clients.pending.is_empty()
-                && stamps(member.number, range.start, bytes).as_ref() == Ok(&current)
+            stamps(member.number, range.start, bytes).as_ref() == Ok(&current)
         };
         self.drive("destaging beside a read", is_destaged)?;
         self.disk.hold_reads(None);
@@ -80,7 +80,7 @@ impl Site {
             Ok(Response::Data(pieces)) => {
                 let found = stamps(member.number, range.start, &joined(&pieces, range)?)?;
                 self.report.reads_beside_destage += 1;
-                // By then the write had been acknowledged, but the read was issued before.
+                // The read was issued before, and its bytes came after all of it was in the image.
                 match found == current {
                     true => Ok(()),
                     false => Err(format!("a read beside destage gives {found:?}, not {current:?}")),
