@@ -79,10 +79,11 @@ pub async fn describe(runtime: &Rc<Runtime>, layout: &Layout) -> Result<Option<W
 /// # Errors
 /// `NoKey` where the site key is not among `site`.
 pub(super) async fn open(runtime: &Rc<Runtime>, layout: &Layout, site: &SiteKeys) -> Result<GroupKeys> {
-    match newest(runtime, layout).await? {
-        Some(ring) => unwrap(&ring, layout, site),
-        None => Ok(GroupKeys::NONE),
-    }
+    let Some(ring) = newest(runtime, layout).await? else { return Ok(GroupKeys::NONE) };
+    let keys = unwrap(&ring, layout, site)?;
+    // A dead process may have published it without living to sync its name. What is sealed under its newest key would be lost with that.
+    runtime.sync_directory(layout.keys()).await?;
+    Ok(keys)
 }
 
 fn unwrap(ring: &Keyring, layout: &Layout, site: &SiteKeys) -> Result<GroupKeys> {
