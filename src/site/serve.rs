@@ -30,8 +30,8 @@ use crate::storage::{BackendOptions, Preference, Storage, open_best};
 use crate::tls::{self, Validity};
 use crate::units::to_usize;
 
-/// How long a clean stop may take, once sessions have drained; what is not sealed by then is recovered at the next start. That takes a few
-/// seconds, and guests with SCSI disks give up after thirty, so that it would be no kindness to destage a long backlog first.
+/// How long a clean stop may take, once sessions have drained; what is not sealed by then is recovered at the next start. Guests
+/// with SCSI disks give up after thirty seconds, stop and start together: to destage a long backlog first would be no kindness.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
 /// The control plane's threads before they serve anything.
