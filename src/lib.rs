@@ -34,6 +34,7 @@ pub mod listen;
 #[cfg(feature = "server")]
 pub mod oracle;
 pub mod planted;
+pub mod pour;
 pub mod protect;
 pub mod random;
 pub mod runtime;

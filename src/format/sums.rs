@@ -40,12 +40,19 @@ const SUMS_A_BLOCK: usize = 1016;
 const SUMS_END: usize = SUMS_A_BLOCK * SUM_BYTES;
 /// Where the sequence number ends, which begins behind the sums.
 const SEQUENCE_END: usize = SUMS_END + 8;
+/// Where the marks end, which begin behind the sequence number.
+const MARKS_END: usize = SEQUENCE_END + 8;
+/// The other place was a hole when this was written.
+const ALONE: u64 = 1;
+/// Some of the sums were taken over from a place beside one that was damaged, or of which nobody knew anything.
+const DOUBTFUL: u64 = 2;
 const SECTOR_LEN: usize = 512;
 /// Bytes between the two copies of a place, of a base.
 const AREA_BYTES: u64 = 1 << 20;
 const PLACES_AN_AREA: u64 = AREA_BYTES / BLOCK_BYTES as u64;
 
 const _: () = assert!(SUMS_A_BLOCK as u64 == SECTORS_A_BLOCK && SECTOR_LEN as u64 == SECTOR_BYTES);
+const _: () = assert!(MARKS_END == CHECKSUM_AT);
 
 /// Which of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -112,7 +119,7 @@ impl Of {
     pub fn empty(self) -> Block {
         match self {
             Of::Base | Of::Image(Holes::Zeros) => Block::ZEROS,
-            Of::Image(Holes::Unchecked) => Block { sums: [UNCHECKED; SUMS_A_BLOCK], sequence: 0 },
+            Of::Image(Holes::Unchecked) => Block { sums: [UNCHECKED; SUMS_A_BLOCK], ..Block::ZEROS },
         }
     }
 
@@ -276,13 +283,15 @@ pub struct Block {
     sums: [u32; SUMS_A_BLOCK],
     /// Which of the two places counts: 0 of a base's, and of one that nobody wrote.
     sequence: u64,
+    /// What else there is to say of an image's: [`ALONE`], [`DOUBTFUL`].
+    marks: u64,
 }
 
 impl Block {
     /// Of zeros.
-    pub const ZEROS: Block = Block { sums: [0; SUMS_A_BLOCK], sequence: 0 };
+    pub const ZEROS: Block = Block { sums: [0; SUMS_A_BLOCK], sequence: 0, marks: 0 };
     /// Of sectors that nobody knows.
-    pub const UNKNOWN: Block = Block { sums: [UNKNOWN; SUMS_A_BLOCK], sequence: 0 };
+    pub const UNKNOWN: Block = Block { sums: [UNKNOWN; SUMS_A_BLOCK], ..Block::ZEROS };
 
     /// The sums, in order of their sectors.
     pub fn sums(&self) -> &[u32] {
@@ -294,14 +303,33 @@ impl Block {
         &mut self.sums
     }
 
-    /// How often an image's block had been written when this was.
+    /// Which of two places of an image's block is the newer one. 0, if nobody wrote it.
     pub fn sequence(&self) -> u64 {
         self.sequence
     }
 
-    /// The same sums, as those of the write after this one.
-    pub fn succeed(&mut self) {
-        self.sequence += 1;
+    /// The same sums, as those of a write after this one, with a sequence number of `least` or more.
+    pub fn succeed(&mut self, least: u64) {
+        self.marks &= !ALONE;
+        if self.sequence == 0 {
+            self.marks |= ALONE;
+        }
+        self.sequence = least.max(self.sequence + 1);
+    }
+
+    /// Whether the other place was a hole when this was written: if it is one now and was not, something became of it.
+    pub fn is_alone(&self) -> bool {
+        self.marks & ALONE > 0
+    }
+
+    /// Whether some of the sums may be older than what was written to their sectors.
+    pub fn is_doubtful(&self) -> bool {
+        self.marks & DOUBTFUL > 0
+    }
+
+    /// Notes whether some of them may be.
+    pub fn mark_doubtful(&mut self, is_doubtful: bool) {
+        self.marks = self.marks & !DOUBTFUL | if is_doubtful { DOUBTFUL } else { 0 };
     }
 
     /// The block as it is stored.
@@ -311,6 +339,7 @@ impl Block {
             stored.copy_from_slice(&sum.to_le_bytes());
         }
         bytes[SUMS_END..SEQUENCE_END].copy_from_slice(&self.sequence.to_le_bytes());
+        bytes[SEQUENCE_END..MARKS_END].copy_from_slice(&self.marks.to_le_bytes());
         let checksum = xxh3_128_with_seed(&bytes[..CHECKSUM_AT], seed(disk, block));
         bytes[CHECKSUM_AT..].copy_from_slice(&checksum.to_le_bytes());
         bytes
@@ -319,15 +348,20 @@ impl Block {
     /// Reads a stored block; `None` if it is not what was stored as this one.
     pub fn decode(bytes: &[u8], of: Of, disk: DiskId, block: u64) -> Option<Block> {
         let checksum = bytes.get(CHECKSUM_AT..).filter(|_| bytes.len() == BLOCK_BYTES)?;
-        let is_sound = checksum == xxh3_128_with_seed(&bytes[..CHECKSUM_AT], seed(disk, block)).to_le_bytes()
-            && bytes[SEQUENCE_END..CHECKSUM_AT].iter().all(|byte| *byte == 0);
-        let mut found = Block::ZEROS;
+        if checksum != xxh3_128_with_seed(&bytes[..CHECKSUM_AT], seed(disk, block)).to_le_bytes() {
+            return None;
+        }
+        let number = |at: Range<usize>| u64::from_le_bytes(bytes[at].try_into().expect("eight bytes"));
+        let (sequence, marks) = (number(SUMS_END..SEQUENCE_END), number(SEQUENCE_END..MARKS_END));
+        let mut found = Block { sequence, marks, ..Block::ZEROS };
         for (sum, stored) in found.sums.iter_mut().zip(bytes.chunks_exact(SUM_BYTES)) {
             *sum = u32::from_le_bytes(stored.try_into().expect("chunks of four"));
         }
-        found.sequence = u64::from_le_bytes(bytes[SUMS_END..SEQUENCE_END].try_into().expect("eight bytes"));
-        let is_numbered = (found.sequence > 0) == (of != Of::Base);
-        (is_sound && is_numbered).then_some(found)
+        let is_legal = match of {
+            Of::Base => (sequence, marks) == (0, 0),
+            Of::Image(_) => sequence > 0 && marks & !(ALONE | DOUBTFUL) == 0,
+        };
+        is_legal.then_some(found)
     }
 }
 
@@ -428,8 +462,17 @@ mod tests {
     fn an_images_block_has_a_number_and_passes_for_no_bases() {
         let mut block = Block::ZEROS;
         assert_eq!(Block::decode(&block.encode(DISK, 0), IMAGE, DISK, 0), None, "never written");
-        block.succeed();
+        block.succeed(0);
+        assert!(block.sequence() == 1 && block.is_alone());
+        block.mark_doubtful(true);
+        block.succeed(70);
+        assert!(block.sequence() == 70 && !block.is_alone() && block.is_doubtful());
+        block.succeed(7);
+        assert_eq!(block.sequence(), 71, "never less");
         let stored = block.encode(DISK, 3);
+        block.mark_doubtful(false);
+        assert_ne!(Block::decode(&stored, IMAGE, DISK, 3).as_ref(), Some(&block));
+        block.mark_doubtful(true);
         assert_eq!(Block::decode(&stored, IMAGE, DISK, 3), Some(block));
         assert_eq!(Block::decode(&stored, Of::Base, DISK, 3), None);
         for bit in 0..BLOCK_BYTES * 8 {

@@ -18,15 +18,19 @@ use std::rc::Rc;
 use crate::error::Result;
 use crate::extent::{FrozenMap, merge};
 use crate::image::Image;
-use crate::image::destage::pour;
 use crate::image::pace::Pace;
 use crate::image::side::{self, SideFile, SidePiece};
+use crate::image::sums::Put;
 use crate::image::transfer::Transfer;
 use crate::journal::reader::Reader;
 use crate::journal::segments::Source;
 use crate::planted::Planted;
+use crate::pour::pour;
 use crate::runtime::Runtime;
 use crate::units::{Lsn, SectorCount, SectorRange};
+
+/// Operations under way at once.
+const CONCURRENCY: usize = 64;
 
 /// What is to be done.
 pub struct Mend {
@@ -63,7 +67,8 @@ pub async fn mend(runtime: &Rc<Runtime>, mend: Mend) -> Result<Image> {
         through = through.max(last);
         let merged = merge(&maps, || runtime.yield_now()).await;
         let (pace, planted) = (&Pace::default(), Planted::NONE);
-        let transfer = Transfer { runtime, reader: &reader, image: &image, pace, planted };
+        let transfer =
+            Transfer { runtime, reader: &reader, image: &image, through, gives_up: true, pace, planted };
         transfer.bring(&merged, image.sectors(), &mut written).await?;
     }
     image.sync(runtime, through, Planted::NONE).await?;
@@ -94,11 +99,13 @@ async fn bring_all(runtime: &Rc<Runtime>, image: &Image, sides: &[Rc<SideFile>])
             image.sums.begin();
             let sums = RefCell::new(BTreeMap::new());
             let writes = side.pieces().map(|(range, piece)| bring(runtime, image, range, piece, &sums));
-            pour(writes, &mut written).await?;
+            pour(writes, CONCURRENCY, |bytes| written += bytes).await?;
             let sums = sums.into_inner();
             let news =
                 sums.iter().map(|(range, sums): (&SectorRange, &Option<Vec<u32>>)| (*range, sums.as_deref()));
-            image.sums.put(news, &Pace::default(), Planted::NONE).await?;
+            let (pace, planted) = (&Pace::default(), Planted::NONE);
+            let put = Put { through: side.through(), gives_up: true, pace, planted };
+            image.sums.put(news, &put, &mut written).await?;
         }
     }
     Ok((through, written))
@@ -122,7 +129,7 @@ async fn bring(
         SidePiece::Data(part) => {
             let chunk = runtime.read(&part.file, part.offset, part.bytes).await?;
             let data = part.verified(chunk)?;
-            sums.borrow_mut().insert(range, Some(image.sums.of(range, &data).collect()));
+            sums.borrow_mut().insert(range, Some(image.sums.of(range.start, &data).collect()));
             runtime.write(&image.file, range.byte_offset(), data).await?;
             Ok(range.bytes())
         }

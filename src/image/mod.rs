@@ -161,6 +161,8 @@ impl Image {
             Image { disk, file, sums, checkpoint_path, checkpoint, in_doubt, rotten_slot, synced };
         image.check_length(runtime, size).await?;
         image.settle_size(runtime, size).await?;
+        // What a power cut left of it may be shorter than the checkpoint.
+        image.sums.lengthen(image.sectors()).await?;
         Ok(image)
     }
 
@@ -183,14 +185,7 @@ impl Image {
     /// The parts of a range of bytes that are allocated, or should be by their sums: others are zeros.
     pub async fn data_ranges(&self, runtime: &Runtime, range: Range<u64>) -> Result<Vec<Range<u64>>> {
         let data = runtime.data_ranges(&self.file, range.clone()).await?;
-        with_lost(data, range, async |holes| {
-            let mut lost = Vec::new();
-            for hole in holes {
-                lost.extend(self.sums.nonzero(hole).await?);
-            }
-            Ok(lost)
-        })
-        .await
+        with_lost(data, range, async |holes| self.sums.nonzero(&holes).await).await
     }
 
     /// Makes what was written survive a power cut: the records up to `through`.

@@ -13,8 +13,9 @@
 //! Invariants:
 //!
 //! 1. Of each block, one place that is durable and whole says the sums of all sectors that no batch under way writes. So the place that
-//!    counts is written again only once it is known to be durable: after an opening the file is synced first, and an attempt after a
-//!    failed one writes the places that the failed one wrote.
+//!    counts is written again only once it is known to be durable: after an opening, and after any failure, the file is synced and
+//!    evicted from memory first, so that what is read is what the device has. And whatever an attempt that failed left there, or a
+//!    device that does not answer gives back later, is outranked by what is written next: sequence numbers are of records at least.
 //! 2. While no layer and no side file holds a sector, image and sums agree on it, but for damage: from the moment that its places are
 //!    looked up until the next batch [begins](ImageSums::begin) to write the image. So a read whose bytes do not match looks its places
 //!    up again if one began since; then a layer has the sector, or image and sums are both the later ones, or nobody wrote it. If none
@@ -23,46 +24,38 @@
 //!
 //! A rotten block has nothing served that was not checked: if both its places are damaged, its sectors are refused; if one is, the other
 //! one may be older, and what was written since is refused. Good bytes may so be refused until somebody writes them anew, and
-//! what is said of them names the sums. To bring the other place up behind each batch would mend that, and cost a third more operations
+//! what is said of them names the sums, also when they have been written on since. To bring the other place up behind each batch would mend that, and cost a third more operations
 //! where writes are scattered: one bit in 127 is of sums, and what a flip there takes with it is told, and in the points. That which is
 //! neither is the *torn* place of a batch that a power cut ended: its journal has all that the other place does not say.
 //!
 //! Most that is in memory for a batch are the sums of what it writes, 1/128 of it; each block is read and written once.
 
-use std::cell::{Cell, RefCell};
+mod writer;
+
+use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use futures::stream::{self, StreamExt, TryStreamExt};
-
-use crate::error::{Error, Result};
-use crate::format::sums::{
-    BLOCK_BYTES, Block, Copy, Holes, Of, SECTORS_A_BLOCK, by_block, sectors_of, within,
-};
-use crate::image::pace::Pace;
-use crate::planted::{Bug, Planted};
+use crate::error::{Error, Result, is_of_the_file};
+use crate::format::sums::{BLOCK_BYTES, Block, Copy, Holes, Of, SECTORS_A_BLOCK, by_block, within};
 use crate::runtime::Runtime;
 use crate::storage::{Buffer, Create, File, Op, OpenOptions};
 use crate::sums::builder::SumsBuilder;
-use crate::sums::{Stored, SumsFile};
+use crate::sums::cache::Kept;
+use crate::sums::{Stored, SumsFile, nonzero};
 use crate::units::{DiskId, SECTOR_BYTES, SectorCount, SectorRange, to_usize};
+
+use writer::State;
+pub(super) use writer::Put;
 
 /// Bytes of both places of a block, which lie side by side.
 const PAIR_BYTES: usize = 2 * BLOCK_BYTES;
-/// Blocks that are changed at a time.
-const BLOCKS_IN_FLIGHT: usize = 32;
-/// Blocks whose news are gathered before they are changed.
-const BLOCKS_A_ROUND: usize = 256;
 
 /// Path of the sums of a disk's image.
 pub fn sums_path(directory: &Path, disk: DiskId) -> PathBuf {
     directory.join(format!("{disk}.sums"))
 }
-
-/// What sectors are about to hold: zeros, or what has these sums.
-pub type News<'a> = (SectorRange, Option<&'a [u32]>);
 
 /// The sums of one image; shared by whoever reads and writes it.
 #[derive(Debug)]
@@ -75,35 +68,35 @@ pub struct ImageSums {
     epoch: Cell<u64>,
     /// Blocks are being written.
     is_writing: Cell<bool>,
-    /// Whether what is read of the file is durable; after an opening nobody knows.
-    is_settled: Cell<bool>,
-    /// What was written of it is whole, but not synced.
-    awaits_sync: Cell<bool>,
-    /// Blocks that were written and not synced. The other place of each has what is durable.
-    unsynced: RefCell<BTreeMap<u64, Written>>,
-}
-
-/// What is not known to be durable of a block.
-#[derive(Clone, Copy, Debug)]
-struct Written {
-    /// The place that was written.
-    to: Copy,
-    /// Whether the last attempt wrote it. What one before wrote is not made durable by the sync of a later one, if its own failed.
-    is_of_last: bool,
+    /// What is known of the file's durability.
+    state: Cell<State>,
+    /// The copy of the header that was damaged when it was opened, until it is written anew.
+    rotten_header: Cell<Option<Copy>>,
+    /// What a block says that nobody wrote.
+    empty: Rc<Block>,
 }
 
 /// What is known of a block.
 #[derive(Clone, Debug)]
 pub struct Known {
-    sums: Rc<Block>,
-    /// One of its places is damaged, or both are.
-    is_doubtful: bool,
+    /// What counts; `None` if nobody knows.
+    newest: Option<Kept>,
+    /// Neither of its places is damaged, or was not given, or became a hole.
+    is_whole: bool,
 }
 
 impl Known {
     /// That nobody knows.
-    pub fn nothing() -> Known {
-        Known { sums: Rc::new(Block::UNKNOWN), is_doubtful: true }
+    pub const NOTHING: Known = Known { newest: None, is_whole: false };
+
+    /// The sums of sectors of the block.
+    fn sums(&self) -> &[u32] {
+        self.newest.as_ref().map_or(Block::UNKNOWN.sums(), |newest| newest.sums.sums())
+    }
+
+    /// Whether what it says may be older than what was written.
+    fn is_doubtful(&self) -> bool {
+        !self.is_whole || self.newest.as_ref().is_none_or(|newest| newest.sums.is_doubtful())
     }
 }
 
@@ -118,26 +111,12 @@ pub enum Verdict {
     Damaged(Vec<(SectorRange, Error)>),
 }
 
-/// The durable place of a block, and what it says.
-struct Newest {
-    sums: Box<Block>,
-    at: Copy,
-    is_doubtful: bool,
-}
-
 impl ImageSums {
-    fn new(stored: SumsFile, image: PathBuf, is_settled: bool) -> Rc<ImageSums> {
-        let number = stored.runtime.new_owner();
-        Rc::new(ImageSums {
-            stored,
-            image,
-            number,
-            epoch: Cell::default(),
-            is_writing: Cell::default(),
-            is_settled: Cell::new(is_settled),
-            awaits_sync: Cell::default(),
-            unsynced: RefCell::default(),
-        })
+    fn new(stored: SumsFile, image: &Path, state: State, rotten_header: Option<Copy>) -> Rc<ImageSums> {
+        let (number, empty) = (stored.runtime.new_owner(), Rc::new(stored.of.empty()));
+        let (image, state, rotten_header) = (image.to_owned(), Cell::new(state), Cell::new(rotten_header));
+        let (epoch, is_writing) = Default::default();
+        Rc::new(ImageSums { stored, image, number, epoch, is_writing, state, rotten_header, empty })
     }
 
     /// Opens the sums of an image.
@@ -148,7 +127,14 @@ impl ImageSums {
         image: &Path,
     ) -> Result<Rc<ImageSums>> {
         let stored = SumsFile::of_image(runtime, file, disk).await?;
-        Ok(ImageSums::new(stored, image.to_owned(), false))
+        let rotten_header = stored.rotten_header().await?;
+        Ok(ImageSums::new(stored, image, State::Unsettled, rotten_header))
+    }
+
+    /// Where its header was damaged when it was opened: file and offset. The other copy was used.
+    pub fn rot(&self) -> Option<(&Path, u64)> {
+        let copy = self.rotten_header.get()?;
+        Some((self.stored.file.path(), self.stored.of.header_offset(copy)))
     }
 
     /// Makes the sums of an image anew, whatever there is; durable when this returns, but for the name.
@@ -164,9 +150,8 @@ impl ImageSums {
         runtime.set_length(&file, 0).await?;
         let stored = SumsFile { runtime: Rc::clone(runtime), file, disk, of: Of::Image(holes) };
         stored.write_header().await?;
-        let sums = ImageSums::new(stored, image.to_owned(), true);
+        let sums = ImageSums::new(stored, image, State::Durable, None);
         sums.lengthen(size).await?;
-        runtime.sync(&sums.stored.file).await?;
         Ok(sums)
     }
 
@@ -185,19 +170,20 @@ impl ImageSums {
         &self.stored.file
     }
 
-    /// Gives the file places for all blocks of a disk of `size`, if it has fewer.
+    /// Gives the file places for all blocks of a disk of `size`, durably, if it has fewer.
     pub(super) async fn lengthen(&self, size: SectorCount) -> Result<()> {
         let blocks = size.0.div_ceil(SECTORS_A_BLOCK);
         let bytes = self.stored.of.block_offset(blocks, Copy::First);
         if self.stored.runtime.length(&self.stored.file).await? < bytes {
             self.stored.runtime.set_length(&self.stored.file, bytes).await?;
+            self.stored.runtime.sync(&self.stored.file).await?;
         }
         Ok(())
     }
 
-    /// The sums of what sectors are about to hold.
-    pub(super) fn of<'a>(&self, range: SectorRange, data: &'a [u8]) -> impl Iterator<Item = u32> + use<'a> {
-        self.stored.of.sums_of(range.start, data)
+    /// The sums of what sectors from `first` on are about to hold.
+    pub(super) fn of<'a>(&self, first: u64, data: &'a [u8]) -> impl Iterator<Item = u32> + use<'a> {
+        self.stored.of.sums_of(first, data)
     }
 
     /// Somebody is about to write the image: what is read meanwhile may be neither what was there nor what will be.
@@ -212,15 +198,17 @@ impl ImageSums {
 
     /// A block that memory has.
     pub fn recall(&self, block: u64) -> Option<Known> {
-        let sums = self.stored.runtime.sums_cache().borrow().get((self.number, block))?;
-        Some(Known { sums, is_doubtful: false })
+        let newest = self.stored.runtime.sums_cache().borrow().get((self.number, block))?;
+        Some(Known { newest: Some(newest), is_whole: true })
     }
 
     /// Keeps a block that was read since `epoch`.
     fn keep(&self, block: u64, known: &Known, epoch: u64) {
-        if epoch == self.epoch.get() && !self.is_writing.get() && !known.is_doubtful {
-            let mut cache = self.stored.runtime.sums_cache().borrow_mut();
-            cache.insert((self.number, block), Rc::clone(&known.sums));
+        if let Known { newest: Some(newest), is_whole: true } = known
+            && epoch == self.epoch.get()
+            && !self.is_writing.get()
+        {
+            self.stored.runtime.sums_cache().borrow_mut().insert((self.number, block), newest.clone());
         }
     }
 
@@ -245,12 +233,24 @@ impl ImageSums {
         known
     }
 
-    /// What the two places of a block say together.
+    /// What the two places of a block say together: the one that counts is the newer one that is sound.
     pub fn known(&self, pair: (Stored, Stored)) -> Known {
-        match self.newest(pair) {
-            Some(Newest { sums, is_doubtful, .. }) => Known { sums: Rc::from(sums), is_doubtful },
-            None => Known::nothing(),
-        }
+        let is_damaged = matches!(pair, (Stored::Damaged, _) | (_, Stored::Damaged));
+        let became_a_hole = match &pair {
+            (Stored::Hole, Stored::Sound(sums)) | (Stored::Sound(sums), Stored::Hole) => !sums.is_alone(),
+            _ => false,
+        };
+        let (sums, at) = match pair {
+            (Stored::Sound(first), Stored::Sound(second)) if second.sequence() > first.sequence() => {
+                (second, Copy::Second)
+            }
+            (Stored::Sound(first), _) => (first, Copy::First),
+            (_, Stored::Sound(second)) => (second, Copy::Second),
+            (Stored::Hole, _) => (Rc::clone(&self.empty), Copy::First),
+            (_, Stored::Hole) => (Rc::clone(&self.empty), Copy::Second),
+            (Stored::Damaged, Stored::Damaged) => return Known::NOTHING,
+        };
+        Known { newest: Some(Kept { sums, at }), is_whole: !is_damaged && !became_a_hole }
     }
 
     /// A block, from memory or from the file, each place by itself: one of them may not be readable.
@@ -265,33 +265,26 @@ impl ImageSums {
     }
 
     async fn read_places(&self, block: u64) -> Result<(Stored, Stored)> {
-        let offset = self.stored.of.block_offset(block, Copy::First);
-        match self.stored.runtime.read(&self.stored.file, offset, PAIR_BYTES).await {
-            Ok(bytes) => {
-                let (first, second) = bytes.split_at(BLOCK_BYTES);
-                Ok((self.stored.parse(block, first), self.stored.parse(block, second)))
-            }
-            Err(_) => Ok((
+        match self.read_pair(block).await? {
+            Some(pair) => Ok(pair),
+            None => Ok((
                 self.stored.read(block, Copy::First).await?,
                 self.stored.read(block, Copy::Second).await?,
             )),
         }
     }
 
-    /// The place that counts; `None` if nobody knows.
-    fn newest(&self, pair: (Stored, Stored)) -> Option<Newest> {
-        let is_doubtful = matches!(pair, (Stored::Damaged, _) | (_, Stored::Damaged));
-        let (sums, at) = match pair {
-            (Stored::Sound(first), Stored::Sound(second)) if second.sequence() > first.sequence() => {
-                (second, Copy::Second)
+    /// Reads both places at once; nothing, if one of them cannot be had so.
+    async fn read_pair(&self, block: u64) -> Result<Option<(Stored, Stored)>> {
+        let offset = self.stored.of.block_offset(block, Copy::First);
+        match self.stored.runtime.read(&self.stored.file, offset, PAIR_BYTES).await {
+            Ok(bytes) => {
+                let (first, second) = bytes.split_at(BLOCK_BYTES);
+                Ok(Some((self.stored.parse(block, first), self.stored.parse(block, second))))
             }
-            (Stored::Sound(first), _) => (first, Copy::First),
-            (_, Stored::Sound(second)) => (second, Copy::Second),
-            (Stored::Hole, _) => (Box::new(self.stored.of.empty()), Copy::First),
-            (_, Stored::Hole) => (Box::new(self.stored.of.empty()), Copy::Second),
-            (Stored::Damaged, Stored::Damaged) => return None,
-        };
-        Some(Newest { sums, at, is_doubtful })
+            Err(error) if is_of_the_file(error.kind()) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Compares bytes of the image with their sums, of which `blocks` has all; their places were looked up at `epoch`.
@@ -307,7 +300,7 @@ impl ImageSums {
             let known = &blocks[&block];
             let start = to_usize((sectors.start - range.start) * SECTOR_BYTES);
             let content = &bytes[start..start + to_usize(sectors.bytes())];
-            let stored = &known.sums.sums()[within(block, sectors)];
+            let stored = &known.sums()[within(block, sectors)];
             let wrong = self.stored.of.mismatches(sectors.start, content, stored);
             damaged.extend(wrong.into_iter().map(|wrong| (wrong, self.mismatch(wrong, block, known))));
         }
@@ -330,204 +323,38 @@ impl ImageSums {
     /// What there is to say of sectors that do not match their sums.
     fn mismatch(&self, sectors: SectorRange, block: u64, known: &Known) -> Error {
         let mut text = format!("sectors {sectors} of the image do not match their sums");
-        if known.is_doubtful {
+        if known.is_doubtful() {
             let at = self.stored.of.block_offset(block, Copy::First);
             let path = self.stored.file.path().display();
+            let what =
+                if known.is_whole { "were taken over from damaged ones" } else { "are damaged themselves" };
             text += &format!(
-                ", which are damaged themselves ({path} at byte {at}): the image may be what was written, and nobody can tell"
+                ", which {what} ({path} at byte {at}): the image may be what was written, and nobody can tell"
             );
         }
         Error::corrupt(text).at_path(&self.image).at_offset(sectors.byte_offset())
     }
 
-    /// The sectors of a range that are not zeros by their sums.
-    pub async fn nonzero(&self, range: SectorRange) -> Result<Vec<SectorRange>> {
-        let mut found: Vec<SectorRange> = Vec::new();
+    /// The sectors of some ranges, which ascend, that are not zeros by their sums.
+    pub async fn nonzero(&self, ranges: &[SectorRange]) -> Result<Vec<SectorRange>> {
+        let (Some(first), Some(last)) = (ranges.first(), ranges.last()) else { return Ok(Vec::new()) };
         let places = |block| self.stored.of.block_offset(block, Copy::First);
-        let blocks = range.start / SECTORS_A_BLOCK..range.end.div_ceil(SECTORS_A_BLOCK);
-        let runtime = &self.stored.runtime;
-        let stored = runtime.data_ranges(&self.stored.file, places(blocks.start)..places(blocks.end)).await?;
-        for data in stored {
-            let pair = PAIR_BYTES as u64;
-            for block in data.start / pair - 1..data.end.div_ceil(pair) - 1 {
-                let Some(sectors) = sectors_of(block).intersection(range) else { continue };
-                let known = self.block(block).await?;
-                let sums = &known.sums.sums()[within(block, sectors)];
-                let is_nonzero = |sum: u32| sum != 0 && sum != crate::format::sums::UNCHECKED;
-                for (sector, _) in (sectors.start..).zip(sums).filter(|(_, sum)| is_nonzero(**sum)) {
-                    match found.last_mut() {
-                        Some(last) if last.end == sector => last.end += 1,
-                        _ => found.push(SectorRange::new(sector, sector + 1)),
-                    }
-                }
-            }
-        }
-        Ok(found)
-    }
-
-    /// Writes the sums of what was written to the image: news ascend, and are disjoint. Not durable before a
-    /// [sync](ImageSums::sync), and nothing of it counts after an error.
-    pub(super) async fn put<'a>(
-        &self,
-        news: impl Iterator<Item = News<'a>>,
-        pace: &Pace,
-        planted: Planted,
-    ) -> Result<()> {
-        let mut news = news.peekable();
-        if news.peek().is_none() {
-            return Ok(());
-        }
-        if self.awaits_sync.get() {
-            self.sync(planted).await?;
-        }
-        self.settle().await?;
-        self.unsynced.borrow_mut().values_mut().for_each(|written| written.is_of_last = false);
-        self.is_writing.set(true);
-        self.begin();
-        let written = self.write_all(news, pace, planted).await;
-        self.begin();
-        self.is_writing.set(false);
-        self.awaits_sync.set(written.is_ok());
-        written
-    }
-
-    /// Makes sure that what an owner before this one wrote is durable.
-    async fn settle(&self) -> Result<()> {
-        if !self.is_settled.get() {
-            self.stored.runtime.settle(&self.stored.file).await?;
-            self.stored.runtime.sums_cache().borrow_mut().forget(|(owner, _)| *owner == self.number);
-            self.is_settled.set(true);
-        }
-        Ok(())
-    }
-
-    async fn write_all<'a>(
-        &self,
-        news: impl Iterator<Item = News<'a>>,
-        pace: &Pace,
-        planted: Planted,
-    ) -> Result<()> {
-        let mut pieces = news.flat_map(|(range, sums)| pieces_of(range, sums)).peekable();
-        while pieces.peek().is_some() {
-            let mut changes: Vec<(u64, Vec<Part<'a>>)> = Vec::with_capacity(BLOCKS_A_ROUND);
-            let mut emptied = Vec::new();
-            while let Some(piece) = pieces.next() {
-                match piece {
-                    Piece::Emptied(blocks) => emptied.push(blocks),
-                    Piece::Part(block, part) => match changes.last_mut() {
-                        Some((last, parts)) if *last == block => parts.push(part),
-                        _ => changes.push((block, vec![part])),
-                    },
-                }
-                let goes_on = |next: &Piece<'_>| match (next, changes.last()) {
-                    (Piece::Part(block, _), Some((last, _))) => block == last,
-                    _ => false,
-                };
-                if changes.len() + emptied.len() >= BLOCKS_A_ROUND && !pieces.peek().is_some_and(goes_on) {
-                    break;
-                }
-            }
-            let changes = changes.into_iter().map(|(block, parts)| self.change(block, parts, pace, planted));
-            stream::iter(changes).buffer_unordered(BLOCKS_IN_FLIGHT).try_collect::<()>().await?;
-            for blocks in emptied {
-                self.empty(blocks, pace).await?;
-            }
-            self.stored.runtime.yield_now().await;
-        }
-        Ok(())
-    }
-
-    /// Of blocks that come to hold zeros only, all of them written: nothing in them is to be kept from harm.
-    async fn empty(&self, blocks: Range<u64>, pace: &Pace) -> Result<()> {
-        pace.turn().await;
-        let places = |block| self.stored.of.block_offset(block, Copy::First);
-        let bytes = places(blocks.start)..places(blocks.end);
-        self.stored.runtime.zero(&self.stored.file, bytes, false).await?;
-        let is_meant = |(owner, block): &(u32, u64)| *owner == self.number && blocks.contains(block);
-        self.stored.runtime.sums_cache().borrow_mut().forget(is_meant);
-        Ok(())
-    }
-
-    async fn change(&self, block: u64, parts: Vec<Part<'_>>, pace: &Pace, planted: Planted) -> Result<()> {
-        pace.turn().await;
-        let pair = self.read_places(block).await?;
-        let before = self.unsynced.borrow().get(&block).map(|written| written.to);
-        let pair = match (before, pair) {
-            // What a failed attempt wrote may be torn, or never come to be durable: what is durable is in the other place.
-            (Some(Copy::First), (_, second)) if second != Stored::Damaged => (Stored::Damaged, second),
-            (Some(Copy::Second), (first, _)) if first != Stored::Damaged => (first, Stored::Damaged),
-            (_, pair) => pair,
+        let bytes = places(first.start / SECTORS_A_BLOCK)..places(last.end.div_ceil(SECTORS_A_BLOCK));
+        let stored = self.stored.runtime.data_ranges(&self.stored.file, bytes).await?;
+        let pair = PAIR_BYTES as u64;
+        // Where a file system's blocks are longer than ours, one may be told twice.
+        let mut end = 0;
+        let blocks = stored.into_iter().flat_map(move |data| {
+            let blocks = (data.start / pair - 1).max(end)..data.end.div_ceil(pair) - 1;
+            end = end.max(blocks.end);
+            blocks
+        });
+        let sums = async |block| {
+            let known = self.block(block).await?;
+            Ok(known.newest.map_or_else(|| Rc::new(Block::UNKNOWN), |newest| newest.sums))
         };
-        let (mut sums, at) = match self.newest(pair) {
-            Some(Newest { sums, at, .. }) => (sums, at),
-            None => (self.unknown(block), Copy::Second),
-        };
-        let mut to = before.unwrap_or(at.other());
-        if planted.is(Bug::ImageSumsInPlace) {
-            to = to.other();
-        }
-        for Part { within, sums: news } in parts {
-            match news {
-                Some(news) => sums.sums_mut()[within].copy_from_slice(news),
-                None => sums.sums_mut()[within].fill(0),
-            }
-        }
-        sums.succeed();
-        self.unsynced.borrow_mut().insert(block, Written { to, is_of_last: true });
-        self.stored.write(block, to, &sums).await?;
-        self.stored.runtime.sums_cache().borrow_mut().replace((self.number, block), &Rc::from(sums));
-        Ok(())
+        nonzero(ranges, blocks, self.stored.of, sums).await
     }
-
-    /// A block of which both places are damaged: what is not written anew stays refused.
-    fn unknown(&self, block: u64) -> Box<Block> {
-        let path = self.stored.file.path().display();
-        tracing::warn!(%path, block, "both places of a block of sums are damaged");
-        Box::new(Block::UNKNOWN)
-    }
-
-    /// Makes durable what was put.
-    pub(super) async fn sync(&self, planted: Planted) -> Result<()> {
-        // After a failure nobody knows what is durable, whatever a later sync says: it has to be written again.
-        if !self.awaits_sync.take() {
-            return Ok(());
-        }
-        if !planted.is(Bug::ImageSumsNotSynced) {
-            self.stored.runtime.sync(&self.stored.file).await?;
-        }
-        self.unsynced.borrow_mut().retain(|_, written| !written.is_of_last);
-        Ok(())
-    }
-}
-
-/// New sums of some sectors of a block: where in it, and which; none of zeros.
-struct Part<'a> {
-    within: Range<usize>,
-    sums: Option<&'a [u32]>,
-}
-
-/// What news are of one block, or of several that come to hold zeros only.
-enum Piece<'a> {
-    Part(u64, Part<'a>),
-    Emptied(Range<u64>),
-}
-
-fn pieces_of(range: SectorRange, sums: Option<&[u32]>) -> impl Iterator<Item = Piece<'_>> {
-    let whole = range.start.div_ceil(SECTORS_A_BLOCK)..range.end / SECTORS_A_BLOCK;
-    let (before, whole, behind) = match sums {
-        None if whole.start < whole.end => {
-            let (start, end) = (whole.start * SECTORS_A_BLOCK, whole.end * SECTORS_A_BLOCK);
-            (SectorRange::new(range.start, start), Some(whole), SectorRange::new(end, range.end))
-        }
-        _ => (range, None, SectorRange::new(range.end, range.end)),
-    };
-    let parts = move |part: SectorRange| {
-        by_block(part).map(move |(block, sectors)| {
-            let news = to_usize(sectors.start - range.start)..to_usize(sectors.end - range.start);
-            Piece::Part(block, Part { within: within(block, sectors), sums: sums.map(|sums| &sums[news]) })
-        })
-    };
-    parts(before).chain(whole.map(Piece::Emptied)).chain(parts(behind))
 }
 
 #[cfg(test)]

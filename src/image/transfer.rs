@@ -17,15 +17,16 @@ use futures::future::join;
 use crate::error::Result;
 use crate::extent::{Extent, FrozenMap};
 use crate::image::Image;
-use crate::image::destage::pour;
 use crate::image::pace::Pace;
+use crate::image::sums::Put;
 use crate::journal::joined::{Part, cost};
 use crate::journal::reader::Reader;
 use crate::journal::segments::{SegmentIndex, Source};
 use crate::planted::Planted;
+use crate::pour::pour;
 use crate::runtime::Runtime;
 use crate::storage::{Buffer, Slice};
-use crate::units::{SectorCount, SectorRange, to_usize};
+use crate::units::{Lsn, SECTOR_BYTES, SectorCount, SectorRange, to_usize};
 
 /// What a piece may cost in bytes read.
 const PIECE_BYTES: u64 = 16 << 20;
@@ -33,12 +34,22 @@ const PIECE_BYTES: u64 = 16 << 20;
 const WRITE_BYTES_MAX: u64 = 1 << 20;
 /// Extents after which whoever shares the thread gets a turn.
 const SLICE: usize = 512;
+/// The same for bytes that are summed.
+const SLICE_BYTES: usize = 512 << 10;
+/// The sectors of these.
+const SLICE_SECTORS: usize = SLICE_BYTES / SECTOR_BYTES as usize;
+/// Operations under way at once.
+const CONCURRENCY: usize = 64;
 
 /// From where to where.
 pub(super) struct Transfer<'a> {
     pub(super) runtime: &'a Rc<Runtime>,
     pub(super) reader: &'a Reader,
     pub(super) image: &'a Image,
+    /// The newest record of what is brought.
+    pub(super) through: Lsn,
+    /// Whether sums that their device does not give are done without: [`Put::gives_up`].
+    pub(super) gives_up: bool,
     /// The gate that each operation passes.
     pub(super) pace: &'a Pace,
     /// A bug to plant.
@@ -69,7 +80,8 @@ struct Piece {
 }
 
 impl Transfer<'_> {
-    /// Brings all that `map` says of a disk of `sectors`; adds the bytes of data to `written`, also those before an error.
+    /// Brings all that `map` says of a disk of `sectors`; adds the bytes of data and of sums to `written`, also those
+    /// before an error.
     pub(super) async fn bring(
         &self,
         map: &FrozenMap<Source>,
@@ -79,11 +91,12 @@ impl Transfer<'_> {
         self.image.sums.begin();
         let (zeros, segments, count) = self.sort(map, sectors).await;
         let mut sums = vec![0; count as usize];
-        pour(zeros.into_iter().map(|(range, allocated)| self.zero(range, allocated)), written).await?;
+        let zeros = zeros.into_iter().map(|(range, allocated)| self.zero(range, allocated));
+        pour(zeros, CONCURRENCY, |()| ()).await?;
         let mut pieces = segments.into_iter().flat_map(|(segment, held)| pieces_of(segment, held));
         let mut read = self.read_next(&mut pieces).await?;
         while let Some(data) = read {
-            self.note_sums(&data, &mut sums);
+            self.note_sums(&data, &mut sums).await;
             let (poured, next) = join(self.write(data, written), self.read_next(&mut pieces)).await;
             poured?;
             read = next?;
@@ -94,13 +107,24 @@ impl Transfer<'_> {
             end += data_sectors(range, location) as usize;
             (range, (end > start).then(|| &sums[start..end]))
         });
-        self.image.sums.put(news, self.pace, self.planted).await
+        let Transfer { through, gives_up, pace, planted, .. } = *self;
+        self.image.sums.put(news, &Put { through, gives_up, pace, planted }, written).await
     }
 
-    fn note_sums(&self, data: &[(Held, Slice)], sums: &mut [u32]) {
+    async fn note_sums(&self, data: &[(Held, Slice)], sums: &mut [u32]) {
+        let mut summed = 0;
         for (held, bytes) in data {
             let news = &mut sums[held.sums as usize..][..to_usize(held.range.sectors())];
-            news.iter_mut().zip(self.image.sums.of(held.range, bytes)).for_each(|(old, new)| *old = new);
+            let starts = (held.range.start..).step_by(SLICE_SECTORS);
+            let slices = bytes.chunks(SLICE_BYTES).zip(news.chunks_mut(SLICE_SECTORS));
+            for (start, (bytes, news)) in starts.zip(slices) {
+                news.iter_mut().zip(self.image.sums.of(start, bytes)).for_each(|(old, new)| *old = new);
+                summed += bytes.len();
+                if summed >= SLICE_BYTES {
+                    summed = 0;
+                    self.runtime.yield_now().await;
+                }
+            }
         }
     }
 
@@ -128,10 +152,9 @@ impl Transfer<'_> {
         (zeros, segments, sums)
     }
 
-    async fn zero(&self, range: SectorRange, allocated: bool) -> Result<u64> {
+    async fn zero(&self, range: SectorRange, allocated: bool) -> Result<()> {
         self.pace.turn().await;
-        self.runtime.zero(&self.image.file, range.byte_range(), allocated).await?;
-        Ok(0)
+        self.runtime.zero(&self.image.file, range.byte_range(), allocated).await
     }
 
     async fn read_next(
@@ -151,7 +174,8 @@ impl Transfer<'_> {
             // A boundary that writes do not cross keeps each of them short.
             before.end == after.start && !after.byte_offset().is_multiple_of(WRITE_BYTES_MAX)
         });
-        pour(neighbours.map(|joined| self.write_joined(joined)), written).await
+        let writes = neighbours.map(|joined| self.write_joined(joined));
+        pour(writes, CONCURRENCY, |bytes| *written += bytes).await
     }
 
     /// Writes extents that lie side by side.

@@ -58,7 +58,7 @@ impl Checks {
         let read = SumsRead { sums: Rc::clone(&self.sums), block, copy: None };
         let is_known = known.is_some();
         // What is asked for counts as unknown until it comes.
-        self.blocks.insert(block, known.unwrap_or_else(Known::nothing));
+        self.blocks.insert(block, known.unwrap_or(Known::NOTHING));
         (!is_known).then_some(read)
     }
 

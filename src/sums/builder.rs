@@ -1,6 +1,7 @@
 //! The sums of what is written into a new file, on their way into another new one.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use super::{Stored, SumsFile};
 use crate::error::Result;
@@ -47,7 +48,8 @@ impl SumsBuilder {
             let stored =
                 if block < self.fresh { self.sums.read(block, Copy::First).await? } else { Stored::Hole };
             self.fresh = self.fresh.max(block + 1);
-            let sums = if let Stored::Sound(sums) = stored { *sums } else { Block::ZEROS };
+            let sums =
+                if let Stored::Sound(sums) = stored { Rc::unwrap_or_clone(sums) } else { Block::ZEROS };
             self.open.insert(block, sums);
         }
         Ok(self.open.get_mut(&block).expect("just opened"))
@@ -56,7 +58,7 @@ impl SumsBuilder {
     async fn put_first(&mut self) -> Result<()> {
         let Some((block, mut sums)) = self.open.pop_first() else { return Ok(()) };
         if self.sums.of != Of::Base {
-            sums.succeed();
+            sums.succeed(0);
         }
         for copy in Copy::BOTH {
             self.sums.write(block, copy, &sums).await?;

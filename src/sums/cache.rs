@@ -7,33 +7,43 @@ use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
-use crate::format::sums::Block;
+use crate::format::sums::{Block, Copy};
 
-/// Blocks that are kept, for all images of a thread together: 4 MiB, the sums of 508 MiB.
-pub const BLOCKS_MAX: usize = 1024;
+/// Blocks that are kept, for all images of a thread together: 16 MiB, the sums of 2 GiB.
+pub const BLOCKS_MAX: usize = 4096;
 
 /// Whose block: a number that an open file of sums has for itself, and the block's.
 pub type Key = (u32, u64);
 
+/// A block that is sound, and where it stands.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    /// The block.
+    pub sums: Rc<Block>,
+    /// Which of its places counts.
+    pub at: Copy,
+}
+
 /// The cache.
 #[derive(Debug, Default)]
 pub struct SumsCache {
-    blocks: HashMap<Key, (Rc<Block>, Cell<bool>)>,
+    blocks: HashMap<Key, (Kept, Cell<bool>)>,
     /// In the order in which they came; one that was used since comes to the end again when its turn to go comes.
     order: VecDeque<Key>,
 }
 
 impl SumsCache {
     /// A block.
-    pub fn get(&self, key: Key) -> Option<Rc<Block>> {
-        let (block, is_used) = self.blocks.get(&key)?;
+    pub fn get(&self, key: Key) -> Option<Kept> {
+        let (kept, is_used) = self.blocks.get(&key)?;
         is_used.set(true);
-        Some(Rc::clone(block))
+        Some(kept.clone())
     }
 
-    /// Keeps a block.
-    pub fn insert(&mut self, key: Key, block: Rc<Block>) {
-        if self.replace(key, &block) {
+    /// Keeps a block, in the place of what is kept of it.
+    pub fn insert(&mut self, key: Key, block: Kept) {
+        if let Some((kept, _)) = self.blocks.get_mut(&key) {
+            *kept = block;
             return;
         }
         while self.order.len() >= BLOCKS_MAX {
@@ -47,12 +57,6 @@ impl SumsCache {
         }
         self.order.push_back(key);
         self.blocks.insert(key, (block, Cell::new(false)));
-    }
-
-    /// Keeps a block in the place of what is kept of it; `false` if nothing is.
-    pub fn replace(&mut self, key: Key, block: &Rc<Block>) -> bool {
-        let known = self.blocks.get_mut(&key).map(|(known, _)| *known = Rc::clone(block));
-        known.is_some()
     }
 
     /// Forgets some blocks.
@@ -69,16 +73,16 @@ mod tests {
     #[test]
     fn it_is_bounded_and_keeps_what_is_used() {
         let mut cache = SumsCache::default();
-        let block = Rc::new(Block::ZEROS);
+        let block = |sums: Block| Kept { sums: Rc::new(sums), at: Copy::First };
         for number in 0..BLOCKS_MAX as u64 * 3 {
-            cache.insert((0, number), Rc::clone(&block));
+            cache.insert((0, number), block(Block::ZEROS));
             assert!(cache.get((0, 5)).is_some() || number < 5);
         }
         assert_eq!((cache.blocks.len(), cache.order.len()), (BLOCKS_MAX, BLOCKS_MAX));
         assert!(cache.get((0, 6)).is_none() && cache.get((1, 5)).is_none());
-        let other = Rc::new(Block::UNKNOWN);
-        assert!(cache.replace((0, 5), &other) && !cache.replace((0, 6), &other));
-        assert_eq!(cache.get((0, 5)).as_deref(), Some(&Block::UNKNOWN));
+        cache.insert((0, 5), block(Block::UNKNOWN));
+        assert_eq!(cache.get((0, 5)).as_ref().map(|kept| &*kept.sums), Some(&Block::UNKNOWN));
+        assert_eq!((cache.blocks.len(), cache.order.len()), (BLOCKS_MAX, BLOCKS_MAX));
         cache.forget(|(owner, _)| *owner == 0);
         assert!(cache.blocks.is_empty() && cache.order.is_empty());
     }

@@ -6,15 +6,22 @@ pub mod cache;
 
 use std::ops::Range;
 use std::path::Path;
+use std::pin::pin;
 use std::rc::Rc;
+
+use futures::stream::{self, StreamExt};
 
 use crate::error::{Error, ErrorKind, Result, is_of_the_file};
 use crate::format::sums::{
-    BLOCK_BYTES, Block, Copy, Holes, Of, check_header, check_image_header, encode_header,
+    BLOCK_BYTES, Block, Copy, Holes, Of, UNCHECKED, check_header, check_image_header, encode_header,
+    sectors_of, within,
 };
 use crate::runtime::Runtime;
 use crate::storage::{Buffer, File, OpenOptions};
 use crate::units::{DiskId, SECTOR_BYTES, SectorRange, to_usize};
+
+/// Blocks that are looked up at a time.
+const BLOCKS_IN_FLIGHT: usize = 16;
 
 /// A place of a block, as it lies there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +29,7 @@ pub enum Stored {
     /// Nobody wrote it.
     Hole,
     /// What was written there.
-    Sound(Box<Block>),
+    Sound(Rc<Block>),
     /// It is not what was written, or is not to be had.
     Damaged,
 }
@@ -68,10 +75,15 @@ impl SumsFile {
     }
 
     async fn read_header(&self) -> Result<Of> {
-        match self.read_copy_of_header(Copy::First).await {
-            Err(error) => self.read_copy_of_header(Copy::Second).await.map_err(|_| error),
-            sound => sound,
-        }
+        let first = match self.read_copy_of_header(Copy::First).await {
+            Err(error) => error,
+            sound => return sound,
+        };
+        self.read_copy_of_header(Copy::Second).await.map_err(|second| match second.kind() {
+            // A newer program's says more than that the other copy is damaged.
+            ErrorKind::Unsupported => second,
+            _ => first,
+        })
     }
 
     async fn read_copy_of_header(&self, copy: Copy) -> Result<Of> {
@@ -96,28 +108,50 @@ impl SumsFile {
         Ok(None)
     }
 
+    /// The copy of the header that is damaged, if one is and the other is sound.
+    pub async fn rotten_header(&self) -> Result<Option<Copy>> {
+        for copy in Copy::BOTH {
+            match self.read_copy_of_header(copy).await {
+                Err(error) if error.kind() == ErrorKind::Corrupt => return Ok(Some(copy)),
+                // What the device does not give now may be sound.
+                Err(error) if error.kind() != ErrorKind::Io => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(None)
+    }
+
     /// Writes both copies of the header.
     pub async fn write_header(&self) -> Result<()> {
         for copy in Copy::BOTH {
-            let header = Buffer::copy_of(&encode_header(self.of, self.disk)).freeze();
-            self.runtime.write(&self.file, self.of.header_offset(copy), header).await?;
+            self.write_copy_of_header(copy).await?;
         }
         Ok(())
     }
 
+    /// Writes one of them.
+    pub async fn write_copy_of_header(&self, copy: Copy) -> Result<()> {
+        let header = Buffer::copy_of(&encode_header(self.of, self.disk)).freeze();
+        self.runtime.write(&self.file, self.of.header_offset(copy), header).await
+    }
+
     /// What lies in a place.
     pub async fn read(&self, block: u64, copy: Copy) -> Result<Stored> {
+        match self.ask(block, copy).await {
+            // Cut off meanwhile, or not given by the device: the other place is there for that.
+            Err(error) if is_of_the_file(error.kind()) => Ok(Stored::Damaged),
+            asked => asked,
+        }
+    }
+
+    /// The same, where it matters whether the device gave it.
+    pub async fn ask(&self, block: u64, copy: Copy) -> Result<Stored> {
         let (at, length) = (self.of.block_offset(block, copy), self.runtime.length(&self.file).await?);
         if at >= length {
             return Ok(Stored::Hole);
         }
         let stored = to_usize((length - at).min(BLOCK_BYTES as u64));
-        let read = match self.runtime.read(&self.file, at, stored).await {
-            Ok(read) => read,
-            // Cut off meanwhile, or not given by the device: the other place is there for that.
-            Err(error) if is_of_the_file(error.kind()) => return Ok(Stored::Damaged),
-            Err(error) => return Err(error),
-        };
+        let read = self.runtime.read(&self.file, at, stored).await?;
         let mut bytes = [0; BLOCK_BYTES];
         bytes[..stored].copy_from_slice(&read);
         Ok(self.parse(block, &bytes))
@@ -129,7 +163,7 @@ impl SumsFile {
             return Stored::Hole;
         }
         let sums = Block::decode(bytes, self.of, self.disk, block);
-        sums.map_or(Stored::Damaged, |sums| Stored::Sound(Box::new(sums)))
+        sums.map_or(Stored::Damaged, |sums| Stored::Sound(Rc::new(sums)))
     }
 
     /// Writes a block to a place.
@@ -137,6 +171,39 @@ impl SumsFile {
         let bytes = Buffer::copy_of(&sums.encode(self.disk, block)).freeze();
         self.runtime.write(&self.file, self.of.block_offset(block, copy), bytes).await
     }
+}
+
+/// The sectors of some ranges, which ascend, that are not zeros by their sums. `blocks` are those of which the file has something, in order.
+pub async fn nonzero(
+    ranges: &[SectorRange],
+    blocks: impl Iterator<Item = u64>,
+    of: Of,
+    sums: impl AsyncFn(u64) -> Result<Rc<Block>>,
+) -> Result<Vec<SectorRange>> {
+    let mut ranges = ranges.iter().peekable();
+    let wanted = blocks.filter_map(|block| {
+        let all = sectors_of(block);
+        while ranges.next_if(|range| range.end <= all.start).is_some() {}
+        // The last of them may reach into the next block.
+        let parts: Vec<_> = ranges.clone().map_while(|range| all.intersection(*range)).collect();
+        let sums = &sums;
+        (!parts.is_empty()).then(|| async move { Ok::<_, Error>((block, parts, sums(block).await?)) })
+    });
+    let mut looked_up = pin!(stream::iter(wanted).buffered(BLOCKS_IN_FLIGHT));
+    let is_nonzero = |sum: u32| sum != 0 && !(of != Of::Base && sum == UNCHECKED);
+    let mut found: Vec<SectorRange> = Vec::new();
+    while let Some((block, parts, sums)) = looked_up.next().await.transpose()? {
+        for sectors in parts {
+            let stored = (sectors.start..).zip(&sums.sums()[within(block, sectors)]);
+            for (sector, _) in stored.filter(|(_, sum)| is_nonzero(**sum)) {
+                match found.last_mut() {
+                    Some(last) if last.end == sector => last.end += 1,
+                    _ => found.push(SectorRange::new(sector, sector + 1)),
+                }
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// The parts of a range of bytes that hold data, or should by their sums: `data` is what is allocated, and `nonzero` tells the sectors of

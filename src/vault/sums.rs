@@ -13,17 +13,16 @@ use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
 
-use futures::stream::{self, StreamExt, TryStreamExt};
-
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::sums::{
     BLOCK_BYTES, Block, Copy, Of, SECTORS_A_BLOCK, blocks_of, by_block, sector_sums, sectors_of, within,
 };
 use crate::planted::{Bug, Planted};
+use crate::pour::pour;
 use crate::runtime::Runtime;
 use crate::storage::{File, Op, OpenOptions};
 use crate::sums::builder::SumsBuilder;
-use crate::sums::{Stored, SumsFile};
+use crate::sums::{Stored, SumsFile, nonzero};
 use crate::units::{DiskId, SECTOR_BYTES, SectorRange, to_usize};
 
 /// Blocks that a reader keeps: those of 16 MiB of a base.
@@ -77,15 +76,15 @@ impl Sums {
     }
 
     /// A block, and in which copy it is; `None` if neither says it.
-    async fn choose(&self, block: u64) -> Result<Option<(Box<Block>, Copy)>> {
+    async fn choose(&self, block: u64) -> Result<Option<(Rc<Block>, Copy)>> {
         let first = self.stored.read(block, Copy::First).await?;
         if let Stored::Sound(sums) = first {
             return Ok(Some((sums, Copy::First)));
         }
         Ok(match (first, self.stored.read(block, Copy::Second).await?) {
             (_, Stored::Sound(sums)) => Some((sums, Copy::Second)),
-            (Stored::Hole, _) => Some((Box::new(Block::ZEROS), Copy::First)),
-            (_, Stored::Hole) => Some((Box::new(Block::ZEROS), Copy::Second)),
+            (Stored::Hole, _) => Some((Rc::new(Block::ZEROS), Copy::First)),
+            (_, Stored::Hole) => Some((Rc::new(Block::ZEROS), Copy::Second)),
             (Stored::Damaged | Stored::Sound(_), Stored::Damaged) => None,
         })
     }
@@ -96,7 +95,6 @@ impl Sums {
         }
         // What nobody knows fits nothing: it is not served. It is not remembered either, for an advance may write it anew.
         let Some((sums, _)) = self.choose(block).await? else { return Ok(Rc::new(Block::UNKNOWN)) };
-        let sums: Rc<Block> = Rc::from(sums);
         let mut recent = self.recent.borrow_mut();
         recent.retain(|(other, _)| *other != block);
         recent.push_front((block, Rc::clone(&sums)));
@@ -133,29 +131,9 @@ impl Sums {
 
     /// The sectors of some ranges, which ascend, that are not zeros by their sums.
     pub(super) async fn nonzero(&self, ranges: &[SectorRange]) -> Result<Vec<SectorRange>> {
-        let mut found: Vec<SectorRange> = Vec::new();
-        let (Some(first), Some(last)) = (ranges.first(), ranges.last()) else { return Ok(found) };
-        let mut ranges = ranges.iter().peekable();
-        for block in self.stored_blocks(SectorRange::new(first.start, last.end)).await? {
-            let all = sectors_of(block);
-            while ranges.next_if(|range| range.end <= all.start).is_some() {}
-            if ranges.peek().is_none_or(|range| range.start >= all.end) {
-                continue;
-            }
-            let sums = self.block(block).await?;
-            // The last of them may reach into the next block.
-            for sectors in ranges.clone().map_while(|range| all.intersection(*range)) {
-                let within = to_usize(sectors.start - all.start)..to_usize(sectors.end - all.start);
-                let stored = (sectors.start..).zip(&sums.sums()[within]);
-                for (sector, _) in stored.filter(|(_, sum)| **sum != 0) {
-                    match found.last_mut() {
-                        Some(last) if last.end == sector => last.end += 1,
-                        _ => found.push(SectorRange::new(sector, sector + 1)),
-                    }
-                }
-            }
-        }
-        Ok(found)
+        let (Some(first), Some(last)) = (ranges.first(), ranges.last()) else { return Ok(Vec::new()) };
+        let blocks = self.stored_blocks(SectorRange::new(first.start, last.end)).await?;
+        nonzero(ranges, blocks.into_iter(), Of::Base, async |block| self.block(block).await).await
     }
 
     /// The blocks of a range's sectors of which the file has something.
@@ -261,7 +239,7 @@ impl SumsWriter {
     /// Brings what was noted to one copy of each block; not durably.
     pub(super) async fn flush(&self) -> Result<()> {
         let news = self.news.take().into_iter().map(|(block, parts)| self.change(block, parts));
-        stream::iter(news).buffer_unordered(BLOCKS_IN_FLIGHT).try_collect::<()>().await?;
+        pour(news, BLOCKS_IN_FLIGHT, |()| ()).await?;
         let emptied = self.emptied.take();
         for blocks in emptied {
             for (blocks, copy) in self.sums.stored_runs(blocks).await? {
@@ -279,11 +257,12 @@ impl SumsWriter {
             Some(copy) => (self.read_back(block, copy).await?, copy),
             None => match self.sums.choose(block).await? {
                 Some((sums, from)) => (sums, from.other()),
-                None => (self.unknown(block), Copy::First),
+                None => (self.unknown(block).await?, Copy::First),
             },
         };
+        let changed = Rc::make_mut(&mut sums);
         for (at, news) in parts {
-            sums.sums_mut()[at..at + news.len()].copy_from_slice(&news);
+            changed.sums_mut()[at..at + news.len()].copy_from_slice(&news);
         }
         self.written.borrow_mut().insert(block, to);
         if self.planted.is(Bug::SumCopiesTogether) {
@@ -293,18 +272,22 @@ impl SumsWriter {
     }
 
     /// A block of which both copies are damaged: what is not written anew stays damaged. Nothing lies behind the base's end.
-    fn unknown(&self, block: u64) -> Box<Block> {
+    async fn unknown(&self, block: u64) -> Result<Rc<Block>> {
+        // What the device merely does not give now is not to be written over: the advance begins again later.
+        for copy in Copy::BOTH {
+            self.sums.stored.ask(block, copy).await?;
+        }
         tracing::warn!(path = %self.sums.file().path().display(), block, "both copies of a block of sums are damaged");
-        let mut sums = Box::new(Block::UNKNOWN);
+        let mut sums = Block::UNKNOWN;
         for (sector, sum) in (sectors_of(block).start..).zip(sums.sums_mut()) {
             if sector >= self.base_sectors {
                 *sum = 0;
             }
         }
-        sums
+        Ok(Rc::new(sums))
     }
 
-    async fn read_back(&self, block: u64, copy: Copy) -> Result<Box<Block>> {
+    async fn read_back(&self, block: u64, copy: Copy) -> Result<Rc<Block>> {
         match self.sums.stored.read(block, copy).await? {
             Stored::Sound(sums) => Ok(sums),
             Stored::Hole | Stored::Damaged => {
@@ -328,7 +311,7 @@ impl SumsWriter {
             let sums = self.read_back(block, copy).await?;
             self.sums.stored.write(block, copy.other(), &sums).await
         });
-        stream::iter(written).buffer_unordered(BLOCKS_IN_FLIGHT).try_collect::<()>().await?;
+        pour(written, BLOCKS_IN_FLIGHT, |()| ()).await?;
         runtime.sync(self.sums.file()).await
     }
 }

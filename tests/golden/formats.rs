@@ -452,7 +452,9 @@ fn sums_of_images() {
         *sum = stored;
     }
     (block.sums_mut()[4], block.sums_mut()[5]) = (sums::UNKNOWN, sums::UNCHECKED);
-    (0..258).for_each(|_| block.succeed());
+    block.mark_doubtful(true);
+    block.succeed(257);
+    block.succeed(258);
     let stored = golden_at(&third("image-sums/block"), &block.encode(disk, 2));
     assert_eq!(sums::Block::decode(&stored, of, disk, 2), Some(block.clone()));
     assert_eq!(of.mismatches(first, &content, block.sums()), [SectorRange::new(first + 4, first + 5)]);

@@ -342,7 +342,7 @@ fn sums_seeds_are_valid_and_checked_in() {
     block.sums_mut()[7..100].fill(0x0102_0304);
     let of_image = |holes| encode_header(Of::Image(holes), disk);
     let mut of_images = block.clone();
-    of_images.succeed();
+    of_images.succeed(0);
     let places = [
         ("header", encode_header(Of::Base, disk)),
         ("block", block.encode(disk, 2)),
