@@ -46,8 +46,8 @@ use crate::sums::cache::Kept;
 use crate::sums::{Stored, SumsFile, nonzero};
 use crate::units::{DiskId, SECTOR_BYTES, SectorCount, SectorRange, to_usize};
 
-use writer::State;
 pub(super) use writer::Put;
+use writer::State;
 
 /// Bytes of both places of a block, which lie side by side.
 const PAIR_BYTES: usize = 2 * BLOCK_BYTES;
