@@ -26,10 +26,9 @@ const RESIZES: [u64; 8] = [
 /// Sectors around the end of a block in which requests begin.
 const AROUND: u64 = 16;
 /// One request of a client in so many is for whole blocks.
-const WHOLE_EVERY: u64 = 40;
-/// Operations that fail in a row, at least, and how many more there may be.
-const ROW_MIN: u64 = 2;
-const ROW_MORE: u64 = 3;
+const WHOLE_EVERY: u64 = 24;
+/// Operations that fail in a row, at most: one more than those of one look at a block.
+const ROW_MAX: u64 = 4;
 
 /// Whether the disks of a seed are large.
 pub(super) fn has_large_disks(seed: u64) -> bool {
@@ -94,7 +93,7 @@ impl Site {
         }
         let kinds = [OpKind::Read, OpKind::Read, OpKind::Write, OpKind::Sync, OpKind::Zero];
         let (kind, after) = (*self.random.choose(&kinds), self.random.below(4));
-        let row = ROW_MIN + self.random.below(ROW_MORE);
+        let row = 1 + self.random.below(ROW_MAX);
         self.tracer.note(|| format!("after {after} others, {row} {kind:?}s of sums fail in a row"));
         for _ in 0..row {
             self.disk.fail_next(Matcher::kind(kind).path(".sums").after(after), FaultKind::Io);
