@@ -295,7 +295,8 @@ impl Site {
             }
             self.step_disk();
         }
-        Err(format!("{what} never comes to its end"))
+        let condition = self.process.group().map(|group| group.condition());
+        Err(format!("{what} never comes to its end; the group is {condition:?}"))
     }
 
     /// The disk does something; if it has nothing to do, time passes.
