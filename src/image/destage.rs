@@ -23,6 +23,8 @@ use crate::planted::{Bug, Planted};
 use crate::runtime::Runtime;
 use crate::units::{DiskSlot, Lsn};
 
+/// Layers that are brought into an image at a time, at most: what bounds the memory for the sums of what is brought.
+pub const BATCH_LAYERS_MAX: usize = 16;
 /// Operations under way at once.
 const CONCURRENCY: usize = 64;
 
