@@ -20,6 +20,9 @@ use crate::planted::{Bug, Planted};
 use crate::runtime::Runtime;
 use crate::units::{DiskSlot, Lsn};
 
+/// Layers that are brought into an image at a time, at most: what bounds the memory for the sums of what is brought.
+pub const BATCH_LAYERS_MAX: usize = 16;
+
 /// What one disk gets in a batch.
 pub struct DiskWork {
     /// Which disk.

@@ -252,8 +252,10 @@ impl Group {
             }
             Err(error) => {
                 tracing::warn!(group = %self.name, disk = %disk.record.name, %error, "what points lack of a disk cannot be read yet");
-                renewal.pieces.push(piece);
+                // The others come first: one that stays so must not keep the rest from the points.
+                renewal.pieces.insert(0, piece);
                 renewal.due = Some(MonotonicNanos(now.0 + nanos(RETRY_DELAY)));
+                self.note_failed_request(slot, &error);
             }
         }
     }

@@ -107,11 +107,16 @@ impl Site {
         self.check_sums()
     }
 
-    /// Whether what people are told names a file that rotted.
-    fn is_told(&mut self, rotten: &[PathBuf]) -> Outcome {
+    /// What people are told of failing disks.
+    pub(super) fn told(&mut self) -> Vec<String> {
         let told =
             |group: &mut Group| group.failing_disks().into_iter().map(|failing| failing.error).collect();
-        let told: Vec<String> = self.process.group().map(told).unwrap_or_default();
+        self.process.group().map(told).unwrap_or_default()
+    }
+
+    /// Whether what people are told names a file that rotted.
+    fn is_told(&mut self, rotten: &[PathBuf]) -> Outcome {
+        let told = self.told();
         // Sums that rotted are told of with the image that nobody can tell anything of.
         let images = rotten.iter().map(|path| path.with_extension("raw"));
         let named: Vec<String> = images.map(|path| path.display().to_string()).collect();

@@ -31,6 +31,7 @@
 mod administration;
 mod ages;
 mod answers;
+mod blocks;
 mod clients;
 mod copies;
 mod finale;

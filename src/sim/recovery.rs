@@ -113,7 +113,10 @@ impl Site {
             let range = SectorRange::new(0, self.history.sectors(member.number));
             let pieces = match self.read_now(member.id, range)? {
                 Ok(Response::Data(pieces)) => pieces,
-                other => return Err(format!("disk {} can't be read: {other:?}", member.number)),
+                other => {
+                    let told = self.told();
+                    return Err(format!("disk {} can't be read: {other:?}; told: {told:?}", member.number));
+                }
             };
             contents.insert(member.number, stamps(member.number, 0, &joined(&pieces, range)?)?);
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use super::{Stored, SumsFile};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::sums::{Block, Copy, Of, by_block, within};
 use crate::units::{SECTOR_BYTES, SectorRange, to_usize};
 
@@ -45,14 +45,24 @@ impl SumsBuilder {
             while self.open.len() >= OPEN_MAX {
                 self.put_first().await?;
             }
-            let stored =
-                if block < self.fresh { self.sums.read(block, Copy::First).await? } else { Stored::Hole };
+            let sums = if block < self.fresh { self.read_back(block).await? } else { Block::ZEROS };
             self.fresh = self.fresh.max(block + 1);
-            let sums =
-                if let Stored::Sound(sums) = stored { Rc::unwrap_or_clone(sums) } else { Block::ZEROS };
             self.open.insert(block, sums);
         }
         Ok(self.open.get_mut(&block).expect("just opened"))
+    }
+
+    /// A block that may have been put already. Were one that rotted since taken for zeros, what it said would be refused for ever.
+    async fn read_back(&self, block: u64) -> Result<Block> {
+        match self.sums.read(block, Copy::First).await? {
+            Stored::Sound(sums) => Ok(Rc::unwrap_or_clone(sums)),
+            Stored::Hole => Ok(Block::ZEROS),
+            Stored::Damaged => {
+                let text = "a block of sums cannot be read back as it was just written: see to its device, and do it again";
+                let offset = self.sums.of.block_offset(block, Copy::First);
+                Err(Error::corrupt(text).at_path(self.sums.file.path()).at_offset(offset))
+            }
+        }
     }
 
     async fn put_first(&mut self) -> Result<()> {
@@ -72,5 +82,64 @@ impl SumsBuilder {
             self.put_first().await?;
         }
         self.sums.runtime.sync(&self.sums.file).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::FileExt;
+    use std::path::Path;
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::env::OsEnvironment;
+    use crate::error::ErrorKind;
+    use crate::format::sums::{SECTORS_A_BLOCK, sectors_of};
+    use crate::runtime::Runtime;
+    use crate::storage::OpenOptions;
+    use crate::storage::blocking::Blocking;
+    use crate::units::DiskId;
+
+    /// Sums are added to so many blocks that the first of them is put; then to that one, too, behind what `meanwhile` does with the file.
+    fn added_late(meanwhile: impl FnOnce(&fs::File) + 'static) -> Result<Block> {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let runtime =
+            Runtime::new(Box::new(Blocking::new(2).expect("threads")), Rc::new(OsEnvironment::new()));
+        let (with, path) = (Rc::clone(&runtime), directory.path().join("sums"));
+        runtime.block_on(async move {
+            let file = with.open(path.clone(), OpenOptions::CREATE).await?;
+            let sums = SumsFile { runtime: with, file, disk: DiskId(1), of: Of::Base };
+            let mut builder = SumsBuilder::begin(sums.clone()).await?;
+            for block in 0..=OPEN_MAX as u64 {
+                builder.add(sectors_of(block).start, &[1; to_usize(SECTOR_BYTES)]).await?;
+            }
+            meanwhile(&at(&path));
+            builder.add(SECTORS_A_BLOCK - 1, &[2; to_usize(SECTOR_BYTES)]).await?;
+            builder.finish().await?;
+            match sums.read(0, Copy::Second).await? {
+                Stored::Sound(sums) => Ok(Rc::unwrap_or_clone(sums)),
+                other => panic!("block 0 is {other:?}"),
+            }
+        })
+    }
+
+    fn at(path: &Path) -> fs::File {
+        fs::OpenOptions::new().read(true).write(true).open(path).expect("it is there")
+    }
+
+    #[test]
+    fn what_comes_late_is_added_to_what_was_put() {
+        let block = added_late(|_| ()).expect("nothing fails");
+        let nonzero = block.sums().iter().filter(|sum| **sum != 0).count();
+        assert_eq!(nonzero, 2, "the first sector and the last one");
+    }
+
+    #[test]
+    fn a_block_that_rotted_since_it_was_put_is_an_error_and_no_zeros() {
+        let offset = Of::Base.block_offset(0, Copy::First);
+        let error = added_late(move |file| file.write_all_at(&[0xa5; 7], offset + 100).expect("written"));
+        let error = error.expect_err("nobody knows the sums of the first sector");
+        assert_eq!((error.kind(), error.offset()), (ErrorKind::Corrupt, Some(offset)));
     }
 }
