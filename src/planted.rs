@@ -103,6 +103,8 @@ pub enum Bug {
     ImageUnverified,
     /// The checkpoint advances before the sums of the image are synced.
     ImageSumsNotSynced,
+    /// After a failure, an image's sums are written upon what is there as if it were durable.
+    ImageSumsNotSettled,
     /// A block of an image's sums is written to the place that counts.
     ImageSumsInPlace,
     /// A read whose bytes do not match their sums is refused though a batch has written meanwhile.
@@ -111,7 +113,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 50] = [
+    pub const ALL: [Bug; 51] = [
         Bug::AcknowledgeBeforeWritten,
         Bug::VisibleAfterAcknowledged,
         Bug::SyncCoversInFlight,
@@ -160,6 +162,7 @@ impl Bug {
         Bug::SumCopiesTogether,
         Bug::ImageUnverified,
         Bug::ImageSumsNotSynced,
+        Bug::ImageSumsNotSettled,
         Bug::ImageSumsInPlace,
         Bug::MismatchNotLookedAt,
     ];
