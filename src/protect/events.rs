@@ -96,7 +96,8 @@ pub enum GroupEvent {
         /// The sectors.
         sectors: Ranges,
     },
-    /// Writes that rotted in the journal are lost for good, as somebody accepted: their sectors hold something older.
+    /// Writes that rotted in the journal are lost for good, as somebody accepted: their sectors hold something older, or zeros where the
+    /// image does not match its sums.
     LossAccepted {
         /// The disk's name.
         disk: String,
@@ -121,7 +122,7 @@ pub enum GroupEvent {
         /// and where in them the copy begins.
         offset: u64,
     },
-    /// Requests of clients failed, for a device or for bytes that are not what was stored: told when that begins or changes, and once a
+    /// Requests of clients, or reads for a renewal, failed, for a device or for bytes that are not what was stored: told when that begins or changes, and once a
     /// minute while it goes on.
     RequestsFailed {
         /// Why the newest one did.
@@ -273,7 +274,7 @@ impl GroupEvent {
                 ranges(sectors)
             ),
             GroupEvent::LossAccepted { disk, sectors } => format!(
-                "writes to sectors {} of disk {disk} are lost, as was accepted: they hold something older",
+                "writes to sectors {} of disk {disk} are lost, as was accepted: they hold something older, or zeros",
                 ranges(sectors)
             ),
             GroupEvent::CheckpointRotten { disk, path, offset } => format!(
@@ -287,7 +288,7 @@ impl GroupEvent {
                 path.display()
             ),
             GroupEvent::RequestsFailed { error, times } => {
-                format!("{} of clients failed: {error}", counted(*times, "request"))
+                format!("{} failed: {error}", counted(*times, "request"))
             }
             GroupEvent::EventsLost { count } => {
                 format!("{} up to here that nobody took in time; the log has them", counted(*count, "lost event"))

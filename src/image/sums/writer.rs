@@ -18,7 +18,6 @@ use crate::image::pace::Pace;
 use crate::journal::patience::{is_refusal, patiently};
 use crate::planted::{Bug, Planted};
 use crate::pour::pour;
-use crate::storage::Buffer;
 use crate::sums::Stored;
 use crate::sums::cache::Kept;
 use crate::units::{Lsn, SectorRange, to_usize};
@@ -165,29 +164,20 @@ impl ImageSums {
         }
         changed.succeed(put.through.0);
         changed.mark_doubtful(is_doubtful);
-        let written = if is_first {
-            self.write_first(block, to, &sums).await
-        } else {
-            self.write(block, to, &sums).await
-        }?;
+        if is_first {
+            self.allocate(block).await?;
+        }
+        self.stored.write(block, to, &sums).await?;
         let kept = Kept { sums, at: to };
         self.stored.runtime.sums_cache().borrow_mut().insert((self.number, block), kept);
-        Ok(written)
-    }
-
-    async fn write(&self, block: u64, to: Copy, sums: &Block) -> Result<u64> {
-        self.stored.write(block, to, sums).await?;
         Ok(BLOCK_BYTES as u64)
     }
 
-    /// Writes a block that has been a hole: its other place gets zeros, so that who overwrites what is there needs no space.
-    async fn write_first(&self, block: u64, to: Copy, sums: &Block) -> Result<u64> {
-        let mut pair = Buffer::zeroed(PAIR_BYTES);
-        let at = if to == Copy::First { 0 } else { BLOCK_BYTES };
-        pair[at..at + BLOCK_BYTES].copy_from_slice(&sums.encode(self.stored.disk, block));
-        let offset = self.stored.of.block_offset(block, Copy::First);
-        self.stored.runtime.write(&self.stored.file, offset, pair.freeze()).await?;
-        Ok(PAIR_BYTES as u64)
+    /// Gives a block that has been a hole space for both places, so that who overwrites what is there needs none. Nothing is written
+    /// to the other place: torn together, they would take the zeros along of which the block says that nobody wrote them.
+    async fn allocate(&self, block: u64) -> Result<()> {
+        let start = self.stored.of.block_offset(block, Copy::First);
+        self.stored.runtime.zero(&self.stored.file, start..start + PAIR_BYTES as u64, true).await
     }
 
     /// Reads both places of a block. What a device does not give may be what counts, and is not written over at the first refusal.
