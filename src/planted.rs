@@ -107,11 +107,13 @@ pub enum Bug {
     ImageSumsInPlace,
     /// A read whose bytes do not match their sums is refused though a batch has written meanwhile.
     MismatchNotLookedAt,
+    /// What is read from an overlay is not compared with its sums.
+    OverlayUnverified,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 50] = [
+    pub const ALL: [Bug; 51] = [
         Bug::AcknowledgeBeforeWritten,
         Bug::VisibleAfterAcknowledged,
         Bug::SyncCoversInFlight,
@@ -162,6 +164,7 @@ impl Bug {
         Bug::ImageSumsNotSynced,
         Bug::ImageSumsInPlace,
         Bug::MismatchNotLookedAt,
+        Bug::OverlayUnverified,
     ];
 }
 
