@@ -70,6 +70,7 @@ fn a_clean_sweep_meets_everything_and_breaks_no_rule() {
         ("verifications beside writes", report.verified_beside_writes),
         ("flipped bits in raw files that were found", report.raw_rots_found),
         ("refusals of what rotted in an image", report.image_rots_refused),
+        ("refusals of what rotted in an overlay", report.overlay_rots_refused),
         ("reads beside destage", report.reads_beside_destage),
         ("repairs of vaults", report.repairs),
         ("summaries read", report.summaries),
