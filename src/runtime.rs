@@ -11,6 +11,7 @@ use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::future::Future;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,14 +19,14 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::channel::oneshot;
-use futures::future::LocalBoxFuture;
+use futures::future::{Either, LocalBoxFuture, select};
 use futures::stream::{FuturesUnordered, StreamExt};
 use futures::task::{ArcWake, waker_ref};
 
 use crate::env::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{
-    Buffer, Completion, File, Lock, Op, OpenOptions, Outcome, Slice, Space, Storage, Token,
+    Buffer, Completion, File, LOCK_PATIENCE, Lock, Op, OpenOptions, Outcome, Slice, Space, Storage, Token,
 };
 use crate::sums::cache::SumsCache;
 use crate::units::{MonotonicNanos, WallNanos};
@@ -295,7 +296,12 @@ impl Runtime {
     pub async fn open_owned(&self, path: &Path, what: &str) -> Result<File> {
         let was_kept = self.kept_locks.borrow().contains(path);
         let lock = if was_kept { Lock::Try } else { Lock::Wait };
-        let opened = self.open(path, OpenOptions { lock, ..OpenOptions::OWNED }).await;
+        let opening = self.open(path, OpenOptions { lock, ..OpenOptions::OWNED });
+        // Of the simulator's time, too: its storage knows none, and waits for as long as somebody has the lock.
+        let opened = match select(pin!(opening), pin!(self.sleep(LOCK_PATIENCE))).await {
+            Either::Left((opened, _)) => opened,
+            Either::Right(_) => Err(Error::new(ErrorKind::Locked, "waited for in vain").at_path(path)),
+        };
         let is_kept = matches!(&opened, Err(error) if error.kind() == ErrorKind::Locked);
         match (was_kept, is_kept) {
             (false, true) => drop(self.kept_locks.borrow_mut().insert(path.to_owned())),

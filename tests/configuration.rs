@@ -686,7 +686,7 @@ fn the_values_arrive_typed() {
         "{SITE}data_threads = 3\n[nbd]\nlisten = [\"0.0.0.0:10809\"]\nallow_insecure = true\nsocket_mode = \"0660\"\nconnections_max = 7\nbuffers = \"2G\"\n\
          [api]\nconnections_max = 9\n[log]\nformat = \"json\"\nlevel = \"debug\"\n[storage]\nbackend = \"io_uring\"\n\
          [journal]\nsize = 67108864\nsegment_size = \"4M\"\n\
-         [memory]\nmaps = \"20M\"\nframes = 0\n[vault]\nhistory_max = \"1G\"\nfree_min = 0\n[images]\nfree_min = \"2G\"\n\
+         [memory]\nmaps = \"20M\"\nframes = 0\nframes_total = \"1G\"\n[vault]\nhistory_max = \"1G\"\nfree_min = 0\n[images]\nfree_min = \"2G\"\n\
          [metrics]\nlisten = \"0.0.0.0:9469\"\nallow_insecure = true\n"
     ));
     let configuration = Configuration::load(&file).unwrap();
@@ -703,6 +703,7 @@ fn the_values_arrive_typed() {
     assert_eq!(configuration.journal.size, ByteSize(64 << 20));
     assert_eq!(configuration.journal.segment_size, ByteSize(4 << 20));
     assert_eq!((configuration.memory.maps, configuration.memory.frames), (ByteSize(20 << 20), ByteSize(0)));
+    assert_eq!(configuration.memory.frames_total, ByteSize(1 << 30));
     assert_eq!(configuration.metrics.listen, ["0.0.0.0:9469".parse().unwrap()]);
     assert_eq!(configuration.images.free_min, Some(ByteSize(2 << 30)));
     let vault = configuration.vault;

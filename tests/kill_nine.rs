@@ -20,7 +20,8 @@ use afterimage::control::model::{Disk, Point};
 use afterimage::env::{Environment, OsEnvironment};
 use afterimage::listen::ListenAddress;
 use afterimage::oracle::{
-    Bounds, Clock, History, Image, Load, OnLoss, Outcome, Running, Stamp, Target, Verdict, judge,
+    Bounds, Clock, Effect, Found, History, Image, Load, OnLoss, Operation, Outcome, Running, Stamp, Target,
+    Verdict, judge,
 };
 use afterimage::random::Random;
 
@@ -292,7 +293,7 @@ async fn a_stop_under_load_keeps_what_was_acknowledged() {
     assert!(trial.read_disks() == raw, "what is served after the start is what the images hold");
 }
 
-/// The loop must be able to fail: one altered byte and one write that is taken back are both told.
+/// The loop must be able to fail: one altered byte and one write that is taken back are both told, and neither is served.
 #[tokio::test]
 async fn what_is_altered_behind_the_gateway_is_told() {
     use std::os::unix::fs::FileExt;
@@ -303,25 +304,49 @@ async fn what_is_altered_behind_the_gateway_is_told() {
     let bounds = trial.all();
     trial.gateway.stop().await.unwrap();
     trial.history.add_death(trial.clock.stamp());
-    let written = |write: &&afterimage::oracle::Operation| write.effect == afterimage::oracle::Effect::Write;
+    let written = |write: &&Operation| write.effect == Effect::Write;
     let images = trial.read_raw_images();
-    let found = |write: &&afterimage::oracle::Operation| {
+    let found = |write: &&Operation| {
         let first = usize::try_from(write.range.start).unwrap();
-        images[write.disk].sectors[first] == afterimage::oracle::Found::Write(write.issued)
+        images[write.disk].sectors[first] == Found::Write(write.issued)
     };
     let operations = trial.history.operations();
-    let mut newest = operations.iter().rev().filter(written).filter(found);
+    // Where zeros may have come behind the write, zeros are no violation.
+    let zeroed = |write: &&Operation| {
+        let sector = write.range.start;
+        let is_zero = |other: &&Operation| {
+            other.effect == Effect::Zero
+                && (other.disk, (other.range.start..other.range.end).contains(&sector)) == (write.disk, true)
+        };
+        operations.iter().filter(is_zero).any(|zero| !zero.acknowledged_before(write.issued))
+    };
+    let mut newest = operations.iter().rev().filter(written).filter(found).filter(|write| !zeroed(write));
     let (altered, lost) = (*newest.next().unwrap(), *newest.next().unwrap());
-    for (write, at, bytes) in [(altered, 300, vec![0xa5]), (lost, 0, vec![0; 512])] {
-        let file = std::fs::File::options().write(true).open(trial.image_path(write.disk)).unwrap();
-        file.write_all_at(&bytes, write.range.byte_offset() + at).unwrap();
+    for (write, is_lost) in [(altered, false), (lost, true)] {
+        let file =
+            std::fs::File::options().read(true).write(true).open(trial.image_path(write.disk)).unwrap();
+        let (mut sector, at) = ([0; 512], write.range.byte_offset());
+        file.read_exact_at(&mut sector, at).unwrap();
+        match is_lost {
+            true => sector = [0; 512],
+            // Whatever stands there, it is another then.
+            false => sector[300] ^= 0xff,
+        }
+        file.write_all_at(&sector, at).unwrap();
     }
-    trial.recover(0).await;
-    let verdict = trial.judge(&trial.read_disks(), bounds);
+    let verdict = trial.judge(&trial.read_raw_images(), bounds);
     let text = verdict.to_string();
     assert_eq!(verdict.violations_count, 2, "{text}");
     for (write, what) in [(altered, "a torn or altered sector of write"), (lost, "found zeros")] {
         let place = format!("disk {} at byte {}", write.disk, write.range.byte_offset());
         assert!(text.contains(&place) && text.contains(what), "`{place}`, `{what}` in: {text}");
+    }
+    // Clients get neither.
+    trial.recover(0).await;
+    for write in [altered, lost] {
+        let (socket, export) = (trial.gateway.nbd_socket(), &trial.disks[write.disk].export);
+        let read = Image::of_export(&trial.history, write.disk, &socket, export);
+        let refusal = read.err().expect("refused").to_string();
+        assert!(refusal.contains("the device failed"), "{refusal}");
     }
 }

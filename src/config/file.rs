@@ -38,6 +38,7 @@ const SEGMENTS_MIN: u64 = 4;
 const MAPS: ByteSize = ByteSize(256 << 20);
 const MAPS_MIN: ByteSize = ByteSize(MAP_BYTES_MIN as u64);
 const FRAMES: ByteSize = ByteSize(64 << 20);
+const FRAMES_TOTAL: ByteSize = ByteSize(512 << 20);
 /// Two of the largest requests.
 const BUFFERS: ByteSize = ByteSize(64 << 20);
 /// The largest request must fit.
@@ -131,6 +132,7 @@ struct RawJournal {
 struct RawMemory {
     maps: Option<RawSize>,
     frames: Option<RawSize>,
+    frames_total: Option<RawSize>,
 }
 
 #[derive(Default, Deserialize)]
@@ -217,6 +219,12 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Configuration, Fault> {
         memory: Memory {
             maps: size_of_at_least("memory.maps", raw.memory.maps, MAPS, MAPS_MIN)?,
             frames: size_of_at_least("memory.frames", raw.memory.frames, FRAMES, ByteSize(0))?,
+            frames_total: size_of_at_least(
+                "memory.frames_total",
+                raw.memory.frames_total,
+                FRAMES_TOTAL,
+                ByteSize(0),
+            )?,
         },
         vault: Vault {
             history_max: optional_size("vault.history_max", raw.vault.history_max, HISTORY_MIN)?,

@@ -185,13 +185,15 @@ pub struct Journal {
     pub segment_size: ByteSize,
 }
 
-/// `[memory]`: what each group may take.
+/// `[memory]`: what each group may take, and all of them together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
     /// For extent maps and the tables of payloads; beyond it, writes wait.
     pub maps: ByteSize,
     /// For recently written frames; beyond it, the oldest are read from the journal.
     pub frames: ByteSize,
+    /// For those of all groups together.
+    pub frames_total: ByteSize,
 }
 
 /// `[vault]`: what history may take.

@@ -2,7 +2,7 @@
 //!
 //! Segments are synced before they are read, and read from the device: what is accepted is durable before anyone may be
 //! told of it, also where the last sync of a dead owner failed. Only segments that may still be needed are read whole, and
-//! of these only the ones that no index run speaks for.
+//! of these only the ones that no index run speaks for; after a clean stop, none that was never used.
 //! The opening frame that names the predecessor is the writer's first, and is synced before the group
 //! serves.
 
@@ -246,6 +246,10 @@ struct Survey<'a> {
     /// What stands in each: all of it, or that header only.
     scans: Vec<SegmentScan>,
     is_whole: Vec<bool>,
+    /// Those that begin with a page of zeros: never used, as it seems.
+    is_blank: Vec<bool>,
+    /// Whether those are read, too.
+    reads_blank: bool,
     /// What the device did not give of some.
     unread: BTreeMap<usize, Unread>,
 }
@@ -260,12 +264,27 @@ impl<'a> Survey<'a> {
         let reads = files.iter().map(|segment| read_head(runtime, segment));
         let mut reads = stream::iter(reads).buffered(HEADS_READ_AHEAD);
         let mut scans: Vec<SegmentScan> = Vec::with_capacity(files.len());
+        let mut is_blank = Vec::with_capacity(files.len());
         while let Some(head) = reads.next().await {
-            scans.push(scan_segment(files[scans.len()].index, &head?, checks));
+            let head = head?;
+            scans.push(scan_segment(files[scans.len()].index, &head, checks));
+            is_blank.push(head.iter().all(|&byte| byte == 0));
         }
         let used = |scan: &SegmentScan| (scan.index, scan.claims(known.owner, checks).segment);
         let (uses, is_whole) = (scans.iter().map(used).collect(), vec![false; files.len()]);
-        Ok(Survey { runtime, files, known, checks, uses, scans, is_whole, unread: BTreeMap::new() })
+        let unread = BTreeMap::new();
+        Ok(Survey {
+            runtime,
+            files,
+            known,
+            checks,
+            uses,
+            scans,
+            is_whole,
+            is_blank,
+            reads_blank: false,
+            unread,
+        })
     }
 
     /// The chain that is accepted, and the jumps in it. Where it leaves no room, its end is read frame by frame.
@@ -306,6 +325,10 @@ impl<'a> Survey<'a> {
                 continue;
             }
             let mut decision = recover(&self.scans, self.known, self.checks, &jumps);
+            if !self.reads_blank && self.is_blank.contains(&true) && !self.ends_sealed(&decision) {
+                self.reads_blank = true;
+                continue;
+            }
             let is_refused = matches!(decision, Decision::Refuse(_)) || !self.checks.floor;
             // What rotted is looked for only where the group would be refused without it.
             if is_refused && jumps.is_empty() && admit_rotten(&mut self.scans, self.known, self.checks) {
@@ -327,7 +350,8 @@ impl<'a> Survey<'a> {
     /// Reads the segments that nobody passes over, and that are not known to be needless.
     async fn read_wanted(&mut self, tail: SegmentSequence, jumps: &[Jump]) -> Result<()> {
         let used = |index: usize| self.uses[&self.files[index].index];
-        let is_wanted = |&index: &usize| is_wanted(self.is_whole[index], used(index), tail, jumps);
+        let is_left = |index: usize| self.is_whole[index] || self.is_blank[index] && !self.reads_blank;
+        let is_wanted = |&index: &usize| is_wanted(is_left(index), used(index), tail, jumps);
         let wanted: Vec<usize> = (0..self.files.len()).filter(is_wanted).collect();
         // A large buffer's fresh pages cost as much as its content: each serves again once it is scanned.
         let scanned = RefCell::new(Vec::new());
@@ -342,6 +366,20 @@ impl<'a> Survey<'a> {
             scanned.borrow_mut().push(bytes);
         }
         Ok(())
+    }
+
+    /// Whether the chain ends with a seal, and no header says that anything follows: then nothing was written behind it. What is written there
+    /// begins with an opening, which is durable before anything else is, and which takes the place behind the seal, or the first one
+    /// of a segment. So a segment that begins with zeros was not used since, and need not be read.
+    fn ends_sealed(&self, decision: &Decision) -> bool {
+        let Decision::Accept(chain) = decision else { return false };
+        let Some(last) = chain.last() else { return false };
+        let frames =
+            self.scans[last.scan].frames[last.from..last.frames].iter().map(|scanned| &scanned.frame);
+        // An empty frame says that the seal is durable.
+        let last = frames.rev().find(|frame| !frame.records.is_empty());
+        let newest = claims(&self.scans, self.known.owner, self.checks).last_lsn;
+        last.is_some_and(|last| last.is_seal() && last.last_lsn() == newest)
     }
 
     /// Where the device does not give bytes of a segment, it must be known by a frame's header what stands there: else it may be a
@@ -363,10 +401,10 @@ impl<'a> Survey<'a> {
     }
 }
 
-/// Whether a segment that is `used` so has to be read, if that was not done. The first one always has: the chain begins in it.
-fn is_wanted(is_whole: bool, used: SegmentSequence, tail: SegmentSequence, jumps: &[Jump]) -> bool {
+/// Whether a segment that is `used` so has to be read, unless it is left. The first one always has: the chain begins in it.
+fn is_wanted(is_left: bool, used: SegmentSequence, tail: SegmentSequence, jumps: &[Jump]) -> bool {
     let is_passed = used > tail && jumps.iter().any(|jump| jump.passes_over(used));
-    !is_whole && !is_passed && !is_needless(used, tail)
+    !is_left && !is_passed && !is_needless(used, tail)
 }
 
 fn opening_after(last: Option<&Scanned>, runtime: &Runtime) -> Opening {

@@ -58,6 +58,11 @@ impl Frame {
         Owner { group: self.group, timeline: self.timeline }
     }
 
+    /// Whether it is the last one of a journal that was closed cleanly.
+    pub fn is_seal(&self) -> bool {
+        self.records.last().is_some_and(|record| record.kind == RecordKind::Seal)
+    }
+
     /// Whether it is an opening or a statement only.
     pub fn is_silent(&self) -> bool {
         self.records.iter().all(|record| record.kind == RecordKind::Opening)

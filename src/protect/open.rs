@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::channel::mpsc;
@@ -18,7 +19,7 @@ use crate::format::record::{DiskRecord, GroupRecord};
 use crate::image::attach::{Attached, attach};
 use crate::image::mend::{Mend, mend};
 use crate::image::side::{self, SideNames, Sides, lost, refusal};
-use crate::journal::cache::FrameCache;
+use crate::journal::cache::{FrameCache, SharedFrames};
 use crate::journal::keys::{FrameKey, JournalKeys};
 use crate::journal::open::{JournalPlan, OpenedJournal, Recovered};
 use crate::journal::reader::Reader;
@@ -60,6 +61,8 @@ pub struct GroupPlan {
     pub journal_bytes: u64,
     /// Memory for recently written frames.
     pub cache_bytes_max: usize,
+    /// What those of all groups may take together.
+    pub shared_frames: Arc<SharedFrames>,
     /// Memory for extent maps and payload tables, beyond which writes wait. At least [`MAP_BYTES_MIN`] to be of use.
     pub map_bytes_max: usize,
     /// Journal bytes that an index run stands for, at least.
@@ -265,7 +268,7 @@ async fn assemble(
     identity: Identity,
     needs: &Needs,
 ) -> Result<Group> {
-    let cache = Rc::new(RefCell::new(FrameCache::new(plan.cache_bytes_max)));
+    let cache = Rc::new(RefCell::new(FrameCache::new(plan.cache_bytes_max, Arc::clone(&plan.shared_frames))));
     let reader = Reader::new(Rc::clone(&runtime), Rc::clone(&cache), &journal.segments, plan.planted);
     let is_forgotten = plan.planted.is(Bug::DetachedForgotten);
     let detached = disks.values().filter(|disk| disk.image.is_none()).map(|disk| disk.record.slot);

@@ -11,6 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::failover::TestFailovers;
 use crate::format::ladder::Ladder;
 use crate::format::record::GroupRecord;
+use crate::journal::cache::SharedFrames;
 use crate::planted::Planted;
 use crate::protect::group::Group;
 use crate::protect::open::{self, GroupPlan};
@@ -31,6 +32,7 @@ pub fn group_plan(plan: &Plan, planted: Planted, site_keys: SiteKeys) -> GroupPl
         segment_bytes: plan.segment_bytes,
         journal_bytes: plan.segment_bytes * plan.segments,
         cache_bytes_max: plan.cache_bytes,
+        shared_frames: SharedFrames::unbounded(),
         map_bytes_max: plan.map_bytes,
         index_bytes_min: plan.index_bytes,
         fan_out: plan.fan_out,

@@ -29,6 +29,7 @@ use crate::env::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failover::TestListing;
 use crate::format::record::{DiskRecord, TestUse};
+use crate::journal::cache::SharedFrames;
 use crate::listen::{Endpoint, ListenAddress, SocketMode};
 use crate::planted::Planted;
 use crate::protect::group::Callback;
@@ -99,6 +100,8 @@ pub(super) struct Inner {
     pub(super) suspicions: Arc<Suspicions>,
     /// Since when requests wait for shared buffers.
     pub(super) buffers_wait: BuffersWait,
+    /// What recently written frames of all groups take.
+    pub(super) frames: Arc<SharedFrames>,
     /// What groups did lately, of which the catalogue has samples.
     pub(super) sampling: Sampling,
     /// What happened and is not in the catalogue yet,
@@ -138,7 +141,8 @@ impl Gateway {
     ) -> Gateway {
         let started = environment.wall();
         let events = Arc::<EventQueue>::default();
-        let Configuration { hooks, site, .. } = &configuration;
+        let Configuration { hooks, site, memory, .. } = &configuration;
+        let frames = SharedFrames::at_most(to_usize(memory.frames_total.0));
         let hooks = Hooks::new(hooks, &site.name, &events, &environment, catalogue.as_ref());
         Gateway(Arc::new(Inner {
             configuration,
@@ -156,6 +160,7 @@ impl Gateway {
             verifications: Verifications::default(),
             damages: Damages::default(),
             suspicions: Arc::default(),
+            frames,
             sampling: Sampling::default(),
             events,
             hooks,
@@ -310,6 +315,7 @@ impl Inner {
             segment_bytes: self.configuration.journal.segment_size.0,
             journal_bytes: self.configuration.journal.size.0,
             cache_bytes_max: to_usize(self.configuration.memory.frames.0),
+            shared_frames: Arc::clone(&self.frames),
             map_bytes_max: to_usize(self.configuration.memory.maps.0),
             index_bytes_min: crate::protect::open::INDEX_BYTES_MIN,
             fan_out: crate::vault::FAN_OUT,

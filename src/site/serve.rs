@@ -30,8 +30,9 @@ use crate::storage::{BackendOptions, Preference, Storage, open_best};
 use crate::tls::{self, Validity};
 use crate::units::to_usize;
 
-/// How long a clean stop may take; what is not sealed by then is recovered at the next start.
-const STOP_WITHIN: Duration = Duration::from_secs(60);
+/// How long a clean stop may take, once sessions have drained; what is not sealed by then is recovered at the next start. Guests
+/// with SCSI disks give up after thirty seconds, stop and start together: to destage a long backlog first would be no kindness.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
 
 /// The control plane's threads before they serve anything.
 pub struct ControlPlane {

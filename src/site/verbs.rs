@@ -495,6 +495,8 @@ impl Inner {
             buffers_limit_bytes: self.configuration.nbd.buffers.0,
             buffers_total_bytes: self.threads.budget().held() as u64,
             buffers_total_limit_bytes: self.configuration.nbd.buffers_total.0,
+            frames_total_bytes: self.frames.bytes() as u64,
+            frames_total_limit_bytes: self.frames.bytes_max() as u64,
             buffers_waiting_ms: self.buffers_waiting().map(convert::milliseconds),
             // What the API's own clients take is known to the API.
             api_connections: 0,

@@ -16,9 +16,9 @@ use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::lock_wait::{LockWait, PATIENCE};
+use super::lock_wait::LockWait;
 use super::syscalls::{Executed, execute, failed};
-use super::{Backend, Completion, Op, Storage, Token};
+use super::{Backend, Completion, LOCK_PATIENCE, Op, Storage, Token};
 use crate::error::Result;
 
 /// Workers need little stack: they run system calls.
@@ -177,7 +177,7 @@ fn wait_elsewhere(token: Token, wait: LockWait, outbox: &Outbox) {
     tracing::warn!(path = %wait.path().display(), "another process has locked this file: waiting for its end");
     let waiter = outbox.clone();
     let started = spawn("storage-lock", move || {
-        let result = wait.wait(PATIENCE, &waiter.closing);
+        let result = wait.wait(LOCK_PATIENCE, &waiter.closing);
         waiter.send(Completion { token, result });
     });
     if let Err(error) = started {

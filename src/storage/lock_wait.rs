@@ -16,8 +16,6 @@ use super::syscalls::{failed, locked, try_lock};
 use super::{File, Handle, Outcome};
 use crate::error::{Error, ErrorKind, Result};
 
-/// How long requests of a process that died may go on landing, and hold its locks: whoever has one longer is alive.
-pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two tries, at first
 const REST_MIN: Duration = Duration::from_millis(1);
 /// and at last.
@@ -78,6 +76,7 @@ mod tests {
     use rustix::fs::{FlockOperation, flock};
 
     use super::*;
+    use crate::storage::LOCK_PATIENCE;
 
     /// A file that somebody else has locked, and who waits for it.
     fn locked_file() -> (tempfile::TempDir, Held, LockWait) {
@@ -97,7 +96,7 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Locked);
         let (_directory, held, wait) = locked_file();
         drop(held);
-        assert!(matches!(wait.wait(PATIENCE, &closing), Ok(Outcome::Opened(_))));
+        assert!(matches!(wait.wait(LOCK_PATIENCE, &closing), Ok(Outcome::Opened(_))));
     }
 
     #[test]
@@ -105,6 +104,6 @@ mod tests {
         let (open, closing) = bounded(0);
         let (_directory, _held, wait) = locked_file();
         drop(open);
-        assert_eq!(wait.wait(PATIENCE, &closing).expect_err("it goes").kind(), ErrorKind::Shutdown);
+        assert_eq!(wait.wait(LOCK_PATIENCE, &closing).expect_err("it goes").kind(), ErrorKind::Shutdown);
     }
 }

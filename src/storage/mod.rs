@@ -39,6 +39,7 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 pub use buffer::{Buffer, Slice};
 pub use choose::{BackendOptions, Chosen, Preference, open_best};
@@ -93,6 +94,9 @@ pub enum Create {
     IfMissing,
 }
 
+/// How long requests of a process that died may go on landing, and hold its locks: whoever has one longer is alive.
+pub const LOCK_PATIENCE: Duration = Duration::from_secs(30);
+
 /// What opening does about the exclusive advisory lock (flock) of the open file description.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lock {
@@ -100,8 +104,8 @@ pub enum Lock {
     None,
     /// Takes the lock or fails with `Locked`: another living process owns the file.
     Try,
-    /// Waits for the lock: a dead process's requests in flight still hold it, and must land first. Where somebody keeps it for
-    /// half a minute, it fails as well.
+    /// Waits for the lock: a dead process's requests in flight still hold it, and must land first. Where somebody keeps it for longer than
+    /// [`LOCK_PATIENCE`], it fails as well; but not in the simulator, whose storage has no clock.
     Wait,
 }
 

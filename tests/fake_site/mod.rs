@@ -439,6 +439,8 @@ impl Backend for FakeSite {
             buffers_total_bytes: 1 << 20,
             buffers_total_limit_bytes: 1 << 30,
             buffers_waiting_ms: None,
+            frames_total_bytes: 0,
+            frames_total_limit_bytes: 512 << 20,
             api_connections: 0,
             api_connections_limit: 0,
             api_turned_away: TurnedAway::default(),

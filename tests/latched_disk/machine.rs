@@ -9,6 +9,7 @@ use afterimage::block::{Export, Reply, Request, Response, Ticket};
 use afterimage::error::Result;
 use afterimage::image::image_path;
 use afterimage::image::side::side_path;
+use afterimage::journal::cache::SharedFrames;
 use afterimage::protect::disk::Disk;
 use afterimage::protect::events::GroupEvent;
 use afterimage::protect::group::Group;
@@ -35,6 +36,7 @@ pub fn plan() -> GroupPlan {
         journal_bytes: SEGMENT_BYTES * SEGMENTS,
         index_bytes_min: 1 << 20,
         cache_bytes_max: 64 << 10,
+        shared_frames: SharedFrames::unbounded(),
         ..stepped::plan(PathBuf::from("/group"), PathBuf::from("/vault"))
     }
 }

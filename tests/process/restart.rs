@@ -213,3 +213,23 @@ fn sigterm_leaves_nothing_to_recover() {
     assert!(lsn(&after, "destaged") >= lsn(&before, "visible"), "in the images: {after:#}");
     assert_eq!(after["state"]["condition"], "protected", "{after:#}");
 }
+
+/// Of each group four segments are ready that nobody has used: a site of a hundred groups would read gigabytes for nothing.
+#[test]
+fn segments_that_were_never_used_are_read_after_a_kill_but_not_after_a_clean_stop() {
+    let mut gateway = Gateway::start();
+    gateway.says("group create erp");
+    gateway.says("disk create erp/db --size 2M");
+    gateway.terminate();
+    gateway.restart();
+    let read_mib = |gateway: &Gateway| -> Vec<u64> {
+        let opened = gateway.logged("the journal was opened");
+        let told = opened.iter().filter_map(|line| line.split_once("scanned_mib=")?.1.split(' ').next());
+        told.map(|mib| mib.parse().expect("a number")).collect()
+    };
+    let clean = *read_mib(&gateway).last().expect("it was opened");
+    gateway.kill();
+    gateway.restart();
+    let killed = *read_mib(&gateway).last().expect("it was opened");
+    assert!(clean > 0 && killed >= 4 * clean, "{clean} MiB, {killed} MiB");
+}

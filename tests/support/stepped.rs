@@ -11,6 +11,7 @@ use afterimage::block::{Export, Reply, Request, Ticket};
 use afterimage::error::Result;
 use afterimage::format::ladder::Ladder;
 use afterimage::format::record::{DiskRecord, GroupRecord};
+use afterimage::journal::cache::SharedFrames;
 use afterimage::planted::Planted;
 use afterimage::protect::group::{Callback, Group};
 use afterimage::protect::membership::Content;
@@ -32,6 +33,7 @@ pub fn plan(directory: PathBuf, vault: PathBuf) -> GroupPlan {
         segment_bytes: 4 << 20,
         journal_bytes: 64 << 20,
         cache_bytes_max: 8 << 20,
+        shared_frames: SharedFrames::unbounded(),
         map_bytes_max: 16 << 20,
         index_bytes_min: INDEX_BYTES_MIN,
         fan_out: afterimage::vault::FAN_OUT,

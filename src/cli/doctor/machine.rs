@@ -113,10 +113,11 @@ fn open_files(configuration: &Configuration, kept: Kept) -> Finding {
 
 fn memory(configuration: &Configuration, kept: Kept) -> Finding {
     const WHAT: &str = "memory";
-    let per_group = configuration.memory.maps.0 + configuration.memory.frames.0;
-    let needed = per_group * kept.groups.max(1) as u64 + configuration.nbd.buffers_total.0;
+    let (memory, groups) = (&configuration.memory, kept.groups.max(1) as u64);
+    let frames = (memory.frames.0 * groups).min(memory.frames_total.0);
+    let needed = memory.maps.0 * groups + frames + configuration.nbd.buffers_total.0;
     let needs = format!(
-        "{} {} at most ([memory] maps and frames, and [nbd] buffers_total)",
+        "{} {} at most ([memory] maps, frames and frames_total, and [nbd] buffers_total)",
         if kept.groups > 1 { format!("{} groups take", kept.groups) } else { "a group takes".to_owned() },
         ByteSize(needed).approximate()
     );

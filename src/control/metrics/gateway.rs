@@ -10,6 +10,7 @@ pub(super) fn write(families: &mut Families<'_>, status: &Status) -> fmt::Result
     what_it_is(families, status)?;
     clients(families, status)?;
     buffers(families, status)?;
+    frames(families, status)?;
     let limit = status.descriptors_limit.map(|limit| (Labels::new(), number(limit)));
     families.gauge(
         "process_open_fds",
@@ -103,4 +104,12 @@ fn buffers(families: &mut Families<'_>, status: &Status) -> fmt::Result {
     let help = "For how long requests have waited for room in that allowance; 0 if none do.";
     let waiting = one(status.buffers_waiting_ms.map_or(0.0, seconds));
     families.gauge("afterimage_buffers_shared_waiting", SECONDS, help, waiting)
+}
+
+fn frames(families: &mut Families<'_>, status: &Status) -> fmt::Result {
+    let help = "Memory of recently written frames, of all groups together.";
+    families.gauge("afterimage_frames", BYTES, help, one(number(status.frames_total_bytes)))?;
+    let help = "Most memory of recently written frames, of all groups together.";
+    let limit = one(number(status.frames_total_limit_bytes));
+    families.gauge("afterimage_frames_limit", BYTES, help, limit)
 }

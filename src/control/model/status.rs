@@ -41,6 +41,12 @@ pub struct Status {
     /// `[nbd] buffers_total`
     #[serde(default)]
     pub buffers_total_limit_bytes: u64,
+    /// Memory of recently written frames, of all groups together.
+    #[serde(default)]
+    pub frames_total_bytes: u64,
+    /// `[memory] frames_total`
+    #[serde(default)]
+    pub frames_total_limit_bytes: u64,
     /// For how long some client has waited for room in `[nbd] buffers_total`, if one does.
     #[serde(default)]
     pub buffers_waiting_ms: Option<u64>,
