@@ -378,6 +378,10 @@ async fn prepare(
     let view = View::open(vault, pin.point).await?;
     if !purpose.is_read_only() {
         runtime.create_directory(overlays).await?;
+        if let Some(all_overlays) = overlays.parent() {
+            // What clients flush goes with the directory's name, too.
+            runtime.sync_directory(all_overlays).await?;
+        }
     }
     let mut disks = Vec::new();
     for disk in view.disks() {
