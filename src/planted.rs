@@ -109,11 +109,15 @@ pub enum Bug {
     MismatchNotLookedAt,
     /// What is read from an overlay is not compared with its sums.
     OverlayUnverified,
+    /// A flush of an overlay does not make its sums durable.
+    OverlaySumsNotSynced,
+    /// Sums of an overlay are written where those are that count.
+    OverlaySumsInPlace,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 51] = [
+    pub const ALL: [Bug; 53] = [
         Bug::AcknowledgeBeforeWritten,
         Bug::VisibleAfterAcknowledged,
         Bug::SyncCoversInFlight,
@@ -165,6 +169,8 @@ impl Bug {
         Bug::ImageSumsInPlace,
         Bug::MismatchNotLookedAt,
         Bug::OverlayUnverified,
+        Bug::OverlaySumsNotSynced,
+        Bug::OverlaySumsInPlace,
     ];
 }
 

@@ -15,6 +15,7 @@
 //! is read of the file has to have its [sums](super::overlay_sums). One of before there were any is served unchecked.
 
 use std::cell::{Cell, RefCell};
+use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -47,7 +48,18 @@ pub struct Overlay {
     sums: Option<OverlaySums>,
     presence: RefCell<Presence>,
     turns: Turns,
+    flushes: Flushes,
     latched: Cell<bool>,
+}
+
+/// Flushes one after the other: the error of a sync is told to one caller only, and whoever flushes beside it must not miss it.
+#[derive(Default)]
+struct Flushes {
+    turn: Turns,
+    /// How many were asked for.
+    asked: Cell<u64>,
+    /// So many of these had been asked for when the last one that succeeded began.
+    covered: Cell<u64>,
 }
 
 /// How what was written is read.
@@ -102,6 +114,8 @@ impl Overlay {
             direct: false,
         };
         let file = runtime.open(path, options).await?;
+        // What is shown to clients from here on must not go back to something older once they flush it.
+        runtime.settle(&file).await?;
         let length = runtime.length(&file).await?;
         if length != sectors.bytes() {
             let text = format!("the overlay has {length} bytes, its disk {}", sectors.bytes());
@@ -130,6 +144,7 @@ impl Overlay {
             sums,
             presence: RefCell::new(presence),
             turns: Turns::default(),
+            flushes: Flushes::default(),
             latched: Cell::new(false),
         })
     }
@@ -179,11 +194,14 @@ impl Overlay {
                     pieces.push(DataPiece::Bytes(read.freeze()));
                 }
                 (true, Some(sums)) => {
-                    let read = match manner {
-                        Manner::Glance => sums.glance(part).await?,
-                        Manner::Alone => sums.read(part).await?,
-                    };
-                    pieces.push(DataPiece::Bytes(read.freeze()));
+                    // In pieces, so that comparing a long one holds nobody up.
+                    for piece in self::pieces(part) {
+                        let read = match manner {
+                            Manner::Glance => sums.glance(piece).await?,
+                            Manner::Alone => sums.read(piece).await?,
+                        };
+                        pieces.push(DataPiece::Bytes(read.freeze()));
+                    }
                 }
             }
         }
@@ -222,12 +240,26 @@ impl Overlay {
 
     /// Makes everything that was acknowledged before survive a power cut.
     pub async fn flush(&self) -> Result<()> {
+        let flushes = &self.flushes;
+        let number = flushes.asked.get() + 1;
+        flushes.asked.set(number);
+        let _turn = flushes.turn.take(SectorRange::new(0, 1)).await;
         self.check_latch()?;
+        if flushes.covered.get() >= number {
+            return Ok(());
+        }
+        let covered = flushes.asked.get();
+        self.sync().await.map_err(|error| self.latch(error))?;
+        flushes.covered.set(covered);
+        Ok(())
+    }
+
+    async fn sync(&self) -> Result<()> {
         if let Some(sums) = &self.sums {
             // First: these say what blocks held when they were flushed last as well as what they hold now, and blocks do not.
-            sums.sync().await.map_err(|error| self.latch(error))?;
+            sums.sync().await?;
         }
-        self.runtime().sync(&self.file).await.map_err(|error| self.latch(error))
+        self.runtime().sync(&self.file).await
     }
 
     /// Which parts of a range are allocated, in so many runs at most; what is not reads as zeros.
@@ -306,11 +338,32 @@ impl Overlay {
     async fn give_back(&self, blocks: SectorRange) -> Result<()> {
         let parts = self.presence.borrow().lookup(blocks);
         for (part, _) in parts.into_iter().filter(|(_, present)| *present) {
-            self.runtime().zero(&self.file, part.byte_range(), false).await?;
-            self.presence.borrow_mut().remove(part);
-            self.sums.iter().for_each(|sums| sums.forget(part));
+            let zeroed = self.runtime().zero(&self.file, part.byte_range(), false).await;
+            // Also of what failed halfway; and a file system may have written zeros instead, which have no sums yet.
+            let data = self.look_at_holes(part).await.map_err(|error| self.latch(error))?;
+            zeroed?;
+            for left in data {
+                self.put_zeros(left).await?;
+            }
         }
         Ok(())
+    }
+
+    /// Asks the file which blocks of a part have become holes; those that have not.
+    async fn look_at_holes(&self, part: SectorRange) -> Result<Vec<SectorRange>> {
+        let ranges = self.runtime().data_ranges(&self.file, part.byte_range()).await?;
+        let sectors = |bytes: Range<u64>| {
+            SectorRange::new(bytes.start / SECTOR_BYTES, bytes.end.div_ceil(SECTOR_BYTES))
+        };
+        let data: Vec<_> = ranges.into_iter().map(sectors).collect();
+        let mut presence = self.presence.borrow_mut();
+        presence.remove(part);
+        data.iter().for_each(|data| presence.insert(*data));
+        if let Some(sums) = &self.sums {
+            let holes = presence.lookup(part).into_iter().filter(|(_, present)| !present);
+            holes.for_each(|(hole, _)| sums.forget(hole));
+        }
+        Ok(data)
     }
 
     async fn put_zeros(&self, range: SectorRange) -> Result<()> {

@@ -137,13 +137,24 @@ impl OverlaySums {
             doubtful: RefCell::new(present),
             planted,
         };
-        match sums.read_header(Copy::First).await {
-            Err(error) => sums.read_header(Copy::Second).await.map_err(|_| error)?,
-            Ok(()) => {}
-        }
+        sums.check_headers().await?;
         // Which of what is read is durable, nobody knows: all of it is, from here on.
         runtime.settle(&sums.file).await?;
         Ok(Some(sums))
+    }
+
+    /// One of the two is enough, unless one is of a version that only a later build knows.
+    async fn check_headers(&self) -> Result<()> {
+        let [first, second] = [self.read_header(Copy::First).await, self.read_header(Copy::Second).await];
+        match (first, second) {
+            (Err(error), _) | (_, Err(error)) if error.kind() == ErrorKind::Unsupported => Err(error),
+            (Err(error), Err(_)) => Err(error),
+            (Err(error), Ok(())) | (Ok(()), Err(error)) => {
+                tracing::warn!(%error, "one of the two headers of an overlay's sums is damaged; the other one is used");
+                Ok(())
+            }
+            (Ok(()), Ok(())) => Ok(()),
+        }
     }
 
     async fn read_header(&self, copy: Copy) -> Result<()> {
@@ -221,7 +232,9 @@ impl OverlaySums {
         if self.unsynced.borrow().is_empty() {
             return Ok(());
         }
-        self.runtime.sync(&self.file).await?;
+        if !self.planted.is(Bug::OverlaySumsNotSynced) {
+            self.runtime.sync(&self.file).await?;
+        }
         self.unsynced.borrow_mut().clear();
         Ok(())
     }
@@ -265,8 +278,11 @@ impl OverlaySums {
     async fn store(&self, units: &Range<u64>, found: Vec<Found>) -> Result<()> {
         let mut runs: Vec<(u64, Vec<u8>)> = Vec::new();
         for (unit, mut found) in units.clone().zip(found) {
-            let other = found.at.map_or(Copy::First, Copy::other);
-            let to = *self.unsynced.borrow_mut().entry(unit).or_insert(other);
+            let free = match found.at {
+                Some(counts) if self.planted.is(Bug::OverlaySumsInPlace) => counts,
+                counts => counts.map_or(Copy::First, Copy::other),
+            };
+            let to = *self.unsynced.borrow_mut().entry(unit).or_insert(free);
             found.newest.sequence += 1;
             let (at, stored) = (unit_offset(unit, to), found.newest.encode(self.disk, unit));
             match runs.last_mut() {
@@ -311,7 +327,7 @@ impl OverlaySums {
             return Error::corrupt(text).at_path(self.file.path()).at_offset(at);
         }
         let text = format!(
-            "sectors {bad} of the overlay do not match their sums; bits flipped, or the power failed before they were flushed: {MEND}"
+            "sectors {bad} of the overlay do not match their sums; bits flipped in either, or the power failed before they were flushed: {MEND}"
         );
         Error::corrupt(text).at_path(self.overlay.path()).at_offset(bad.start * SECTOR_BYTES)
     }

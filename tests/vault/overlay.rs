@@ -144,6 +144,26 @@ fn trimming_an_untouched_hole_takes_no_space_and_gives_back_what_was_written_the
     assert!(flatten(&pieces).iter().all(|&byte| byte == 0), "what the view holds stays trimmed");
 }
 
+/// File systems give back whole blocks: what is left of a short one would be zeros that have no sums.
+#[test]
+fn a_short_last_block_is_given_back_too() {
+    let mut group = Group::new(&[SECTORS]);
+    group.write(0, SectorRange::new(5, 300), 1);
+    let point = group.publish();
+    let view = block_on(&group.runtime, View::open(&group.vault, point)).expect("sound");
+    let directory = directory();
+    let path = directory.path().join("overlay");
+    let overlay = create(&group, &view, &path);
+    let end = SectorRange::new(1000, SECTORS);
+    block_on(&group.runtime, overlay.write(end, &pattern(end.bytes(), 4), true)).expect("written");
+    block_on(&group.runtime, overlay.zero(SectorRange::new(904, SECTORS), true, false)).expect("trimmed");
+    assert_eq!(overlay.present_bytes(), 0);
+    drop(overlay);
+    let overlay = open(&group, &view, &path);
+    assert_eq!(overlay.present_bytes(), 0);
+    assert_is(&group, &overlay, &group.model[0]);
+}
+
 #[test]
 fn an_overlay_of_another_size_and_a_range_outside_are_refused() {
     let mut group = Group::new(&[SECTORS]);

@@ -20,7 +20,7 @@ const STEPS: u64 = 150;
 /// A process on the simulated disk.
 pub struct Process {
     pub runtime: Rc<Runtime>,
-    id: ProcessId,
+    pub id: ProcessId,
 }
 
 pub fn process(disk: &SimDisk, seed: u64) -> Process {
