@@ -62,7 +62,7 @@ pub struct Kept {
     pub groups: usize,
     /// Their disks.
     pub disks: usize,
-    /// Segments, images with their sums, side files, and overlays with their bases and the sums of these.
+    /// Segments, images with their sums, side files, and overlays and their bases with the sums of both.
     pub files: usize,
     /// Those of them that are segments.
     pub segments: usize,
@@ -85,12 +85,14 @@ impl Kept {
             let sums = names(&group.join(IMAGES)).filter(|name| is_of_sums(name)).count();
             let unsummed = disks.saturating_sub(sums);
             let tests = group.join(TESTS);
-            let overlays: usize = names(&tests).map(|test| names(&tests.join(test)).count()).sum();
+            let is_overlay = |name: &String| Path::new(name).extension().is_some_and(|end| end == "overlay");
+            let overlays = |test: String| names(&tests.join(test)).filter(is_overlay).count();
+            let overlays: usize = names(&tests).map(overlays).sum();
             kept.groups += 1;
             kept.disks += disks;
             kept.segments += segments;
             // Of before there were sums, a disk has none until it is opened.
-            kept.files += segments + (images + unsummed).max(FILES_OF_DISK * disks) + 3 * overlays;
+            kept.files += segments + (images + unsummed).max(FILES_OF_DISK * disks) + 4 * overlays;
         }
         kept
     }
@@ -249,7 +251,13 @@ mod tests {
         }
         assert_eq!(Kept::look(directory.path()), kept);
         std::fs::create_dir_all(group.join(TESTS).join("1")).unwrap();
-        std::fs::write(group.join(TESTS).join("1").join("0.overlay"), "").unwrap();
-        assert_eq!(Kept::look(directory.path()).files, 7 + 5 + 3);
+        for name in ["0.overlay", "0.overlay.sums"] {
+            std::fs::write(group.join(TESTS).join("1").join(name), "").unwrap();
+            assert_eq!(
+                Kept::look(directory.path()).files,
+                7 + 5 + 4,
+                "also of one of before there were sums"
+            );
+        }
     }
 }

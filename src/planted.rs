@@ -109,11 +109,17 @@ pub enum Bug {
     ImageSumsInPlace,
     /// A read whose bytes do not match their sums is refused though a batch has written meanwhile.
     MismatchNotLookedAt,
+    /// What is read from an overlay is not compared with its sums.
+    OverlayUnverified,
+    /// A flush of an overlay does not make its sums durable.
+    OverlaySumsNotSynced,
+    /// Sums of an overlay are written where those are that count.
+    OverlaySumsInPlace,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 51] = [
+    pub const ALL: [Bug; 54] = [
         Bug::AcknowledgeBeforeWritten,
         Bug::VisibleAfterAcknowledged,
         Bug::SyncCoversInFlight,
@@ -165,6 +171,9 @@ impl Bug {
         Bug::ImageSumsNotSettled,
         Bug::ImageSumsInPlace,
         Bug::MismatchNotLookedAt,
+        Bug::OverlayUnverified,
+        Bug::OverlaySumsNotSynced,
+        Bug::OverlaySumsInPlace,
     ];
 }
 

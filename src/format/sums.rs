@@ -366,7 +366,7 @@ impl Block {
 }
 
 /// Keeps a block from passing for another one, or for another disk's.
-fn seed(disk: DiskId, block: u64) -> u64 {
+pub(super) fn seed(disk: DiskId, block: u64) -> u64 {
     let bytes = disk.0.to_le_bytes();
     let low: [u8; 8] = std::array::from_fn(|index| bytes[index]);
     u64::from_le_bytes(low).wrapping_add(block)

@@ -47,6 +47,8 @@ impl Site {
         self.read_beside_destage()?;
         self.damage_images()?;
         self.settle()?;
+        self.damage_overlays()?;
+        self.settle()?;
         if self.random.chance(1, 2) {
             self.damage_alive()?;
             self.settle()?;

@@ -40,6 +40,7 @@ mod image_rot;
 #[cfg(test)]
 mod judge;
 mod loss;
+mod overlay_rot;
 mod plan;
 mod play;
 mod points;
@@ -162,6 +163,10 @@ pub struct Report {
     pub image_rots: u64,
     /// How often reads were refused for these.
     pub image_rots_refused: u64,
+    /// Bits flipped in overlays of test failovers and their sums.
+    pub overlay_rots: u64,
+    /// How often reads were refused for these.
+    pub overlay_rots_refused: u64,
     /// Reads that were under way while what they asked for was written over and destaged.
     pub reads_beside_destage: u64,
     /// Vaults that were repaired,
@@ -224,6 +229,8 @@ impl Report {
         self.raw_rots_found += other.raw_rots_found;
         self.image_rots += other.image_rots;
         self.image_rots_refused += other.image_rots_refused;
+        self.overlay_rots += other.overlay_rots;
+        self.overlay_rots_refused += other.overlay_rots_refused;
         self.reads_beside_destage += other.reads_beside_destage;
         self.repairs += other.repairs;
         self.repairs_refused += other.repairs_refused;

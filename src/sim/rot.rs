@@ -276,13 +276,17 @@ impl Site {
     }
 }
 
-/// Overlays are raw: what nobody sums nobody can tell. Images and bases have sums beside them.
+/// Images and bases are raw and have sums beside them. So have overlays, of which only their test failovers read anything
+/// ([`Site::damage_overlays`]).
 fn has_checksums(path: &Path) -> bool {
     if path.parent().is_some_and(|directory| directory.ends_with("images")) {
         return true;
     }
-    let is_raw = path.extension().is_some_and(|extension| extension == "raw" || extension == "overlay");
     let name = path.file_name().and_then(|name| name.to_str());
+    if name.is_some_and(|name| name.contains(".overlay")) {
+        return false;
+    }
+    let is_raw = path.extension().is_some_and(|extension| extension == "raw");
     !is_raw || matches!(name.and_then(parse_base_name), Some(BaseName::Base(_)))
 }
 

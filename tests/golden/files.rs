@@ -18,6 +18,11 @@ pub fn third(name: &str) -> PathBuf {
     root().join("3").join(name)
 }
 
+/// A file of the fourth one: sums of overlays.
+pub fn fourth(name: &str) -> PathBuf {
+    root().join("4").join(name)
+}
+
 /// Where the sets are.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")

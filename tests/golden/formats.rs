@@ -14,6 +14,7 @@ use afterimage::format::keyring::{self, Keyring};
 use afterimage::format::ladder::{Ladder, Rung};
 use afterimage::format::manifest::{self, Contents, DiskState, Snapshot, Step, StepNumber, WriterSeal};
 use afterimage::format::marker::{Consistency, DiskEntry, Marker};
+use afterimage::format::overlay_sums::{self, Unit};
 use afterimage::format::record::{
     Change, DiskRecord, ForkRecord, GroupRecord, Membership, MergeRecord, PinKind, PinRecord, PointDisk,
     PointRecord, TestUse,
@@ -30,7 +31,7 @@ use afterimage::units::{
     PointId, SectorCount, SectorRange, SegmentSequence, TimelineId, WallNanos, WriterId,
 };
 
-use crate::files::{first, golden, golden_at, of_format, second, third};
+use crate::files::{first, fourth, golden, golden_at, of_format, second, third};
 use crate::{frame_fuzz, keyring_fuzz, run_fuzz, side_fuzz, summary_fuzz, sums_fuzz, vault_fuzz};
 
 fn keys() -> (GroupKeys, SiteKeys) {
@@ -480,4 +481,24 @@ fn sums_of_bases() {
     for (name, bytes) in of_format("sums") {
         assert!(sums_fuzz::place(&bytes), "{name}");
     }
+}
+
+/// The header and a unit of an overlay's sums.
+#[test]
+fn sums_of_overlays() {
+    let disk = DiskId(0x1111_2222_3333_4444_5555_6666_7777_8888);
+    let header = golden_at(&fourth("overlay-sums/header"), &overlay_sums::encode_header(disk));
+    overlay_sums::check_header(&header, disk).expect("its own");
+    let mut unit = Unit { sequence: 258, ..Unit::UNWRITTEN };
+    let content = |sector: u64| [u8::try_from(sector % 5).expect("small"); 512];
+    for sector in 56 * 9..56 * 10 {
+        let place = overlay_sums::place_of(sector);
+        unit.now[place] = sums::sector_sum(sector, &content(sector));
+        unit.before[place] = sums::sector_sum(sector, &content(sector + 1));
+    }
+    (unit.before[7], unit.now[8], unit.before[8]) = (sums::UNKNOWN, sums::UNKNOWN, sums::UNKNOWN);
+    let stored = golden_at(&fourth("overlay-sums/unit"), &unit.encode(disk, 9));
+    assert_eq!(Unit::decode(&stored, disk, 9), Some(unit));
+    let places = overlay_sums::unit_offset(9, sums::Copy::First)..overlay_sums::file_bytes(56 * 10);
+    assert_eq!((places, overlay_sums::unit_offset(9, sums::Copy::Second)), (16_896..24_576, 20_992));
 }

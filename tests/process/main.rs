@@ -41,6 +41,7 @@ mod locked_groups;
 mod metrics;
 mod missing_images;
 mod operations;
+mod overlay_rot;
 mod private;
 mod refusals;
 mod removal;
