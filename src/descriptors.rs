@@ -31,6 +31,9 @@ const OF_DATA_THREAD: usize = 12;
 /// Segments of a group that nobody writes to: one in use, and those that are ready.
 pub const SEGMENTS_AT_REST: usize = 1 + READY;
 
+/// What a disk keeps open: its image, and the sums of that.
+pub const FILES_OF_DISK: usize = 2;
+
 /// Raises the soft limit to the hard one, which is how many there may be then.
 pub fn raise_limit() -> Result<usize> {
     let found = getrlimit(Resource::Nofile);
@@ -59,7 +62,7 @@ pub struct Kept {
     pub groups: usize,
     /// Their disks.
     pub disks: usize,
-    /// Segments, images, side files, and overlays with their bases and the sums of these.
+    /// Segments, images with their sums, side files, and overlays and their bases with the sums of both.
     pub files: usize,
     /// Those of them that are segments.
     pub segments: usize,
@@ -78,12 +81,18 @@ impl Kept {
             let is_checkpoint = |name: &str| Path::new(name).extension() == checkpoint.extension();
             let images = names(&group.join(IMAGES)).filter(|name| !is_checkpoint(name)).count();
             let disks = names(&group.join(IMAGES)).filter(|name| is_checkpoint(name)).count();
+            let is_of_sums = |name: &str| Path::new(name).extension().is_some_and(|end| end == "sums");
+            let sums = names(&group.join(IMAGES)).filter(|name| is_of_sums(name)).count();
+            let unsummed = disks.saturating_sub(sums);
             let tests = group.join(TESTS);
-            let overlays: usize = names(&tests).map(|test| names(&tests.join(test)).count()).sum();
+            let is_overlay = |name: &String| Path::new(name).extension().is_some_and(|end| end == "overlay");
+            let overlays = |test: String| names(&tests.join(test)).filter(is_overlay).count();
+            let overlays: usize = names(&tests).map(overlays).sum();
             kept.groups += 1;
             kept.disks += disks;
             kept.segments += segments;
-            kept.files += segments + images.max(disks) + 3 * overlays;
+            // Of before there were sums, a disk has none until it is opened.
+            kept.files += segments + (images + unsummed).max(FILES_OF_DISK * disks) + 4 * overlays;
         }
         kept
     }
@@ -236,9 +245,19 @@ mod tests {
         }
         std::fs::write(group.join(JOURNAL).join("run-0000000000000000"), "").unwrap();
         let kept = Kept::look(directory.path());
-        assert_eq!(kept, Kept { groups: 1, disks: 2, files: 7 + 3, segments: 7 });
+        assert_eq!(kept, Kept { groups: 1, disks: 2, files: 7 + 5, segments: 7 });
+        for name in ["0.sums", "1.sums"] {
+            std::fs::write(group.join(IMAGES).join(name), "").unwrap();
+        }
+        assert_eq!(Kept::look(directory.path()), kept);
         std::fs::create_dir_all(group.join(TESTS).join("1")).unwrap();
-        std::fs::write(group.join(TESTS).join("1").join("0.overlay"), "").unwrap();
-        assert_eq!(Kept::look(directory.path()).files, 7 + 3 + 3);
+        for name in ["0.overlay", "0.overlay.sums"] {
+            std::fs::write(group.join(TESTS).join("1").join(name), "").unwrap();
+            assert_eq!(
+                Kept::look(directory.path()).files,
+                7 + 5 + 4,
+                "also of one of before there were sums"
+            );
+        }
     }
 }

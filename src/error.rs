@@ -204,3 +204,11 @@ impl std::error::Error for Error {
         self.inner.source.as_ref().map(|source| source as &(dyn std::error::Error + 'static))
     }
 }
+
+/// Whether an error says something of a file that was read, not of who reads it.
+pub fn is_of_the_file(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::Corrupt | ErrorKind::NotFound | ErrorKind::Io | ErrorKind::NoKey | ErrorKind::Unsupported
+    )
+}

@@ -34,6 +34,7 @@ pub mod listen;
 #[cfg(feature = "server")]
 pub mod oracle;
 pub mod planted;
+pub mod pour;
 pub mod protect;
 pub mod random;
 pub mod runtime;
@@ -44,6 +45,7 @@ pub mod sim;
 pub mod site;
 pub mod storage;
 pub mod summary;
+pub mod sums;
 pub mod sync;
 pub mod throttle;
 #[cfg(feature = "server")]

@@ -99,11 +99,27 @@ pub enum Bug {
     SumsNotSynced,
     /// The two copies of a block of sums are written at once.
     SumCopiesTogether,
+    /// What is read from an image is not compared with its sums.
+    ImageUnverified,
+    /// The checkpoint advances before the sums of the image are synced.
+    ImageSumsNotSynced,
+    /// After a failure, an image's sums are written upon what is there as if it were durable.
+    ImageSumsNotSettled,
+    /// A block of an image's sums is written to the place that counts.
+    ImageSumsInPlace,
+    /// A read whose bytes do not match their sums is refused though a batch has written meanwhile.
+    MismatchNotLookedAt,
+    /// What is read from an overlay is not compared with its sums.
+    OverlayUnverified,
+    /// A flush of an overlay does not make its sums durable.
+    OverlaySumsNotSynced,
+    /// Sums of an overlay are written where those are that count.
+    OverlaySumsInPlace,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 46] = [
+    pub const ALL: [Bug; 54] = [
         Bug::AcknowledgeBeforeWritten,
         Bug::VisibleAfterAcknowledged,
         Bug::SyncCoversInFlight,
@@ -150,6 +166,14 @@ impl Bug {
         Bug::BaseUnverified,
         Bug::SumsNotSynced,
         Bug::SumCopiesTogether,
+        Bug::ImageUnverified,
+        Bug::ImageSumsNotSynced,
+        Bug::ImageSumsNotSettled,
+        Bug::ImageSumsInPlace,
+        Bug::MismatchNotLookedAt,
+        Bug::OverlayUnverified,
+        Bug::OverlaySumsNotSynced,
+        Bug::OverlaySumsInPlace,
     ];
 }
 

@@ -28,6 +28,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{
     Buffer, Completion, File, LOCK_PATIENCE, Lock, Op, OpenOptions, Outcome, Slice, Space, Storage, Token,
 };
+use crate::sums::cache::SumsCache;
 use crate::units::{MonotonicNanos, WallNanos};
 
 /// Names a hot-path operation to its owner.
@@ -62,6 +63,7 @@ pub struct Runtime {
     /// Files whose lock another process kept when it was waited for.
     kept_locks: RefCell<HashSet<PathBuf>>,
     woken: Arc<Woken>,
+    sums_cache: RefCell<SumsCache>,
 }
 
 /// Says that a task became ready while tasks were being run. Only this thread sets or reads it.
@@ -120,12 +122,18 @@ impl Runtime {
             completions: RefCell::default(),
             kept_locks: RefCell::default(),
             woken: Arc::default(),
+            sums_cache: RefCell::default(),
         })
     }
 
     /// The storage back end.
     pub fn storage(&self) -> &dyn Storage {
         &*self.storage
+    }
+
+    /// What is kept of the sums of images: one for all of the thread, so that it is bounded.
+    pub fn sums_cache(&self) -> &RefCell<SumsCache> {
+        &self.sums_cache
     }
 
     /// The forward-only clock.

@@ -505,6 +505,7 @@ fn an_empty_directory_is_no_journal_unless_it_stands_beside_images() {
         destaged: Lsn(1 << 32),
         sectors: SectorCount(64),
         resizing_to: None,
+        has_sums: true,
     };
     let mut bytes = vec![0; FILE_BYTES];
     checkpoint.encode(&mut bytes[..4096]);
@@ -530,7 +531,8 @@ fn a_flipped_bit_in_a_checkpoint_beside_a_sound_journal_is_named() {
     let mut bytes = vec![0; FILE_BYTES];
     for (sequence, page) in [2, 3].into_iter().zip(bytes.chunks_mut(4096)) {
         let (disk, timeline, sectors) = (DiskId(9), TimelineId(1), SectorCount(64));
-        Checkpoint { sequence, disk, timeline, destaged: Lsn::ZERO, sectors, resizing_to: None }.encode(page);
+        let (destaged, resizing_to, has_sums) = (Lsn::ZERO, None, true);
+        Checkpoint { sequence, disk, timeline, destaged, sectors, resizing_to, has_sums }.encode(page);
     }
     let verdict = |bytes: &[u8]| {
         fs::write(&path, bytes).expect("written");

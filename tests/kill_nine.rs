@@ -293,7 +293,7 @@ async fn a_stop_under_load_keeps_what_was_acknowledged() {
     assert!(trial.read_disks() == raw, "what is served after the start is what the images hold");
 }
 
-/// The loop must be able to fail: one altered byte and one write that is taken back are both told.
+/// The loop must be able to fail: one altered byte and one write that is taken back are both told, and neither is served.
 #[tokio::test]
 async fn what_is_altered_behind_the_gateway_is_told() {
     use std::os::unix::fs::FileExt;
@@ -334,12 +334,19 @@ async fn what_is_altered_behind_the_gateway_is_told() {
         }
         file.write_all_at(&sector, at).unwrap();
     }
-    trial.recover(0).await;
-    let verdict = trial.judge(&trial.read_disks(), bounds);
+    let verdict = trial.judge(&trial.read_raw_images(), bounds);
     let text = verdict.to_string();
     assert_eq!(verdict.violations_count, 2, "{text}");
     for (write, what) in [(altered, "a torn or altered sector of write"), (lost, "found zeros")] {
         let place = format!("disk {} at byte {}", write.disk, write.range.byte_offset());
         assert!(text.contains(&place) && text.contains(what), "`{place}`, `{what}` in: {text}");
+    }
+    // Clients get neither.
+    trial.recover(0).await;
+    for write in [altered, lost] {
+        let (socket, export) = (trial.gateway.nbd_socket(), &trial.disks[write.disk].export);
+        let read = Image::of_export(&trial.history, write.disk, &socket, export);
+        let refusal = read.err().expect("refused").to_string();
+        assert!(refusal.contains("the device failed"), "{refusal}");
     }
 }

@@ -21,6 +21,7 @@
 //! | 4023, 4995 | a disk was destaged again below its checkpoint, and torn by a power cut | the sweep; no bug undoes it |
 //! | 2580 | a mend left the checkpoint behind an image that had been synced, and began anew for ever | the sweep; no bug undoes it |
 //! | 5439 | of two latched disks, what the one was last to hold was recycled | the sweep; no bug undoes it |
+//! | 4, 6, 10 | the directory of a test failover was never synced, and lost with the power, with all that clients had flushed to it | the sweep; no bug undoes it |
 //! | 10196 | data waited for ever where openings had taken two segments beyond the journal's limit | a unit test of `segments.rs` |
 
 use afterimage::planted::{Bug, Planted};
@@ -69,6 +70,9 @@ fn a_clean_sweep_meets_everything_and_breaks_no_rule() {
         ("verifications", report.verifications),
         ("verifications beside writes", report.verified_beside_writes),
         ("flipped bits in raw files that were found", report.raw_rots_found),
+        ("refusals of what rotted in an image", report.image_rots_refused),
+        ("refusals of what rotted in an overlay", report.overlay_rots_refused),
+        ("reads beside destage", report.reads_beside_destage),
         ("repairs of vaults", report.repairs),
         ("summaries read", report.summaries),
         ("settings of the clock", report.clock_steps),

@@ -518,6 +518,17 @@ fn zeroing_zeroes_what_was_asked(machine: &Machine) {
     }
 }
 
+fn a_short_last_page_is_given_back(machine: &Machine) {
+    let process = machine.process();
+    let file = process.open(&machine.path("short-end"), OpenOptions::CREATE);
+    let length = 8 * KIB + 1536;
+    process.write(&file, 0, pattern(12, length));
+    process.done(Op::Zero { file: file.clone(), range: 8 * KIB..length, keep_allocated: false });
+    assert_eq!(process.length(&file), length);
+    assert_eq!(process.data_ranges(&file, 0..length), std::slice::from_ref(&(0..8 * KIB)));
+    assert!(process.read(&file, 8 * KIB, 1536).iter().all(|&byte| byte == 0));
+}
+
 fn many_operations_complete_once_each(machine: &Machine) {
     const COUNT: u64 = 500;
     let process = machine.process();
@@ -720,6 +731,7 @@ macro_rules! common_suite {
             direct_wants_alignment,
             a_longer_file_is_sparse_and_reads_as_zeros,
             zeroing_zeroes_what_was_asked,
+            a_short_last_page_is_given_back,
             evicting_loses_nothing_that_was_written,
             many_operations_complete_once_each,
             large_transfers_are_whole,

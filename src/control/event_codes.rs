@@ -1,7 +1,7 @@
 //! Every event's code. docs/events.md says of each what it means and what to do; a hook's `on` names them.
 
 /// The codes, by name.
-pub const EVENT_CODES: [&str; 33] = [
+pub const EVENT_CODES: [&str; 34] = [
     "adopted_with_loss",
     "buffers_full",
     "checkpoint_rotten",
@@ -29,6 +29,7 @@ pub const EVENT_CODES: [&str; 33] = [
     "requests_failed",
     "resumed",
     "space_low",
+    "sums_rotten",
     "vault_repaired",
     "verify_done",
     "verify_found",

@@ -21,6 +21,15 @@ pub(super) enum Backing {
     View(Rc<View>, DiskId),
 }
 
+/// Whose bytes an error is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Of {
+    /// The point's: other test failovers, restores and clones meet it as well, and a verification says how much it is.
+    Point,
+    /// What clients of this test failover wrote to it: nobody else has any of it, and it goes with the test failover.
+    Overlay,
+}
+
 impl Backing {
     /// With the overlay at `path`, which is created if it is missing.
     pub(super) async fn with_overlay(path: &Path, view: &Rc<View>, disk: DiskId) -> Result<Backing> {
@@ -39,8 +48,15 @@ impl Backing {
         }
     }
 
-    /// Does what a client asks; `note` is told why it cannot be done.
-    pub(super) async fn answer(&self, request: Request, note: impl FnOnce(&Error)) -> Reply {
+    fn whose(&self, error: &Error) -> Of {
+        match self {
+            Backing::Overlay(overlay) if overlay.is_own(error) => Of::Overlay,
+            Backing::Overlay(_) | Backing::View(..) => Of::Point,
+        }
+    }
+
+    /// Does what a client asks; `note` is told why it cannot be done, and of whose bytes that is to be said.
+    pub(super) async fn answer(&self, request: Request, note: impl FnOnce(&Error, Of)) -> Reply {
         let result = match self {
             Backing::Overlay(overlay) => ask_overlay(overlay, request).await,
             Backing::View(view, disk) => match request {
@@ -57,7 +73,7 @@ impl Backing {
             },
         };
         result.map_err(|error| {
-            note(&error);
+            note(&error, self.whose(&error));
             refusal(&error)
         })
     }

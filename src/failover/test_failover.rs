@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use super::backing::Backing;
+use super::backing::{Backing, Of};
 use crate::block::{Export, Refusal, Reply, Request, TestId, Ticket};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::record::{Change, PinKind, PinRecord, PointRecord, TestUse};
@@ -122,16 +122,17 @@ struct Failures {
     repetition: Repetition,
     events: Vec<TimedEvent>,
     failing: FailingRequests<(TestId, String)>,
-    /// Something stored was not what it should be.
+    /// Something that is stored of the point was not what it should be.
     met_damage: bool,
 }
 
 impl Failures {
-    fn note(&mut self, runtime: &Runtime, (test, disk): (TestId, &str), error: &Error) {
+    fn note(&mut self, runtime: &Runtime, (test, disk): (TestId, &str), (error, of): (&Error, Of)) {
         if matches!(error.kind(), ErrorKind::Invalid | ErrorKind::Shutdown) {
             return;
         }
-        self.met_damage |= error.kind() == ErrorKind::Corrupt;
+        // A vault that is read whole has nothing to say of an overlay.
+        self.met_damage |= error.kind() == ErrorKind::Corrupt && of == Of::Point;
         self.failing.note((test, disk.to_owned()), (runtime.now(), runtime.wall()), error);
         if let Some(times) = self.repetition.failed(runtime.now(), error.kind()) {
             tracing::warn!(%error, times, "requests to a test failover failed");
@@ -281,7 +282,7 @@ impl TestFailovers {
         let (mailbox, failures) = (Rc::clone(&self.mailbox), Rc::clone(&self.failures));
         let runtime = Rc::clone(&self.runtime);
         self.runtime.spawn(async move {
-            let note = |error: &Error| failures.borrow_mut().note(&runtime, (test, &name), error);
+            let note = |error: &Error, of| failures.borrow_mut().note(&runtime, (test, &name), (error, of));
             let reply = backing.answer(request, note).await;
             mailbox.borrow_mut().push_back(Done::Reply(ticket, reply));
         });
@@ -292,7 +293,8 @@ impl TestFailovers {
         std::mem::take(&mut self.failures.borrow_mut().events)
     }
 
-    /// Whether a client was refused bytes that are not what was stored, since this was asked last.
+    /// Whether a client was refused bytes of a point that are not what was stored, since this was asked last. Not what it wrote itself:
+    /// of that the vault knows nothing.
     pub fn take_met_damage(&mut self) -> bool {
         std::mem::take(&mut self.failures.borrow_mut().met_damage)
     }
@@ -376,6 +378,10 @@ async fn prepare(
     let view = View::open(vault, pin.point).await?;
     if !purpose.is_read_only() {
         runtime.create_directory(overlays).await?;
+        if let Some(all_overlays) = overlays.parent() {
+            // What clients flush goes with the directory's name, too.
+            runtime.sync_directory(all_overlays).await?;
+        }
     }
     let mut disks = Vec::new();
     for disk in view.disks() {

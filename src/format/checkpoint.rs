@@ -5,7 +5,7 @@
 //! | offset | size | field |
 //! |---|---|---|
 //! | 0 | 8 | magic `AICHECK\0` |
-//! | 8 | 2 | version = 1 |
+//! | 8 | 2 | version: 2, or 1 of an image that has no sums yet |
 //! | 10 | 6 | zeros |
 //! | 16 | 8 | sum: xxh3-64 of the page, this field taken as zero |
 //! | 24 | 8 | sequence; slot = sequence mod 2 |
@@ -24,8 +24,10 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::units::{DiskId, Lsn, PAGE_BYTES, SectorCount, TimelineId};
 
 const MAGIC: [u8; 8] = *b"AICHECK\0";
-/// The version that this code writes, and the only one that it reads.
-pub const VERSION: u16 = 1;
+/// The version that this code writes. Of those before it, it reads 1.
+pub const VERSION: u16 = 2;
+/// Of an image that has no sums: a program that knows no others would write to an image that has some, and leave these as they are.
+const VERSION_UNSUMMED: u16 = 1;
 /// Length of the file: two slots.
 pub const FILE_BYTES: usize = 2 * PAGE_BYTES;
 
@@ -62,6 +64,8 @@ pub struct Checkpoint {
     /// The length that a resize is about to give it: until that has ended the file may have either, and the manifest says
     /// which it is to be.
     pub resizing_to: Option<SectorCount>,
+    /// Whether the image has sums beside it, which were true when this was stated. It is what the version says.
+    pub has_sums: bool,
 }
 
 impl Checkpoint {
@@ -78,7 +82,8 @@ impl Checkpoint {
         assert_eq!(page.len(), PAGE_BYTES);
         page.fill(0);
         page[..8].copy_from_slice(&MAGIC);
-        page[8..10].copy_from_slice(&VERSION.to_le_bytes());
+        let version = if self.has_sums { VERSION } else { VERSION_UNSUMMED };
+        page[8..10].copy_from_slice(&version.to_le_bytes());
         page[24..32].copy_from_slice(&self.sequence.to_le_bytes());
         page[32..48].copy_from_slice(&self.disk.0.to_le_bytes());
         page[48..64].copy_from_slice(&self.timeline.0.to_le_bytes());
@@ -94,7 +99,7 @@ impl Checkpoint {
     pub fn unknown_version(file: &[u8]) -> Option<u16> {
         let version = |page: &[u8]| {
             let version = u16::from_le_bytes([page[8], page[9]]);
-            (version != VERSION && is_sound(page)).then_some(version)
+            (!is_known(version) && is_sound(page)).then_some(version)
         };
         file.get(..FILE_BYTES)?.chunks(PAGE_BYTES).find_map(version)
     }
@@ -104,7 +109,8 @@ impl Checkpoint {
             |start: usize| u64::from_le_bytes(page[start..start + 8].try_into().expect("eight bytes"));
         let wide =
             |start: usize| u128::from_le_bytes(page[start..start + 16].try_into().expect("sixteen bytes"));
-        let is_ours = page[8..10] == VERSION.to_le_bytes() && is_sound(page);
+        let version = u16::from_le_bytes([page[8], page[9]]);
+        let is_ours = is_known(version) && is_sound(page);
         let checkpoint = Checkpoint {
             sequence: field(24),
             disk: DiskId(wide(32)),
@@ -112,6 +118,7 @@ impl Checkpoint {
             destaged: Lsn(field(64)),
             sectors: SectorCount(field(72)),
             resizing_to: Some(SectorCount(field(80))).filter(|to| to.0 > 0),
+            has_sums: version == VERSION,
         };
         (is_ours && checkpoint.sequence % 2 == slot).then_some(checkpoint)
     }
@@ -140,6 +147,10 @@ impl Checkpoint {
     pub fn newest(file: &[u8]) -> Option<Checkpoint> {
         Checkpoint::slots(file).into_iter().flatten().max_by_key(|checkpoint| checkpoint.sequence)
     }
+}
+
+fn is_known(version: u16) -> bool {
+    matches!(version, VERSION | VERSION_UNSUMMED)
 }
 
 /// Whether a slot holds a statement of any version.
@@ -180,6 +191,7 @@ mod tests {
             destaged: Lsn(10 * sequence),
             sectors: SectorCount(64),
             resizing_to: sequence.is_multiple_of(3).then_some(SectorCount(128)),
+            has_sums: sequence > 1,
         }
     }
 
@@ -209,12 +221,12 @@ mod tests {
             let mut bytes = file(&[statement(1), statement(2)]);
             assert_eq!(Checkpoint::unknown_version(&bytes), None);
             let page = &mut bytes[slot * PAGE_BYTES..][..PAGE_BYTES];
-            page[8] = 2;
+            page[8] = 3;
             assert!(!is_sound(page), "the sum covers it");
             page[16..24].fill(0);
             let sum = xxh3_64(page);
             page[16..24].copy_from_slice(&sum.to_le_bytes());
-            assert_eq!(Checkpoint::unknown_version(&bytes), Some(2));
+            assert_eq!(Checkpoint::unknown_version(&bytes), Some(3));
         }
     }
 

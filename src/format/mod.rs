@@ -11,6 +11,7 @@ pub mod keyring;
 pub mod ladder;
 pub mod manifest;
 pub mod marker;
+pub mod overlay_sums;
 pub mod record;
 pub mod run;
 pub mod side;

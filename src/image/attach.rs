@@ -20,7 +20,7 @@ use crate::units::{DiskId, Lsn, SectorCount};
 /// What a disk's files are at opening.
 pub enum Attached {
     /// All that belongs to the disk.
-    Whole(Image, Sides),
+    Whole(Box<Image>, Sides),
     /// Something is missing, damaged or cannot be read.
     Broken {
         /// What.
@@ -53,7 +53,7 @@ pub async fn attach(
     let (error, destaged) = match Image::open(runtime, directory, disk, size).await {
         Err(error) => (error, Lsn::ZERO),
         Ok(image) => match sides.keep_lacked(runtime, directory, image.destaged()).await {
-            Ok(()) => return Attached::Whole(image, sides),
+            Ok(()) => return Attached::Whole(Box::new(image), sides),
             Err(error) => (error, image.destaged()),
         },
     };
@@ -79,11 +79,11 @@ pub async fn reattach(
             Err(Error::corrupt(text).at_path(image.file.path()))
         }
         Attached::Whole(image, Sides { files, last: last_side, .. }) if !lost(&files).is_empty() => {
-            Ok(Reattached { image, sides: files, last_side })
+            Ok(Reattached { image: *image, sides: files, last_side })
         }
         Attached::Whole(image, Sides { files, last: last_side, .. }) => {
             let directory = directory.to_owned();
-            let work = Mend { directory, image, sectors: size, sides: files, rest: None };
+            let work = Mend { directory, image: *image, sectors: size, sides: files, rest: None };
             Ok(Reattached { image: mend(runtime, work).await?, sides: Vec::new(), last_side })
         }
     }

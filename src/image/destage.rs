@@ -1,16 +1,13 @@
 //! Destage: moves what frozen layers hold into the images ([`Transfer`]), then advances the checkpoints.
 //!
 //! ```text
-//!  layers, oldest first ─▶ merged map per disk ─▶ transfer: read journal, write image ─▶ sync image ─▶ checkpoint
+//!  layers, oldest first ─▶ merged map per disk ─▶ transfer: read journal, write image, then its sums ─▶ sync both ─▶ checkpoint
 //! ```
 //!
 //! The caller hands in only layers whose records are all durable in the journal: an image never gets ahead of it.
 //! One disk's error stops that disk only: its checkpoint stays, and what it lacks stays where it is.
 
-use std::cell::RefCell;
 use std::rc::Rc;
-
-use futures::stream::{self, StreamExt};
 
 use crate::error::Result;
 use crate::extent::{FrozenMap, merge};
@@ -23,8 +20,8 @@ use crate::planted::{Bug, Planted};
 use crate::runtime::Runtime;
 use crate::units::{DiskSlot, Lsn};
 
-/// Operations under way at once.
-const CONCURRENCY: usize = 64;
+/// Layers that are brought into an image at a time, at most: what bounds the memory for the sums of what is brought.
+pub const BATCH_LAYERS_MAX: usize = 16;
 
 /// What one disk gets in a batch.
 pub struct DiskWork {
@@ -95,85 +92,14 @@ impl Destager<'_> {
         }
         // A file that somebody cut short would show zeros where these writes make it longer again.
         image.check_length(self.runtime, image.sectors()).await?;
-        let Destager { runtime, reader, pace, .. } = *self;
-        let transfer = Transfer { runtime, reader, pace, image: &image };
+        let Destager { runtime, reader, pace, through, planted } = *self;
+        let gives_up = false;
+        let transfer = Transfer { runtime, reader, image: &image, through, gives_up, pace, planted };
         transfer.bring(&merged, image.sectors(), written).await?;
-        image.sync(self.runtime, self.through).await?;
+        image.sync(self.runtime, self.through, self.planted).await?;
         if !self.planted.is(Bug::CheckpointBeforeImageSync) {
             image.advance(self.runtime, self.through).await?;
         }
         Ok(image)
-    }
-}
-
-/// Carries out many writes to one image, some at a time, and adds their bytes to `written`. After an error none is
-/// begun any more, but those under way are waited for: one that landed later would undo what a next attempt writes.
-pub(super) async fn pour<F>(writes: impl Iterator<Item = F>, written: &mut u64) -> Result<()>
-where
-    F: Future<Output = Result<u64>>,
-{
-    let failure = RefCell::new(None);
-    stream::iter(writes.take_while(|_| failure.borrow().is_none()))
-        .buffer_unordered(CONCURRENCY)
-        .for_each(|result| {
-            match result {
-                Ok(bytes) => *written += bytes,
-                Err(error) => drop(failure.borrow_mut().get_or_insert(error)),
-            }
-            std::future::ready(())
-        })
-        .await;
-    failure.into_inner().map_or(Ok(()), Err)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::cell::Cell;
-
-    use futures::FutureExt;
-    use futures::channel::oneshot;
-
-    use super::*;
-    use crate::error::Error;
-
-    #[test]
-    fn bytes_are_counted_whatever_fails() {
-        let mut written = 5;
-        let writes = [Ok(512), Ok(0), Ok(4096)].map(std::future::ready);
-        pour(writes.into_iter(), &mut written).now_or_never().expect("all are ready").expect("none failed");
-        assert_eq!(written, 5 + 512 + 4096);
-        let writes = [Ok(512), Err(Error::invalid("first")), Ok(1), Err(Error::invalid("second"))];
-        let result = pour(writes.map(std::future::ready).into_iter(), &mut written).now_or_never();
-        assert!(result.expect("all are ready").expect_err("two failed").to_string().contains("first"));
-        assert_eq!(written, 5 + 512 + 4096 + 512 + 1);
-    }
-
-    #[test]
-    fn after_an_error_nothing_is_begun_and_what_was_begun_is_waited_for() {
-        let (senders, receivers): (Vec<_>, Vec<_>) =
-            (0..2 * CONCURRENCY).map(|_| oneshot::channel::<Result<u64>>()).unzip();
-        let begun = Cell::new(0);
-        let begun = &begun;
-        let writes = receivers.into_iter().map(|receiver| async move {
-            begun.set(begun.get() + 1);
-            receiver.await.expect("nobody gives up")
-        });
-        let mut written = 0;
-        let mut poured = Box::pin(pour(writes, &mut written));
-        assert!(poured.as_mut().now_or_never().is_none());
-        assert_eq!(begun.get(), CONCURRENCY);
-        let mut senders = senders.into_iter();
-        let mut answer = |result| senders.next().expect("there are more").send(result).expect("it waits");
-        answer(Ok(512));
-        assert!(poured.as_mut().now_or_never().is_none());
-        assert_eq!(begun.get(), CONCURRENCY + 1);
-        answer(Err(Error::invalid("no")));
-        (2..CONCURRENCY).for_each(|_| answer(Ok(512)));
-        assert!(poured.as_mut().now_or_never().is_none(), "one is under way");
-        // One may have been asked for before the error was seen.
-        assert!(begun.get() <= CONCURRENCY + 2, "{} begun", begun.get());
-        (CONCURRENCY..begun.get()).for_each(|_| answer(Ok(512)));
-        poured.now_or_never().expect("none is under way").expect_err("one failed");
-        assert_eq!(written, 512 * (begun.get() as u64 - 1));
     }
 }

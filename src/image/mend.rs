@@ -9,21 +9,34 @@
 //!
 //! It is begun anew after any failure or death, since nothing is removed before the checkpoint that makes it needless is
 //! durable. It is the only writer of the image while it runs: a latched disk is not destaged.
+//!
+//! What a disk lacks may be most of the journal. It is brought in runs, each with its sums, so that these take no more memory than
+//! those of a batch of destage.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 
 use crate::error::Result;
 use crate::extent::{FrozenMap, merge};
 use crate::image::Image;
-use crate::image::destage::pour;
+use crate::image::destage::BATCH_LAYERS_MAX;
 use crate::image::pace::Pace;
 use crate::image::side::{self, SideFile, SidePiece};
+use crate::image::sums::Put;
 use crate::image::transfer::Transfer;
 use crate::journal::reader::Reader;
 use crate::journal::segments::Source;
+use crate::planted::Planted;
+use crate::pour::pour;
 use crate::runtime::Runtime;
 use crate::units::{Lsn, SectorCount, SectorRange};
+
+/// Operations under way at once.
+const CONCURRENCY: usize = 64;
+/// Pieces of a side file that are brought at a time, at most.
+const PIECES_A_RUN: usize = 4096;
 
 /// What is to be done.
 pub struct Mend {
@@ -58,11 +71,15 @@ pub async fn mend(runtime: &Rc<Runtime>, mend: Mend) -> Result<Image> {
     let (mut through, mut written) = bring_all(runtime, &image, &sides).await?;
     if let Some(Rest { maps, through: last, reader }) = rest {
         through = through.max(last);
-        let merged = merge(&maps, || runtime.yield_now()).await;
-        let transfer = Transfer { runtime, reader: &reader, image: &image, pace: &Pace::default() };
-        transfer.bring(&merged, image.sectors(), &mut written).await?;
+        let (pace, planted) = (&Pace::default(), Planted::NONE);
+        let transfer =
+            Transfer { runtime, reader: &reader, image: &image, through, gives_up: true, pace, planted };
+        for run in maps.chunks(BATCH_LAYERS_MAX) {
+            let merged = merge(run, || runtime.yield_now()).await;
+            transfer.bring(&merged, image.sectors(), &mut written).await?;
+        }
     }
-    image.sync(runtime, through).await?;
+    image.sync(runtime, through, Planted::NONE).await?;
     image.advance(runtime, through).await?;
     side::remove(runtime, &directory, &sides).await;
     Ok(image)
@@ -73,7 +90,7 @@ pub async fn take(runtime: &Rc<Runtime>, mut image: Image, sides: &[Rc<SideFile>
     image.confirm(runtime).await?;
     image.check_length(runtime, image.sectors()).await?;
     let (through, _) = bring_all(runtime, &image, sides).await?;
-    image.sync(runtime, through).await?;
+    image.sync(runtime, through, Planted::NONE).await?;
     Ok(image)
 }
 
@@ -87,24 +104,50 @@ async fn bring_all(runtime: &Rc<Runtime>, image: &Image, sides: &[Rc<SideFile>])
         // Where the image has been synced already the checkpoint may say so, though its sync failed: then nothing
         // would mend a torn write.
         if side.through() > image.synced() {
-            let writes = side.pieces().map(|(range, piece)| bring(runtime, image, range, piece));
-            pour(writes, &mut written).await?;
+            bring_side(runtime, image, side, &mut written).await?;
         }
     }
     Ok((through, written))
 }
 
-/// Brings one extent of a side file into the image; returns its bytes.
-async fn bring(runtime: &Rc<Runtime>, image: &Image, range: SectorRange, piece: SidePiece) -> Result<u64> {
+/// Brings what one side file holds, run by run; adds the bytes to `written`.
+async fn bring_side(runtime: &Rc<Runtime>, image: &Image, side: &SideFile, written: &mut u64) -> Result<()> {
+    let mut pieces = side.pieces().peekable();
+    while pieces.peek().is_some() {
+        image.sums.begin();
+        let sums = RefCell::new(BTreeMap::new());
+        let run = pieces.by_ref().take(PIECES_A_RUN);
+        let writes = run.map(|(range, piece)| bring(runtime, image, range, piece, &sums));
+        pour(writes, CONCURRENCY, |bytes| *written += bytes).await?;
+        let sums: BTreeMap<SectorRange, Option<Vec<u32>>> = sums.into_inner();
+        let news = sums.iter().map(|(range, sums)| (*range, sums.as_deref()));
+        let (pace, planted) = (&Pace::default(), Planted::NONE);
+        let put = Put { through: side.through(), gives_up: true, pace, planted };
+        image.sums.put(news, &put, written).await?;
+    }
+    Ok(())
+}
+
+/// Brings one extent of a side file into the image, and notes its sums; returns its bytes.
+async fn bring(
+    runtime: &Rc<Runtime>,
+    image: &Image,
+    range: SectorRange,
+    piece: SidePiece,
+    sums: &RefCell<BTreeMap<SectorRange, Option<Vec<u32>>>>,
+) -> Result<u64> {
     match piece {
         SidePiece::Zero { allocated } => {
+            sums.borrow_mut().insert(range, None);
             runtime.zero(&image.file, range.byte_range(), allocated).await?;
             Ok(0)
         }
         SidePiece::Unreadable => unreachable!("a file holds nothing of what it notes"),
         SidePiece::Data(part) => {
             let chunk = runtime.read(&part.file, part.offset, part.bytes).await?;
-            runtime.write(&image.file, range.byte_offset(), part.verified(chunk)?).await?;
+            let data = part.verified(chunk)?;
+            sums.borrow_mut().insert(range, Some(image.sums.of(range.start, &data).collect()));
+            runtime.write(&image.file, range.byte_offset(), data).await?;
             Ok(range.bytes())
         }
     }

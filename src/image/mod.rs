@@ -11,19 +11,28 @@ pub mod mend;
 pub mod pace;
 pub mod resize;
 pub mod side;
+pub mod sums;
 mod transfer;
 
 use std::cell::Cell;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use futures::future::join;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::checkpoint::{self, Checkpoint, FILE_BYTES, offset_of};
+use crate::format::sums::Holes;
+use crate::planted::Planted;
 use crate::runtime::Runtime;
-use crate::storage::{Buffer, Create, File, OpenOptions};
-use crate::units::{DiskId, Lsn, PAGE_BYTES, SectorCount, TimelineId};
+use crate::storage::{Buffer, Create, File, OpenOptions, Slice};
+use crate::sums::builder::SumsBuilder;
+use crate::sums::with_lost;
+use crate::units::{DiskId, Lsn, PAGE_BYTES, SectorCount, SectorRange, TimelineId};
 
 use length::set_disk_length;
+use sums::{ImageSums, sums_path};
 
 /// What to do about a disk that is longer than a file may be.
 pub const TOO_LONG: &str =
@@ -36,6 +45,8 @@ pub struct Image {
     pub disk: DiskId,
     /// Its content.
     pub file: File,
+    /// What its sectors should hold.
+    pub sums: Rc<ImageSums>,
     /// Opened and locked anew for each statement: a disk keeps one file open, not two. The image's lock keeps others out meanwhile,
     /// and a write on its way holds the lock of its own descriptor.
     checkpoint_path: Rc<PathBuf>,
@@ -73,15 +84,24 @@ impl Image {
         let file = runtime.open(image_path(directory, disk), options).await?;
         set_disk_length(runtime, &file, size, TOO_LONG).await?;
         runtime.sync(&file).await?;
+        let sums = ImageSums::create(runtime, directory, (disk, size), Holes::Zeros, file.path()).await?;
         let checkpoint_path = Rc::new(checkpoint_path(directory, disk));
         let checkpoint_file = runtime.open(checkpoint_path.as_path(), options).await?;
         runtime.write(&checkpoint_file, 0, Buffer::zeroed(FILE_BYTES).freeze()).await?;
         // The first statement takes the lock itself.
         drop(checkpoint_file);
-        let checkpoint =
-            Checkpoint { sequence: 0, disk, timeline, destaged: Lsn::ZERO, sectors: size, resizing_to: None };
+        let checkpoint = Checkpoint {
+            sequence: 0,
+            disk,
+            timeline,
+            destaged: Lsn::ZERO,
+            sectors: size,
+            resizing_to: None,
+            has_sums: true,
+        };
         let (in_doubt, rotten_slot, synced) = (false, None, Rc::default());
-        let mut image = Image { disk, file, checkpoint_path, checkpoint, in_doubt, rotten_slot, synced };
+        let mut image =
+            Image { disk, file, sums, checkpoint_path, checkpoint, in_doubt, rotten_slot, synced };
         image.advance(runtime, Lsn::ZERO).await?;
         runtime.sync_directory(directory).await?;
         Ok(image)
@@ -95,13 +115,16 @@ impl Image {
         (disk, timeline): (DiskId, TimelineId),
         size: SectorCount,
         destaged: Lsn,
-        fill: impl AsyncFnOnce(&File) -> Result<()>,
-    ) -> Result<()> {
+        fill: impl AsyncFnOnce(&mut Filling) -> Result<()>,
+    ) -> Result<Image> {
         remove(runtime, directory, disk).await?;
         let mut image = Image::create(runtime, directory, disk, timeline, size).await?;
-        fill(&image.file).await?;
-        image.sync(runtime, destaged).await?;
-        image.advance(runtime, destaged).await
+        let mut filling = Filling { file: image.file.clone(), sums: image.sums.builder().await? };
+        fill(&mut filling).await?;
+        filling.sums.finish().await?;
+        image.sync(runtime, destaged, Planted::NONE).await?;
+        image.advance(runtime, destaged).await?;
+        Ok(image)
     }
 
     /// Opens an image and reads its checkpoint; a resize that was begun comes to its end. Where the checkpoint cannot be had
@@ -130,11 +153,16 @@ impl Image {
         };
         // A resize that is settled states so, under its own lock.
         drop(checkpoint_file);
+        let sums = open_sums(runtime, directory, &checkpoint, &file).await?;
+        let checkpoint = Checkpoint { has_sums: true, ..checkpoint };
         let synced = Rc::new(Cell::new(checkpoint.destaged));
         let rotten_slot = rotten_slot(&checkpoint_path, &bytes);
-        let mut image = Image { disk, file, checkpoint_path, checkpoint, in_doubt, rotten_slot, synced };
+        let mut image =
+            Image { disk, file, sums, checkpoint_path, checkpoint, in_doubt, rotten_slot, synced };
         image.check_length(runtime, size).await?;
         image.settle_size(runtime, size).await?;
+        // What a power cut left of it may be shorter than the checkpoint.
+        image.sums.lengthen(image.sectors()).await?;
         Ok(image)
     }
 
@@ -154,9 +182,16 @@ impl Image {
         self.synced.get()
     }
 
+    /// The parts of a range of bytes that are allocated, or should be by their sums: others are zeros.
+    pub async fn data_ranges(&self, runtime: &Runtime, range: Range<u64>) -> Result<Vec<Range<u64>>> {
+        let data = runtime.data_ranges(&self.file, range.clone()).await?;
+        with_lost(data, range, async |holes| self.sums.nonzero(&holes).await).await
+    }
+
     /// Makes what was written survive a power cut: the records up to `through`.
-    pub async fn sync(&self, runtime: &Rc<Runtime>, through: Lsn) -> Result<()> {
-        runtime.sync(&self.file).await?;
+    pub async fn sync(&self, runtime: &Rc<Runtime>, through: Lsn, planted: Planted) -> Result<()> {
+        let (image, sums) = join(runtime.sync(&self.file), self.sums.sync(planted)).await;
+        image.and(sums)?;
         self.synced.set(self.synced.get().max(through));
         Ok(())
     }
@@ -188,6 +223,39 @@ impl Image {
     }
 }
 
+/// A new image while it is filled with what nobody has written yet.
+pub struct Filling {
+    /// The image: zeros, where nothing is written.
+    pub file: File,
+    sums: SumsBuilder,
+}
+
+impl Filling {
+    /// Notes what was written to it.
+    pub async fn wrote(&mut self, range: SectorRange, data: &Slice) -> Result<()> {
+        self.sums.add(range.start, data).await
+    }
+}
+
+/// Opens the sums of an image. One of before there were any gets some that say nothing yet: whatever is there was not kept while such
+/// a program wrote to the image.
+async fn open_sums(
+    runtime: &Rc<Runtime>,
+    directory: &Path,
+    checkpoint: &Checkpoint,
+    image: &File,
+) -> Result<Rc<ImageSums>> {
+    let (disk, size) = (checkpoint.disk, checkpoint.sectors);
+    if checkpoint.has_sums {
+        let file = open_owned(runtime, &sums_path(directory, disk), "the sums file of the image").await?;
+        return ImageSums::open(runtime, file, disk, image.path()).await;
+    }
+    let sums = ImageSums::create(runtime, directory, (disk, size), Holes::Unchecked, image.path()).await?;
+    runtime.sync_directory(directory).await?;
+    tracing::info!(image = %image.path().display(), "the image gets sums: what is written from now on is compared with them");
+    Ok(sums)
+}
+
 /// The slot in which a bit has flipped. One that may as well be torn is what power cuts leave: the log notes it.
 fn rotten_slot(checkpoint_path: &Path, bytes: &[u8]) -> Option<u8> {
     let bad = Checkpoint::bad_slot(bytes)?;
@@ -209,9 +277,9 @@ async fn open_owned(runtime: &Runtime, path: &Path, what: &str) -> Result<File> 
     }
 }
 
-/// Removes a disk's image, checkpoint and side files; what is missing already is fine.
+/// Removes a disk's image, its sums, checkpoint and side files; what is missing already is fine.
 pub async fn remove(runtime: &Rc<Runtime>, directory: &Path, disk: DiskId) -> Result<()> {
-    for path in [image_path(directory, disk), checkpoint_path(directory, disk)] {
+    for path in [image_path(directory, disk), sums_path(directory, disk), checkpoint_path(directory, disk)] {
         match runtime.remove(&path).await {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             other => other?,

@@ -29,6 +29,7 @@ impl Image {
         self.confirm(runtime).await?;
         let sequence = self.checkpoint.sequence + 1;
         self.put(runtime, Checkpoint { sequence, resizing_to: Some(to), ..self.checkpoint }).await?;
+        self.sums.begin();
         if to > self.checkpoint.sectors {
             // Before it is decided: a file system that takes no file so long has to say so now.
             runtime.set_length(&self.file, to.bytes()).await?;
@@ -43,6 +44,9 @@ impl Image {
             return Ok(());
         }
         self.confirm(runtime).await?;
+        // What a shrink leaves there of sums is written anew with the zeros that a growth begins with.
+        self.sums.lengthen(size).await?;
+        self.sums.begin();
         // Also where it has that length: who extended it may have died before the sync.
         runtime.set_length(&self.file, size.bytes()).await?;
         runtime.sync(&self.file).await?;

@@ -17,14 +17,16 @@ use futures::future::join;
 use crate::error::Result;
 use crate::extent::{Extent, FrozenMap};
 use crate::image::Image;
-use crate::image::destage::pour;
 use crate::image::pace::Pace;
+use crate::image::sums::Put;
 use crate::journal::joined::{Part, cost};
 use crate::journal::reader::Reader;
 use crate::journal::segments::{SegmentIndex, Source};
+use crate::planted::Planted;
+use crate::pour::pour;
 use crate::runtime::Runtime;
 use crate::storage::{Buffer, Slice};
-use crate::units::{SectorCount, SectorRange};
+use crate::units::{Lsn, SECTOR_BYTES, SectorCount, SectorRange, to_usize};
 
 /// What a piece may cost in bytes read.
 const PIECE_BYTES: u64 = 16 << 20;
@@ -32,14 +34,26 @@ const PIECE_BYTES: u64 = 16 << 20;
 const WRITE_BYTES_MAX: u64 = 1 << 20;
 /// Extents after which whoever shares the thread gets a turn.
 const SLICE: usize = 512;
+/// The same for bytes that are summed.
+const SLICE_BYTES: usize = 512 << 10;
+/// The sectors of these.
+const SLICE_SECTORS: usize = SLICE_BYTES / SECTOR_BYTES as usize;
+/// Operations under way at once.
+const CONCURRENCY: usize = 64;
 
 /// From where to where.
 pub(super) struct Transfer<'a> {
     pub(super) runtime: &'a Rc<Runtime>,
     pub(super) reader: &'a Reader,
     pub(super) image: &'a Image,
+    /// The newest record of what is brought.
+    pub(super) through: Lsn,
+    /// Whether sums that their device does not give are done without: [`Put::gives_up`].
+    pub(super) gives_up: bool,
     /// The gate that each operation passes.
     pub(super) pace: &'a Pace,
+    /// A bug to plant.
+    pub(super) planted: Planted,
 }
 
 /// Sectors of the disk, and where a segment holds them.
@@ -47,6 +61,8 @@ pub(super) struct Transfer<'a> {
 struct Held {
     sector: u32,
     range: SectorRange,
+    /// Where the sums of its sectors go among those of all that the map says.
+    sums: u32,
 }
 
 impl Held {
@@ -64,37 +80,68 @@ struct Piece {
 }
 
 impl Transfer<'_> {
-    /// Brings all that `map` says of a disk of `sectors`; adds the bytes of data to `written`, also those before an error.
+    /// Brings all that `map` says of a disk of `sectors`; adds the bytes of data and of sums to `written`, also those
+    /// before an error.
     pub(super) async fn bring(
         &self,
         map: &FrozenMap<Source>,
         sectors: SectorCount,
         written: &mut u64,
     ) -> Result<()> {
-        let (zeros, segments) = self.sort(map, sectors).await;
-        pour(zeros.into_iter().map(|(range, allocated)| self.zero(range, allocated)), written).await?;
+        self.image.sums.begin();
+        let (zeros, segments, count) = self.sort(map, sectors).await;
+        let mut sums = vec![0; count as usize];
+        let zeros = zeros.into_iter().map(|(range, allocated)| self.zero(range, allocated));
+        pour(zeros, CONCURRENCY, |()| ()).await?;
         let mut pieces = segments.into_iter().flat_map(|(segment, held)| pieces_of(segment, held));
         let mut read = self.read_next(&mut pieces).await?;
         while let Some(data) = read {
+            self.note_sums(&data, &mut sums).await;
             let (poured, next) = join(self.write(data, written), self.read_next(&mut pieces)).await;
             poured?;
             read = next?;
         }
-        Ok(())
+        let mut end = 0;
+        let news = map.below(sectors).map(|Extent { range, location }| {
+            let start = end;
+            end += data_sectors(range, location) as usize;
+            (range, (end > start).then(|| &sums[start..end]))
+        });
+        let Transfer { through, gives_up, pace, planted, .. } = *self;
+        self.image.sums.put(news, &Put { through, gives_up, pace, planted }, written).await
     }
 
-    /// What is zeros, and what is data, by the segment that holds it.
+    async fn note_sums(&self, data: &[(Held, Slice)], sums: &mut [u32]) {
+        let mut summed = 0;
+        for (held, bytes) in data {
+            let news = &mut sums[held.sums as usize..][..to_usize(held.range.sectors())];
+            let starts = (held.range.start..).step_by(SLICE_SECTORS);
+            let slices = bytes.chunks(SLICE_BYTES).zip(news.chunks_mut(SLICE_SECTORS));
+            for (start, (bytes, news)) in starts.zip(slices) {
+                news.iter_mut().zip(self.image.sums.of(start, bytes)).for_each(|(old, new)| *old = new);
+                summed += bytes.len();
+                if summed >= SLICE_BYTES {
+                    summed = 0;
+                    self.runtime.yield_now().await;
+                }
+            }
+        }
+    }
+
+    /// What is zeros, and what is data, by the segment that holds it; and how many sectors of data.
     async fn sort(
         &self,
         map: &FrozenMap<Source>,
         sectors: SectorCount,
-    ) -> (Vec<(SectorRange, bool)>, BTreeMap<SegmentIndex, Vec<Held>>) {
+    ) -> (Vec<(SectorRange, bool)>, BTreeMap<SegmentIndex, Vec<Held>>, u32) {
+        let mut sums = 0;
         let mut zeros = Vec::new();
         let mut segments: BTreeMap<SegmentIndex, Vec<Held>> = BTreeMap::new();
         for (count, Extent { range, location }) in map.below(sectors).enumerate() {
             match location {
                 Source::Journal { segment, sector } => {
-                    segments.entry(segment).or_default().push(Held { sector, range });
+                    segments.entry(segment).or_default().push(Held { sector, range, sums });
+                    sums += data_sectors(range, location);
                 }
                 Source::Zero { allocated } => zeros.push((range, allocated)),
             }
@@ -102,32 +149,33 @@ impl Transfer<'_> {
                 self.runtime.yield_now().await;
             }
         }
-        (zeros, segments)
+        (zeros, segments, sums)
     }
 
-    async fn zero(&self, range: SectorRange, allocated: bool) -> Result<u64> {
+    async fn zero(&self, range: SectorRange, allocated: bool) -> Result<()> {
         self.pace.turn().await;
-        self.runtime.zero(&self.image.file, range.byte_range(), allocated).await?;
-        Ok(0)
+        self.runtime.zero(&self.image.file, range.byte_range(), allocated).await
     }
 
     async fn read_next(
         &self,
         pieces: &mut impl Iterator<Item = Piece>,
-    ) -> Result<Option<Vec<(SectorRange, Slice)>>> {
+    ) -> Result<Option<Vec<(Held, Slice)>>> {
         let Some(Piece { segment, held }) = pieces.next() else { return Ok(None) };
         let parts: Vec<Part> = held.iter().map(|held| held.part()).collect();
         let slices = self.reader.read_all(segment, &parts, || self.pace.turn()).await?;
-        Ok(Some(held.into_iter().map(|held| held.range).zip(slices).collect()))
+        Ok(Some(held.into_iter().zip(slices).collect()))
     }
 
-    async fn write(&self, mut data: Vec<(SectorRange, Slice)>, written: &mut u64) -> Result<()> {
+    async fn write(&self, data: Vec<(Held, Slice)>, written: &mut u64) -> Result<()> {
+        let mut data: Vec<_> = data.into_iter().map(|(held, bytes)| (held.range, bytes)).collect();
         data.sort_unstable_by_key(|(range, _)| range.start);
         let neighbours = data.chunk_by(|(before, _), (after, _)| {
             // A boundary that writes do not cross keeps each of them short.
             before.end == after.start && !after.byte_offset().is_multiple_of(WRITE_BYTES_MAX)
         });
-        pour(neighbours.map(|joined| self.write_joined(joined)), written).await
+        let writes = neighbours.map(|joined| self.write_joined(joined));
+        pour(writes, CONCURRENCY, |bytes| *written += bytes).await
     }
 
     /// Writes extents that lie side by side.
@@ -138,6 +186,16 @@ impl Transfer<'_> {
         let bytes = data.len() as u64;
         self.runtime.write(&self.image.file, first.byte_offset(), data).await?;
         Ok(bytes)
+    }
+}
+
+/// Sectors of an extent of which the journal has data: those of one batch are few enough for their sums to be in memory.
+fn data_sectors(range: SectorRange, source: Source) -> u32 {
+    match source {
+        Source::Journal { .. } => {
+            u32::try_from(range.sectors()).expect("what a batch has of data is bounded")
+        }
+        Source::Zero { .. } => 0,
     }
 }
 
@@ -175,7 +233,7 @@ mod tests {
     use super::*;
 
     fn held(sector: u32, start: u64, sectors: u64) -> Held {
-        Held { sector, range: SectorRange::new(start, start + sectors) }
+        Held { sector, range: SectorRange::new(start, start + sectors), sums: 0 }
     }
 
     #[test]

@@ -12,11 +12,11 @@ use std::rc::Rc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::Ranges;
 use crate::format::record::{Change, DiskRecord, ForkRecord, PinKind, PointDisk};
-use crate::image::Image;
+use crate::image::{Filling, Image};
 use crate::protect::loss::{Loss, Terms};
 use crate::protect::open::GroupPlan;
 use crate::runtime::Runtime;
-use crate::storage::{Access, Buffer, File, OpenOptions};
+use crate::storage::{Access, Buffer, OpenOptions};
 use crate::units::{Lsn, SECTOR_BYTES, SectorRange, TimelineId, to_usize};
 use crate::vault::{self, Base, Vault};
 use crate::view::{View, ViewDisk, allocated_pieces, copy_pieces};
@@ -295,18 +295,26 @@ impl Maker<'_> {
         advance: &impl Fn(u64) -> Result<()>,
     ) -> Result<()> {
         let images = self.plan.images();
-        let fill = async |image: &File| match (content, view) {
+        let fill = async |image: &mut Filling| match (content, view) {
             (Content::Viewed(viewed, pieces), Some(view)) => {
-                copy_pieces(view, viewed, pieces, image, advance).await
+                let file = image.file.clone();
+                copy_pieces(view, viewed, pieces, &file, async |piece, data| {
+                    for (range, data) in data {
+                        image.wrote(*range, data).await?;
+                    }
+                    advance(piece.bytes())
+                })
+                .await
             }
             (Content::Viewed(..), None) => unreachable!("a disk of a view has its view"),
             (Content::Based(base, parts), _) => {
-                base.copy_parts(image, &parts, &|_| Ok(())).await?;
+                let file = image.file.clone();
+                base.copy_parts(&file, &parts, async |piece, data| image.wrote(piece, data).await).await?;
                 advance(parts.sectors() * SECTOR_BYTES)
             }
         };
         let named = (disk.id, self.timeline);
-        Image::create_filled(self.runtime, &images, named, disk.sectors, marker, fill).await
+        Image::create_filled(self.runtime, &images, named, disk.sectors, marker, fill).await.map(drop)
     }
 }
 

@@ -9,13 +9,13 @@ use std::rc::Rc;
 use crate::allocation::{AllocationRun, AllocationRuns, Windows};
 use crate::block::{Refusal, Reply, Request, Response, Ticket};
 use crate::error::Result;
+use crate::image::Image;
 use crate::image::side::SidePiece;
 use crate::journal::segments::Source;
 use crate::protect::group::Group;
 use crate::protect::mailbox::Done;
 use crate::protect::place::Place;
 use crate::runtime::Runtime;
-use crate::storage::File;
 use crate::units::{DiskSlot, SectorRange};
 
 /// A client's question.
@@ -77,7 +77,7 @@ impl Group {
         let window = question.windows.next_window().ok_or(Refusal::Invalid)?;
         let disk = self.disks.get(&question.slot).ok_or(Refusal::Shutdown)?;
         disk.check(&Request::Allocation { range: window, runs_max: 1 })?;
-        let image = disk.attached().file.clone();
+        let image = disk.attached().clone();
         let parts = self.places(question.slot, window);
         let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
         self.tasks.spawn(async move {
@@ -114,7 +114,7 @@ impl Group {
 /// The runs of `parts`, where `image` is the disk's; neighbours of one state are joined.
 pub async fn describe(
     runtime: &Rc<Runtime>,
-    image: &File,
+    image: &Image,
     parts: &[(SectorRange, Place)],
 ) -> Result<Vec<AllocationRun>> {
     let mut runs = AllocationRuns::at_most(usize::MAX);
@@ -125,7 +125,7 @@ pub async fn describe(
 /// Adds the runs of `parts`, as far as they are wanted. The image is asked once, for all that lies between its first and its last part.
 async fn describe_into(
     runtime: &Rc<Runtime>,
-    image: &File,
+    image: &Image,
     parts: &[(SectorRange, Place)],
     runs: &mut AllocationRuns,
 ) -> Result<()> {
@@ -135,7 +135,7 @@ async fn describe_into(
     let last = of_image.next_back().or(first);
     let data = match (first, last) {
         (Some(first), Some(last)) => {
-            runtime.data_ranges(image, first.byte_offset()..last.byte_range().end).await?
+            image.data_ranges(runtime, first.byte_offset()..last.byte_range().end).await?
         }
         _ => Vec::new(),
     };

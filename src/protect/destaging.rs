@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::error::ErrorKind;
 use crate::image::Image;
-use crate::image::destage::{Batch, DiskResult, DiskWork, destage};
+use crate::image::destage::{BATCH_LAYERS_MAX, Batch, DiskResult, DiskWork, destage};
 use crate::planted::Bug;
 use crate::protect::disk::Disk;
 use crate::protect::group::{Group, nanos};
@@ -17,8 +17,6 @@ use crate::units::{DiskSlot, Lsn, MonotonicNanos};
 const IDLE_DELAY: Duration = Duration::from_secs(1);
 /// A disk is latched when destaging to it failed this often in a row.
 const FAILURES_MAX: u32 = 2;
-/// Layers that one destage batch takes at most.
-const BATCH_LAYERS_MAX: usize = 16;
 /// Destage goes on beside the guests once less than one part in this many of the journal is free.
 const FREE_PART_PRESSED: u64 = 2;
 

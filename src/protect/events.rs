@@ -96,7 +96,8 @@ pub enum GroupEvent {
         /// The sectors.
         sectors: Ranges,
     },
-    /// Writes that rotted in the journal are lost for good, as somebody accepted: their sectors hold something older.
+    /// Writes that rotted in the journal are lost for good, as somebody accepted: their sectors hold something older, or zeros where the
+    /// image does not match its sums.
     LossAccepted {
         /// The disk's name.
         disk: String,
@@ -112,7 +113,16 @@ pub enum GroupEvent {
         /// and where in it the slot begins.
         offset: u64,
     },
-    /// Requests of clients failed, for a device or for bytes that are not what was stored: told when that begins or changes, and once a
+    /// A copy of the header of the sums of a disk's image was damaged. The other one was used, and it is written anew: nothing is lost.
+    SumsRotten {
+        /// The disk's name.
+        disk: String,
+        /// The sums,
+        path: PathBuf,
+        /// and where in them the copy begins.
+        offset: u64,
+    },
+    /// Requests of clients, or reads for a renewal, failed, for a device or for bytes that are not what was stored: told when that begins or changes, and once a
     /// minute while it goes on.
     RequestsFailed {
         /// Why the newest one did.
@@ -159,6 +169,7 @@ impl GroupEvent {
             GroupEvent::Withheld { .. } => "withheld",
             GroupEvent::LossAccepted { .. } => "loss_accepted",
             GroupEvent::CheckpointRotten { .. } => "checkpoint_rotten",
+            GroupEvent::SumsRotten { .. } => "sums_rotten",
             GroupEvent::RequestsFailed { .. } => "requests_failed",
             GroupEvent::EventsLost { .. } => "events_lost",
         }
@@ -190,6 +201,7 @@ impl GroupEvent {
             | GroupEvent::ClockStepped(_)
             | GroupEvent::LossAccepted { .. }
             | GroupEvent::CheckpointRotten { .. }
+            | GroupEvent::SumsRotten { .. }
             | GroupEvent::EventsLost { .. } => Gravity::Warning,
             GroupEvent::HistoryCannotShrink
             | GroupEvent::DiskLacking { .. }
@@ -262,7 +274,7 @@ impl GroupEvent {
                 ranges(sectors)
             ),
             GroupEvent::LossAccepted { disk, sectors } => format!(
-                "writes to sectors {} of disk {disk} are lost, as was accepted: they hold something older",
+                "writes to sectors {} of disk {disk} are lost, as was accepted: they hold something older, or zeros",
                 ranges(sectors)
             ),
             GroupEvent::CheckpointRotten { disk, path, offset } => format!(
@@ -270,8 +282,13 @@ impl GroupEvent {
                  lost; a device that flips bits flips others: replace it",
                 path.display()
             ),
+            GroupEvent::SumsRotten { disk, path, offset } => format!(
+                "bits have flipped in the header of the sums of disk {disk}'s image: {} at byte {offset}: its other copy was used, \
+                 and nothing is lost; a device that flips bits flips others: replace it",
+                path.display()
+            ),
             GroupEvent::RequestsFailed { error, times } => {
-                format!("{} of clients failed: {error}", counted(*times, "request"))
+                format!("{} failed: {error}", counted(*times, "request"))
             }
             GroupEvent::EventsLost { count } => {
                 format!("{} up to here that nobody took in time; the log has them", counted(*count, "lost event"))
@@ -341,11 +358,16 @@ impl Group {
         self.events.push(told);
     }
 
-    /// Says that a disk's checkpoint had rotted when its image was opened, if so.
+    /// Says that a disk's checkpoint, or the header of the sums of its image, had rotted when the image was opened, if so.
     pub(super) fn tell_of_rot(&mut self, slot: DiskSlot, image: &Image) {
-        if let (Some(disk), Some((path, offset))) = (self.disks.get(&slot), image.rot()) {
-            let (disk, path) = (disk.record.name.clone(), path.to_owned());
+        let Some(disk) = self.disks.get(&slot).map(|disk| disk.record.name.clone()) else { return };
+        if let Some((path, offset)) = image.rot() {
+            let (disk, path) = (disk.clone(), path.to_owned());
             self.tell(GroupEvent::CheckpointRotten { disk, path, offset });
+        }
+        if let Some((path, offset)) = image.sums.rot() {
+            let path = path.to_owned();
+            self.tell(GroupEvent::SumsRotten { disk, path, offset });
         }
     }
 

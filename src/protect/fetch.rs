@@ -14,9 +14,13 @@ use std::ops::Range;
 
 use crate::block::DataPiece;
 use crate::error::Result;
+use crate::format::sums::by_block;
+use crate::image::Image;
 use crate::image::side::ChunkPart;
+use crate::image::sums::Verdict;
 use crate::journal::reader::PayloadRead;
 use crate::planted::Planted;
+use crate::protect::checks::{Checks, SumsRead};
 use crate::storage::{Buffer, File, Op, Slice};
 use crate::units::{SectorRange, to_usize};
 
@@ -27,8 +31,10 @@ const KEPT_PART: usize = 2;
 
 /// Where bytes are stored that a read wants.
 pub(super) enum Stored {
-    /// In an image, which is read as it is.
+    /// In an image: it is compared with its sums once these are there, too.
     Image(File, SectorRange),
+    /// The sums of an image.
+    Sums(SumsRead),
     /// In a record of the journal.
     Payload(PayloadRead),
     /// In a chunk of a side file.
@@ -39,7 +45,7 @@ impl Stored {
     /// What is fetched once, however many parts of it are wanted.
     fn key(&self) -> Option<(usize, u64)> {
         match self {
-            Stored::Image(..) => None,
+            Stored::Image(..) | Stored::Sums(_) => None,
             Stored::Payload(read) => Some(read.place()),
             Stored::Chunk(part) => Some((part.file.identity(), part.offset)),
         }
@@ -49,6 +55,7 @@ impl Stored {
     fn bytes(&self) -> usize {
         match self {
             Stored::Image(_, range) => to_usize(range.bytes()),
+            Stored::Sums(read) => read.bytes(),
             Stored::Payload(read) => read.payload_bytes(),
             Stored::Chunk(part) => part.bytes,
         }
@@ -58,6 +65,7 @@ impl Stored {
     fn within(&self) -> Range<usize> {
         match self {
             Stored::Image(_, range) => 0..to_usize(range.bytes()),
+            Stored::Sums(_) => 0..0,
             Stored::Payload(read) => read.within(),
             Stored::Chunk(part) => part.within(),
         }
@@ -66,6 +74,7 @@ impl Stored {
     fn operation(&self) -> Op {
         let (file, offset) = match self {
             Stored::Image(file, range) => (file, range.byte_offset()),
+            Stored::Sums(read) => return read.operation(),
             Stored::Payload(read) => return read.operation(),
             Stored::Chunk(part) => (&part.file, part.offset),
         };
@@ -74,7 +83,7 @@ impl Stored {
 
     fn verified(&self, buffer: Buffer, planted: Planted) -> Result<Buffer> {
         match self {
-            Stored::Image(..) => Ok(buffer),
+            Stored::Image(..) | Stored::Sums(_) => Ok(buffer),
             Stored::Payload(read) => read.open(buffer, planted),
             Stored::Chunk(part) => part.open(buffer),
         }
@@ -86,6 +95,12 @@ struct Fetch {
     stored: Stored,
     /// The pieces of the answer that it brings, and where they are in it.
     parts: Vec<(usize, Range<usize>)>,
+}
+
+impl Fetch {
+    fn of_sums(read: SumsRead) -> Fetch {
+        Fetch { stored: Stored::Sums(read), parts: Vec::new() }
+    }
 }
 
 /// A piece of an answer.
@@ -108,6 +123,8 @@ pub(super) struct Assembly {
     ended: usize,
     /// Copies of parts, by which block of the answer they are in.
     blocks: BTreeMap<usize, Buffer>,
+    /// What comes from an image, and its sums.
+    checks: Option<Checks>,
 }
 
 impl Assembly {
@@ -115,6 +132,14 @@ impl Assembly {
     pub(super) fn add_here(&mut self, data: DataPiece) {
         let bytes = to_usize(data.bytes());
         self.add(bytes, Piece::Here(data));
+    }
+
+    /// Adds what has to be fetched of an image, with the sums that it takes.
+    pub(super) fn add_image(&mut self, image: &Image, range: SectorRange) {
+        let checks = self.checks.get_or_insert_with(|| Checks::new(&image.sums));
+        let wanted: Vec<_> = by_block(range).filter_map(|(block, _)| checks.want(block)).collect();
+        self.fetches.extend(wanted.into_iter().map(Fetch::of_sums));
+        self.add_stored(Stored::Image(image.file.clone(), range));
     }
 
     /// Adds what has to be fetched.
@@ -166,10 +191,18 @@ impl Assembly {
         self.ended += 1;
         let Fetch { stored, parts } = &mut self.fetches[number];
         let parts = std::mem::take(parts);
+        if let (Stored::Sums(read), Some(checks)) = (&*stored, &mut self.checks) {
+            let instead = checks.take_sums(read, result.as_deref().ok());
+            self.fetches.extend(instead.into_iter().map(Fetch::of_sums));
+            return Ok(());
+        }
         let buffer = stored.verified(result?, planted)?;
         let wanted: usize = parts.iter().map(|(_, within)| within.len()).sum();
         if wanted * KEPT_PART >= buffer.len() {
             let all = buffer.freeze();
+            if let (Stored::Image(_, range), Some(checks)) = (&*stored, &mut self.checks) {
+                checks.take_bytes(*range, all.clone());
+            }
             for (piece, within) in parts {
                 self.pieces[piece].1 = Piece::Here(DataPiece::Bytes(all.slice(within)));
             }
@@ -193,6 +226,11 @@ impl Assembly {
             gathered[start..end].copy_from_slice(bytes);
             Piece::Gathered
         };
+    }
+
+    /// Whether what comes from an image is what should be there.
+    pub(super) fn judge(&self, planted: Planted) -> Verdict {
+        self.checks.as_ref().map_or(Verdict::Sound, |checks| checks.judge(planted))
     }
 
     /// The answer: neighbours that were copied together are one piece.

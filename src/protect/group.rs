@@ -37,7 +37,7 @@ use crate::protect::layers::{Layer, Layers};
 use crate::protect::mailbox::Mailbox;
 use crate::protect::open::GroupPlan;
 use crate::protect::publisher::Job;
-use crate::protect::reads::{OPERATION_READ, Reads};
+use crate::protect::reads::{Ended, OPERATION_READ, Reads};
 use crate::protect::repair::Repairing;
 use crate::protect::repetition::Repetition;
 use crate::protect::requests::{Barrier, WriteInFlight};
@@ -325,8 +325,10 @@ impl Group {
     pub fn handle(&mut self, event: Event) {
         let operation = event.tag.operation;
         if operation & OPERATION_READ != 0 {
-            if let Some((ticket, reply)) = self.reads.handle(operation, event.result) {
-                self.answer_read(ticket, reply);
+            match self.reads.handle(operation, event.result) {
+                Some(Ended::Answered(ticket, reply)) => self.answer_read(ticket, reply),
+                Some(Ended::Again(ticket, slot, range)) => self.read_again(ticket, slot, range),
+                None => {}
             }
             if let Some((slot, error)) = self.reads.take_failure() {
                 self.note_failed_request(slot, &error);

@@ -7,6 +7,7 @@
 
 use crate::extent::Extent;
 use crate::journal::segments::Source;
+use crate::protect::disk::Care;
 use crate::protect::group::Group;
 
 /// A layer is frozen when it takes this part of the limit, so that there are several to let go of.
@@ -33,9 +34,15 @@ impl Group {
     /// Whether writes are to wait until maps give memory back.
     pub(super) fn are_maps_full(&self) -> bool {
         let is_over = self.map_bytes > self.settings.plan.map_bytes_max;
-        let gives_back = !self.layers.is_destaged()
-            || self.layers.first_held().is_some()
-            || !(self.vaulted_all() || self.vault_failed.is_some());
-        is_over && gives_back
+        is_over && self.gives_maps_back()
+    }
+
+    fn gives_maps_back(&self) -> bool {
+        !self.layers.is_destaged()
+            || !(self.vaulted_all() || self.vault_failed.is_some())
+            || self.disks.iter().any(|(&slot, disk)| {
+                // What is held of a renewal goes once all of it is in the journal: waiting for that would keep the rest of it out.
+                disk.care != Care::Renewing && self.layers.held(slot).is_some()
+            })
     }
 }

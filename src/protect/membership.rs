@@ -10,14 +10,14 @@ use std::time::Duration;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::ladder::Ladder;
 use crate::format::record::{Change, DiskRecord};
-use crate::image::{self, Image};
+use crate::image::{self, Filling, Image};
 use crate::protect::disk::Disk;
 use crate::protect::events::GroupEvent;
 use crate::protect::group::{Callback, Group};
 use crate::protect::mailbox::Done;
 use crate::runtime::Runtime;
 use crate::storage::OpenOptions;
-use crate::units::{DiskId, DiskSlot, SectorCount, TimelineId};
+use crate::units::{DiskId, DiskSlot, Lsn, SectorCount, TimelineId};
 use crate::vault::Vault;
 
 /// What a new disk holds at first.
@@ -189,12 +189,19 @@ impl Files<'_> {
         // It is copied twice: into the base, and from there into the image.
         let total = 2 * data.iter().map(|range| range.end - range.start).sum::<u64>();
         bases.import(self.id, self.size, &source, |done| progress(done, total)).await?;
-        let image = Image::create(self.runtime, self.images, self.id, self.timeline, self.size).await?;
         let base = bases.open(self.id).await?;
-        let half = total / 2;
-        base.copy_to(&image.file, self.size.bytes(), &|done| progress(half + done, total)).await?;
-        self.runtime.sync(&image.file).await?;
-        Ok(image)
+        let (bytes, mut done) = (self.size.bytes(), total / 2);
+        let fill = async |image: &mut Filling| {
+            let file = image.file.clone();
+            base.copy_to(&file, bytes, async |piece, data| {
+                done += piece.bytes();
+                image.wrote(piece, data).await?;
+                progress(done, total)
+            })
+            .await
+        };
+        let named = (self.id, self.timeline);
+        Image::create_filled(self.runtime, self.images, named, self.size, Lsn::ZERO, fill).await
     }
 
     /// Removes what a failed attempt left; what cannot be removed now is removed at the next opening.

@@ -8,6 +8,7 @@
 
 pub mod adopt;
 pub mod allocation;
+mod checks;
 pub mod clock;
 mod destaging;
 pub mod disk;

@@ -233,7 +233,7 @@ async fn open_disk(
     let what = (record.id, record.sectors);
     let sides = names.open(runtime, &images, record.id, keys).await;
     let (mut image, Sides { files: sides, last, .. }) = match attach(runtime, &images, what, sides).await {
-        Attached::Whole(image, sides) => (image, sides),
+        Attached::Whole(image, sides) => (*image, sides),
         Attached::Broken { error, stored, last_side } => {
             tracing::error!(disk = %record.name, %error, "the disk's files cannot be had: the disk is latched");
             return Disk::detached(record, stored, last_side, &error);

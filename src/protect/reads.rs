@@ -1,7 +1,8 @@
 //! Reads in flight: each is cut into pieces by where its bytes are, and answered when the last piece is there.
 //!
 //! A read pins the segments that it reads, so that recycling waits for it. What comes from the journal is verified by
-//! `journal::reader`, what comes from a side file by its sum; what comes from an image cannot be.
+//! `journal::reader`, what comes from a side file by its sum, what comes from an image by its sums: where that does not match, and the
+//! image has been written to since the read's places were looked up, they are [looked up again](Ended::Again).
 //!
 //! However many pieces the reads have, and however much has to be fetched for each ([`super::fetch`]), what is under way for all of
 //! them together is bounded, and they take turns: one that needs a lot holds up nobody else.
@@ -13,7 +14,9 @@ use slab::Slab;
 
 use crate::block::{DataPiece, Refusal, Reply, Response, Ticket};
 use crate::error::{Error, Result};
+use crate::image::Image;
 use crate::image::side::SidePiece;
+use crate::image::sums::Verdict;
 use crate::journal::cache::FrameCache;
 use crate::journal::reader::{Located, locate};
 use crate::journal::segments::{Segments, Source};
@@ -21,7 +24,7 @@ use crate::planted::Planted;
 use crate::protect::fetch::{Assembly, Stored};
 use crate::protect::place::Place;
 use crate::runtime::{Runtime, Tag};
-use crate::storage::{File, Outcome};
+use crate::storage::Outcome;
 use crate::units::{DiskSlot, SectorRange, to_usize};
 
 /// Marks the operations of reads among those of a group.
@@ -45,8 +48,17 @@ pub struct Reads {
 struct Read {
     ticket: Ticket,
     slot: DiskSlot,
+    range: SectorRange,
     assembly: Assembly,
     failure: Option<Error>,
+}
+
+/// How a read ended.
+pub enum Ended {
+    /// With an answer.
+    Answered(Ticket, Reply),
+    /// Its bytes may be half of what was there and half of what is: it has to be started anew.
+    Again(Ticket, DiskSlot, SectorRange),
 }
 
 impl Reads {
@@ -77,7 +89,7 @@ impl Reads {
         &mut self,
         ticket: Ticket,
         parts: &[(SectorRange, Place)],
-        (slot, image): (DiskSlot, &File),
+        (slot, image): (DiskSlot, &Image),
         segments: &Segments,
         cache: &FrameCache,
     ) -> Option<Reply> {
@@ -91,7 +103,8 @@ impl Reads {
         if assembly.is_whole() {
             return Some(Ok(Response::Data(assembly.into_pieces())));
         }
-        let key = self.in_flight.insert(Read { ticket, slot, assembly, failure: None });
+        let range = SectorRange::new(parts[0].0.start, parts[parts.len() - 1].0.end);
+        let key = self.in_flight.insert(Read { ticket, slot, range, assembly, failure: None });
         self.waiting.push_back(key);
         self.begin_waiting();
         None
@@ -120,28 +133,38 @@ impl Reads {
         self.failure.take()
     }
 
-    /// Takes an operation's completion; returns the answer if it was the last one of its read.
-    pub fn handle(&mut self, operation: u64, result: Result<Outcome>) -> Option<(Ticket, Reply)> {
+    /// Takes an operation's completion; tells how its read ended if it was the last one of it.
+    pub fn handle(&mut self, operation: u64, result: Result<Outcome>) -> Option<Ended> {
         let operation = operation & !OPERATION_READ;
         let key = to_usize(operation >> FETCH_BITS);
         let number = to_usize(operation & ((1 << FETCH_BITS) - 1));
         let read = self.in_flight.get_mut(key).expect("a read stays until its last operation");
         self.under_way_bytes -= read.assembly.fetch_bytes(number);
         let result = result.map(Outcome::into_buffer);
+        let is_waiting = read.assembly.has_next();
         if let Err(error) = read.assembly.take(number, result, self.planted) {
             read.failure = Some(error);
         }
+        if read.assembly.has_next() && !is_waiting {
+            self.waiting.push_back(key);
+        }
         let ended = read.assembly.is_whole().then(|| self.in_flight.remove(key));
         self.begin_waiting();
-        let Read { ticket, slot, assembly, failure } = ended?;
-        let reply = match failure {
+        let Read { ticket, slot, range, assembly, failure } = ended?;
+        let verdict = if failure.is_some() { Verdict::Sound } else { assembly.judge(self.planted) };
+        let damage = match verdict {
+            Verdict::Sound => None,
+            Verdict::Overwritten => return Some(Ended::Again(ticket, slot, range)),
+            Verdict::Damaged(damage) => damage.into_iter().next().map(|(_, error)| error),
+        };
+        let reply = match failure.or(damage) {
             Some(error) => {
                 self.failure = Some((slot, error));
                 Err(Refusal::Io)
             }
             None => Ok(Response::Data(assembly.into_pieces())),
         };
-        Some((ticket, reply))
+        Some(Ended::Answered(ticket, reply))
     }
 }
 
@@ -150,7 +173,7 @@ fn add(
     assembly: &mut Assembly,
     range: SectorRange,
     place: &Place,
-    image: &File,
+    image: &Image,
     segments: &Segments,
     cache: &FrameCache,
 ) {
@@ -166,6 +189,6 @@ fn add(
         }
         Place::Side(SidePiece::Unreadable) => unreachable!("refused before"),
         Place::Side(SidePiece::Data(part)) => assembly.add_stored(Stored::Chunk(part.clone())),
-        Place::Image => assembly.add_stored(Stored::Image(image.clone(), range)),
+        Place::Image => assembly.add_image(image, range),
     }
 }

@@ -19,7 +19,9 @@ use bytes::Bytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::Ranges;
 use crate::format::frame::RECORD_PAYLOAD_BYTES_MAX;
+use crate::image::Image;
 use crate::image::side::SidePiece;
+use crate::image::sums::Verdict;
 use crate::journal::reader::Reader;
 use crate::journal::segments::Source;
 use crate::journal::writer::Entry;
@@ -32,7 +34,7 @@ use crate::protect::mailbox::Done;
 use crate::protect::place::Place;
 use crate::protect::retry::RETRY_DELAY;
 use crate::runtime::Runtime;
-use crate::storage::File;
+use crate::storage::Buffer;
 use crate::units::{DiskSlot, Lsn, MonotonicNanos, SECTOR_BYTES, SectorRange, to_usize};
 
 /// Sectors of a piece, at most: a record's.
@@ -50,6 +52,8 @@ pub(super) enum Held {
     Bytes(Bytes),
     /// It has no space there, and reads as zeros.
     Hole,
+    /// The image was written to meanwhile: it is to be looked up again.
+    Overwritten,
     /// More than a record takes: it is read in parts.
     Much,
 }
@@ -197,7 +201,8 @@ impl Group {
         let piece = renewal.pieces.pop().expect("there is one");
         (renewal.reading, renewal.due) = (Some((piece, false)), None);
         let (keeps_holes, piece_sectors) = (renewal.keeps_holes, renewal.piece_sectors);
-        let image = disk.attached().file.clone();
+        let image = disk.attached().clone();
+        let epoch = image.sums.epoch();
         // An image that took all but what is lost has what is to be written; over it are the notes.
         let parts = if is_acceptance { vec![(piece, Place::Image)] } else { self.places(slot, piece) };
         let (runtime, reader, mailbox) = (Rc::clone(&self.runtime), self.reader(), Rc::clone(&self.mailbox));
@@ -206,7 +211,10 @@ impl Group {
             let result = match keeps_holes && (is_forgetful || is_hole(&runtime, &image, &parts).await) {
                 true => Ok(Held::Hole),
                 false if piece.sectors() > piece_sectors => Ok(Held::Much),
-                false => read(&runtime, &reader, &image, &parts).await.map(Held::Bytes),
+                false => {
+                    let (runtime, reader, image, is_lost) = (&runtime, &reader, &image, is_acceptance);
+                    Places { runtime, reader, image, epoch, is_lost }.read(&parts).await
+                }
             };
             mailbox.borrow_mut().push_back(Done::Renewed(slot, piece, result));
         });
@@ -222,6 +230,7 @@ impl Group {
         let is_disturbed = renewal.reading.take().is_some_and(|(_, is_disturbed)| is_disturbed);
         match result {
             Ok(Held::Much) => renewal.split(piece),
+            Ok(Held::Overwritten) => renewal.split(piece),
             Ok(_) if is_disturbed => renewal.split(piece),
             Ok(Held::Bytes(payload)) => {
                 renewal.queued += 1;
@@ -243,8 +252,10 @@ impl Group {
             }
             Err(error) => {
                 tracing::warn!(group = %self.name, disk = %disk.record.name, %error, "what points lack of a disk cannot be read yet");
-                renewal.pieces.push(piece);
+                // The others come first: one that stays so must not keep the rest from the points.
+                renewal.pieces.insert(0, piece);
                 renewal.due = Some(MonotonicNanos(now.0 + nanos(RETRY_DELAY)));
+                self.note_failed_request(slot, &error);
             }
         }
     }
@@ -281,37 +292,69 @@ impl Group {
 }
 
 /// Whether the disk has no space at `parts`; where that cannot be told, they are read.
-async fn is_hole(runtime: &Rc<Runtime>, image: &File, parts: &[(SectorRange, Place)]) -> bool {
+async fn is_hole(runtime: &Rc<Runtime>, image: &Image, parts: &[(SectorRange, Place)]) -> bool {
     let runs = allocation::describe(runtime, image, parts).await;
     runs.is_ok_and(|runs| runs.iter().all(|run| !run.allocated))
 }
 
-/// What the disk holds at `parts`.
-async fn read(
-    runtime: &Rc<Runtime>,
-    reader: &Reader,
-    image: &File,
-    parts: &[(SectorRange, Place)],
-) -> Result<Bytes> {
-    let mut bytes = Vec::with_capacity(to_usize(parts.iter().map(|(range, _)| range.bytes()).sum()));
-    for (range, place) in parts {
-        let length = to_usize(range.bytes());
-        match place {
-            Place::Layer(Source::Zero { .. }) | Place::Side(SidePiece::Zero { .. }) => {
-                bytes.resize(bytes.len() + length, 0);
+/// Where a disk's bytes are read.
+struct Places<'a> {
+    runtime: &'a Rc<Runtime>,
+    reader: &'a Reader,
+    image: &'a Image,
+    /// When the places were looked up.
+    epoch: u64,
+    /// It is accepted that what is read is lost: what the image has instead is taken, and zeros where that is damaged, too.
+    is_lost: bool,
+}
+
+impl Places<'_> {
+    /// What the disk holds at `parts`.
+    async fn read(&self, parts: &[(SectorRange, Place)]) -> Result<Held> {
+        let mut bytes = Vec::with_capacity(to_usize(parts.iter().map(|(range, _)| range.bytes()).sum()));
+        for (range, place) in parts {
+            let length = to_usize(range.bytes());
+            match place {
+                Place::Layer(Source::Zero { .. }) | Place::Side(SidePiece::Zero { .. }) => {
+                    bytes.resize(bytes.len() + length, 0);
+                }
+                Place::Layer(Source::Journal { segment, sector }) => {
+                    bytes.extend_from_slice(&self.reader.read(*segment, *sector, range.sectors()).await?);
+                }
+                Place::Side(SidePiece::Data(part)) => {
+                    let chunk = self.runtime.read(&part.file, part.offset, part.bytes).await?;
+                    bytes.extend_from_slice(&part.verified(chunk)?);
+                }
+                Place::Side(SidePiece::Unreadable) => {
+                    return Err(Error::new(ErrorKind::Corrupt, "a record of the disk is lost"));
+                }
+                Place::Image => match self.read_image(*range).await? {
+                    Some(data) => bytes.extend_from_slice(&data),
+                    None => return Ok(Held::Overwritten),
+                },
             }
-            Place::Layer(Source::Journal { segment, sector }) => {
-                bytes.extend_from_slice(&reader.read(*segment, *sector, range.sectors()).await?);
-            }
-            Place::Side(SidePiece::Data(part)) => {
-                let chunk = runtime.read(&part.file, part.offset, part.bytes).await?;
-                bytes.extend_from_slice(&part.verified(chunk)?);
-            }
-            Place::Side(SidePiece::Unreadable) => {
-                return Err(Error::new(ErrorKind::Corrupt, "a record of the disk is lost"));
-            }
-            Place::Image => bytes.extend_from_slice(&runtime.read(image, range.byte_offset(), length).await?),
         }
+        Ok(Held::Bytes(Bytes::from(bytes)))
     }
-    Ok(Bytes::from(bytes))
+
+    /// Fails where it is not what was written: damage is not to become a write.
+    async fn read_image(&self, range: SectorRange) -> Result<Option<Buffer>> {
+        let file = &self.image.file;
+        let mut data = self.runtime.read(file, range.byte_offset(), to_usize(range.bytes())).await?;
+        match self.image.sums.check(self.epoch, range, &data).await? {
+            Verdict::Sound => {}
+            Verdict::Overwritten => return Ok(None),
+            Verdict::Damaged(damaged) if self.is_lost => {
+                for (sectors, error) in damaged {
+                    tracing::warn!(%error, "what is lost becomes zeros: the image has nothing to put in its place");
+                    let start = to_usize((sectors.start - range.start) * SECTOR_BYTES);
+                    data[start..start + to_usize(sectors.bytes())].fill(0);
+                }
+            }
+            Verdict::Damaged(damaged) => {
+                return Err(damaged.into_iter().next().expect("there is one, at least").1);
+            }
+        }
+        Ok(Some(data))
+    }
 }

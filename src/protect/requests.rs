@@ -80,10 +80,22 @@ impl Group {
 
     fn read(&mut self, ticket: Ticket, slot: DiskSlot, range: SectorRange) {
         let parts = self.places(slot, range);
-        let image = &self.disks[&slot].attached().file;
+        let image = self.disks[&slot].attached();
         let answer = self.reads.start(ticket, &parts, (slot, image), &self.segments, &self.cache.borrow());
         if let Some(reply) = answer {
             self.answer_read(ticket, reply);
+        }
+    }
+
+    /// Starts a read anew, whose disk may have become another one meanwhile.
+    pub(super) fn read_again(&mut self, ticket: Ticket, slot: DiskSlot, range: SectorRange) {
+        let checked = match self.disks.get(&slot) {
+            Some(disk) => disk.check(&Request::Read { range }),
+            None => Err(Refusal::Shutdown),
+        };
+        match checked {
+            Ok(()) => self.read(ticket, slot, range),
+            Err(refusal) => self.answer_read(ticket, Err(refusal)),
         }
     }
 
@@ -171,7 +183,7 @@ impl Group {
     }
 
     /// The disks that requests fail of now.
-    pub(super) fn failing_disks(&self) -> Vec<Failing<String>> {
+    pub fn failing_disks(&self) -> Vec<Failing<String>> {
         let is_there = |name: &String| self.disks.values().any(|disk| disk.record.name == *name);
         let failing = self.failing_requests.now(self.runtime.now());
         failing.filter(|failing| is_there(&failing.export)).cloned().collect()

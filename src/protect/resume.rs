@@ -80,7 +80,7 @@ impl From<ResumeReport> for Resumed {
                 Finding::Sound => {}
                 Finding::Mended => resumed.cleared.push(format!("disk {}", disk.name)),
                 Finding::Accepted { lost } => resumed.cleared.push(format!(
-                    "disk {}: writes to sectors {} are lost; they hold something older",
+                    "disk {}: writes to sectors {} are lost; they hold something older, or zeros",
                     disk.name,
                     ranges(&lost)
                 )),

@@ -199,7 +199,7 @@ impl Site {
 
     pub(super) fn add_disk(&mut self) {
         let name = format!("disk-{}", self.clients.next_name());
-        let sectors = *self.random.choose(&[64, 100, 256, 512]);
+        let sectors = self.draw_size();
         self.tracer.note(|| format!("add {name} of {sectors} sectors"));
         self.clients.joining.push(name.clone());
         let callback = self.callback(News::Joined);
@@ -305,6 +305,9 @@ impl Site {
             return Ok(());
         }
         let member = (*self.random.choose(&staying)).clone();
+        if let Some(outcome) = self.asks_for_blocks(&member) {
+            return outcome;
+        }
         let range = self.draw_range(self.history.sectors(member.number));
         match self.random.below(64) {
             below if below < self.plan.flushes => {
@@ -332,7 +335,7 @@ impl Site {
         };
         let length = length.min(most);
         let start = if self.random.chance(1, 2) {
-            (self.random.below(3) * 24 + self.random.below(8)).min(sectors - length)
+            self.draw_hot_start(sectors).min(sectors - length)
         } else {
             self.random.below(sectors - length + 1)
         };

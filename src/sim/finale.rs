@@ -44,6 +44,11 @@ impl Site {
         self.check_points(POINTS_MAX)?;
         self.damage_raw()?;
         self.settle()?;
+        self.read_beside_destage()?;
+        self.damage_images()?;
+        self.settle()?;
+        self.damage_overlays()?;
+        self.settle()?;
         if self.random.chance(1, 2) {
             self.damage_alive()?;
             self.settle()?;
@@ -128,6 +133,7 @@ impl Site {
         if self.history.find(issued, issued, &found).is_none() {
             return Err(format!("images after a stop: {}", self.history.explain(issued, issued, &found)));
         }
+        self.check_sums().map_err(|text| format!("after a stop: {text}"))?;
         let power_cut = self.random.chance(1, 2);
         self.die(power_cut);
         Ok(())

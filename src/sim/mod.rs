@@ -31,13 +31,16 @@
 mod administration;
 mod ages;
 mod answers;
+mod blocks;
 mod clients;
 mod copies;
 mod finale;
 mod history;
+mod image_rot;
 #[cfg(test)]
 mod judge;
 mod loss;
+mod overlay_rot;
 mod plan;
 mod play;
 mod points;
@@ -156,6 +159,16 @@ pub struct Report {
     pub raw_rots: u64,
     /// Of these, how many were found.
     pub raw_rots_found: u64,
+    /// Bits flipped in images and their sums while guests went on reading.
+    pub image_rots: u64,
+    /// How often reads were refused for these.
+    pub image_rots_refused: u64,
+    /// Bits flipped in overlays of test failovers and their sums.
+    pub overlay_rots: u64,
+    /// How often reads were refused for these.
+    pub overlay_rots_refused: u64,
+    /// Reads that were under way while what they asked for was written over and destaged.
+    pub reads_beside_destage: u64,
     /// Vaults that were repaired,
     pub repairs: u64,
     /// or were not, since somebody kept a point that would have had to go;
@@ -214,6 +227,11 @@ impl Report {
         self.verified_beside_writes += other.verified_beside_writes;
         self.raw_rots += other.raw_rots;
         self.raw_rots_found += other.raw_rots_found;
+        self.image_rots += other.image_rots;
+        self.image_rots_refused += other.image_rots_refused;
+        self.overlay_rots += other.overlay_rots;
+        self.overlay_rots_refused += other.overlay_rots_refused;
+        self.reads_beside_destage += other.reads_beside_destage;
         self.repairs += other.repairs;
         self.repairs_refused += other.repairs_refused;
         self.renewals += other.renewals;

@@ -18,6 +18,8 @@ pub const RESERVE_BYTES_MAX: u64 = 64 << 10;
 pub struct Plan {
     /// Disks at the start.
     pub disks: u64,
+    /// Whether some of them have more than one block of sums.
+    pub has_large_disks: bool,
     /// Size of a journal segment.
     pub segment_bytes: u64,
     /// Journal segments at most.
@@ -85,6 +87,7 @@ impl Plan {
         let segment_bytes = *random.choose(&[32 << 10, 64 << 10, 128 << 10, 128 << 10]);
         Plan {
             disks: 1 + random.below(3),
+            has_large_disks: false,
             segment_bytes,
             segments: 6 + random.below(11),
             cache_bytes: *random.choose(&[0, 16 << 10, 128 << 10]),

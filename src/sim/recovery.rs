@@ -15,7 +15,7 @@ use crate::units::{DiskId, SectorRange};
 use super::answers::joined;
 
 /// The session that reads whole disks; the clients have another.
-const SESSION: u64 = 2;
+pub(super) const SESSION: u64 = 2;
 
 impl Site {
     /// The process serves: whatever it shows from now on must stay, so the history is cut where the disks were.
@@ -113,7 +113,10 @@ impl Site {
             let range = SectorRange::new(0, self.history.sectors(member.number));
             let pieces = match self.read_now(member.id, range)? {
                 Ok(Response::Data(pieces)) => pieces,
-                other => return Err(format!("disk {} can't be read: {other:?}", member.number)),
+                other => {
+                    let told = self.told();
+                    return Err(format!("disk {} can't be read: {other:?}; told: {told:?}", member.number));
+                }
             };
             contents.insert(member.number, stamps(member.number, 0, &joined(&pieces, range)?)?);
         }
@@ -124,6 +127,11 @@ impl Site {
     pub(super) fn read_now(&mut self, disk: DiskId, range: SectorRange) -> Result<Reply, String> {
         let ticket = Ticket { session: SESSION, request: 0 };
         self.process.submit(ticket, Export::Disk(GROUP, disk), Request::Read { range });
+        self.answer_to(ticket)
+    }
+
+    /// Waits for the answer to a request.
+    pub(super) fn answer_to(&mut self, ticket: Ticket) -> Result<Reply, String> {
         let mut answer = self.process.replies();
         let answered = |answer: &Vec<_>| answer.iter().any(|(other, _)| *other == ticket);
         // The clients' answers wait until this one is there.

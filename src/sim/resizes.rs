@@ -80,7 +80,7 @@ impl Site {
         !member.leaving && !self.clients.resizing.as_ref().is_some_and(shrinks)
     }
 
-    /// Somebody gives a disk another size: a multiple of what a write is at most, or an odd one.
+    /// Somebody gives a disk another size.
     pub(super) fn resize_disk(&mut self) {
         let staying: Vec<Member> =
             self.clients.members.iter().filter(|member| !member.leaving).cloned().collect();
@@ -88,7 +88,7 @@ impl Site {
             return;
         }
         let member = self.random.choose(&staying).clone();
-        let to = *self.random.choose(&[8, 33, 64, 100, 256, 300, 512]);
+        let to = self.draw_other_size();
         let number = member.number;
         let is_shrink = to < self.history.sectors(number);
         if is_shrink && self.has_pending(number) {

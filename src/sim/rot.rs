@@ -276,10 +276,17 @@ impl Site {
     }
 }
 
-/// Images are raw, and so are overlays: what nobody sums nobody can tell. Bases have sums beside them.
+/// Images and bases are raw and have sums beside them. So have overlays, of which only their test failovers read anything
+/// ([`Site::damage_overlays`]).
 fn has_checksums(path: &Path) -> bool {
-    let is_raw = path.extension().is_some_and(|extension| extension == "raw" || extension == "overlay");
+    if path.parent().is_some_and(|directory| directory.ends_with("images")) {
+        return true;
+    }
     let name = path.file_name().and_then(|name| name.to_str());
+    if name.is_some_and(|name| name.contains(".overlay")) {
+        return false;
+    }
+    let is_raw = path.extension().is_some_and(|extension| extension == "raw");
     !is_raw || matches!(name.and_then(parse_base_name), Some(BaseName::Base(_)))
 }
 

@@ -16,6 +16,7 @@ use crate::storage::sim::{FaultKind, Matcher, OpKind, Random, Severity, SimDisk,
 use crate::units::DiskId;
 
 use super::administration::Administration;
+use super::blocks::has_large_disks;
 use super::clients::{Clients, News};
 use super::history::History;
 use super::loss::GivenUp;
@@ -92,7 +93,8 @@ fn policy(plan: &Plan) -> (Duration, Ladder) {
 impl Site {
     pub(super) fn new(seed: u64, options: &Options, step: Rc<RefCell<u64>>) -> Site {
         let mut random = Random::new(seed);
-        let plan = Plan::draw(&mut random);
+        // Not drawn: that would change what all the others do.
+        let plan = Plan { has_large_disks: has_large_disks(seed), ..Plan::draw(&mut random) };
         let mut site = Site::with_plan(plan, random, options, step);
         site.tracer.note(|| format!("seed {seed}"));
         site
@@ -293,7 +295,8 @@ impl Site {
             }
             self.step_disk();
         }
-        Err(format!("{what} never comes to its end"))
+        let condition = self.process.group().map(|group| group.condition());
+        Err(format!("{what} never comes to its end; the group is {condition:?}"))
     }
 
     /// The disk does something; if it has nothing to do, time passes.
@@ -377,6 +380,9 @@ impl Site {
     }
 
     fn inject_fault(&mut self) {
+        if self.fails_sums() {
+            return;
+        }
         let (kind, path, fault) = match self.random.below(12) {
             0 if self.clients.is_disk_full => return self.clear_faults(),
             0 => return self.fill_disk(),

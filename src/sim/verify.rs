@@ -9,7 +9,7 @@ use super::clients::{Member, News};
 use super::site::{Outcome, Site};
 use crate::error::{ErrorKind, Result};
 use crate::image::image_path;
-use crate::protect::verify::{GroupReport, LiveSide, Verification, What};
+use crate::protect::verify::{GroupReport, Verification, What};
 use crate::storage::sim::Rot;
 use crate::throttle::{ByteRate, Pacing};
 use crate::units::{DiskId, SECTOR_BYTES, SectorRange};
@@ -133,12 +133,9 @@ impl Site {
         };
         let report = self.verify_now()?;
         let is_it = |what: &What| match what {
-            What::Differs { live: LiveSide::Image { path, offset }, .. } if of_image.is_some() => {
-                *path == rot.path && *offset <= rot.offset && rot.offset - offset < SECTOR_BYTES
-            }
-            // It has sums: what does not match them is not given to be compared.
-            What::Unreadable { error } if of_base.is_some() => error.contains(&*rot.path.to_string_lossy()),
-            _ => false,
+            // Both have sums: what does not match them is not given to be compared.
+            What::Unreadable { error } => error.contains(&*rot.path.to_string_lossy()),
+            What::Differs { .. } => false,
         };
         let exactly = SectorRange::new(sector, sector + 1);
         let is_there = |range: SectorRange| {

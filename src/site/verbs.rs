@@ -34,9 +34,6 @@ use crate::units::{GroupId, PointId, SECTOR_BYTES, SectorCount, WallNanos};
 use crate::vault::Vault;
 use crate::view::{self, View};
 
-/// Files that a disk keeps open, and one that it opens for a moment.
-const FILES_OF_DISK: usize = 2;
-
 impl Backend for Gateway {
     fn group_create(&self, name: Name) -> Answer<'_, Group> {
         self.detached(|inner| Box::pin(async move { inner.group_create(name).await }))
@@ -251,7 +248,8 @@ impl Inner {
         size: SectorCount,
         content: impl FnOnce() -> Content + Send + 'static,
     ) -> Result<Disk> {
-        self.check_descriptors(FILES_OF_DISK)?;
+        // And one that it opens for a moment.
+        self.check_descriptors(descriptors::FILES_OF_DISK + 1)?;
         // Copying an image takes its time, so this is in nobody's turn: the manifest gives a name once.
         let (_, id) = self.find_open(&path.group)?;
         let name = path.disk.to_string();

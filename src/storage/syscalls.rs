@@ -21,7 +21,7 @@ use super::direct::{self, Buffered};
 use super::lock_wait::LockWait;
 use super::{Access, Buffer, Create, File, Handle, Lock, Op, OpenOptions, Outcome, Space};
 use crate::error::{Error, ErrorKind, Result};
-use crate::units::{SECTOR_BYTES, to_usize};
+use crate::units::{PAGE_BYTES, SECTOR_BYTES, to_usize};
 
 /// Files hold what guests wrote: nobody but their owner reads them.
 const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
@@ -187,16 +187,20 @@ fn evict(file: &File) -> Result<()> {
 }
 
 fn zero(file: &File, range: Range<u64>, keep_allocated: bool) -> Result<()> {
-    let end = range.end.min(length(file)?);
+    let file_end = length(file)?;
+    let end = range.end.min(file_end);
     if range.start >= end {
         return Ok(());
     }
     // A block device is zeroed, never merely discarded: its data may be discarded to anything.
     let keep_allocated = keep_allocated || is_block_device(file)?;
     let how = if keep_allocated { FallocateFlags::ZERO_RANGE } else { FallocateFlags::PUNCH_HOLE };
+    // File systems give back whole blocks only, and the last one of a file ends behind it.
+    let ends_with_block = !keep_allocated && end == file_end;
+    let fallocate_end = if ends_with_block { end.next_multiple_of(PAGE_BYTES as u64) } else { end };
     let zeroed = retry_on_intr(|| {
         let flags = how | FallocateFlags::KEEP_SIZE;
-        rustix::fs::fallocate(file.descriptor(), flags, range.start, end - range.start)
+        rustix::fs::fallocate(file.descriptor(), flags, range.start, fallocate_end - range.start)
     });
     match zeroed {
         Ok(()) => Ok(()),

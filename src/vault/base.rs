@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 use super::files::remove_partials;
 use super::layout::{self, BaseName, Layout, parse_base_name};
-use super::sums::{Sums, SumsBuilder, SumsWriter};
+use super::sums::{self, Sums, SumsWriter};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::Ranges;
 use crate::image::TOO_LONG;
@@ -19,6 +19,8 @@ use crate::image::length::{check_disk_length, set_disk_length};
 use crate::planted::{Bug, Planted};
 use crate::runtime::Runtime;
 use crate::storage::{Access, Create, File, Lock, OpenOptions, Slice};
+use crate::sums::builder::SumsBuilder;
+use crate::sums::with_lost;
 use crate::units::{DiskId, SECTOR_BYTES, SectorCount, SectorRange, to_usize};
 
 /// Bytes of one copied piece.
@@ -116,29 +118,20 @@ impl Base {
     pub async fn data_ranges(&self, range: Range<u64>) -> Result<Vec<Range<u64>>> {
         let data = self.runtime.data_ranges(&self.file, range.clone()).await?;
         let Some(sums) = &self.sums else { return Ok(data) };
-        let ends = data.iter().map(|data| data.start).chain([range.end]);
-        let holes = [range.start].into_iter().chain(data.iter().map(|data| data.end)).zip(ends);
-        let sectors =
-            |(start, end): (u64, u64)| SectorRange::new(start / SECTOR_BYTES, end.div_ceil(SECTOR_BYTES));
-        let holes: Vec<_> = holes.filter(|(start, end)| start < end).map(sectors).collect();
-        let lost = sums.nonzero(&holes).await?.into_iter().map(SectorRange::byte_range);
-        let lost = lost.map(|lost| lost.start.max(range.start)..lost.end.min(range.end));
-        let mut all: Vec<Range<u64>> = data.into_iter().chain(lost).collect();
-        all.sort_unstable_by_key(|data| data.start);
-        Ok(joined(all))
+        with_lost(data, range, async |holes| sums.nonzero(&holes).await).await
     }
 
     /// Copies what the base holds of its first `bytes` to `target`, compared with its sums; holes are left alone. An error of
-    /// `progress`, which is told the bytes copied so far, ends it.
+    /// `copied`, which is told each piece, ends it.
     pub async fn copy_to(
         &self,
         target: &File,
         bytes: u64,
-        progress: &impl Fn(u64) -> Result<()>,
+        copied: impl AsyncFnMut(SectorRange, &Slice) -> Result<()>,
     ) -> Result<()> {
         let bytes = self.bytes().await?.min(bytes);
         let all = Ranges::of([SectorRange::new(0, bytes.div_ceil(SECTOR_BYTES))]);
-        self.copy_parts(target, &all, progress).await
+        self.copy_parts(target, &all, copied).await
     }
 
     /// The same of some ranges, beyond its end too: where bytes should be and are none, it fails.
@@ -146,13 +139,12 @@ impl Base {
         &self,
         target: &File,
         ranges: &Ranges,
-        progress: &impl Fn(u64) -> Result<()>,
+        mut copied: impl AsyncFnMut(SectorRange, &Slice) -> Result<()>,
     ) -> Result<()> {
-        let mut copied = 0;
         for piece in self.stored_parts(ranges).await?.pieces(COPY_SECTORS) {
-            self.runtime.write(target, piece.byte_offset(), self.read(piece).await?).await?;
-            copied += piece.bytes();
-            progress(copied)?;
+            let data = self.read(piece).await?;
+            self.runtime.write(target, piece.byte_offset(), data.clone()).await?;
+            copied(piece, &data).await?;
         }
         Ok(())
     }
@@ -168,17 +160,6 @@ impl Base {
         }
         Ok(Ranges::of(parts))
     }
-}
-
-fn joined(ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
-    let mut joined: Vec<Range<u64>> = Vec::with_capacity(ranges.len());
-    for range in ranges {
-        match joined.last_mut() {
-            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
-            _ => joined.push(range),
-        }
-    }
-    joined
 }
 
 impl Bases {
@@ -270,7 +251,7 @@ impl Bases {
         let (runtime, path) = (&self.runtime, self.layout.sums(disk));
         let partial = layout::partial(&path, unique);
         let filled = async {
-            let mut sums = SumsBuilder::create(runtime, &partial, disk).await?;
+            let mut sums = sums::build(runtime, &partial, disk).await?;
             if let Some(source) = source {
                 sum_data(runtime, source, target, &mut sums, progress).await?;
             }

@@ -202,6 +202,11 @@ impl Vault {
         self.manifest.keys()
     }
 
+    /// The bug that is planted in it, and in what is built on it.
+    pub(crate) fn planted(&self) -> Planted {
+        self.planted
+    }
+
     /// Its manifest.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest

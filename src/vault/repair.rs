@@ -19,9 +19,9 @@ use futures::future::{Either, select};
 
 use super::harm::{self, Harm, Lost};
 use super::thinning::batch_behind;
-use super::verify::{Finding, Severity, is_of_the_file, length_min};
+use super::verify::{Finding, Severity, length_min};
 use super::{Advance, State, Vault};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, is_of_the_file};
 use crate::extent::Ranges;
 use crate::format::manifest::DiskState;
 use crate::format::record::{Change, PointRecord};

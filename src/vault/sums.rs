@@ -13,32 +13,22 @@ use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
 
-use futures::stream::{self, StreamExt, TryStreamExt};
-
-use super::verify::is_of_the_file;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::sums::{
-    BLOCK_BYTES, Block, Copy, SECTORS_A_BLOCK, block_offset, blocks_of, check_header, encode_header,
-    header_offset, sector_sums, sectors_of,
+    BLOCK_BYTES, Block, Copy, Of, SECTORS_A_BLOCK, blocks_of, by_block, sector_sums, sectors_of, within,
 };
 use crate::planted::{Bug, Planted};
+use crate::pour::pour;
 use crate::runtime::Runtime;
-use crate::storage::{Buffer, File, Op, OpenOptions};
+use crate::storage::{File, Op, OpenOptions};
+use crate::sums::builder::SumsBuilder;
+use crate::sums::{Stored, SumsFile, nonzero};
 use crate::units::{DiskId, SECTOR_BYTES, SectorRange, to_usize};
 
 /// Blocks that a reader keeps: those of 16 MiB of a base.
 const RECENT_MAX: usize = 32;
 /// Blocks that are changed at a time.
 const BLOCKS_IN_FLIGHT: usize = 8;
-
-/// A copy of a block, as it lies there.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Stored {
-    /// Nobody wrote it: it says that its sectors are zeros.
-    Hole,
-    Sound(Box<Block>),
-    Damaged,
-}
 
 /// What is wrong with a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,18 +41,12 @@ pub(super) enum BlockFault {
 
 /// The sums of one base.
 pub struct Sums {
-    runtime: Rc<Runtime>,
-    file: File,
-    disk: DiskId,
+    stored: SumsFile,
     /// The newest first.
     recent: RefCell<VecDeque<(u64, Rc<Block>)>>,
 }
 
 impl Sums {
-    fn new(runtime: &Rc<Runtime>, file: File, disk: DiskId) -> Sums {
-        Sums { runtime: Rc::clone(runtime), file, disk, recent: RefCell::default() }
-    }
-
     /// Opens the sums that a base has by its name.
     pub(super) async fn open(
         runtime: &Rc<Runtime>,
@@ -70,7 +54,7 @@ impl Sums {
         disk: DiskId,
         options: OpenOptions,
     ) -> Result<Sums> {
-        let file = runtime.open(path, options).await.map_err(|error| match error.kind() {
+        let stored = SumsFile::of_base(runtime, path, disk, options).await.map_err(|error| match error.kind() {
             ErrorKind::NotFound => {
                 let text =
                     "the sums of this base are gone, so that nobody can tell whether it is what was stored";
@@ -78,68 +62,29 @@ impl Sums {
             }
             _ => error,
         })?;
-        let sums = Sums::new(runtime, file, disk);
-        let Err(error) = sums.check_copy_of_header(Copy::First).await else { return Ok(sums) };
-        match sums.check_copy_of_header(Copy::Second).await {
-            Err(_) => Err(error),
-            Ok(()) => Ok(sums),
-        }
-    }
-
-    async fn check_copy_of_header(&self, copy: Copy) -> Result<()> {
-        let at = header_offset(copy);
-        let bytes = self.runtime.read(&self.file, at, BLOCK_BYTES).await?;
-        check_header(&bytes, self.disk).map_err(|error| error.at_offset(at).at_path(self.file.path()))
+        Ok(Sums { stored, recent: RefCell::default() })
     }
 
     /// What is wrong with either copy of the header, if one is sound.
     pub(super) async fn header_fault(&self) -> Result<Option<Error>> {
-        for copy in Copy::BOTH {
-            match self.check_copy_of_header(copy).await {
-                Err(error) if error.kind() == ErrorKind::Shutdown => return Err(error),
-                Err(error) => return Ok(Some(error)),
-                Ok(()) => {}
-            }
-        }
-        Ok(None)
+        self.stored.header_fault().await
     }
 
     /// The file.
     pub(super) fn file(&self) -> &File {
-        &self.file
-    }
-
-    async fn read(&self, block: u64, copy: Copy) -> Result<Stored> {
-        let (at, length) = (block_offset(block, copy), self.runtime.length(&self.file).await?);
-        if at >= length {
-            return Ok(Stored::Hole);
-        }
-        let stored = to_usize((length - at).min(BLOCK_BYTES as u64));
-        let read = match self.runtime.read(&self.file, at, stored).await {
-            Ok(read) => read,
-            // Cut off meanwhile, or not given by the device: the other copy is there for that.
-            Err(error) if is_of_the_file(error.kind()) => return Ok(Stored::Damaged),
-            Err(error) => return Err(error),
-        };
-        let mut bytes = [0; BLOCK_BYTES];
-        bytes[..stored].copy_from_slice(&read);
-        if bytes.iter().fold(0, |found, byte| found | byte) == 0 {
-            return Ok(Stored::Hole);
-        }
-        Ok(Block::decode(&bytes, self.disk, block)
-            .map_or(Stored::Damaged, |sums| Stored::Sound(Box::new(sums))))
+        &self.stored.file
     }
 
     /// A block, and in which copy it is; `None` if neither says it.
-    async fn choose(&self, block: u64) -> Result<Option<(Box<Block>, Copy)>> {
-        let first = self.read(block, Copy::First).await?;
+    async fn choose(&self, block: u64) -> Result<Option<(Rc<Block>, Copy)>> {
+        let first = self.stored.read(block, Copy::First).await?;
         if let Stored::Sound(sums) = first {
             return Ok(Some((sums, Copy::First)));
         }
-        Ok(match (first, self.read(block, Copy::Second).await?) {
+        Ok(match (first, self.stored.read(block, Copy::Second).await?) {
             (_, Stored::Sound(sums)) => Some((sums, Copy::Second)),
-            (Stored::Hole, _) => Some((Box::new(Block::ZEROS), Copy::First)),
-            (_, Stored::Hole) => Some((Box::new(Block::ZEROS), Copy::Second)),
+            (Stored::Hole, _) => Some((Rc::new(Block::ZEROS), Copy::First)),
+            (_, Stored::Hole) => Some((Rc::new(Block::ZEROS), Copy::Second)),
             (Stored::Damaged | Stored::Sound(_), Stored::Damaged) => None,
         })
     }
@@ -150,7 +95,6 @@ impl Sums {
         }
         // What nobody knows fits nothing: it is not served. It is not remembered either, for an advance may write it anew.
         let Some((sums, _)) = self.choose(block).await? else { return Ok(Rc::new(Block::UNKNOWN)) };
-        let sums: Rc<Block> = Rc::from(sums);
         let mut recent = self.recent.borrow_mut();
         recent.retain(|(other, _)| *other != block);
         recent.push_front((block, Rc::clone(&sums)));
@@ -179,45 +123,17 @@ impl Sums {
             let sums = self.block(block).await?;
             let start = to_usize((sectors.start - first) * SECTOR_BYTES);
             let content = &bytes[start..start + to_usize(sectors.bytes())];
-            let stored = &sums.sums()[to_usize(sectors.start - sectors_of(block).start)..];
-            for ((sector, sum), stored) in
-                (sectors.start..).zip(sector_sums(sectors.start, content)).zip(stored)
-            {
-                match found.last_mut() {
-                    _ if sum == *stored => {}
-                    Some(last) if last.end == sector => last.end += 1,
-                    _ => found.push(SectorRange::new(sector, sector + 1)),
-                }
-            }
+            let stored = &sums.sums()[within(block, sectors)];
+            found.extend(Of::Base.mismatches(sectors.start, content, stored));
         }
         Ok(found)
     }
 
     /// The sectors of some ranges, which ascend, that are not zeros by their sums.
     pub(super) async fn nonzero(&self, ranges: &[SectorRange]) -> Result<Vec<SectorRange>> {
-        let mut found: Vec<SectorRange> = Vec::new();
-        let (Some(first), Some(last)) = (ranges.first(), ranges.last()) else { return Ok(found) };
-        let mut ranges = ranges.iter().peekable();
-        for block in self.stored_blocks(SectorRange::new(first.start, last.end)).await? {
-            let all = sectors_of(block);
-            while ranges.next_if(|range| range.end <= all.start).is_some() {}
-            if ranges.peek().is_none_or(|range| range.start >= all.end) {
-                continue;
-            }
-            let sums = self.block(block).await?;
-            // The last of them may reach into the next block.
-            for sectors in ranges.clone().map_while(|range| all.intersection(*range)) {
-                let within = to_usize(sectors.start - all.start)..to_usize(sectors.end - all.start);
-                let stored = (sectors.start..).zip(&sums.sums()[within]);
-                for (sector, _) in stored.filter(|(_, sum)| **sum != 0) {
-                    match found.last_mut() {
-                        Some(last) if last.end == sector => last.end += 1,
-                        _ => found.push(SectorRange::new(sector, sector + 1)),
-                    }
-                }
-            }
-        }
-        Ok(found)
+        let (Some(first), Some(last)) = (ranges.first(), ranges.last()) else { return Ok(Vec::new()) };
+        let blocks = self.stored_blocks(SectorRange::new(first.start, last.end)).await?;
+        nonzero(ranges, blocks.into_iter(), Of::Base, async |block| self.block(block).await).await
     }
 
     /// The blocks of a range's sectors of which the file has something.
@@ -234,8 +150,9 @@ impl Sums {
         if wanted.is_empty() {
             return Ok(Vec::new());
         }
-        let end = block_offset(wanted.end - 1, Copy::Second) + BLOCK_BYTES as u64;
-        let data = self.runtime.data_ranges(&self.file, block_offset(wanted.start, Copy::First)..end).await?;
+        let end = Of::Base.block_offset(wanted.end - 1, Copy::Second) + BLOCK_BYTES as u64;
+        let start = Of::Base.block_offset(wanted.start, Copy::First);
+        let data = self.stored.runtime.data_ranges(&self.stored.file, start..end).await?;
         let within = |(blocks, copy): (Range<u64>, Copy)| {
             let blocks = blocks.start.max(wanted.start)..blocks.end.min(wanted.end);
             (!blocks.is_empty()).then_some((blocks, copy))
@@ -245,7 +162,8 @@ impl Sums {
 
     /// What is wrong with a block itself.
     pub(super) async fn fault_of(&self, block: u64) -> Result<Option<BlockFault>> {
-        let (first, second) = (self.read(block, Copy::First).await?, self.read(block, Copy::Second).await?);
+        let (first, second) =
+            (self.stored.read(block, Copy::First).await?, self.stored.read(block, Copy::Second).await?);
         Ok(match (first, second) {
             (Stored::Damaged, Stored::Damaged) => Some(BlockFault::Both),
             (Stored::Damaged | Stored::Hole, Stored::Sound(_)) => Some(BlockFault::One(Copy::First)),
@@ -253,63 +171,12 @@ impl Sums {
             (first, second) => (first != second).then_some(BlockFault::One(Copy::Second)),
         })
     }
-
-    async fn write(&self, block: u64, copy: Copy, sums: &Block) -> Result<()> {
-        let bytes = Buffer::copy_of(&sums.encode(self.disk, block)).freeze();
-        self.runtime.write(&self.file, block_offset(block, copy), bytes).await
-    }
-}
-
-/// A range, by blocks.
-fn by_block(range: SectorRange) -> impl Iterator<Item = (u64, SectorRange)> {
-    let blocks = range.start / SECTORS_A_BLOCK..range.end.div_ceil(SECTORS_A_BLOCK);
-    blocks.filter_map(move |block| Some((block, sectors_of(block).intersection(range)?)))
 }
 
 /// The sums of a new base, on their way into a new file.
-pub(super) struct SumsBuilder {
-    sums: Sums,
-    open: Option<(u64, Block)>,
-}
-
-impl SumsBuilder {
-    pub(super) async fn create(runtime: &Rc<Runtime>, partial: &Path, disk: DiskId) -> Result<SumsBuilder> {
-        let file = runtime.open(partial, OpenOptions::CREATE).await?;
-        for copy in Copy::BOTH {
-            let header = Buffer::copy_of(&encode_header(disk)).freeze();
-            runtime.write(&file, header_offset(copy), header).await?;
-        }
-        Ok(SumsBuilder { sums: Sums::new(runtime, file, disk), open: None })
-    }
-
-    /// Takes the next bytes of the base, which begin at a sector; what is missing of the last one is zeros.
-    pub(super) async fn add(&mut self, first: u64, bytes: &[u8]) -> Result<()> {
-        for (sector, sum) in (first..).zip(sector_sums(first, bytes)).filter(|(_, sum)| *sum != 0) {
-            let block = sector / SECTORS_A_BLOCK;
-            if self.open.as_ref().is_none_or(|(open, _)| *open != block) {
-                self.put().await?;
-                self.open = Some((block, Block::ZEROS));
-            }
-            let (_, sums) = self.open.as_mut().expect("just opened");
-            sums.sums_mut()[to_usize(sector % SECTORS_A_BLOCK)] = sum;
-        }
-        Ok(())
-    }
-
-    async fn put(&mut self) -> Result<()> {
-        if let Some((block, sums)) = self.open.take() {
-            for copy in Copy::BOTH {
-                self.sums.write(block, copy, &sums).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes the file durable.
-    pub(super) async fn finish(mut self) -> Result<()> {
-        self.put().await?;
-        self.sums.runtime.sync(&self.sums.file).await
-    }
+pub(super) async fn build(runtime: &Rc<Runtime>, partial: &Path, disk: DiskId) -> Result<SumsBuilder> {
+    let file = runtime.open(partial, OpenOptions::CREATE).await?;
+    SumsBuilder::begin(SumsFile { runtime: Rc::clone(runtime), file, disk, of: Of::Base }).await
 }
 
 /// New sums of some sectors of a block: where they begin in it.
@@ -332,10 +199,10 @@ pub(super) struct SumsWriter {
 impl SumsWriter {
     /// Takes up what an advance before this one left: what is read from here on is durable.
     pub(super) async fn begin(sums: Sums, base_sectors: u64, planted: Planted) -> Result<SumsWriter> {
-        let runtime = Rc::clone(&sums.runtime);
-        runtime.sync(&sums.file).await?;
+        let runtime = Rc::clone(&sums.stored.runtime);
+        runtime.sync(sums.file()).await?;
         // After a failed sync, memory may go on showing what the device does not have.
-        runtime.call(Op::Evict { file: sums.file.clone() }).await?;
+        runtime.call(Op::Evict { file: sums.file().clone() }).await?;
         sums.forget();
         let (news, emptied, written) = (RefCell::default(), RefCell::default(), RefCell::default());
         Ok(SumsWriter { sums, planted, news, emptied, written, base_sectors })
@@ -372,13 +239,13 @@ impl SumsWriter {
     /// Brings what was noted to one copy of each block; not durably.
     pub(super) async fn flush(&self) -> Result<()> {
         let news = self.news.take().into_iter().map(|(block, parts)| self.change(block, parts));
-        stream::iter(news).buffer_unordered(BLOCKS_IN_FLIGHT).try_collect::<()>().await?;
+        pour(news, BLOCKS_IN_FLIGHT, |()| ()).await?;
         let emptied = self.emptied.take();
         for blocks in emptied {
             for (blocks, copy) in self.sums.stored_runs(blocks).await? {
                 let bytes = (blocks.end - blocks.start) * BLOCK_BYTES as u64;
-                let start = block_offset(blocks.start, copy);
-                self.sums.runtime.zero(&self.sums.file, start..start + bytes, false).await?;
+                let start = Of::Base.block_offset(blocks.start, copy);
+                self.sums.stored.runtime.zero(self.sums.file(), start..start + bytes, false).await?;
             }
         }
         Ok(())
@@ -390,38 +257,43 @@ impl SumsWriter {
             Some(copy) => (self.read_back(block, copy).await?, copy),
             None => match self.sums.choose(block).await? {
                 Some((sums, from)) => (sums, from.other()),
-                None => (self.unknown(block), Copy::First),
+                None => (self.unknown(block).await?, Copy::First),
             },
         };
+        let changed = Rc::make_mut(&mut sums);
         for (at, news) in parts {
-            sums.sums_mut()[at..at + news.len()].copy_from_slice(&news);
+            changed.sums_mut()[at..at + news.len()].copy_from_slice(&news);
         }
         self.written.borrow_mut().insert(block, to);
         if self.planted.is(Bug::SumCopiesTogether) {
-            self.sums.write(block, to.other(), &sums).await?;
+            self.sums.stored.write(block, to.other(), &sums).await?;
         }
-        self.sums.write(block, to, &sums).await
+        self.sums.stored.write(block, to, &sums).await
     }
 
     /// A block of which both copies are damaged: what is not written anew stays damaged. Nothing lies behind the base's end.
-    fn unknown(&self, block: u64) -> Box<Block> {
-        tracing::warn!(path = %self.sums.file.path().display(), block, "both copies of a block of sums are damaged");
-        let mut sums = Box::new(Block::UNKNOWN);
+    async fn unknown(&self, block: u64) -> Result<Rc<Block>> {
+        // What the device merely does not give now is not to be written over: the advance begins again later.
+        for copy in Copy::BOTH {
+            self.sums.stored.ask(block, copy).await?;
+        }
+        tracing::warn!(path = %self.sums.file().path().display(), block, "both copies of a block of sums are damaged");
+        let mut sums = Block::UNKNOWN;
         for (sector, sum) in (sectors_of(block).start..).zip(sums.sums_mut()) {
             if sector >= self.base_sectors {
                 *sum = 0;
             }
         }
-        sums
+        Ok(Rc::new(sums))
     }
 
-    async fn read_back(&self, block: u64, copy: Copy) -> Result<Box<Block>> {
-        match self.sums.read(block, copy).await? {
+    async fn read_back(&self, block: u64, copy: Copy) -> Result<Rc<Block>> {
+        match self.sums.stored.read(block, copy).await? {
             Stored::Sound(sums) => Ok(sums),
             Stored::Hole | Stored::Damaged => {
                 let text = "a block of sums is not what was just written";
-                let offset = block_offset(block, copy);
-                Err(Error::corrupt(text).at_path(self.sums.file.path()).at_offset(offset))
+                let offset = Of::Base.block_offset(block, copy);
+                Err(Error::corrupt(text).at_path(self.sums.file().path()).at_offset(offset))
             }
         }
     }
@@ -432,14 +304,14 @@ impl SumsWriter {
         if self.planted.is(Bug::SumsNotSynced) {
             return Ok(());
         }
-        let runtime = &self.sums.runtime;
-        runtime.sync(&self.sums.file).await?;
+        let runtime = &self.sums.stored.runtime;
+        runtime.sync(self.sums.file()).await?;
         let written = self.written.take();
         let written = written.into_iter().map(async |(block, copy)| {
             let sums = self.read_back(block, copy).await?;
-            self.sums.write(block, copy.other(), &sums).await
+            self.sums.stored.write(block, copy.other(), &sums).await
         });
-        stream::iter(written).buffer_unordered(BLOCKS_IN_FLIGHT).try_collect::<()>().await?;
-        runtime.sync(&self.sums.file).await
+        pour(written, BLOCKS_IN_FLIGHT, |()| ()).await?;
+        runtime.sync(self.sums.file()).await
     }
 }

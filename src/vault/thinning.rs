@@ -2,10 +2,9 @@
 //!
 //! Invariant: a blob is deleted only after the step that took its name away, and when no view reads it.
 
-use super::verify::is_of_the_file;
 use super::{State, Vault};
 use crate::delta::{DeltaReader, LayeredDisk, Layering, Place, merge};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, is_of_the_file};
 use crate::extent::FrozenMap;
 use crate::format::delta::{DeltaRef, Header};
 use crate::format::ladder::Ladder;

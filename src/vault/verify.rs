@@ -19,7 +19,7 @@ use super::layout::{self, BaseName, parse_base_name, parse_blob_name};
 use super::state::State;
 use super::verify_base::{verify_base, whole};
 use crate::bookmark::{Bookmark, Place};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, is_of_the_file};
 use crate::format::delta::{DeltaRef, Header, Tables};
 use crate::format::manifest::DiskState;
 use crate::format::record::PointRecord;
@@ -144,14 +144,6 @@ impl VerifyReport {
         self.findings.push(Finding { severity, path, offset, text, harmed: None, lost });
         Ok(())
     }
-}
-
-/// Whether an error says something of a file that was read, not of who reads it.
-pub(super) fn is_of_the_file(kind: ErrorKind) -> bool {
-    matches!(
-        kind,
-        ErrorKind::Corrupt | ErrorKind::NotFound | ErrorKind::Io | ErrorKind::NoKey | ErrorKind::Unsupported
-    )
 }
 
 /// How far a verification is, and how fast it goes.

@@ -15,7 +15,7 @@ use crate::bookmark::Place;
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::Ranges;
 use crate::format::manifest::DiskState;
-use crate::format::sums::{BLOCK_BYTES, Copy, block_offset, sectors_of};
+use crate::format::sums::{BLOCK_BYTES, Copy, Of, sectors_of};
 use crate::storage::File;
 use crate::units::{DiskId, SECTOR_BYTES, SectorRange, to_usize};
 
@@ -257,7 +257,7 @@ impl Target<'_> {
                 (severity, lost, Copy::First, text)
             }
         };
-        let error = Error::corrupt(text).at_offset(block_offset(block, copy));
+        let error = Error::corrupt(text).at_offset(Of::Base.block_offset(block, copy));
         report.find(severity, lost, error, path)
     }
 }

@@ -10,6 +10,7 @@
 mod cache;
 mod origin;
 mod overlay;
+mod overlay_sums;
 mod presence;
 mod restore;
 mod tables;

@@ -11,20 +11,23 @@
 //!
 //! What this asks of the file system: a block that counts as data after a death holds what was written to it. Page cache
 //! and delayed allocation of ext4 and XFS keep that for the death of the process, and for that of the machine once it
-//! was flushed; a power cut may tear a block that was not, including sectors in it that the guest did not write.
+//! was flushed; a power cut may tear a block that was not, including sectors in it that the guest did not write. Those are refused: what
+//! is read of the file has to have its [sums](super::overlay_sums). One of before there were any is served unchecked.
 
 use std::cell::{Cell, RefCell};
-use std::path::{Path, PathBuf};
+use std::ops::Range;
+use std::path::Path;
 use std::rc::Rc;
 
 use super::View;
+use super::overlay_sums::{OverlaySums, beside};
 use super::presence::Presence;
 use super::turns::Turns;
 use crate::allocation::{AllocationRun, AllocationRuns, Windows};
 use crate::block::DataPiece;
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::Runtime;
-use crate::storage::{Access, Buffer, Create, File, Lock, OpenOptions};
+use crate::storage::{Access, Buffer, Create, File, Lock, OpenOptions, Slice};
 use crate::units::{DiskId, SECTOR_BYTES, SectorRange, to_usize};
 
 /// Bytes of a block of an overlay.
@@ -42,9 +45,30 @@ pub struct Overlay {
     disk: DiskId,
     sectors: u64,
     file: File,
+    sums: Option<OverlaySums>,
     presence: RefCell<Presence>,
     turns: Turns,
+    flushes: Flushes,
     latched: Cell<bool>,
+}
+
+/// Flushes one after the other: the error of a sync is told to one caller only, and whoever flushes beside it must not miss it.
+#[derive(Default)]
+struct Flushes {
+    turn: Turns,
+    /// How many were asked for.
+    asked: Cell<u64>,
+    /// So many of these had been asked for when the last one that succeeded began.
+    covered: Cell<u64>,
+}
+
+/// How what was written is read.
+#[derive(Clone, Copy)]
+enum Manner {
+    /// Beside whoever writes there: what does not have its sums has to be read again.
+    Glance,
+    /// In a turn: nobody writes there.
+    Alone,
 }
 
 /// What a piece of a write holds.
@@ -57,8 +81,10 @@ impl Overlay {
     /// Creates the overlay of a disk as `path`, durably, and opens it.
     pub async fn create(path: &Path, view: &Rc<View>, disk: DiskId) -> Result<Overlay> {
         let runtime = view.runtime();
-        let bytes = view.disk(disk)?.sectors().bytes();
-        let partial = partial(path);
+        let sectors = view.disk(disk)?.sectors();
+        check_missing(runtime, path).await?;
+        OverlaySums::create(runtime, path, disk, sectors.0).await?;
+        let partial = beside(path, ".partial");
         match runtime.remove(&partial).await {
             // Left by a crash of an earlier attempt, or not there.
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
@@ -67,7 +93,7 @@ impl Overlay {
         let file = runtime.open(&partial, OpenOptions::CREATE).await?;
         check_sparse(runtime, &file).await?;
         runtime.set_length(&file, 0).await?;
-        runtime.set_length(&file, bytes).await?;
+        runtime.set_length(&file, sectors.bytes()).await?;
         runtime.sync(&file).await?;
         drop(file);
         runtime.publish(&partial, path).await?;
@@ -88,6 +114,8 @@ impl Overlay {
             direct: false,
         };
         let file = runtime.open(path, options).await?;
+        // What is shown to clients from here on must not go back to something older once they flush it.
+        runtime.settle(&file).await?;
         let length = runtime.length(&file).await?;
         if length != sectors.bytes() {
             let text = format!("the overlay has {length} bytes, its disk {}", sectors.bytes());
@@ -100,13 +128,23 @@ impl Overlay {
             }
             presence.insert(SectorRange::new(range.start / SECTOR_BYTES, range.end / SECTOR_BYTES));
         }
+        let planted = view.vault.planted();
+        let sums = OverlaySums::open(runtime, &file, (disk, sectors.0), presence.clone(), planted).await?;
+        if sums.is_none() {
+            tracing::warn!(
+                overlay = %path.display(),
+                "an overlay of a test failover has no sums, being of before there were any: what is read of it is not checked"
+            );
+        }
         Ok(Overlay {
             view: Rc::clone(view),
             disk,
             sectors: sectors.0,
             file,
+            sums,
             presence: RefCell::new(presence),
             turns: Turns::default(),
+            flushes: Flushes::default(),
             latched: Cell::new(false),
         })
     }
@@ -126,18 +164,45 @@ impl Overlay {
         &self.view
     }
 
+    /// Whether an error is of the overlay's own files, and not of what it lies over.
+    pub fn is_own(&self, error: &Error) -> bool {
+        let own = [Some(self.file.path()), self.sums.as_ref().map(OverlaySums::path)];
+        error.path().is_some_and(|path| own.contains(&Some(path)))
+    }
+
     /// The bytes of a range, in order.
     pub async fn read(&self, range: SectorRange) -> Result<Vec<DataPiece>> {
         self.check(range)?;
+        match self.read_parts(range, Manner::Glance).await {
+            Err(error) if error.kind() == ErrorKind::Corrupt && self.is_own(&error) => {
+                let _turn = self.turns.take(self.blocks_around(range)).await;
+                self.read_parts(range, Manner::Alone).await
+            }
+            read => read,
+        }
+    }
+
+    async fn read_parts(&self, range: SectorRange, manner: Manner) -> Result<Vec<DataPiece>> {
         let mut pieces = Vec::new();
         let parts = self.presence.borrow().lookup(range);
         for (part, present) in parts {
-            if present {
-                let bytes = to_usize(part.bytes());
-                let buffer = self.runtime().read(&self.file, part.byte_offset(), bytes).await?;
-                pieces.push(DataPiece::Bytes(buffer.freeze()));
-            } else {
-                pieces.extend(self.view.read(self.disk, part).await?);
+            match (present, &self.sums) {
+                (false, _) => pieces.extend(self.view.read(self.disk, part).await?),
+                (true, None) => {
+                    let bytes = to_usize(part.bytes());
+                    let read = self.runtime().read(&self.file, part.byte_offset(), bytes).await?;
+                    pieces.push(DataPiece::Bytes(read.freeze()));
+                }
+                (true, Some(sums)) => {
+                    // In pieces, so that comparing a long one holds nobody up.
+                    for piece in self::pieces(part) {
+                        let read = match manner {
+                            Manner::Glance => sums.glance(piece).await?,
+                            Manner::Alone => sums.read(piece).await?,
+                        };
+                        pieces.push(DataPiece::Bytes(read.freeze()));
+                    }
+                }
             }
         }
         Ok(pieces)
@@ -175,8 +240,26 @@ impl Overlay {
 
     /// Makes everything that was acknowledged before survive a power cut.
     pub async fn flush(&self) -> Result<()> {
+        let flushes = &self.flushes;
+        let number = flushes.asked.get() + 1;
+        flushes.asked.set(number);
+        let _turn = flushes.turn.take(SectorRange::new(0, 1)).await;
         self.check_latch()?;
-        self.runtime().sync(&self.file).await.map_err(|error| self.latch(error))
+        if flushes.covered.get() >= number {
+            return Ok(());
+        }
+        let covered = flushes.asked.get();
+        self.sync().await.map_err(|error| self.latch(error))?;
+        flushes.covered.set(covered);
+        Ok(())
+    }
+
+    async fn sync(&self) -> Result<()> {
+        if let Some(sums) = &self.sums {
+            // First: these say what blocks held when they were flushed last as well as what they hold now, and blocks do not.
+            sums.sync().await?;
+        }
+        self.runtime().sync(&self.file).await
     }
 
     /// Which parts of a range are allocated, in so many runs at most; what is not reads as zeros.
@@ -255,10 +338,32 @@ impl Overlay {
     async fn give_back(&self, blocks: SectorRange) -> Result<()> {
         let parts = self.presence.borrow().lookup(blocks);
         for (part, _) in parts.into_iter().filter(|(_, present)| *present) {
-            self.runtime().zero(&self.file, part.byte_range(), false).await?;
-            self.presence.borrow_mut().remove(part);
+            let zeroed = self.runtime().zero(&self.file, part.byte_range(), false).await;
+            // Also of what failed halfway; and a file system may have written zeros instead, which have no sums yet.
+            let data = self.look_at_holes(part).await.map_err(|error| self.latch(error))?;
+            zeroed?;
+            for left in data {
+                self.put_zeros(left).await?;
+            }
         }
         Ok(())
+    }
+
+    /// Asks the file which blocks of a part have become holes; those that have not.
+    async fn look_at_holes(&self, part: SectorRange) -> Result<Vec<SectorRange>> {
+        let ranges = self.runtime().data_ranges(&self.file, part.byte_range()).await?;
+        let sectors = |bytes: Range<u64>| {
+            SectorRange::new(bytes.start / SECTOR_BYTES, bytes.end.div_ceil(SECTOR_BYTES))
+        };
+        let data: Vec<_> = ranges.into_iter().map(sectors).collect();
+        let mut presence = self.presence.borrow_mut();
+        presence.remove(part);
+        data.iter().for_each(|data| presence.insert(*data));
+        if let Some(sums) = &self.sums {
+            let holes = presence.lookup(part).into_iter().filter(|(_, present)| !present);
+            holes.for_each(|(hole, _)| sums.forget(hole));
+        }
+        Ok(data)
     }
 
     async fn put_zeros(&self, range: SectorRange) -> Result<()> {
@@ -281,19 +386,34 @@ impl Overlay {
             Payload::Bytes(bytes) => middle.copy_from_slice(bytes),
             Payload::Zeros => middle.fill(0),
         }
-        if let Err(error) = self.runtime().write(&self.file, blocks.byte_offset(), buffer.freeze()).await {
-            self.undo(blocks).await;
-            return Err(error);
+        let written = self.write_blocks(blocks, buffer.freeze()).await;
+        if let (Err(_), Some(sums)) = (&written, &self.sums) {
+            sums.doubt(blocks, &self.presence.borrow());
         }
+        written?;
         self.presence.borrow_mut().insert(blocks);
-        Ok(())
+        match &self.sums {
+            Some(sums) if sums.wants_sync() => self.flush().await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn write_blocks(&self, blocks: SectorRange, bytes: Slice) -> Result<()> {
+        if let Some(sums) = &self.sums {
+            sums.announce(blocks, &bytes, &self.presence).await?;
+        }
+        let written = self.runtime().write(&self.file, blocks.byte_offset(), bytes).await;
+        if written.is_err() {
+            self.undo(blocks).await;
+        }
+        written
     }
 
     async fn fill(&self, range: SectorRange, mut target: &mut [u8]) -> Result<()> {
         if range.is_empty() {
             return Ok(());
         }
-        for piece in self.read(range).await? {
+        for piece in self.read_parts(range, Manner::Alone).await? {
             let (place, rest) = target.split_at_mut(to_usize(piece.bytes()));
             match piece {
                 DataPiece::Bytes(bytes) => place.copy_from_slice(&bytes),
@@ -328,10 +448,13 @@ fn pieces(range: SectorRange) -> impl Iterator<Item = SectorRange> {
     })
 }
 
-fn partial(path: &Path) -> PathBuf {
-    let mut name = path.file_name().expect("an overlay has a name").to_owned();
-    name.push(".partial");
-    path.with_file_name(name)
+/// The sums that lie beside an overlay are its own, and are not to be made anew.
+async fn check_missing(runtime: &Rc<Runtime>, path: &Path) -> Result<()> {
+    match runtime.open(path, OpenOptions::READ).await {
+        Ok(_) => Err(Error::new(ErrorKind::AlreadyExists, "the overlay is there already").at_path(path)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 fn cannot_tell(path: &Path) -> Error {

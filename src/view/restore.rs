@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::extent::Ranges;
 use crate::image::length::set_disk_length;
 use crate::runtime::Runtime;
-use crate::storage::{File, OpenOptions};
+use crate::storage::{File, OpenOptions, Slice};
 use crate::units::{SECTOR_BYTES, SectorRange};
 
 /// Sectors of one copied piece.
@@ -104,8 +104,8 @@ async fn fill_and_publish(
     for ((disk, target), pieces) in view.disks().iter().zip(targets).zip(plans) {
         let file = runtime.open(&target.partial, OpenOptions::CREATE).await?;
         set_disk_length(runtime, &file, disk.sectors(), TOO_LONG).await?;
-        copy_pieces(view, disk, pieces, &file, |bytes| {
-            progress.bytes_done += bytes;
+        copy_pieces(view, disk, pieces, &file, async |piece, _| {
+            progress.bytes_done += piece.bytes();
             proceed(progress)
         })
         .await?;
@@ -129,18 +129,18 @@ async fn sync_names(runtime: &Rc<Runtime>, directory: &Path) -> Result<()> {
     }
 }
 
-/// Copies pieces of a disk to a file that has holes there. `proceed` is told the bytes of each; its error ends it.
+/// Copies pieces of a disk to a file that has holes there. `copied` is told each, with its data; its error ends it.
 pub async fn copy_pieces(
     view: &View,
     disk: &ViewDisk,
     pieces: Vec<SectorRange>,
     file: &File,
-    mut proceed: impl FnMut(u64) -> Result<()>,
+    mut copied: impl AsyncFnMut(SectorRange, &[(SectorRange, Slice)]) -> Result<()>,
 ) -> Result<()> {
-    let copied = stream::iter(pieces).map(|piece| copy(view, disk, file, piece));
-    let mut copied = copied.buffer_unordered(PIECES_IN_FLIGHT).boxed_local();
-    while let Some(bytes) = copied.try_next().await? {
-        proceed(bytes)?;
+    let copies = stream::iter(pieces).map(|piece| copy(view, disk, file, piece));
+    let mut copies = copies.buffer_unordered(PIECES_IN_FLIGHT).boxed_local();
+    while let Some((piece, data)) = copies.try_next().await? {
+        copied(piece, &data).await?;
     }
     Ok(())
 }
@@ -161,16 +161,24 @@ pub async fn allocated_pieces(view: &View, disk: &ViewDisk, ranges: &Ranges) -> 
     Ok(pieces)
 }
 
-async fn copy(view: &View, disk: &ViewDisk, file: &File, range: SectorRange) -> Result<u64> {
-    let mut offset = range.byte_offset();
+async fn copy(
+    view: &View,
+    disk: &ViewDisk,
+    file: &File,
+    range: SectorRange,
+) -> Result<(SectorRange, Vec<(SectorRange, Slice)>)> {
+    let (mut start, mut written) = (range.start, Vec::new());
     for piece in view.read(disk.id(), range).await? {
-        let bytes = piece.bytes();
+        let part = SectorRange::new(start, start + piece.bytes() / SECTOR_BYTES);
         match piece {
-            DataPiece::Bytes(data) => view.runtime().write(file, offset, data).await?,
+            DataPiece::Bytes(data) => {
+                view.runtime().write(file, part.byte_offset(), data.clone()).await?;
+                written.push((part, data));
+            }
             // The file is new: what is not written there is zero already.
             DataPiece::Zeros(_) => {}
         }
-        offset += bytes;
+        start = part.end;
     }
-    Ok(range.bytes())
+    Ok((range, written))
 }

@@ -13,6 +13,16 @@ pub fn second(name: &str) -> PathBuf {
     root().join("2").join(name)
 }
 
+/// A file of the third one: sums of images, and the checkpoints of images that have them.
+pub fn third(name: &str) -> PathBuf {
+    root().join("3").join(name)
+}
+
+/// A file of the fourth one: sums of overlays.
+pub fn fourth(name: &str) -> PathBuf {
+    root().join("4").join(name)
+}
+
 /// Where the sets are.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")

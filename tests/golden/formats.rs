@@ -14,6 +14,7 @@ use afterimage::format::keyring::{self, Keyring};
 use afterimage::format::ladder::{Ladder, Rung};
 use afterimage::format::manifest::{self, Contents, DiskState, Snapshot, Step, StepNumber, WriterSeal};
 use afterimage::format::marker::{Consistency, DiskEntry, Marker};
+use afterimage::format::overlay_sums::{self, Unit};
 use afterimage::format::record::{
     Change, DiskRecord, ForkRecord, GroupRecord, Membership, MergeRecord, PinKind, PinRecord, PointDisk,
     PointRecord, TestUse,
@@ -30,7 +31,7 @@ use afterimage::units::{
     PointId, SectorCount, SectorRange, SegmentSequence, TimelineId, WallNanos, WriterId,
 };
 
-use crate::files::{first, golden, golden_at, of_format, second};
+use crate::files::{first, fourth, golden, golden_at, of_format, second, third};
 use crate::{frame_fuzz, keyring_fuzz, run_fuzz, side_fuzz, summary_fuzz, sums_fuzz, vault_fuzz};
 
 fn keys() -> (GroupKeys, SiteKeys) {
@@ -74,22 +75,25 @@ fn keyrings() {
 
 #[test]
 fn checkpoints() {
-    let statement = |sequence, resizing_to| Checkpoint {
-        sequence,
-        disk: DiskId(0x1111_2222),
-        timeline: TimelineId(2),
-        destaged: Lsn(sequence * 1000),
-        sectors: SectorCount(1 << 30),
-        resizing_to,
-    };
-    let statements = [statement(8, None), statement(9, Some(SectorCount(1 << 31)))];
-    let mut encoded = vec![0; FILE_BYTES];
-    for statement in &statements {
-        let start = usize::try_from(statement.slot_offset()).expect("small");
-        statement.encode(&mut encoded[start..start + PAGE_BYTES]);
+    for (path, has_sums) in [(first("checkpoint/resizing"), false), (third("checkpoint/summed"), true)] {
+        let statement = |sequence, resizing_to| Checkpoint {
+            sequence,
+            disk: DiskId(0x1111_2222),
+            timeline: TimelineId(2),
+            destaged: Lsn(sequence * 1000),
+            sectors: SectorCount(1 << 30),
+            resizing_to,
+            has_sums,
+        };
+        let statements = [statement(8, None), statement(9, Some(SectorCount(1 << 31)))];
+        let mut encoded = vec![0; FILE_BYTES];
+        for statement in &statements {
+            let start = usize::try_from(statement.slot_offset()).expect("small");
+            statement.encode(&mut encoded[start..start + PAGE_BYTES]);
+        }
+        let bytes = golden_at(&path, &encoded);
+        assert_eq!(Checkpoint::slots(&bytes), statements.map(Some));
     }
-    let bytes = golden("checkpoint/resizing", &encoded);
-    assert_eq!(Checkpoint::slots(&bytes), statements.map(Some));
 }
 
 fn link(number: u64, segment: u64) -> FrameLink {
@@ -431,11 +435,40 @@ fn summaries() {
     }
 }
 
+/// Headers and a block of an image's sums.
+#[test]
+fn sums_of_images() {
+    let disk = DiskId(0x1111_2222_3333_4444_5555_6666_7777_8888);
+    let kinds = [("header", sums::Holes::Zeros), ("header-unchecked", sums::Holes::Unchecked)];
+    for (name, holes) in kinds {
+        let of = sums::Of::Image(holes);
+        let header = golden_at(&third("image-sums").join(name), &sums::encode_header(of, disk));
+        assert_eq!(sums::check_image_header(&header, disk).expect("its own"), of);
+    }
+    let of = sums::Of::Image(sums::Holes::Zeros);
+    let mut block = sums::Block::ZEROS;
+    let content = [7; 1016 * 512];
+    let first = sums::sectors_of(2).start;
+    for (sum, stored) in block.sums_mut().iter_mut().zip(of.sums_of(first, &content)) {
+        *sum = stored;
+    }
+    (block.sums_mut()[4], block.sums_mut()[5]) = (sums::UNKNOWN, sums::UNCHECKED);
+    block.mark_doubtful(true);
+    block.succeed(257);
+    block.succeed(258);
+    let stored = golden_at(&third("image-sums/block"), &block.encode(disk, 2));
+    assert_eq!(sums::Block::decode(&stored, of, disk, 2), Some(block.clone()));
+    assert_eq!(of.mismatches(first, &content, block.sums()), [SectorRange::new(first + 4, first + 5)]);
+    for (name, bytes) in of_format("image-sums") {
+        assert!(sums_fuzz::place(&bytes), "{name}");
+    }
+}
+
 /// A header and a block of a base's sums, and what sectors have which sum.
 #[test]
 fn sums_of_bases() {
     let disk = DiskId(0x1111_2222_3333_4444_5555_6666_7777_8888);
-    let header = golden_at(&second("sums/header"), &sums::encode_header(disk));
+    let header = golden_at(&second("sums/header"), &sums::encode_header(sums::Of::Base, disk));
     sums::check_header(&header, disk).expect("its own");
     let mut block = sums::Block::ZEROS;
     let content = |sector: u64| [u8::try_from(sector % 3).expect("small"); 512];
@@ -444,8 +477,28 @@ fn sums_of_bases() {
     }
     block.sums_mut()[1015] = sums::UNKNOWN;
     let stored = golden_at(&second("sums/block"), &block.encode(disk, 2));
-    assert_eq!(sums::Block::decode(&stored, disk, 2), Some(block));
+    assert_eq!(sums::Block::decode(&stored, sums::Of::Base, disk, 2), Some(block));
     for (name, bytes) in of_format("sums") {
         assert!(sums_fuzz::place(&bytes), "{name}");
     }
+}
+
+/// The header and a unit of an overlay's sums.
+#[test]
+fn sums_of_overlays() {
+    let disk = DiskId(0x1111_2222_3333_4444_5555_6666_7777_8888);
+    let header = golden_at(&fourth("overlay-sums/header"), &overlay_sums::encode_header(disk));
+    overlay_sums::check_header(&header, disk).expect("its own");
+    let mut unit = Unit { sequence: 258, ..Unit::UNWRITTEN };
+    let content = |sector: u64| [u8::try_from(sector % 5).expect("small"); 512];
+    for sector in 56 * 9..56 * 10 {
+        let place = overlay_sums::place_of(sector);
+        unit.now[place] = sums::sector_sum(sector, &content(sector));
+        unit.before[place] = sums::sector_sum(sector, &content(sector + 1));
+    }
+    (unit.before[7], unit.now[8], unit.before[8]) = (sums::UNKNOWN, sums::UNKNOWN, sums::UNKNOWN);
+    let stored = golden_at(&fourth("overlay-sums/unit"), &unit.encode(disk, 9));
+    assert_eq!(Unit::decode(&stored, disk, 9), Some(unit));
+    let places = overlay_sums::unit_offset(9, sums::Copy::First)..overlay_sums::file_bytes(56 * 10);
+    assert_eq!((places, overlay_sums::unit_offset(9, sums::Copy::Second)), (16_896..24_576, 20_992));
 }

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use afterimage::format::checkpoint;
-use afterimage::format::sums::{BLOCK_BYTES, Copy, header_offset};
+use afterimage::format::sums::{BLOCK_BYTES, Copy, Of};
 use afterimage::format::{side, summary};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
@@ -77,7 +77,7 @@ fn summary_footer(bytes: &mut [u8]) {
 /// In both copies of the header.
 fn sums_headers(bytes: &mut [u8]) {
     for copy in Copy::BOTH {
-        let at = usize::try_from(header_offset(copy)).expect("near the start");
+        let at = usize::try_from(Of::Base.header_offset(copy)).expect("near the start");
         let header = &mut bytes[at..at + BLOCK_BYTES];
         at_eight(header);
         let (summed, sum) = header.split_at_mut(BLOCK_BYTES - 16);

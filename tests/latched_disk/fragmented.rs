@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use afterimage::allocation::AllocationRun;
 use afterimage::block::{Request, Response};
-use afterimage::storage::sim::OpKind;
+use afterimage::storage::sim::{FaultKind, Matcher, OpKind};
 use afterimage::units::{DiskId, SectorRange, to_usize};
 
-use crate::machine::{Machine, Steps};
+use crate::machine::{Machine, Steps, image, part};
+use crate::pieces::flatten;
 
 /// Sectors of one payload.
 const PAYLOAD: u64 = 32;
@@ -62,4 +63,74 @@ fn an_allocation_ends_before_the_run_that_is_one_too_many() {
     assert_eq!(runs(1), all[..1]);
     assert_eq!(runs(3), all[..3]);
     assert_eq!(runs(4096), all);
+}
+
+/// Sectors of a disk of so many pieces that a mend brings them in more than one run.
+const LARGE: u64 = 10_000;
+/// One in so many of its sectors is zeroed by itself.
+const SPACED: u64 = 2;
+
+#[test]
+fn a_mend_brings_all_of_many_layers_and_of_many_pieces() {
+    let (mut machine, _, _) = Machine::new(6);
+    machine.called(|group, done| group.set_policy(Some(Duration::from_secs(3600)), None, done)).expect("set");
+    let disk = machine.join("large", LARGE).id;
+    let mut expected = vec![0; to_usize(LARGE * 512)];
+    for start in (0..LARGE).step_by(100) {
+        assert!(machine.write(disk, start, 1, 100).is_ok());
+    }
+    expected.fill(1);
+    machine.drive("destaging", |machine| machine.disk.durable_file(&image(disk)).expect("there") == expected);
+
+    // Neither image nor side files take anything, so that the journal goes on holding all of it, in layers that each point begins anew.
+    let broken = format!("/{disk}.");
+    machine.disk.fail_always(Matcher::kind(OpKind::Write).path(&*broken), FaultKind::NoSpace);
+    for round in 0..24 {
+        let byte = 2 + u8::try_from(round).expect("few");
+        assert!(machine.write(disk, round * 10, byte, 15).is_ok());
+        expected[to_usize(round * 10 * 512)..to_usize((round * 10 + 15) * 512)].fill(byte);
+        machine.called(|group, done| group.create_point(String::new(), done)).expect("points go on");
+    }
+    latch(&mut machine, &broken, disk);
+    mend(&mut machine, disk, &expected);
+
+    // This time a side file has all of it, in one piece for each sector.
+    let only_image = part(&image(disk));
+    machine.disk.fail_always(Matcher::kind(OpKind::Write).path(&*only_image), FaultKind::NoSpace);
+    let sectors = (0..LARGE).step_by(to_usize(SPACED));
+    let zero = |sector| SectorRange::new(sector, sector + 1);
+    let zeros = sectors.clone().map(|sector| Request::Zero {
+        range: zero(sector),
+        durable: false,
+        keep_allocated: false,
+    });
+    let tickets: Vec<_> = zeros.map(|request| machine.submit(disk, request)).collect();
+    machine.drive("zeros", |machine| {
+        tickets.iter().all(|ticket| machine.replies().iter().any(|(other, _)| other == ticket))
+    });
+    for sector in sectors {
+        expected[to_usize(sector * 512)..to_usize((sector + 1) * 512)].fill(0);
+    }
+    latch(&mut machine, &only_image, disk);
+    machine.drive("a side file", |machine| !machine.member(disk).sides.is_empty());
+    mend(&mut machine, disk, &expected);
+}
+
+/// What had no space fails.
+fn latch(machine: &mut Machine, path: &str, disk: DiskId) {
+    machine.disk.mend();
+    machine.disk.fail_always(Matcher::kind(OpKind::Write).path(path), FaultKind::Io);
+    machine.drive("the latch", |machine| machine.is_latched(disk));
+}
+
+/// All of it is in the image then, and is what its sums say, also for the next process.
+fn mend(machine: &mut Machine, disk: DiskId, expected: &[u8]) {
+    machine.disk.mend();
+    machine.resume().expect("nothing is broken");
+    assert!(!machine.is_latched(disk));
+    assert!(machine.disk.durable_file(&image(disk)).expect("there") == expected);
+    match machine.ask(disk, Request::Read { range: SectorRange::new(0, LARGE) }) {
+        Ok(Response::Data(pieces)) => assert!(flatten(&pieces) == expected),
+        other => panic!("a read gave {other:?}"),
+    }
 }

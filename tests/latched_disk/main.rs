@@ -13,5 +13,6 @@ mod rot;
 mod running;
 #[path = "../support/stepped.rs"]
 mod stepped;
+mod sums;
 mod verify;
 mod withheld;

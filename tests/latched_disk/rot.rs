@@ -417,3 +417,41 @@ fn a_renewal_that_a_death_cuts_short_is_begun_anew_at_the_opening() {
         assert!(lacks(&whole, rotten).is_empty(), "{steps} steps");
     }
 }
+
+/// Sectors of another record that only points lack.
+const ALSO: SectorRange = SectorRange { start: 40, end: 44 };
+
+#[test]
+fn what_cannot_be_written_anew_is_told_of_and_does_not_keep_the_rest_from_points() {
+    let (mut machine, rotten, sound) = Machine::new(3);
+    set_interval(&mut machine, Duration::from_secs(3600));
+    for range in [LOST, ALSO] {
+        assert!(machine.write(rotten, range.start, 2, range.sectors()).is_ok());
+    }
+    machine.drive("destaging", |machine| {
+        machine.group().ladder().destaged == machine.group().ladder().visible && machine.disk.in_flight() == 0
+    });
+    evict(&mut machine, sound);
+    for range in [LOST, ALSO] {
+        rot(&mut machine, rotten, range);
+    }
+    assert!(machine.disk.rot(&image(rotten), 12 * 512 + 5, 1));
+    assert_eq!(lacks(&point(&mut machine), rotten), [LOST, ALSO]);
+    machine.drive("the attempt", |machine| !machine.group().failing_disks().is_empty());
+    let failing = machine.group().failing_disks().remove(0);
+    assert_eq!((&*failing.export, failing.kind), ("first", ErrorKind::Corrupt));
+    assert!(failing.error.contains(&part(&image(rotten))), "{}", failing.error);
+    assert!(machine.told().iter().any(|event| matches!(event, GroupEvent::RequestsFailed { .. })));
+    // What comes behind it in the disk's order is renewed all the same.
+    machine.drive("the next attempt", |machine| machine.group().failing_disks()[0].requests >= 3);
+    assert_eq!(lacks(&point(&mut machine), rotten), [LOST]);
+    // A guest writes the one sector anew that nobody has.
+    assert!(machine.write(rotten, 12, 3, 1).is_ok());
+    machine.drive("the renewal", |machine| {
+        machine.told().iter().any(|event| matches!(event, GroupEvent::Renewed { sectors: 11, .. }))
+    });
+    let whole = point(&mut machine);
+    assert!(lacks(&whole, rotten).is_empty());
+    let expected = vec![(10, 0), (2, 2), (1, 3), (4, 2), (23, 0), (4, 2), (SECTORS - 44, 0)];
+    assert_eq!(view(&mut machine, &whole, rotten).expect("whole"), expected);
+}

@@ -40,6 +40,7 @@ fn what_is_in_the_data_directory_is_for_its_owner_alone() {
         "/segment-",
         ".raw",
         ".checkpoint",
+        "images/",
         "/tests/",
     ] {
         assert!(found.iter().any(|(path, _)| path.contains(name)), "{name} in {found:#?}");

@@ -84,7 +84,7 @@ fn what_rotted_in_an_image_is_named_and_a_sound_group_is_sound() {
         (&"db".into(), &585.into(), &1.into())
     );
     let message = fault["message"].as_str().expect("text");
-    assert!(message.contains(&format!("image {} at byte 299520", image.display())), "{message}");
+    assert!(message.contains(&format!("{} at byte 299520", image.display())), "{message}");
     let events = gateway.json("events --group erp");
     let found = events.as_array().expect("a list").iter().find(|event| event["code"] == "verify_found");
     assert_eq!(found.expect("an event")["severity"], "error");

@@ -1,9 +1,11 @@
-//! What the fuzz target of the sums of bases checks; shared with the ordinary tests, which replay the seeds.
+//! What the fuzz target of the sums of bases and images checks; shared with the ordinary tests, which replay the seeds.
 //!
 //! An input is a place of such a file: a header, or a block, of a disk and with a number that it does not say itself. Those of the seeds
 //! are taken, and those that the input says in bytes that a block leaves zero. It is tried as it is and with its checksum made right.
 
-use afterimage::format::sums::{BLOCK_BYTES, Block, check_header, encode_header};
+use afterimage::format::sums::{
+    BLOCK_BYTES, Block, Holes, Of, check_header, check_image_header, encode_header,
+};
 use afterimage::units::DiskId;
 use xxhash_rust::xxh3::{xxh3_128, xxh3_128_with_seed};
 
@@ -28,14 +30,19 @@ pub fn place(input: &[u8]) -> bool {
 }
 
 fn check(bytes: &[u8]) -> bool {
-    let is_header = check_header(bytes, DiskId(DISK)).is_ok();
-    if is_header {
-        assert!(encode_header(DiskId(DISK)) == bytes, "what is accepted is what is written");
+    let disk = DiskId(DISK);
+    let base = check_header(bytes, disk).is_ok().then_some(Of::Base);
+    let header = base.or(check_image_header(bytes, disk).ok());
+    if let Some(of) = header {
+        assert!(encode_header(of, disk) == bytes, "what is accepted is what is written");
     }
-    let block = Block::decode(bytes, DiskId(DISK), BLOCK);
-    if let Some(block) = &block {
-        assert!(block.encode(DiskId(DISK), BLOCK) == bytes, "what is accepted is what is written");
+    let kinds = [Of::Base, Of::Image(Holes::Zeros)];
+    let blocks = kinds.map(|of| Block::decode(bytes, of, disk, BLOCK));
+    for block in blocks.iter().flatten() {
+        assert!(block.encode(disk, BLOCK) == bytes, "what is accepted is what is written");
     }
-    assert!(!is_header || block.is_none(), "a header is no block");
-    is_header || block.is_some()
+    let is_block = blocks.iter().any(Option::is_some);
+    assert!(!blocks.iter().all(Option::is_some), "a base's block is no image's");
+    assert!(header.is_none() || !is_block, "a header is no block");
+    header.is_some() || is_block
 }

@@ -10,7 +10,7 @@ use afterimage::format::manifest::StepNumber;
 use afterimage::format::manifest::{self, Snapshot};
 use afterimage::format::record::{Change, MergeRecord, PinKind, PinRecord, TestUse};
 use afterimage::format::summary::{self, Footer};
-use afterimage::format::sums::{Block, encode_header};
+use afterimage::format::sums::{Block, Holes, Of, encode_header};
 use afterimage::seal::GroupKeys;
 use afterimage::units::{
     DiskId, DiskSlot, PinId, SECTOR_BYTES, SectorCount, SectorRange, SummaryId, WallNanos, WriterId,
@@ -340,7 +340,16 @@ fn sums_seeds_are_valid_and_checked_in() {
     let disk = DiskId(0x1111_2222_3333_4444_5555_6666_7777_8888);
     let mut block = Block::ZEROS;
     block.sums_mut()[7..100].fill(0x0102_0304);
-    let places = [("header", encode_header(disk)), ("block", block.encode(disk, 2))];
+    let of_image = |holes| encode_header(Of::Image(holes), disk);
+    let mut of_images = block.clone();
+    of_images.succeed(0);
+    let places = [
+        ("header", encode_header(Of::Base, disk)),
+        ("block", block.encode(disk, 2)),
+        ("image-header", of_image(Holes::Zeros)),
+        ("image-header-unchecked", of_image(Holes::Unchecked)),
+        ("image-block", of_images.encode(disk, 2)),
+    ];
     for (name, place) in places {
         assert!(sums_fuzz::place(&place), "{name}");
         check_in("sums", &vec![(name.to_owned(), place.to_vec())]);

@@ -5,6 +5,8 @@ mod delta;
 mod format;
 mod manifest;
 mod overlay;
+#[cfg(feature = "sim")]
+mod overlay_faults;
 #[path = "../support/pieces.rs"]
 mod pieces;
 #[cfg(feature = "sim")]

@@ -144,6 +144,26 @@ fn trimming_an_untouched_hole_takes_no_space_and_gives_back_what_was_written_the
     assert!(flatten(&pieces).iter().all(|&byte| byte == 0), "what the view holds stays trimmed");
 }
 
+/// File systems give back whole blocks: what is left of a short one would be zeros that have no sums.
+#[test]
+fn a_short_last_block_is_given_back_too() {
+    let mut group = Group::new(&[SECTORS]);
+    group.write(0, SectorRange::new(5, 300), 1);
+    let point = group.publish();
+    let view = block_on(&group.runtime, View::open(&group.vault, point)).expect("sound");
+    let directory = directory();
+    let path = directory.path().join("overlay");
+    let overlay = create(&group, &view, &path);
+    let end = SectorRange::new(1000, SECTORS);
+    block_on(&group.runtime, overlay.write(end, &pattern(end.bytes(), 4), true)).expect("written");
+    block_on(&group.runtime, overlay.zero(SectorRange::new(904, SECTORS), true, false)).expect("trimmed");
+    assert_eq!(overlay.present_bytes(), 0);
+    drop(overlay);
+    let overlay = open(&group, &view, &path);
+    assert_eq!(overlay.present_bytes(), 0);
+    assert_is(&group, &overlay, &group.model[0]);
+}
+
 #[test]
 fn an_overlay_of_another_size_and_a_range_outside_are_refused() {
     let mut group = Group::new(&[SECTORS]);
@@ -159,4 +179,90 @@ fn an_overlay_of_another_size_and_a_range_outside_are_refused() {
     std::fs::OpenOptions::new().write(true).open(&path).expect("there").set_len(512).expect("cut");
     let cut = block_on(&group.runtime, Overlay::open(&path, &view, view.disks()[0].id()));
     assert_eq!(cut.err().expect("cut off").kind(), ErrorKind::Corrupt);
+}
+
+fn flip(file: &Path, offset: u64) {
+    use std::os::unix::fs::FileExt;
+
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(file).expect("there");
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).expect("within it");
+    file.write_all_at(&[byte[0] ^ 4], offset).expect("within it");
+}
+
+#[test]
+fn a_flipped_bit_is_refused_as_the_overlays_own_and_a_write_heals_it() {
+    let mut group = Group::new(&[SECTORS]);
+    let view = view(&mut group);
+    let directory = directory();
+    let path = directory.path().join("overlay");
+    let overlay = create(&group, &view, &path);
+    let mut model = group.model[0].clone();
+    let range = SectorRange::new(16, 61);
+    let bytes = pattern(range.bytes(), 7);
+    model[16 * 512..61 * 512].copy_from_slice(&bytes);
+    block_on(&group.runtime, overlay.write(range, &bytes, true)).expect("written");
+    drop(overlay);
+    flip(&path, 40 * 512 + 9);
+    let overlay = open(&group, &view, &path);
+    let read = |range| block_on(&group.runtime, overlay.read(range)).map(|pieces| flatten(&pieces));
+    let error = read(SectorRange::new(0, SECTORS)).expect_err("refused");
+    assert_eq!(
+        (error.kind(), error.path(), error.offset()),
+        (ErrorKind::Corrupt, Some(&*path), Some(40 * 512))
+    );
+    assert!(overlay.is_own(&error), "{error}");
+    for sound in [SectorRange::new(0, 40), SectorRange::new(41, SECTORS)] {
+        let held = &model[to_usize(sound.byte_offset())..to_usize(sound.byte_range().end)];
+        assert!(read(sound).expect("sound") == held);
+    }
+    // The rest of its block has to be read where a part of it is written.
+    let part = block_on(&group.runtime, overlay.write(SectorRange::new(42, 43), &pattern(512, 8), false));
+    assert_eq!(part.expect_err("the rest is damaged").kind(), ErrorKind::Corrupt);
+    let block = pattern(8 * 512, 8);
+    block_on(&group.runtime, overlay.write(SectorRange::new(40, 48), &block, false))
+        .expect("the whole block");
+    model[40 * 512..48 * 512].copy_from_slice(&block);
+    assert_is(&group, &overlay, &model);
+}
+
+#[test]
+fn an_overlay_of_before_there_were_sums_is_served() {
+    let mut group = Group::new(&[SECTORS]);
+    let view = view(&mut group);
+    let directory = directory();
+    let path = directory.path().join("overlay");
+    let overlay = create(&group, &view, &path);
+    let mut model = group.model[0].clone();
+    for (start, seed) in [(3, 5), (30, 6)] {
+        let (range, bytes) = (SectorRange::new(start, start + 9), pattern(9 * 512, seed));
+        model[to_usize(start * 512)..to_usize((start + 9) * 512)].copy_from_slice(&bytes);
+        block_on(&group.runtime, overlay.write(range, &bytes, true)).expect("written");
+    }
+    drop(overlay);
+    std::fs::remove_file(directory.path().join("overlay.sums")).expect("it has sums");
+    let overlay = open(&group, &view, &path);
+    assert_is(&group, &overlay, &model);
+    model[..512].fill(9);
+    block_on(&group.runtime, overlay.write(SectorRange::new(0, 1), &[9; 512], true)).expect("written");
+    assert_is(&group, &overlay, &model);
+}
+
+/// Leftovers of a creation that died: the sums come before the overlay, and are made anew.
+#[test]
+fn sums_without_an_overlay_are_made_anew_and_those_of_an_overlay_are_not() {
+    let mut group = Group::new(&[SECTORS]);
+    let view = view(&mut group);
+    let directory = directory();
+    let path = directory.path().join("overlay");
+    std::fs::write(directory.path().join("overlay.sums"), "left").expect("written");
+    std::fs::write(directory.path().join("overlay.sums.partial"), "left").expect("written");
+    let overlay = create(&group, &view, &path);
+    let bytes = pattern(8 * 512, 3);
+    block_on(&group.runtime, overlay.write(SectorRange::new(8, 16), &bytes, true)).expect("written");
+    drop(overlay);
+    let again = block_on(&group.runtime, Overlay::create(&path, &view, view.disks()[0].id()));
+    assert_eq!(again.err().expect("never over another").kind(), ErrorKind::AlreadyExists);
+    let pieces = block_on(&group.runtime, open(&group, &view, &path).read(SectorRange::new(8, 16)));
+    assert!(flatten(&pieces.expect("its sums are its own")) == bytes);
 }

@@ -12,12 +12,14 @@ const FINDINGS_MAX: usize = 1000;
 /// Where the group has the bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LiveSide {
-    /// In an image, which has no checksums.
+    /// In an image.
     Image {
         /// The image.
         path: PathBuf,
         /// The first byte there.
         offset: u64,
+        /// Whether what it holds there was compared with its sums. Of an image of before there were any, nobody knows.
+        has_sums: bool,
     },
     /// In the journal, or zeros of it: what it gives was compared with its checksum.
     Journal,
@@ -64,10 +66,12 @@ impl fmt::Display for Difference {
             What::Differs { live, vault } => {
                 write!(f, "{live} and {} differ: ", describe(vault))?;
                 f.write_str(match (live, vault) {
-                    (LiveSide::Image { .. }, Origin::Base { has_sums: false, .. }) => {
+                    (LiveSide::Image { has_sums: false, .. }, Origin::Base { has_sums: false, .. }) => {
                         "neither has checksums that tell which"
                     }
-                    (LiveSide::Image { .. }, _) => "the image is wrong, for the vault's checksums fit",
+                    (LiveSide::Image { has_sums: false, .. }, _) => {
+                        "the image is wrong, for the vault's checksums fit"
+                    }
                     (_, Origin::Base { has_sums: false, .. }) => {
                         "the base is wrong, for the group's checksums fit"
                     }
@@ -81,7 +85,7 @@ impl fmt::Display for Difference {
 impl fmt::Display for LiveSide {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            LiveSide::Image { path, offset } => write!(f, "image {} at byte {offset}", path.display()),
+            LiveSide::Image { path, offset, .. } => write!(f, "image {} at byte {offset}", path.display()),
             LiveSide::Journal => f.write_str("the journal"),
             LiveSide::SideFile => f.write_str("a side file"),
         }
@@ -149,9 +153,10 @@ fn continues(last: &Difference, next: &Difference) -> bool {
 
 fn continues_live(last: &LiveSide, next: &LiveSide, gap: u64) -> bool {
     match (last, next) {
-        (LiveSide::Image { path, offset }, LiveSide::Image { path: next_path, offset: next_offset }) => {
-            path == next_path && offset + gap == *next_offset
-        }
+        (
+            LiveSide::Image { path, offset, .. },
+            LiveSide::Image { path: next_path, offset: next_offset, .. },
+        ) => path == next_path && offset + gap == *next_offset,
         _ => last == next,
     }
 }

@@ -2,7 +2,8 @@
 //! each part came from.
 //!
 //! The places are taken down on the owner thread in one go; reading them takes as long as it takes, and pins the journal's
-//! segments meanwhile. A part whose image is overwritten in between shows the newer bytes, as it may to a guest.
+//! segments meanwhile. A part whose image is overwritten in between shows the newer bytes, as it may to a guest, or has to be looked up
+//! again.
 
 use std::rc::Rc;
 
@@ -12,7 +13,9 @@ use super::findings::LiveSide;
 use crate::allocation::AllocationRun;
 use crate::block::DataPiece;
 use crate::error::{Error, ErrorKind, Result};
+use crate::image::Image;
 use crate::image::side::SidePiece;
+use crate::image::sums::Verdict;
 use crate::journal::reader::Reader;
 use crate::journal::segments::Source;
 use crate::protect::allocation;
@@ -20,7 +23,6 @@ use crate::protect::group::Group;
 use crate::protect::mailbox::{Done, Mailbox};
 use crate::protect::place::Place;
 use crate::runtime::Runtime;
-use crate::storage::File;
 use crate::units::{DiskId, DiskSlot, Lsn, SectorRange, to_usize};
 
 use super::since::Since;
@@ -61,19 +63,37 @@ impl Asker {
 /// A range of a disk as a guest would read it at one moment.
 pub struct LiveRead {
     runtime: Rc<Runtime>,
-    image: File,
+    image: Image,
+    /// When the places were looked up.
+    epoch: u64,
     reader: Reader,
     parts: Vec<(SectorRange, Place)>,
 }
 
-impl LiveRead {
+/// What was read.
+pub(super) struct LiveBytes {
     /// The bytes, in order.
-    pub async fn read(&self) -> Result<Vec<DataPiece>> {
-        let mut pieces = Vec::with_capacity(self.parts.len());
+    pub pieces: Vec<DataPiece>,
+    /// Of these, those of the image that do not match their sums.
+    pub damaged: Vec<(SectorRange, Error)>,
+}
+
+impl LiveRead {
+    /// The bytes; nothing, if the image was written to meanwhile, so that the places have to be looked up again.
+    pub(super) async fn read(&self) -> Result<Option<LiveBytes>> {
+        let (mut pieces, mut damaged) = (Vec::with_capacity(self.parts.len()), Vec::new());
         for (range, place) in &self.parts {
-            pieces.push(self.read_part(*range, place).await?);
+            let piece = self.read_part(*range, place).await?;
+            if let (Place::Image, DataPiece::Bytes(bytes)) = (place, &piece) {
+                match self.image.sums.check(self.epoch, *range, bytes).await? {
+                    Verdict::Sound => {}
+                    Verdict::Overwritten => return Ok(None),
+                    Verdict::Damaged(found) => damaged.extend(found),
+                }
+            }
+            pieces.push(piece);
         }
-        Ok(pieces)
+        Ok(Some(LiveBytes { pieces, damaged }))
     }
 
     async fn read_part(&self, range: SectorRange, place: &Place) -> Result<DataPiece> {
@@ -94,7 +114,7 @@ impl LiveRead {
             }
             Place::Image => {
                 let bytes = to_usize(range.bytes());
-                let buffer = self.runtime.read(&self.image, range.byte_offset(), bytes).await?;
+                let buffer = self.runtime.read(&self.image.file, range.byte_offset(), bytes).await?;
                 DataPiece::Bytes(buffer.freeze())
             }
         })
@@ -112,7 +132,8 @@ impl LiveRead {
             let Some(part) = part.intersection(range) else { continue };
             let side = match place {
                 Place::Image => {
-                    LiveSide::Image { path: self.image.path().to_owned(), offset: part.byte_offset() }
+                    let (path, offset) = (self.image.file.path().to_owned(), part.byte_offset());
+                    LiveSide::Image { path, offset, has_sums: self.image.sums.has_all() }
                 }
                 Place::Layer(_) => LiveSide::Journal,
                 Place::Side(_) => LiveSide::SideFile,
@@ -140,7 +161,8 @@ impl Group {
         if range.end > known.record.sectors.0 {
             return Err(Error::new(ErrorKind::NotFound, "the disk is shorter than at the point"));
         }
-        let (image, parts) = (image.file.clone(), self.places(*slot, range));
-        Ok(LiveRead { runtime: Rc::clone(&self.runtime), image, reader: self.reader(), parts })
+        let (image, parts) = (image.clone(), self.places(*slot, range));
+        let (runtime, epoch) = (Rc::clone(&self.runtime), image.sums.epoch());
+        Ok(LiveRead { runtime, image, epoch, reader: self.reader(), parts })
     }
 }

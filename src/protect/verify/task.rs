@@ -13,6 +13,7 @@ use crate::allocation::AllocationRun;
 use crate::block::DataPiece;
 use crate::bookmark::Place;
 use crate::error::{Error, ErrorKind, Result};
+use crate::extent::Ranges;
 use crate::planted::{Bug, Planted};
 use crate::runtime::Runtime;
 use crate::storage::Op;
@@ -309,17 +310,32 @@ impl Task {
                 Err(error) => return self.out_of_reach(target, range.start, error),
             };
             let read = (live.read().await, view.read(target.id, range).await);
-            let taken = read.0.iter().chain(&read.1).flatten().map(stored_bytes).sum();
+            let here = read.0.iter().flatten().flat_map(|here| &here.pieces);
+            let taken = here.chain(read.1.iter().flatten()).map(stored_bytes).sum();
             self.report.read_bytes += taken;
             match read {
-                (Ok(here), Ok(there)) => self.compare(view, target, range, &live, (&here, &there)).await?,
+                (Ok(None), _) => left.push(range),
+                (Ok(Some(here)), Ok(there)) => {
+                    for (range, error) in &here.damaged {
+                        self.unreadable(target, *range, error);
+                    }
+                    let damaged: Vec<_> = here.damaged.iter().map(|(range, _)| *range).collect();
+                    let bytes = (here.pieces.as_slice(), there.as_slice());
+                    self.compare(view, target, range, &live, bytes, &damaged).await?;
+                }
                 (Err(error), _) | (_, Err(error)) if !is_of_content(&error) => return Err(error),
                 (Err(_), _) | (_, Err(_)) if range.sectors() > UNREADABLE_SECTORS => {
                     let middle = range.start + range.sectors() / 2;
                     left.push(SectorRange::new(middle, range.end));
                     left.push(SectorRange::new(range.start, middle));
                 }
-                (Err(error), _) | (_, Err(error)) => self.unreadable(target, range, &error),
+                (Err(error), _) => self.unreadable(target, range, &error),
+                (Ok(Some(here)), Err(error)) => {
+                    for (range, error) in &here.damaged {
+                        self.unreadable(target, *range, error);
+                    }
+                    self.unreadable(target, range, &error);
+                }
             }
             let (report, done, total) = (Rc::clone(&self.verification.report), self.done, self.total);
             self.throttle.take(taken, || report(done, total)).await?;
@@ -343,9 +359,12 @@ impl Task {
         range: SectorRange,
         live: &LiveRead,
         (here, there): (&[DataPiece], &[DataPiece]),
+        damaged: &[SectorRange],
     ) -> Result<()> {
         self.report.compared_bytes += range.bytes();
         let differing = differences(range, &joined(here, range), &joined(there, range));
+        // What is known to be wrong needs no comparison.
+        let differing = Ranges::of(differing).without(damaged.iter().copied()).as_slice().to_vec();
         if differing.is_empty() {
             return Ok(());
         }

@@ -120,6 +120,11 @@ impl SimDisk {
         self.0.borrow_mut().random = Random::new(seed);
     }
 
+    /// Reads of this file, and of no other, do not complete until another one is named, or none.
+    pub fn hold_reads(&self, path: Option<&Path>) {
+        self.0.borrow_mut().held_reads = path.map(Path::to_owned);
+    }
+
     /// The next operation that `matcher` matches fails. Plans are used up one by one, in the order of their making.
     pub fn fail_next(&self, matcher: Matcher, kind: FaultKind) {
         self.0.borrow_mut().faults.plan(matcher, kind);

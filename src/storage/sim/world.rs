@@ -52,6 +52,8 @@ pub(super) struct World {
     pub(super) processes: BTreeMap<ProcessId, Process>,
     pub(super) faults: FaultPlan,
     pub(super) capacity: Option<u64>,
+    /// The file whose reads do not complete.
+    pub(super) held_reads: Option<PathBuf>,
     pub(super) counts: [u64; OpKind::COUNT],
     /// Writes of dead processes that landed once they were dead.
     pub(super) late_writes: u64,
@@ -75,6 +77,7 @@ impl World {
             processes: BTreeMap::new(),
             faults: FaultPlan::default(),
             capacity: None,
+            held_reads: None,
             counts: [0; OpKind::COUNT],
             late_writes: 0,
             failed_syncs: Vec::new(),
@@ -163,7 +166,11 @@ impl World {
             },
             _ => false,
         };
-        flight.started && !locked
+        let held = match &flight.op {
+            Op::Read { file, .. } => self.held_reads.as_deref() == Some(file.path()),
+            _ => false,
+        };
+        flight.started && !locked && !held
     }
 
     /// Whether a living process, or a dead one's operation that has yet to land, holds a file's lock.

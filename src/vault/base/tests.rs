@@ -120,7 +120,7 @@ fn a_base_is_copied_as_far_as_is_asked_for() {
     let (runtime, bases, path) = (Rc::clone(&place.runtime), Rc::clone(&place.bases), target.clone());
     let copied = place.runtime.block_on(async move {
         let target = runtime.open(path, OpenOptions::CREATE).await?;
-        bases.open(DISK).await?.copy_to(&target, 2 * MIB + 512, &|_| Ok(())).await
+        bases.open(DISK).await?.copy_to(&target, 2 * MIB + 512, async |_, _| Ok(())).await
     });
     copied.expect("room");
     assert!(fs::read(target).expect("there") == content[..to_usize(2 * MIB + 512)]);
@@ -178,17 +178,17 @@ fn what_became_a_hole_is_not_read_as_zeros() {
 
 #[test]
 fn one_damaged_copy_of_the_sums_harms_nothing_and_two_are_not_served() {
-    use crate::format::sums::{Copy, block_offset, header_offset};
+    use crate::format::sums::{Copy, Of};
     let (place, content) = Place::imported();
     let sums = place.layout().sums(DISK);
-    flip(&sums, header_offset(Copy::First) + 9);
-    flip(&sums, block_offset(0, Copy::First) + 4000);
+    flip(&sums, Of::Base.header_offset(Copy::First) + 9);
+    flip(&sums, Of::Base.block_offset(0, Copy::First) + 4000);
     assert_eq!(place.read(0..4096).expect("by the other copy"), content);
-    flip(&sums, block_offset(0, Copy::Second) + 16);
+    flip(&sums, Of::Base.block_offset(0, Copy::Second) + 16);
     place.read(0..1).expect_err("nobody knows");
     place.read(1015..1016).expect_err("nobody knows, zeros or not");
     assert_eq!(place.read(1016..4096).expect("another block"), content[1016 * 512..]);
-    flip(&sums, header_offset(Copy::Second) + 9);
+    flip(&sums, Of::Base.header_offset(Copy::Second) + 9);
     assert_eq!(place.read(1016..4096).expect_err("no header").path(), Some(&*sums));
     fs::remove_file(&sums).expect("there");
     assert_eq!(place.read(1016..4096).expect_err("no sums").kind(), ErrorKind::Corrupt);

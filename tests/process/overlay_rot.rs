@@ -1,0 +1,136 @@
+//! A bit that flips in what clients wrote to a test failover, under the real program: that read is refused with file and offset, the
+//! rest is served, and nobody reads the vault for it. It began with overlays that were served unchecked.
+
+use std::fs::{File, OpenOptions, read_dir};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use afterimage::capture::nbd::client::{Answer, Client, Command, Wishes};
+use afterimage::capture::nbd::codec::{ErrorCode, NBD_EIO};
+
+use crate::content::{assert_same_bytes, content};
+use crate::gateway::Gateway;
+
+const DISK_BYTES: usize = 1 << 20;
+const PIECE: usize = 16 << 10;
+const BLOCK: usize = 4096;
+/// The block that a bit flips in.
+const ROTTEN: usize = 5 * PIECE + BLOCK;
+
+struct Site {
+    gateway: Gateway,
+    held: Vec<u8>,
+    /// Where the overlay and its sums are.
+    directory: PathBuf,
+}
+
+impl Site {
+    /// A test failover that was written to whole, under a gateway that was stopped.
+    fn stopped() -> Site {
+        let mut gateway = Gateway::start();
+        gateway.protect([("db", "1M")]);
+        gateway.says("point create erp --label one");
+        gateway.says("failover test erp --point one");
+        let held = content(1, DISK_BYTES);
+        let mut client = client(&gateway);
+        for (index, data) in held.chunks(PIECE).enumerate() {
+            let offset = (index * PIECE) as u64;
+            client.call(&Command::Write { offset, data, durable: false }).unwrap().unwrap();
+        }
+        client.disconnect().unwrap();
+        let id = gateway.json("group list")[0]["id"].as_str().expect("an id").to_owned();
+        let directory = gateway.data().join("groups").join(id).join("tests").join("1");
+        gateway.terminate();
+        Site { gateway, held, directory }
+    }
+
+    fn file(&self, end: &str) -> PathBuf {
+        let mut files = read_dir(&self.directory).unwrap().map(|entry| entry.unwrap().path());
+        files.find(|path| path.to_str().unwrap().ends_with(end)).expect("it is there")
+    }
+
+    /// The pieces that are refused; all others are what was written.
+    fn refused(&self) -> Vec<usize> {
+        let mut client = client(&self.gateway);
+        let mut is_refused = |piece: &usize| match read(&mut client, *piece) {
+            Ok(bytes) => {
+                assert_same_bytes(&bytes, &self.held[*piece..piece + PIECE]);
+                false
+            }
+            Err(NBD_EIO) => true,
+            Err(other) => panic!("{other:?}"),
+        };
+        (0..DISK_BYTES).step_by(PIECE).filter(|piece| is_refused(piece)).collect()
+    }
+}
+
+fn client(gateway: &Gateway) -> Client<UnixStream> {
+    Client::connect(gateway.connect(), Wishes::all("erp/db@test-1".to_owned())).expect("served")
+}
+
+fn read(client: &mut Client<UnixStream>, offset: usize) -> Result<Vec<u8>, ErrorCode> {
+    let length = u32::try_from(PIECE).expect("small");
+    let read = Command::Read { offset: offset as u64, length, unfragmented: true };
+    match client.call(&read).unwrap().map_err(|refused| refused.code)? {
+        Answer::Data(bytes) => Ok(bytes.to_vec()),
+        _ => panic!("no data"),
+    }
+}
+
+fn flip(file: &Path, offset: usize) {
+    let (mut byte, offset) = ([0], offset as u64);
+    File::open(file).unwrap().read_exact_at(&mut byte, offset).unwrap();
+    OpenOptions::new().write(true).open(file).unwrap().write_all_at(&[byte[0] ^ 16], offset).unwrap();
+}
+
+#[test]
+fn a_bit_flipped_in_an_overlay_is_refused_told_and_healed_by_a_write() {
+    let mut site = Site::stopped();
+    let overlay = site.file(".overlay");
+    flip(&overlay, ROTTEN + 512 + 7);
+    site.gateway.restart();
+    assert_eq!(site.refused(), [5 * PIECE], "that read, and no other");
+
+    let events = site.gateway.json("events --group erp");
+    let events = events.as_array().expect("a list");
+    let failed = events.iter().rfind(|event| event["code"] == "requests_failed").expect("an event");
+    let told = failed["message"].as_str().expect("text");
+    let place = format!("{} at byte {}", overlay.display(), ROTTEN + 512);
+    assert!(told.contains(&place) && told.contains("failover cleanup"), "{told}");
+    let state = site.gateway.group_status()["state"].clone();
+    let told = (&state["condition"], &state["reason"]["code"]);
+    assert_eq!(told, (&"degraded".into(), &"requests_fail".into()));
+    // The vault has nothing of it.
+    assert!(site.gateway.logged("the vault is verified in the background").is_empty());
+    assert!(site.gateway.says("verify erp").contains("0 faults"));
+
+    let new = content(2, BLOCK);
+    let write = Command::Write { offset: ROTTEN as u64, data: &new, durable: true };
+    client(&site.gateway).call(&write).unwrap().unwrap();
+    site.held[ROTTEN..ROTTEN + BLOCK].copy_from_slice(&new);
+    assert_eq!(site.refused(), [] as [usize; 0]);
+
+    site.gateway.says("failover cleanup erp --test 1 --yes");
+    assert!(!site.directory.exists(), "the overlay, and its sums");
+}
+
+/// An end by kill -9 leaves nothing that would be refused; and of before there were sums an overlay has none.
+#[test]
+fn an_overlay_outlives_its_gateway_and_is_served_without_sums_where_it_has_none() {
+    let mut site = Site::stopped();
+    site.gateway.restart();
+    let new = content(3, PIECE);
+    let write = Command::Write { offset: 0, data: &new, durable: false };
+    client(&site.gateway).call(&write).unwrap().unwrap();
+    site.held[..PIECE].copy_from_slice(&new);
+    site.gateway.kill();
+    site.gateway.restart();
+    assert_eq!(site.refused(), [] as [usize; 0]);
+
+    site.gateway.terminate();
+    std::fs::remove_file(site.file(".overlay.sums")).unwrap();
+    site.gateway.restart();
+    assert_eq!(site.refused(), [] as [usize; 0]);
+    assert!(!site.gateway.logged("an overlay of a test failover has no sums").is_empty());
+}
