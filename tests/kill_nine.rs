@@ -346,7 +346,7 @@ async fn what_is_altered_behind_the_gateway_is_told() {
     for write in [altered, lost] {
         let (socket, export) = (trial.gateway.nbd_socket(), &trial.disks[write.disk].export);
         let read = Image::of_export(&trial.history, write.disk, &socket, export);
-        let refusal = read.err().expect("refused").to_string();
+        let refusal = read.expect_err("refused").to_string();
         assert!(refusal.contains("the device failed"), "{refusal}");
     }
 }

@@ -26,7 +26,7 @@ use crate::planted::Planted;
 use crate::pour::pour;
 use crate::runtime::Runtime;
 use crate::storage::{Buffer, Slice};
-use crate::units::{Lsn, SECTOR_BYTES, SectorCount, SectorRange, to_usize};
+use crate::units::{Lsn, SectorCount, SectorRange, to_usize};
 
 /// What a piece may cost in bytes read.
 const PIECE_BYTES: u64 = 16 << 20;
@@ -34,10 +34,10 @@ const PIECE_BYTES: u64 = 16 << 20;
 const WRITE_BYTES_MAX: u64 = 1 << 20;
 /// Extents after which whoever shares the thread gets a turn.
 const SLICE: usize = 512;
-/// The same for bytes that are summed.
-const SLICE_BYTES: usize = 512 << 10;
-/// The sectors of these.
-const SLICE_SECTORS: usize = SLICE_BYTES / SECTOR_BYTES as usize;
+/// The same for sectors that are summed,
+const SLICE_SECTORS: usize = 1024;
+/// and their bytes.
+const SLICE_BYTES: usize = SLICE_SECTORS * 512;
 /// Operations under way at once.
 const CONCURRENCY: usize = 64;
 

@@ -187,7 +187,7 @@ pub async fn nonzero(
         // The last of them may reach into the next block.
         let parts: Vec<_> = ranges.clone().map_while(|range| all.intersection(*range)).collect();
         let sums = &sums;
-        (!parts.is_empty()).then(|| async move { Ok::<_, Error>((block, parts, sums(block).await?)) })
+        (!parts.is_empty()).then_some(async move { Ok::<_, Error>((block, parts, sums(block).await?)) })
     });
     let mut looked_up = pin!(stream::iter(wanted).buffered(BLOCKS_IN_FLIGHT));
     let is_nonzero = |sum: u32| sum != 0 && !(of != Of::Base && sum == UNCHECKED);

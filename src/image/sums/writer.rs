@@ -228,11 +228,12 @@ enum Piece<'a> {
     Emptied(Range<u64>),
 }
 
-/// The blocks of the next round, each with all that comes of it; and those that come to hold zeros only.
-fn next_round<'a>(
-    pieces: &mut Peekable<impl Iterator<Item = Piece<'a>>>,
-) -> (Vec<(u64, Vec<Part<'a>>)>, Vec<Range<u64>>) {
-    let mut changes: Vec<(u64, Vec<Part<'a>>)> = Vec::new();
+/// Blocks, each with all that comes of it.
+type Changes<'a> = Vec<(u64, Vec<Part<'a>>)>;
+
+/// The blocks of the next round, and those that come to hold zeros only.
+fn next_round<'a>(pieces: &mut Peekable<impl Iterator<Item = Piece<'a>>>) -> (Changes<'a>, Vec<Range<u64>>) {
+    let mut changes: Changes<'a> = Vec::new();
     let mut emptied = Vec::new();
     while let Some(piece) = pieces.next() {
         match piece {
