@@ -96,7 +96,7 @@ fn a_mend_brings_all_of_many_layers_and_of_many_pieces() {
 
     // This time a side file has all of it, in one piece for each sector.
     let only_image = part(&image(disk));
-    machine.disk.fail_always(Matcher::kind(OpKind::Write).path(&*only_image), FaultKind::NoSpace);
+    machine.disk.fail_always(Matcher::kind(OpKind::Zero).path(&*only_image), FaultKind::NoSpace);
     let sectors = (0..LARGE).step_by(to_usize(SPACED));
     let zero = |sector| SectorRange::new(sector, sector + 1);
     let zeros = sectors.clone().map(|sector| Request::Zero {
@@ -119,7 +119,9 @@ fn a_mend_brings_all_of_many_layers_and_of_many_pieces() {
 /// What had no space fails.
 fn latch(machine: &mut Machine, path: &str, disk: DiskId) {
     machine.disk.mend();
-    machine.disk.fail_always(Matcher::kind(OpKind::Write).path(path), FaultKind::Io);
+    for kind in [OpKind::Write, OpKind::Zero] {
+        machine.disk.fail_always(Matcher::kind(kind).path(path), FaultKind::Io);
+    }
     machine.drive("the latch", |machine| machine.is_latched(disk));
 }
 

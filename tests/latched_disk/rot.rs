@@ -432,8 +432,9 @@ fn what_cannot_be_written_anew_is_told_of_and_does_not_keep_the_rest_from_points
         machine.group().ladder().destaged == machine.group().ladder().visible && machine.disk.in_flight() == 0
     });
     evict(&mut machine, sound);
-    for range in [LOST, ALSO] {
-        rot(&mut machine, rotten, range);
+    // Where both are, before a scan ends at the first.
+    for (path, _, payload) in [LOST, ALSO].map(|range| place(&mut machine, rotten, range)) {
+        assert!(machine.disk.rot(&path, payload + 77, 3));
     }
     assert!(machine.disk.rot(&image(rotten), 12 * 512 + 5, 1));
     assert_eq!(lacks(&point(&mut machine), rotten), [LOST, ALSO]);
