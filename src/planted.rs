@@ -89,7 +89,7 @@ pub enum Bug {
     SummaryOldestWins,
     /// A verification does not look at intervals that wait for the vault.
     VerifyForgetsWaiting,
-    /// A verification leaves a whole piece out where any of it was written.
+    /// A verification says nothing of what does not match its sums.
     VerifySkips,
     /// A repair takes what it writes anew for holes.
     RenewedAsHoles,
