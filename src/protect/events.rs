@@ -122,8 +122,8 @@ pub enum GroupEvent {
         /// and where in them the copy begins.
         offset: u64,
     },
-    /// Requests of clients, or reads for a renewal, failed, for a device or for bytes that are not what was stored: told when that begins or changes, and once a
-    /// minute while it goes on.
+    /// Requests of clients, or reads for a renewal, failed, for a device or for bytes that are not what was stored: told when that begins
+    /// or changes, and once a minute while it goes on.
     RequestsFailed {
         /// Why the newest one did.
         error: String,
