@@ -19,6 +19,10 @@ const IDLE_DELAY: Duration = Duration::from_secs(1);
 const FAILURES_MAX: u32 = 2;
 /// Destage goes on beside the guests once less than one part in this many of the journal is free.
 const FREE_PART_PRESSED: u64 = 2;
+/// It begins a batch only once guests have written one part in this many of the journal,
+const BATCH_PART_MIN: u64 = 32;
+/// or so many bytes: what a batch costs besides its data, syncs, a checkpoint and blocks of sums, is shared by all of it.
+const BATCH_BYTES_MIN: u64 = 256 << 20;
 
 impl Group {
     pub(super) fn has_undestaged(&self) -> bool {
@@ -38,12 +42,18 @@ impl Group {
             || self.is_acceptance_waiting()
             || self.has_resize_waiting()
             || self.is_look_waited_for();
-        let wanted = pressed || self.are_maps_full() || is_waited_for || now >= self.idle_at();
+        // With the journal half full but held by an interval, nothing comes of going after each few writes.
+        let is_urgent =
+            self.are_maps_full() || is_waited_for || now >= self.idle_at() || self.writer.is_stalled();
+        let wanted = pressed || is_urgent;
         self.pace.hold(!wanted);
         if !self.destage_retry.take_turn(now) || self.destaging || !wanted {
             return;
         }
         if self.layers.frozen().is_empty() {
+            if !is_urgent && !self.is_worth_a_batch() {
+                return;
+            }
             self.freeze(self.writer.visible(), None);
         }
         if self.layers.frozen().is_empty() {
@@ -52,6 +62,7 @@ impl Group {
         }
         if let Some(batch) = self.next_batch() {
             self.destaging = true;
+            self.written_before_batch = self.counters.written_bytes;
             let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
             let planted = self.settings.plan.planted;
             self.tasks.spawn(async move {
@@ -60,6 +71,11 @@ impl Group {
                 mailbox.borrow_mut().push_back(Done::Destaged { through, disks });
             });
         }
+    }
+
+    fn is_worth_a_batch(&self) -> bool {
+        let gathered = self.counters.written_bytes - self.written_before_batch;
+        gathered >= BATCH_BYTES_MIN.min(self.segments.limit_bytes() / BATCH_PART_MIN)
     }
 
     /// The oldest layers whose records are durable; asks for durability where that is what is missing.

@@ -126,6 +126,8 @@ pub struct Group {
     pub(super) vaulted: Lsn,
     pub(super) destaged: Lsn,
     pub(super) destaging: bool,
+    /// What guests had written when the newest batch began.
+    pub(super) written_before_batch: u64,
     pub(super) retention: Rc<retention::Shared>,
     pub(super) retention_jobs: mpsc::UnboundedSender<retention::Job>,
     /// Retention was told that a view ended.
@@ -245,6 +247,7 @@ impl Group {
             late_since: None,
             vaulted: parts.vaulted,
             destaging: false,
+            written_before_batch: 0,
             retention: parts.retention,
             retention_jobs: parts.retention_jobs,
             swept: false,
