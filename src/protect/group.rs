@@ -375,6 +375,8 @@ impl Group {
         self.make_delayed_points();
         self.end_vain_waits();
         self.mind_retention();
+        // A layer takes less once it is frozen, and nothing else may come to say so.
+        self.writer.hold_data(self.are_maps_full());
         self.writer.advance(&mut self.segments);
     }
 
