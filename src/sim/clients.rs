@@ -120,6 +120,8 @@ pub(super) struct Clients {
     pub(super) resuming: usize,
     /// Verifications without an answer.
     pub(super) verifying: usize,
+    /// One of them began amid faults that are gone since.
+    pub(super) verifies_amid_faults: bool,
     pub(super) grants: VecDeque<PointRecord>,
     pub(super) is_disk_full: bool,
     /// Disks whose image is broken until somebody mends it, and whether their side files are as well.
@@ -137,7 +139,7 @@ impl Clients {
         self.grants.clear();
         self.asked = 0;
         self.resuming = 0;
-        self.verifying = 0;
+        (self.verifying, self.verifies_amid_faults) = (0, false);
         self.is_stopping = false;
         // A restore does not outlive the process, nor may what it reads through: were it there, it came from nowhere.
         self.tests.retain(|_, test| test.purpose != TestUse::Restore);

@@ -215,6 +215,8 @@ impl Site {
             && clients.members.iter().all(|member| !member.leaving)
             && clients.tests.values().all(|test| !test.leaving);
         self.is_faulted = !is_certain;
+        // What is under way met the faults.
+        self.clients.verifies_amid_faults = self.clients.verifying > 0;
         Ok(())
     }
 

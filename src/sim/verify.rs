@@ -54,15 +54,16 @@ impl Site {
     /// What came of it: nothing rotted yet.
     pub(super) fn take_verified(&mut self, result: Result<GroupReport>) -> Outcome {
         self.clients.verifying = self.clients.verifying.saturating_sub(1);
+        let is_faulted = std::mem::take(&mut self.clients.verifies_amid_faults) || self.is_faulted;
         let report = match result {
             Ok(report) => report,
-            Err(error) if self.is_faulted || error.kind() == ErrorKind::Shutdown => return Ok(()),
+            Err(error) if is_faulted || error.kind() == ErrorKind::Shutdown => return Ok(()),
             Err(error) => return Err(format!("a verification failed without a fault: {error}")),
         };
         self.tracer.note(|| format!("verified: {report:?}"));
         self.report.verifications += 1;
         self.report.verified_beside_writes += u64::from(report.newer_bytes > 0);
-        let is_excused = |what: &What| self.is_faulted && matches!(what, What::Unreadable { .. });
+        let is_excused = |what: &What| is_faulted && matches!(what, What::Unreadable { .. });
         match report.findings.iter().find(|finding| !is_excused(&finding.what)) {
             Some(finding) => Err(format!("a verification finds what is not: {finding}")),
             None => Ok(()),
