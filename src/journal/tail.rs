@@ -107,7 +107,7 @@ impl Break {
     /// Logs what is usual after a crash: a frame that was being written, and nothing behind it.
     pub fn log(&self, directory: &Path) {
         let directory = directory.display();
-        tracing::info!(%directory, "the journal ends at {}: it was being written when the process or the host died", self.told());
+        tracing::info!(%directory, "the journal ends at {}: it may have been torn when the process or the host died", self.told());
     }
 }
 
@@ -206,7 +206,7 @@ fn written(found: &[Found], last: &Scanned) -> Lsn {
         let last = if found.number <= proven { found.last_lsn } else { Lsn(found.first_lsn.0 - 1) };
         (found.number <= proven.next()).then_some((found.number, last))
     };
-    match found.iter().filter_map(through).last() {
+    match found.iter().filter_map(through).next_back() {
         Some((number, last)) if number >= proven => last,
         // Of frames whose headers are gone it is known only that there were some.
         other => other.map_or(Lsn::ZERO, |(_, last)| last).max(last.frame.last_lsn().next()),

@@ -326,7 +326,7 @@ pub(super) fn ranges(ranges: &Ranges) -> String {
 /// Whether what is lost had been acknowledged.
 fn why_cut(broken: &Break, end: Lsn, same_boot: bool) -> &'static str {
     match (same_boot, broken.written > end) {
-        (true, true) => "it had been acknowledged, and that was accepted",
+        (true, true) => "that loss was accepted",
         (true, false) => "it was written last before the process died, and may not have been",
         (false, _) => "no flush had covered it, and the power may have failed since",
     }
