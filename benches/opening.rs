@@ -267,7 +267,7 @@ fn main() {
         segment_bytes: SEGMENT_BYTES,
         journal_bytes: (gib << 30) + 16 * SEGMENT_BYTES,
     };
-    let known = Known { owner: OWNER, floor: Lsn(0), begin: Lsn(0) };
+    let known = Known::of(OWNER);
     let needs = Needs { vaulted: Lsn(0), stored: BTreeMap::from([(DiskSlot(0), Lsn(0))]) };
     let (opening, before, began) = (Rc::clone(&runtime), resident_mib(), now());
     let opened = runtime.block_on(async move {

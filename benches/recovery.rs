@@ -154,8 +154,7 @@ fn scan(criterion: &mut Criterion, name: &str, keys: &GroupKeys) {
         segment_bytes: SEGMENT_BYTES as u64,
         journal_bytes: (SEGMENTS + 8) * SEGMENT_BYTES as u64,
     };
-    let known =
-        Known { owner: Owner { group: GroupId(1), timeline: TimelineId(2) }, floor: Lsn(0), begin: Lsn(0) };
+    let known = Known::of(Owner { group: GroupId(1), timeline: TimelineId(2) });
     let mut group = criterion.benchmark_group("recovery");
     group.throughput(Throughput::Bytes(SEGMENTS * SEGMENT_BYTES as u64)).sample_size(10);
     group.bench_function(name, |bencher| {

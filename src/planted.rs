@@ -23,6 +23,8 @@ pub enum Bug {
     ReplacedOpeningFollowed,
     /// A torn frame is taken for one that rotted, whether or not it was durable.
     TornTailTakenForRot,
+    /// A frame that rotted is taken for a torn one, though it was written in this boot of the host.
+    RotTakenForTornTail,
     /// What a device does not give of a segment is taken for never written.
     UnreadTakenForTorn,
     /// What was accepted at opening is served without having been synced and stated.
@@ -119,7 +121,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 54] = [
+    pub const ALL: [Bug; 55] = [
         Bug::AcknowledgeBeforeWritten,
         Bug::VisibleAfterAcknowledged,
         Bug::SyncCoversInFlight,
@@ -128,6 +130,7 @@ impl Bug {
         Bug::NoIncarnationCheck,
         Bug::ReplacedOpeningFollowed,
         Bug::TornTailTakenForRot,
+        Bug::RotTakenForTornTail,
         Bug::UnreadTakenForTorn,
         Bug::AcceptanceNotRecorded,
         Bug::PageCacheTrusted,

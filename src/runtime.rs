@@ -23,7 +23,7 @@ use futures::future::{Either, LocalBoxFuture, select};
 use futures::stream::{FuturesUnordered, StreamExt};
 use futures::task::{ArcWake, waker_ref};
 
-use crate::env::Environment;
+use crate::env::{BootId, Environment};
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{
     Buffer, Completion, File, LOCK_PATIENCE, Lock, Op, OpenOptions, Outcome, Slice, Space, Storage, Token,
@@ -149,6 +149,11 @@ impl Runtime {
     /// 128 random bits.
     pub fn random_u128(&self) -> u128 {
         self.environment.random_u128()
+    }
+
+    /// The boot of the host, if it is known.
+    pub fn boot(&self) -> Option<BootId> {
+        self.environment.boot()
     }
 
     /// A number for [`Tag::owner`] that no other component of this thread has.

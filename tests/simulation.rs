@@ -67,6 +67,7 @@ fn a_clean_sweep_meets_everything_and_breaks_no_rule() {
         ("index runs", report.runs_used),
         ("rot met while running", report.rots_met),
         ("resizes", report.resizes),
+        ("refusals of what rotted of a tail", report.tail_rots_refused),
         ("withheld pages", report.withheld),
         ("rounds of waiting for maps", report.map_waits),
         ("verifications", report.verifications),
@@ -90,6 +91,7 @@ fn a_clean_sweep_meets_everything_and_breaks_no_rule() {
     for (what, count) in [
         ("openings refused for a page", report.withheld_openings),
         ("disks mended once a page was given again", report.withheld_mended),
+        ("tails that were given up", report.tails_given_up),
     ] {
         assert!(count > CLEAN_SEEDS / 60, "only {count} {what} in {CLEAN_SEEDS} seeds");
     }

@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::failure::Failure;
 use super::output::Output;
 use crate::counted::counted;
+use crate::env::{Environment, OsEnvironment};
 use crate::error::{Error, ErrorKind};
 use crate::journal::inspect::{Fault, Survey, Verdict};
 use crate::units::Lsn;
@@ -42,7 +43,7 @@ impl Depth {
 
 /// Looks at what stands under a path; what is no journal is the wrong argument.
 fn survey(path: &Path) -> Result<Survey, Failure> {
-    Survey::of(path).map_err(|error| match error.kind() {
+    Survey::of_boot(path, OsEnvironment::new().boot()).map_err(|error| match error.kind() {
         ErrorKind::Invalid => Failure::Usage(error.to_string()),
         _ => error.into(),
     })

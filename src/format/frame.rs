@@ -377,6 +377,39 @@ fn payload_range(payload: Payload) -> SectorRange {
     SectorRange::new(0, u64::from(payload.sectors))
 }
 
+/// What a header says that cannot be read: some of it may be what was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeaderTraces {
+    group: GroupId,
+    timeline: TimelineId,
+    number: u64,
+    chain: u64,
+}
+
+impl HeaderTraces {
+    /// Of the first page of what may have been a frame.
+    pub fn read(bytes: &[u8]) -> Option<HeaderTraces> {
+        let (fixed, _) = FixedHeader::read_from_prefix(bytes).ok()?;
+        Some(HeaderTraces {
+            group: GroupId(fixed.group.get()),
+            timeline: TimelineId(fixed.timeline.get()),
+            number: fixed.number.get(),
+            chain: fixed.chain.get(),
+        })
+    }
+
+    /// Whether it was that frame's, written behind the one with the sum `chain`: one field alone may have been hit.
+    pub fn names(&self, (group, timeline): (GroupId, TimelineId), number: FrameNumber, chain: u64) -> bool {
+        let owner = self.group == group && self.timeline == timeline;
+        self.chain == chain || owner && self.number == number.0
+    }
+
+    /// Whether it was some frame of that group and timeline.
+    pub fn is_of(&self, group: GroupId, timeline: TimelineId) -> bool {
+        self.group == group && self.timeline == timeline
+    }
+}
+
 /// A header as it was read: only its claims, none of them believed but its length.
 #[derive(Clone, Copy)]
 pub struct UntrustedHeader {

@@ -4,10 +4,17 @@
 //! alone must not wait for company that may never come. Hence: an idle device gets whatever there is, at once;
 //! a busy one gets further frames only once they are worth their own round trip.
 
-/// Most frames in flight.
+use crate::format::frame::{Frame, RECORD_PAYLOAD_BYTES_MAX, Record, RecordKind, records_max};
+use crate::units::{FrameNumber, PAGE_BYTES, to_usize};
+
+/// Most frames in flight. No later version may have more: an opening goes by it ([`written_before`]).
 pub const FRAMES_IN_FLIGHT_MAX: usize = 8;
-/// Payload that is worth a frame of its own while others are in flight.
+/// Payload that is worth a frame of its own while others are in flight. No later version may be content with less ([`was_alone`]).
 pub const WORTHWHILE_BYTES: usize = 128 << 10;
+
+/// The next record fits behind a frame wherever there is that much room: its payload, a page more of the frame's header, one for its
+/// place, and the one that is kept for a statement.
+const ROOM_OF_ONE_MORE: usize = RECORD_PAYLOAD_BYTES_MAX + 4 * PAGE_BYTES;
 
 /// What the writer knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +46,28 @@ pub fn decide(state: QueueState) -> Decision {
         _ if worthwhile => Decision::Submit,
         _ => Decision::Wait,
     }
+}
+
+/// The last frame that was written, and told of, when frame `number` was submitted, at least.
+pub fn written_before(number: FrameNumber, was_alone: bool) -> FrameNumber {
+    let in_flight = if was_alone { 1 } else { FRAMES_IN_FLIGHT_MAX as u64 };
+    FrameNumber(number.0.saturating_sub(in_flight))
+}
+
+/// Whether a frame shows that none was in flight when it was submitted, so that all before it were written and told of.
+///
+/// One that only states what is durable waits for all others. One of data that is not worth a round trip of its own does,
+/// too: so it does not hold what there was of it, but all of it, unless the next record was for lack of room left to the next frame.
+pub fn was_alone(frame: &Frame, room_behind: u64) -> bool {
+    let payload_of = |record: &Record| match record.kind {
+        RecordKind::Write { range, .. } => Some(to_usize(range.bytes())),
+        RecordKind::Zero { .. } => Some(0),
+        RecordKind::Marker | RecordKind::Opening | RecordKind::Seal => None,
+    };
+    let payload: Option<usize> = frame.records.iter().map(payload_of).sum();
+    let holds_all =
+        room_behind >= ROOM_OF_ONE_MORE as u64 && frame.records.len() < records_max(frame.seal.is_some());
+    payload.is_some_and(|bytes| bytes < WORTHWHILE_BYTES) && (frame.records.is_empty() || holds_all)
 }
 
 #[cfg(test)]

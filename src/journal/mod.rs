@@ -9,6 +9,7 @@
 //! `open` applies the decision, `cache` keeps what was written last, `reader` reads back and verifies, `joined` does so for many records at once, `patience` says how often a read that fails is tried again, `sift` finds what rotted or is not given, `runs` says much of it again
 //! in few bytes, for the next opening, `inspect` looks at all of it from outside. The frame's bytes are `format::frame`'s.
 
+pub mod boot;
 pub mod cache;
 pub mod commit;
 mod durability;
@@ -23,9 +24,11 @@ pub mod payloads;
 pub mod reader;
 mod recent;
 pub mod recover;
+pub mod refusal;
 pub mod runs;
 pub mod scan;
 mod segment_read;
 pub mod segments;
 pub mod sift;
+pub mod tail;
 pub mod writer;

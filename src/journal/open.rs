@@ -22,6 +22,7 @@ use crate::journal::runs::{self, Jump, LoadedRun, Needs, link_of};
 use crate::journal::scan::{Checks, Scanned, SegmentScan, is_needless, scan_segment};
 use crate::journal::segment_read::{Unread, read_head, read_segment};
 use crate::journal::segments::{Segment, SegmentIndex, Segments, create, open_all};
+use crate::journal::tail::{self, Break};
 use crate::journal::writer::Position;
 use crate::planted::{Bug, Planted};
 use crate::runtime::Runtime;
@@ -60,6 +61,8 @@ pub struct OpenedJournal {
     pub last: Option<FrameLink>,
     /// Bytes read to find all that.
     pub scanned_bytes: u64,
+    /// The damaged frame at which it ends, if there is one: that and what is behind it is not accepted.
+    pub broken: Option<Break>,
 }
 
 /// A piece of what was accepted.
@@ -96,6 +99,7 @@ pub async fn open(
         newest: !planted.is(Bug::ReplacedOpeningFollowed),
         floor: !planted.is(Bug::TornTailTakenForRot),
         unread: !planted.is(Bug::UnreadTakenForTorn),
+        written: !planted.is(Bug::RotTakenForTornTail),
     };
     let (files, run_names) = open_all(&runtime, &plan.directory).await?;
     settle(&runtime, &files, planted).await?;
@@ -104,6 +108,7 @@ pub async fn open(
     let (mut chain, jumps) = survey.chain(&plan.directory, &runs, needs).await?;
     let Survey { scans, .. } = survey;
     remove_unused(&runtime, plan, &run_names, &runs, &jumps).await?;
+    let broken = tail::find(&scans, &chain, known.owner);
     let newest = claims(&scans, known.owner, checks);
     let reached = chain.last().map_or(known.begin, |last| last_frame(&scans, last).frame.last_lsn());
     let taken: Vec<SegmentIndex> = chain.iter().map(|part| scans[part.scan].index).collect();
@@ -144,7 +149,7 @@ pub async fn open(
     }
     let scanned_bytes = scans.iter().map(|scan| scan.bytes).sum();
     let last = last.map(|last| link_of(&last.frame, last.sum));
-    Ok(OpenedJournal { segments, position, opening, accepted, last, scanned_bytes })
+    Ok(OpenedJournal { segments, position, opening, accepted, last, scanned_bytes, broken })
 }
 
 /// Names the records that rotted: whoever needs one of them finds that out, too.
@@ -324,14 +329,16 @@ impl<'a> Survey<'a> {
             if self.tail() > tail {
                 continue;
             }
-            let mut decision = recover(&self.scans, self.known, self.checks, &jumps);
+            let strictly = Known { accepts_loss: false, ..self.known };
+            let mut decision = recover(&self.scans, strictly, self.checks, &jumps);
             if !self.reads_blank && self.is_blank.contains(&true) && !self.ends_sealed(&decision) {
                 self.reads_blank = true;
                 continue;
             }
             let is_refused = matches!(decision, Decision::Refuse(_)) || !self.checks.floor;
             // What rotted is looked for only where the group would be refused without it.
-            if is_refused && jumps.is_empty() && admit_rotten(&mut self.scans, self.known, self.checks) {
+            if is_refused && jumps.is_empty() {
+                admit_rotten(&mut self.scans, self.known, self.checks);
                 decision = recover(&self.scans, self.known, self.checks, &jumps);
             }
             let taken = match &decision {

@@ -1,13 +1,14 @@
 //! What opening makes of the scanned segments: a table of predicates → decision. Pure; `open` applies it.
 //!
-//! | frames seen | same group and timeline | tail segment there | chain reaches the floor | decision |
-//! |---|---|---|---|---|
-//! | no | – | – | floor is zero | [`Decision::Fresh`] |
-//! | no | – | – | floor above zero | refuse: the journal is gone |
-//! | yes | no | – | – | refuse: another group's journal |
-//! | yes | yes | no | – | refuse: a segment is missing |
-//! | yes | yes | yes | no | refuse: durable records are lost |
-//! | yes | yes | yes | yes | [`Decision::Accept`] |
+//! | frames seen | same group and timeline | tail segment there | chain reaches the floor | and what was written | decision |
+//! |---|---|---|---|---|---|
+//! | no | – | – | floor is zero | – | [`Decision::Fresh`] |
+//! | no | – | – | floor above zero | – | refuse: the journal is gone |
+//! | yes | no | – | – | – | refuse: another group's journal |
+//! | yes | yes | no | – | – | refuse: a segment is missing |
+//! | yes | yes | yes | no | – | refuse: durable records are lost |
+//! | yes | yes | yes | yes | no | refuse: written records are lost |
+//! | yes | yes | yes | yes | yes | [`Decision::Accept`] |
 //!
 //! **Fresh.** Nothing was ever written, and neither checkpoint nor vault knows of a record: a new group, or one
 //! that crashed before its first frame was whole.
@@ -24,16 +25,21 @@
 //! claim, what checkpoints say is destaged, what the vault holds. It is corruption or a rollback, never a torn
 //! tail.
 //!
+//! **Written records are lost.** The chain reaches the floor, and ends at a frame that was written whole, as those behind it
+//! show ([`tail`]): the host has run on since, so nothing has torn it. Somebody may accept that loss.
+//!
 //! **Accept.** The chain from T is taken, whole; what lies past its end was never acknowledged as durable, and a torn
 //! tail is no fault. Payloads of writes in it may have rotted, if their frames were durable: [`admit_rotten`]. Where two
 //! openings in segments of their own follow the same frame, the newer one took the place of the other, which had died
 //! before it said anything.
 
-use crate::error::{Error, ErrorKind};
+use crate::env::BootId;
 use crate::format::run::FrameLink;
+use crate::journal::refusal::Refusal;
 use crate::journal::runs::{Jump, link_of};
 use crate::journal::scan::{Checks, Claims, Owner, Scanned, SegmentScan};
 use crate::journal::segments::SegmentIndex;
+use crate::journal::tail::{self, Break};
 use crate::units::Lsn;
 
 /// What is known besides the segments.
@@ -45,6 +51,27 @@ pub struct Known {
     pub floor: Lsn,
     /// Where the timeline begins: all of the journal's records are above.
     pub begin: Lsn,
+    /// The newest point's record.
+    pub vaulted: Lsn,
+    /// The boot of the host, if it is known.
+    pub boot: Option<BootId>,
+    /// Whether it is accepted that records are lost which were acknowledged, but not durable.
+    pub accepts_loss: bool,
+}
+
+impl Known {
+    /// Nothing but whose journal it is.
+    pub fn of(owner: Owner) -> Known {
+        let (floor, begin, vaulted) = (Lsn::ZERO, Lsn::ZERO, Lsn::ZERO);
+        Known { owner, floor, begin, vaulted, boot: None, accepts_loss: false }
+    }
+
+    /// What must be there although no sync has covered it: what was written before the frame at which the chain ends was
+    /// damaged, if only a process has died since.
+    fn written(&self, broken: Option<&Break>, checks: Checks) -> Lsn {
+        let counts = |broken: &&Break| checks.written && broken.is_of(self.boot);
+        broken.filter(counts).map_or(Lsn::ZERO, |broken| broken.written)
+    }
 }
 
 /// A part of the accepted chain: frames of a scanned segment.
@@ -71,78 +98,32 @@ pub enum Decision {
     Refuse(Refusal),
 }
 
-/// Why a journal is not opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// No frame, but something names records up to here.
-    Gone {
-        /// The floor.
-        floor: Lsn,
-    },
-    /// A frame belongs to another group or timeline.
-    Foreign {
-        /// Where it stands.
-        segment: SegmentIndex,
-    },
-    /// The segment from which records are needed is not there.
-    TailMissing,
-    /// The chain ends below the floor.
-    BelowFloor {
-        /// Where the chain ends.
-        end: Lsn,
-        /// What must be there.
-        floor: Lsn,
-    },
-}
-
-impl Refusal {
-    /// The error that a person reads.
-    pub fn error(self) -> Error {
-        let text = match self {
-            Refusal::Gone { floor } => format!(
-                "the journal is empty, but the vault or a checkpoint knows records up to {floor}: restore the \
-                 journal's directory, or move the group's away and adopt its vault"
-            ),
-            Refusal::Foreign { segment } => {
-                format!(
-                    "segment {} belongs to another group or timeline: put back this group's files",
-                    segment.0
-                )
-            }
-            Refusal::TailMissing => {
-                "the oldest segment that is still needed is missing: put its file back, or \
-                                     move the group's directory away and adopt its vault"
-                    .to_owned()
-            }
-            Refusal::BelowFloor { end, floor } => format!(
-                "the journal ends at record {end}, but records up to {floor} were durable: it is damaged or was \
-                 rolled back; inspect it with 'afterimage journal verify', restore its files, or move the group's \
-                 directory away and adopt its vault"
-            ),
-        };
-        Error::new(ErrorKind::Corrupt, text)
-    }
-}
-
 /// The predicates of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Predicates {
     any_frames: bool,
     foreign: Option<SegmentIndex>,
     tail_found: bool,
+    headless: Option<SegmentIndex>,
     end: Lsn,
     floor: Lsn,
+    broken: Option<Break>,
+    written: Lsn,
+    vaulted: Lsn,
 }
 
 fn decide(predicates: Predicates, chain: Vec<Accepted>) -> Decision {
-    let Predicates { any_frames, foreign, tail_found, end, floor } = predicates;
-    match (any_frames, foreign, tail_found, end >= floor) {
-        (false, _, _, true) => Decision::Fresh,
-        (false, _, _, false) => Decision::Refuse(Refusal::Gone { floor }),
-        (true, Some(segment), _, _) => Decision::Refuse(Refusal::Foreign { segment }),
-        (true, None, false, _) => Decision::Refuse(Refusal::TailMissing),
-        (true, None, true, false) => Decision::Refuse(Refusal::BelowFloor { end, floor }),
-        (true, None, true, true) => Decision::Accept(chain),
+    let Predicates { any_frames, foreign, tail_found, headless, end, floor, broken, written, vaulted } =
+        predicates;
+    let lost = broken.filter(|_| end < written);
+    match (any_frames, foreign, tail_found, end >= floor, lost) {
+        (false, _, _, true, _) => Decision::Fresh,
+        (false, _, _, false, _) => Decision::Refuse(Refusal::Gone { floor }),
+        (true, Some(segment), _, _, _) => Decision::Refuse(Refusal::Foreign { segment }),
+        (true, None, false, _, _) => Decision::Refuse(Refusal::TailMissing { headless }),
+        (true, None, true, false, _) => Decision::Refuse(Refusal::BelowFloor { end, floor, broken, vaulted }),
+        (true, None, true, true, Some(broken)) => Decision::Refuse(Refusal::WrittenLost { end, broken }),
+        (true, None, true, true, None) => Decision::Accept(chain),
     }
 }
 
@@ -164,12 +145,17 @@ pub fn recover(scans: &[SegmentScan], known: Known, checks: Checks, jumps: &[Jum
     let chain = first.map(|first| follow(scans, first, checks, jumps)).unwrap_or_default();
     let end =
         chain.last().map_or(Lsn::ZERO, |last| scans[last.scan].frames[last.frames - 1].frame.last_lsn());
+    let broken = tail::find(scans, &chain, known.owner);
     let predicates = Predicates {
         any_frames: scans.iter().any(|scan| !scan.frames.is_empty()),
         foreign: foreign.map(|scan| scan.index),
         tail_found: first.is_some(),
+        headless: scans.iter().find(|scan| scan.is_headless(known.owner)).map(|scan| scan.index),
         end,
         floor: known.floor.max(claims.durable_through),
+        broken,
+        written: if known.accepts_loss { Lsn::ZERO } else { known.written(broken.as_ref(), checks) },
+        vaulted: known.vaulted,
     };
     decide(predicates, chain)
 }
@@ -185,14 +171,18 @@ pub fn unbroken(scans: &[SegmentScan], owner: Owner, checks: Checks) -> Vec<Acce
     beginnings.min().map(|(_, first)| follow(scans, first, checks, &[])).unwrap_or_default()
 }
 
-/// Takes frames that rotted up again, where the chain does not reach the floor without them; says whether there were any.
+/// Takes frames that rotted up again, where the chain does not reach without them what must be there; says whether there were any.
 ///
-/// A frame whose records were durable was whole once: if its header is, and what follows says that it followed *it*, then
+/// A frame whose records were durable, or written before the host's next boot, was whole once: if its header is, and what follows says that it followed *it*, then
 /// only the payloads of some writes rotted, and whoever reads those is told. Above the floor a frame may never have been whole,
 /// and is the torn tail that it looks like; so is one behind whose predecessor another segment goes on: there an opening
 /// decided so.
 pub fn admit_rotten(scans: &mut [SegmentScan], known: Known, checks: Checks) -> bool {
-    let floor = known.floor.max(claims(scans, known.owner, checks).durable_through);
+    let heard = claims(scans, known.owner, checks);
+    let first = scans.iter().position(|scan| first_segment_is(scan, heard));
+    let chain = first.map(|first| follow(scans, first, checks, &[])).unwrap_or_default();
+    let written = known.written(tail::find(scans, &chain, known.owner).as_ref(), checks);
+    let floor = known.floor.max(heard.durable_through).max(written);
     let counts: Vec<usize> = scans.iter().map(|scan| rotten_frames(scans, scan, floor, checks)).collect();
     for (scan, &count) in scans.iter_mut().zip(&counts) {
         scan.frames.extend(scan.beyond.drain(..count));
@@ -285,194 +275,4 @@ fn place_of(frames: &[Scanned], link: FrameLink) -> Option<usize> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::journal::scan::scan_segment;
-    use crate::journal::scan::tests::{OURS, frame, put};
-    use crate::units::{FrameNumber, PAGE_BYTES, SegmentSequence};
-
-    /// The table of the module's header: `None` where a column does not matter. Every input has exactly one row.
-    #[test]
-    fn every_input_of_the_table_has_its_row() {
-        #[derive(Debug, PartialEq, Eq)]
-        enum Row {
-            Fresh,
-            Gone,
-            Foreign,
-            TailMissing,
-            BelowFloor,
-            Accept,
-        }
-        // Frames seen, all ours, tail segment there, chain reaches the floor.
-        let table = [
-            ([Some(false), None, None, Some(true)], Row::Fresh),
-            ([Some(false), None, None, Some(false)], Row::Gone),
-            ([Some(true), Some(false), None, None], Row::Foreign),
-            ([Some(true), Some(true), Some(false), None], Row::TailMissing),
-            ([Some(true), Some(true), Some(true), Some(false)], Row::BelowFloor),
-            ([Some(true), Some(true), Some(true), Some(true)], Row::Accept),
-        ];
-        let chain = vec![Accepted { scan: 0, from: 0, frames: 1, jump: None }];
-        for input in 0..16u8 {
-            let input = [1, 2, 4, 8].map(|bit| input & bit != 0);
-            let matches = |row: &[Option<bool>; 4]| {
-                row.iter().zip(input).all(|(wanted, found)| wanted.is_none_or(|wanted| wanted == found))
-            };
-            let rows: Vec<_> = table.iter().filter(|(row, _)| matches(row)).collect();
-            let [(_, expected)] = &rows[..] else { panic!("{input:?} has {} rows", rows.len()) };
-            let [any_frames, ours, tail_found, reaches] = input;
-            for (end, floor) in [(9, 10), (0, 1), (10, 10), (11, 10), (0, 0)] {
-                if (end >= floor) != reaches {
-                    continue;
-                }
-                let (end, floor) = (Lsn(end), Lsn(floor));
-                let foreign = (!ours).then_some(SegmentIndex(3));
-                let predicates = Predicates { any_frames, foreign, tail_found, end, floor };
-                let row = match decide(predicates, chain.clone()) {
-                    Decision::Fresh => Row::Fresh,
-                    Decision::Accept(accepted) if accepted == chain => Row::Accept,
-                    Decision::Accept(accepted) => panic!("{accepted:?} is not the chain"),
-                    Decision::Refuse(Refusal::Gone { floor: named }) if named == floor => Row::Gone,
-                    Decision::Refuse(Refusal::Foreign { segment: SegmentIndex(3) }) => Row::Foreign,
-                    Decision::Refuse(Refusal::TailMissing) => Row::TailMissing,
-                    Decision::Refuse(refusal) => {
-                        assert_eq!(refusal, Refusal::BelowFloor { end, floor });
-                        Row::BelowFloor
-                    }
-                };
-                assert_eq!(row, *expected, "{predicates:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn every_refusal_says_how_to_mend_it() {
-        let refusals = [
-            Refusal::Gone { floor: Lsn(1) },
-            Refusal::Foreign { segment: SegmentIndex(1) },
-            Refusal::TailMissing,
-            Refusal::BelowFloor { end: Lsn(1), floor: Lsn(2) },
-        ];
-        for refusal in refusals {
-            let text = refusal.error().to_string();
-            assert!(text.contains("restore") || text.contains("put "), "{text}");
-        }
-    }
-
-    /// Three segments with two frames each; of frame `n` the number, and the last record, is `10 * n`.
-    fn scans() -> (Vec<SegmentScan>, Vec<FrameLink>) {
-        let (mut scans, mut links, mut chain) = (Vec::new(), Vec::new(), 0);
-        for segment in 1..=3 {
-            let mut bytes = vec![0; 3 * PAGE_BYTES];
-            for page in 0..2 {
-                let mut frame = frame(2 * segment - 1 + u64::from(page), chain, page, 1);
-                (frame.segment, frame.tail) = (SegmentSequence(segment), SegmentSequence(1));
-                chain = put(&mut bytes, &frame);
-                links.push(link_of(&frame, chain));
-            }
-            let index = SegmentIndex(u32::try_from(segment).expect("small"));
-            scans.push(scan_segment(index, &bytes, Checks::ALL));
-        }
-        (scans, links)
-    }
-
-    const KNOWN: Known = Known { owner: OURS, floor: Lsn::ZERO, begin: Lsn::ZERO };
-
-    fn jump(begin: FrameLink, end: FrameLink) -> Jump {
-        Jump { begin, end, runs: vec![] }
-    }
-
-    fn part(scan: usize, frames: std::ops::Range<usize>, jump: Option<usize>) -> Accepted {
-        Accepted { scan, from: frames.start, frames: frames.end, jump }
-    }
-
-    /// The chain with these jumps, in whatever order the files are.
-    fn chain(scans: &[SegmentScan], jumps: &[Jump]) -> Vec<Accepted> {
-        match recover(scans, KNOWN, Checks::ALL, jumps) {
-            Decision::Accept(chain) => chain,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn the_chain_goes_from_segment_to_segment_whatever_their_files() {
-        let (mut scans, _) = scans();
-        let whole = |order: [usize; 3]| order.map(|scan| part(scan, 0..2, None));
-        assert_eq!(chain(&scans, &[]), whole([0, 1, 2]));
-        scans.rotate_left(1);
-        assert_eq!(chain(&scans, &[]), whole([2, 0, 1]));
-    }
-
-    #[test]
-    fn the_chain_ends_where_a_segment_is_missing() {
-        let (mut scans, _) = scans();
-        scans.remove(1);
-        let refused = Decision::Refuse(Refusal::BelowFloor { end: Lsn(20), floor: Lsn(59) });
-        assert_eq!(recover(&scans, KNOWN, Checks::ALL, &[]), refused);
-        scans.pop();
-        assert_eq!(chain(&scans, &[]), [part(0, 0..2, None)]);
-        let floor = |floor| recover(&scans, Known { floor: Lsn(floor), ..KNOWN }, Checks::ALL, &[]);
-        assert!(matches!(floor(20), Decision::Accept(_)));
-        assert_eq!(floor(21), Decision::Refuse(Refusal::BelowFloor { end: Lsn(20), floor: Lsn(21) }));
-    }
-
-    #[test]
-    fn without_its_first_segment_a_journal_is_refused() {
-        let (scans, _) = scans();
-        assert_eq!(recover(&scans[1..], KNOWN, Checks::ALL, &[]), Decision::Refuse(Refusal::TailMissing));
-        let foreign = Known { owner: Owner { group: crate::units::GroupId(77), ..OURS }, ..KNOWN };
-        let refused = Decision::Refuse(Refusal::Foreign { segment: SegmentIndex(1) });
-        assert_eq!(recover(&scans, foreign, Checks::ALL, &[]), refused);
-        assert_eq!(recover(&[], KNOWN, Checks::ALL, &[]), Decision::Fresh);
-    }
-
-    #[test]
-    fn a_jump_leads_from_the_frame_before_it_to_behind_its_last() {
-        let (scans, links) = scans();
-        let over = |begin: usize, end: usize| [jump(links[begin - 1], links[end - 1])];
-        let rest = part(2, 0..2, None);
-        assert_eq!(chain(&scans, &over(2, 4)), [part(0, 0..2, None), part(1, 2..2, Some(0)), rest]);
-        assert_eq!(chain(&scans, &over(2, 3)), [part(0, 0..2, None), part(1, 1..2, Some(0)), rest]);
-        assert_eq!(chain(&scans, &over(1, 5)), [part(0, 0..1, None), part(2, 1..2, Some(0))]);
-        assert_eq!(chain(&scans, &over(1, 6)), [part(0, 0..1, None), part(2, 2..2, Some(0))]);
-    }
-
-    #[test]
-    fn jumps_follow_one_another() {
-        let (scans, links) = scans();
-        let jumps = [jump(links[3], links[5]), jump(links[0], links[2])];
-        let parts = [part(0, 0..1, None), part(1, 1..2, Some(1)), part(2, 2..2, Some(0))];
-        assert_eq!(chain(&scans, &jumps), parts);
-        let at_once = [jump(links[0], links[2]), jump(links[2], links[4])];
-        let parts = [part(0, 0..1, None), part(1, 1..1, Some(0)), part(2, 1..2, Some(1))];
-        assert_eq!(chain(&scans, &at_once), parts);
-    }
-
-    #[test]
-    fn a_journal_may_begin_amidst_what_a_jump_is_over() {
-        let (scans, links) = scans();
-        let before = FrameLink { number: FrameNumber(0), ..links[0] };
-        let rest = [part(1, 1..2, Some(0)), part(2, 0..2, None)];
-        assert_eq!(
-            chain(&scans, &[jump(before, links[2])])[..],
-            [&[part(0, 0..0, None)][..], &rest].concat()
-        );
-        // Of what ends before the journal's first frame nothing is to be jumped over.
-        let older = FrameLink { number: FrameNumber(0), sum: 1, ..before };
-        assert_eq!(chain(&scans, &[jump(before, older)]).len(), 3);
-    }
-
-    #[test]
-    fn a_jump_that_lands_nowhere_is_not_taken() {
-        let (scans, links) = scans();
-        let plain = chain(&scans, &[]);
-        for end in [
-            FrameLink { sum: 1, ..links[3] },
-            FrameLink { number: FrameNumber(9), ..links[3] },
-            FrameLink { number: FrameNumber(2), ..links[3] },
-        ] {
-            assert_eq!(chain(&scans, &[jump(links[1], end)]), plain);
-        }
-        assert_eq!(chain(&scans, &[jump(FrameLink { sum: 1, ..links[1] }, links[3])]), plain);
-    }
-}
+mod tests;

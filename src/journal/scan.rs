@@ -12,9 +12,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::format::frame::{Frame, FrameFault, RecordKind, UntrustedHeader};
+use crate::format::frame::{Frame, FrameFault, HeaderTraces, RecordKind, UntrustedHeader};
 use crate::format::marker::Opening;
 use crate::journal::segments::SegmentIndex;
+use crate::journal::tail::Stray;
 use crate::units::{FrameNumber, GroupId, IncarnationId, Lsn, PAGE_BYTES, SegmentSequence, TimelineId};
 
 /// A frame, and its `header_sum`.
@@ -123,6 +124,10 @@ pub struct SegmentScan {
     /// Frames that go on behind these, by their headers, of which some lack a write's payload. It rotted, or never was
     /// whole: that is not for the scan to say.
     pub beyond: Vec<Scanned>,
+    /// Headers behind them that are newer.
+    pub strays: Vec<Stray>,
+    /// What can be recognised of a header where the next frame has to stand, if there are bytes that are none.
+    pub traces: Option<HeaderTraces>,
     claims: BTreeMap<Owner, Claims>,
 }
 
@@ -145,8 +150,24 @@ impl SegmentScan {
         self.frames.iter().all(|scanned| scanned.frame.is_silent())
     }
 
+    /// Whether it begins with what was a header of this owner, and cannot be read.
+    pub fn is_headless(&self, owner: Owner) -> bool {
+        let is_ours = |traces: HeaderTraces| traces.is_of(owner.group, owner.timeline);
+        self.frames.is_empty() && self.traces.is_some_and(is_ours)
+    }
+
     fn claim(&mut self, frame: &Frame) {
         self.claims.entry(frame.owner()).or_default().merge(Claims::from(frame));
+    }
+
+    /// Keeps a header that is newer than the sound frames; `rest` begins with it.
+    fn note_stray(&mut self, frame: &Frame, rest: &[u8]) {
+        if self.frames.last().is_some_and(|last| frame.number <= last.frame.number) {
+            return;
+        }
+        let payload = rest.get(frame.header_bytes()..frame.total_bytes());
+        let is_whole = payload.is_some_and(|payload| frame.verify_payloads(payload).is_ok());
+        self.strays.push(Stray::of(frame, is_whole, self.bytes));
     }
 
     /// Follows the headers where payloads of writes are not what was written.
@@ -171,6 +192,7 @@ impl SegmentScan {
             match parsed {
                 Ok((frame, _)) if frame.segment_offset() == offset as u64 => {
                     self.claim(&frame);
+                    self.note_stray(&frame, &bytes[offset..]);
                     offset += frame.header_bytes();
                 }
                 _ => offset += PAGE_BYTES,
@@ -199,12 +221,21 @@ pub struct Checks {
     pub floor: bool,
     /// Take nothing that a device does not give for what was never written.
     pub unread: bool,
+    /// Take nothing for torn that was written in this boot of the host.
+    pub written: bool,
 }
 
 impl Checks {
     /// All of them.
-    pub const ALL: Checks =
-        Checks { chain: true, incarnation: true, owner: true, newest: true, floor: true, unread: true };
+    pub const ALL: Checks = Checks {
+        chain: true,
+        incarnation: true,
+        owner: true,
+        newest: true,
+        floor: true,
+        unread: true,
+        written: true,
+    };
 
     /// Whether `next` follows `last`.
     pub fn follows(self, last: Link, next: &Scanned) -> bool {
@@ -256,6 +287,8 @@ pub fn scan_segment(index: SegmentIndex, bytes: &[u8], checks: Checks) -> Segmen
         frames: Vec::new(),
         end: End::Full,
         beyond: Vec::new(),
+        strays: Vec::new(),
+        traces: None,
         claims: BTreeMap::new(),
     };
     let mut offset = 0;
@@ -272,6 +305,8 @@ pub fn scan_segment(index: SegmentIndex, bytes: &[u8], checks: Checks) -> Segmen
             }
             Err(fault) => {
                 scan.end = End::Fault { offset: offset as u64, fault };
+                let is_blank = fault == FrameFault::Blank;
+                scan.traces = HeaderTraces::read(&bytes[offset..]).filter(|_| !is_blank);
                 break;
             }
         }

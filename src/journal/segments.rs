@@ -90,6 +90,8 @@ pub struct Segment {
     payloads: RefCell<Payloads>,
     /// First sectors of payloads that the device did not give, however often it was asked.
     refused: RefCell<BTreeSet<u32>>,
+    /// Payloads that cannot be had, and whether the device withholds them, which the log has.
+    told: RefCell<BTreeSet<(u32, bool)>>,
 }
 
 impl Segment {
@@ -106,6 +108,7 @@ impl Segment {
             last_lsn: Cell::default(),
             payloads: RefCell::default(),
             refused: RefCell::default(),
+            told: RefCell::default(),
         }
     }
 
@@ -173,6 +176,11 @@ impl Segment {
         } else {
             refused.remove(&sector);
         }
+    }
+
+    /// Whether it is news that the payload at `sector` cannot be had: who needs a part of it finds that out, too.
+    pub fn is_news(&self, sector: u32, withheld: bool) -> bool {
+        self.told.borrow_mut().insert((sector, withheld))
     }
 
     fn begins_durably(&self, durable: FrameNumber) -> bool {
@@ -326,6 +334,7 @@ impl Segments {
             let Some(segment) = self.live.pop_front() else { break };
             segment.payloads.borrow_mut().clear();
             segment.refused.borrow_mut().clear();
+            segment.told.borrow_mut().clear();
             recycled.push(segment.index);
             self.retired.push_back((segment, next));
         }

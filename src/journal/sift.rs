@@ -113,9 +113,11 @@ async fn check(reader: &Reader, extent: Extent<Source>) -> Result<(Extent<Source
             Ok(_) => break,
             Err(error) if error.kind() == ErrorKind::Corrupt && attempt < ATTEMPTS => {}
             Err(error) if error.kind() == ErrorKind::Corrupt => {
-                tracing::error!(%error, sectors = %extent.range, "a record in the journal is lost");
-                let withheld = error.io_kind().is_some();
-                return Ok((extent, Some(Miss { stood: stood(segment.0, &error), withheld })));
+                let (stood, withheld) = (stood(segment.0, &error), error.io_kind().is_some());
+                if reader.segment(segment).is_some_and(|segment| segment.is_news(stood.sector, withheld)) {
+                    tracing::error!(%error, sectors = %extent.range, "a record in the journal is lost");
+                }
+                return Ok((extent, Some(Miss { stood, withheld })));
             }
             Err(error) => return Err(error),
         }

@@ -2,18 +2,19 @@
 //!
 //! The log has every event at once; whoever hosts the group takes them from [`Group::take_events`] and keeps them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::byte_size::ByteSize;
 use crate::counted::counted;
 use crate::extent::Ranges;
 use crate::image::Image;
+use crate::journal::tail::Break;
 use crate::protect::group::Group;
 use crate::protect::shrinking::{ImagesSpace, SpaceStatus};
 use crate::protect::status::Condition;
 use crate::protect::suspension::{Suspension, stretch};
-use crate::units::{DiskSlot, MonotonicNanos, WallNanos};
+use crate::units::{DiskSlot, Lsn, MonotonicNanos, WallNanos};
 use crate::vault::Forecast;
 
 /// Most events that wait for somebody to take them, who does so every turn; beyond that the oldest are only counted.
@@ -122,6 +123,17 @@ pub enum GroupEvent {
         /// and where in them the copy begins.
         offset: u64,
     },
+    /// The journal was cut at its opening where a frame was damaged, though sound ones stand behind it.
+    JournalCut {
+        /// Its directory,
+        directory: PathBuf,
+        /// which segment, where in it that frame begins, what is wrong with it, and what stands behind it.
+        broken: Break,
+        /// The last record that the journal still has.
+        end: Lsn,
+        /// Whether only the process has died since.
+        same_boot: bool,
+    },
     /// Requests of clients, or reads for a renewal, failed, for a device or for bytes that are not what was stored: told when that begins
     /// or changes, and once a minute while it goes on.
     RequestsFailed {
@@ -170,6 +182,7 @@ impl GroupEvent {
             GroupEvent::LossAccepted { .. } => "loss_accepted",
             GroupEvent::CheckpointRotten { .. } => "checkpoint_rotten",
             GroupEvent::SumsRotten { .. } => "sums_rotten",
+            GroupEvent::JournalCut { .. } => "journal_cut",
             GroupEvent::RequestsFailed { .. } => "requests_failed",
             GroupEvent::EventsLost { .. } => "events_lost",
         }
@@ -202,6 +215,7 @@ impl GroupEvent {
             | GroupEvent::LossAccepted { .. }
             | GroupEvent::CheckpointRotten { .. }
             | GroupEvent::SumsRotten { .. }
+            | GroupEvent::JournalCut { .. }
             | GroupEvent::EventsLost { .. } => Gravity::Warning,
             GroupEvent::HistoryCannotShrink
             | GroupEvent::DiskLacking { .. }
@@ -287,6 +301,13 @@ impl GroupEvent {
                  and nothing is lost; a device that flips bits flips others: replace it",
                 path.display()
             ),
+            GroupEvent::JournalCut { directory, broken, end, same_boot } => format!(
+                "the journal {} was cut after record {end}: {}; what was acknowledged of records up to {} is lost: {}",
+                directory.display(),
+                broken.told(),
+                broken.newest,
+                why_cut(broken, *end, *same_boot),
+            ),
             GroupEvent::RequestsFailed { error, times } => {
                 format!("{} failed: {error}", counted(*times, "request"))
             }
@@ -300,6 +321,15 @@ impl GroupEvent {
 /// All of them: who reads it may look for one.
 pub(super) fn ranges(ranges: &Ranges) -> String {
     ranges.as_slice().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Whether what is lost had been acknowledged.
+fn why_cut(broken: &Break, end: Lsn, same_boot: bool) -> &'static str {
+    match (same_boot, broken.written > end) {
+        (true, true) => "that loss was accepted",
+        (true, false) => "it was written last before the process died, and may not have been",
+        (false, _) => "no flush had covered it, and the power may have failed since",
+    }
 }
 
 fn points(forecast: Forecast) -> String {
@@ -369,6 +399,15 @@ impl Group {
             let path = path.to_owned();
             self.tell(GroupEvent::SumsRotten { disk, path, offset });
         }
+    }
+
+    /// Says where the journal was cut at its opening. That the newest frame is torn is usual after any crash.
+    pub(super) fn tell_of_break(&mut self, broken: Break, (directory, end): (&Path, Lsn)) {
+        if broken.behind == 0 && broken.written <= end {
+            return broken.log(directory);
+        }
+        let (directory, same_boot) = (directory.to_owned(), broken.is_of(self.runtime.boot()));
+        self.tell(GroupEvent::JournalCut { directory, broken, end, same_boot });
     }
 
     /// Says what tasks have noted.

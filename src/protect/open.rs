@@ -19,6 +19,7 @@ use crate::format::record::{DiskRecord, GroupRecord};
 use crate::image::attach::{Attached, attach};
 use crate::image::mend::{Mend, mend};
 use crate::image::side::{self, SideNames, Sides, lost, refusal};
+use crate::journal::boot;
 use crate::journal::cache::{FrameCache, SharedFrames};
 use crate::journal::keys::{FrameKey, JournalKeys};
 use crate::journal::open::{JournalPlan, OpenedJournal, Recovered};
@@ -45,7 +46,7 @@ use crate::protect::shrinking::SpaceLimits;
 use crate::protect::tasks::Tasks;
 use crate::runtime::Runtime;
 use crate::seal::{GroupKeys, SiteKeys};
-use crate::units::{DiskSlot, GroupId, IncarnationId, Lsn, TimelineId};
+use crate::units::{DiskSlot, GroupId, Lsn, TimelineId};
 use crate::vault::{Moment, Vault};
 
 /// Where a group's files are, and its limits.
@@ -75,6 +76,8 @@ pub struct GroupPlan {
     pub site_keys: SiteKeys,
     /// Whether the group is sealed when it is created.
     pub seals: bool,
+    /// Whether it is accepted that the journal lacks records which were acknowledged, but not durable. For one opening.
+    pub accepts_loss: bool,
     /// A bug to plant; none but in the simulator.
     pub planted: Planted,
 }
@@ -176,7 +179,8 @@ pub async fn open_over(runtime: Rc<Runtime>, plan: GroupPlan, vault: Rc<Vault>) 
     let floor = vaulted.max(stored.values().copied().max().unwrap_or_default());
     // What was there when the timeline began says nothing of this journal.
     let floor = if floor > begin { floor } else { Lsn::ZERO };
-    let known = Known { owner, floor, begin };
+    let boot = runtime.boot();
+    let known = Known { owner, floor, begin, vaulted, boot, accepts_loss: plan.accepts_loss };
     let needs = Needs { vaulted, stored };
     let journal_plan = JournalPlan {
         directory: plan.journal(),
@@ -200,7 +204,7 @@ pub async fn open_over(runtime: Rc<Runtime>, plan: GroupPlan, vault: Rc<Vault>) 
     for disk in disks.values_mut().filter(|disk| disk.image.is_none()) {
         disk.stored_before = disk.stored_before.max(begin);
     }
-    let identity = Identity { group, timeline, incarnation: IncarnationId(runtime.random_u128()) };
+    let identity = Identity { group, timeline, incarnation: boot::begin(runtime.random_u128(), boot) };
     assemble(runtime, plan, vault, disks, journal, identity, &needs).await
 }
 
@@ -309,6 +313,7 @@ async fn assemble(
     let (retention, retention_jobs) = start_retention(&tasks, &runtime, &vault, &mailbox, clock, &plan);
     let images = disks.iter().filter_map(|(&slot, disk)| Some((slot, disk.image.clone()?)));
     let images: Vec<_> = images.collect();
+    let journal_directory = plan.journal();
     let mut group = Group::from_parts(Parts {
         runtime,
         tasks,
@@ -335,6 +340,9 @@ async fn assemble(
         mailbox,
     });
     images.iter().for_each(|(slot, image)| group.tell_of_rot(*slot, image));
+    if let Some(broken) = journal.broken {
+        group.tell_of_break(broken, (&journal_directory, accepted));
+    }
     Ok(group)
 }
 

@@ -64,7 +64,8 @@ impl Site {
         self.damage_vault()?;
         self.settle()?;
         self.stop()?;
-        self.settle()
+        self.settle()?;
+        self.damage_tail()
     }
 
     /// Everything under way comes to its end; a point is made of it, and all is compared.

@@ -55,6 +55,7 @@ mod sector;
 mod site;
 mod space;
 mod sweep;
+mod tail_rot;
 mod trace;
 mod vault_rot;
 mod verify;
@@ -185,6 +186,12 @@ pub struct Report {
     pub withheld_mended: u64,
     /// Disks that got another size.
     pub resizes: u64,
+    /// Bits flipped in frames that were acknowledged and not flushed when the process died,
+    pub tail_rots: u64,
+    /// openings and reads that were refused for one,
+    pub tail_rots_refused: u64,
+    /// and openings where somebody accepted that loss.
+    pub tails_given_up: u64,
 }
 
 impl Report {
@@ -240,6 +247,9 @@ impl Report {
         self.withheld_openings += other.withheld_openings;
         self.withheld_mended += other.withheld_mended;
         self.resizes += other.resizes;
+        self.tail_rots += other.tail_rots;
+        self.tail_rots_refused += other.tail_rots_refused;
+        self.tails_given_up += other.tails_given_up;
     }
 }
 

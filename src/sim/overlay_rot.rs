@@ -128,6 +128,7 @@ impl Site {
         let power = self.random.chance(1, 2);
         if power {
             self.disk.power_cut();
+            self.environment.reboot();
         } else {
             self.disk.kill_process(self.process.id());
             self.disk.run();

@@ -39,6 +39,7 @@ pub fn group_plan(plan: &Plan, planted: Planted, site_keys: SiteKeys) -> GroupPl
         space: plan.space,
         site_keys,
         seals: plan.seals,
+        accepts_loss: false,
         planted,
     }
 }

@@ -133,6 +133,8 @@ impl Site {
     pub(super) fn reopen(&mut self) {
         self.tracer.note(|| "the group is closed and opened again".to_owned());
         self.report.reopenings += 1;
+        // As after any death that a fault may have been part of.
+        self.environment.reboot();
         self.process.reopen(self.group_plan());
         self.was_closed = true;
         // It ended with the group.

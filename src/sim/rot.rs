@@ -35,6 +35,8 @@ const READ_SECTORS: u64 = 16;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Stored {
     lsn: u64,
+    /// The number of its frame.
+    pub number: u64,
     /// Its segment.
     pub path: PathBuf,
     /// Where its frame begins.
@@ -119,13 +121,13 @@ impl Site {
             };
             let Some(bytes) = self.disk.read_file(&path) else { continue };
             for scanned in scan_segment(index, &bytes, Checks::ALL).frames {
-                let frame = &scanned.frame;
+                let (frame, number) = (&scanned.frame, scanned.frame.number.0);
                 for (record, lsn) in frame.records.iter().zip(frame.first_lsn.0..) {
                     if matches!(record.kind, RecordKind::Write { .. }) {
                         let payload = frame.payload_range(record.payload);
                         let frame = frame.segment_offset();
                         let payload = frame + payload.start as u64;
-                        writes.push(Stored { lsn, path: path.clone(), frame, payload });
+                        writes.push(Stored { lsn, number, path: path.clone(), frame, payload });
                     }
                 }
             }
@@ -244,20 +246,27 @@ impl Site {
         found
     }
 
-    /// The group refuses to open, or a point refuses to be read, or everything that is served is right.
-    fn judge_damage(&mut self) -> Outcome {
+    /// Whether the group opens; it may refuse to.
+    pub(super) fn opens(&mut self) -> Result<bool, String> {
         loop {
             match self.process.step() {
                 Err(error) if is_refusal(&error) => {
                     self.tracer.note(|| format!("refused: {error}"));
-                    self.report.rots_refused += 1;
-                    return Ok(());
+                    return Ok(false);
                 }
                 Err(error) => return Err(format!("refused as something else: {error}")),
-                Ok(()) if self.process.is_serving() => break,
+                Ok(()) if self.process.is_serving() => return Ok(true),
                 Ok(()) => {}
             }
             self.step_disk();
+        }
+    }
+
+    /// The group refuses to open, or a point refuses to be read, or everything that is served is right.
+    pub(super) fn judge_damage(&mut self) -> Outcome {
+        if !self.opens()? {
+            self.report.rots_refused += 1;
+            return Ok(());
         }
         self.compare_disks()?;
         let detached = |group: &mut Group| group.disks().any(|disk| disk.image.is_none());

@@ -82,6 +82,8 @@ pub(super) struct Site {
     pub(super) side_files: usize,
     /// What was given up since it rotted.
     pub(super) given_up: GivenUp,
+    /// Whether the next opening may go on without what was acknowledged and not durable.
+    pub(super) accepts_loss: bool,
     pub(super) step: Rc<RefCell<u64>>,
 }
 
@@ -139,6 +141,7 @@ impl Site {
             failed_syncs: 0,
             side_files: 0,
             given_up: GivenUp::new(),
+            accepts_loss: false,
             step,
         }
     }
@@ -165,7 +168,8 @@ impl Site {
 
     /// Where the group's files are, and its limits.
     pub(super) fn group_plan(&self) -> GroupPlan {
-        group_plan(&self.plan, self.planted, self.site_keys.clone())
+        let plan = group_plan(&self.plan, self.planted, self.site_keys.clone());
+        GroupPlan { accepts_loss: self.accepts_loss, ..plan }
     }
 
     /// No (key, nonce) pair sealed twice.
@@ -346,6 +350,10 @@ impl Site {
                     None => self.disk.power_cut(),
                 }
             }
+        }
+        // A device that fails may have lost what was written, and the opening then refuses. Here the machine is started anew after that.
+        if power_cut || self.is_faulted {
+            self.environment.reboot();
         }
         self.note_failed_syncs(power_cut);
         self.start_process();

@@ -327,6 +327,7 @@ impl Inner {
             },
             site_keys: self.keys.site_keys(),
             seals: self.configuration.keys.seals_groups,
+            accepts_loss: false,
             planted: Planted::NONE,
         }
     }

@@ -108,7 +108,7 @@ impl Inner {
         };
         if entry.failure.is_some() {
             self.look_for_key(&entry)?;
-            let opened = self.reopen(&name, &entry).await;
+            let opened = self.reopen(&name, &entry, request.accept_loss).await;
             self.tell_opening(entry.id, self.environment.wall());
             self.record_events().await;
             let name = opened?;

@@ -190,8 +190,12 @@ impl Inner {
 
     /// Opens what there is of a group on its thread; hosts it there if it has at least its vault.
     pub(super) async fn open(&self, id: GroupId) -> Result<Opened> {
+        self.open_as(id, self.plan(id)).await
+    }
+
+    async fn open_as(&self, id: GroupId, plan: GroupPlan) -> Result<Opened> {
         let home = self.threads.exports().place_group(id, self.threads.count());
-        let (plan, told) = (self.plan(id), (Arc::clone(&self.events), Arc::clone(&self.suspicions)));
+        let told = (Arc::clone(&self.events), Arc::clone(&self.suspicions));
         let (sender, receiver) = oneshot::channel();
         self.threads.command(home, move |host| {
             let (runtime, later) = (Rc::clone(host.runtime()), host.later());
@@ -266,19 +270,26 @@ impl Inner {
         OpeningFailure::new(error, self.environment.wall(), has_vault)
     }
 
-    /// Opens a group again that could not be opened, with the name that it goes by then.
+    /// Opens a group again that could not be opened, with the name that it goes by then. It may be accepted that its journal lacks
+    /// what was acknowledged and not durable.
     ///
     /// # Errors
     /// The refusal that names the reason, if it still cannot be opened. The group is then listed as before.
-    pub(super) async fn reopen(self: &Arc<Self>, name: &Name, entry: &Entry) -> Result<Name> {
+    pub(super) async fn reopen(
+        self: &Arc<Self>,
+        name: &Name,
+        entry: &Entry,
+        accepts_loss: bool,
+    ) -> Result<Name> {
         let id = entry.id;
+        let plan = GroupPlan { accepts_loss, ..self.plan(id) };
         let since = entry.failure.as_ref().map(|failure| failure.model(name).since);
         let keeps_vault = entry.is_hosted() && self.read(id, |member| member.lacks_only_the_group()).await?;
         let opened = if keeps_vault {
-            self.open_over(id).await?
+            self.open_over(id, plan).await?
         } else {
             self.evict(name, entry).await?;
-            self.open(id).await?
+            self.open_as(id, plan).await?
         };
         let failed = |error: &Error, has_vault| {
             let failure = self.failure(error, has_vault);
@@ -315,9 +326,8 @@ impl Inner {
     }
 
     /// Opens a hosted group over the vault that it has.
-    async fn open_over(&self, id: GroupId) -> Result<Opened> {
+    async fn open_over(&self, id: GroupId, plan: GroupPlan) -> Result<Opened> {
         let (sender, receiver) = oneshot::channel();
-        let plan = self.plan(id);
         self.threads.command_group(id, move |host| {
             let Some(vault) = host.volume(id).map(|member| Rc::clone(member.vault())) else { return };
             let (runtime, later) = (Rc::clone(host.runtime()), host.later());
@@ -437,7 +447,7 @@ impl Inner {
         if let Some((name, entry)) = self.find_by_id(id)
             && self.may_pass(id)
         {
-            if let Err(error) = self.reopen(&name, &entry).await {
+            if let Err(error) = self.reopen(&name, &entry, false).await {
                 // What it lacks was logged when that was found, and is in `status`.
                 match self.may_pass(id) {
                     true => tracing::debug!(group = %id, %error, "tried again"),

@@ -111,6 +111,7 @@ impl Machine {
     pub fn die(self, power_cut: bool) -> Machine {
         if power_cut {
             self.disk.power_cut();
+            self.environment.reboot();
         } else {
             self.disk.kill_process(self.process);
             self.disk.run();

@@ -56,6 +56,7 @@ mod size_limit;
 mod small_file_system;
 mod small_limits;
 mod storage;
+mod tail_rot;
 mod tokens;
 mod unwritable_log;
 mod verify;

@@ -10,7 +10,7 @@ use afterimage::format::marker::{Marker, Opening};
 use afterimage::journal::recover::{Known, recover};
 use afterimage::journal::scan::{Checks, SegmentScan, read_frame, scan_segment};
 use afterimage::journal::segments::SegmentIndex;
-use afterimage::units::{Lsn, PAGE_BYTES};
+use afterimage::units::PAGE_BYTES;
 use xxhash_rust::xxh3::xxh3_64;
 
 const HEADER_SUM: std::ops::Range<usize> = 16..24;
@@ -73,7 +73,7 @@ fn check_frame(frame: &Frame, sum: u64, whole: &[u8]) {
 /// Deciding on what was scanned, twice the same segment too, never panics.
 fn check_recovery(scan: &SegmentScan) {
     let Some(first) = scan.frames.first() else { return };
-    let known = Known { owner: first.frame.owner(), floor: Lsn::ZERO, begin: Lsn::ZERO };
+    let known = Known::of(first.frame.owner());
     let _ = recover(std::slice::from_ref(scan), known, Checks::ALL, &[]);
     let _ = recover(&[scan.clone(), scan.clone()], known, Checks::ALL, &[]);
 }

@@ -76,7 +76,7 @@ fn open_in(runtime: &Rc<Runtime>, directory: &Path, known: Known) -> Result<Open
 /// What the gateway's opening says to a journal, without keeping it open.
 pub fn opening_accepts(directory: &Path, group: GroupId, floor: Lsn) -> Result<usize> {
     let runtime = runtime(Rc::new(OsEnvironment::new()));
-    let known = Known { owner: Owner { group, timeline: TimelineId(1) }, floor, begin: Lsn::ZERO };
+    let known = Known { floor, ..Known::of(Owner { group, timeline: TimelineId(1) }) };
     open_in(&runtime, directory, known).map(|opened| opened.accepted.len())
 }
 
@@ -94,8 +94,7 @@ impl Journal {
     fn open_in(directory: &Path, group: GroupId, environment: Rc<dyn Environment>) -> Journal {
         fs::create_dir_all(directory).expect("a directory");
         let runtime = runtime(environment);
-        let known =
-            Known { owner: Owner { group, timeline: TimelineId(1) }, floor: Lsn::ZERO, begin: Lsn::ZERO };
+        let known = Known::of(Owner { group, timeline: TimelineId(1) });
         let opened = open_in(&runtime, directory, known).expect("opens");
         let incarnation = IncarnationId(runtime.random_u128());
         let identity = Identity { group, timeline: TimelineId(1), incarnation };

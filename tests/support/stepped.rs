@@ -40,6 +40,7 @@ pub fn plan(directory: PathBuf, vault: PathBuf) -> GroupPlan {
         space: SpaceLimits::default(),
         site_keys: SiteKeys::new(vec![SiteKey::drawn([1, 2])]),
         seals: true,
+        accepts_loss: false,
         planted: Planted::NONE,
     }
 }

@@ -38,7 +38,8 @@ pub enum GroupCommand {
     Resume {
         /// The group; its id if its name is not known
         group: Name,
-        /// Give up writes that rotted in the journal: their sectors, which `status` names, hold something older from then on
+        /// Give up writes that rotted in the journal: their sectors, which `status` names, hold something older from then on. Of a
+        /// group that could not be opened for that, all that was written behind them and is not durable
         #[arg(long)]
         accept_loss: bool,
         #[command(flatten)]

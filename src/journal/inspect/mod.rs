@@ -23,6 +23,7 @@ mod verdict;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use crate::env::BootId;
 use crate::error::Result;
 use crate::format::frame::{FrameFault, RecordKind, UntrustedHeader};
 use crate::format::marker::Marker;
@@ -281,22 +282,31 @@ pub struct Survey {
 impl Survey {
     /// Looks at a journal's directory, or at one segment file.
     pub fn of(path: &Path) -> Result<Survey> {
-        Survey::of_by(path, &|file, bytes, offset| file.read_at(bytes, offset))
+        Survey::of_boot(path, None)
+    }
+
+    /// The same, on a host in that boot: what was written in it and is not there is damage, unless a gateway is at work.
+    pub fn of_boot(path: &Path, boot: Option<BootId>) -> Result<Survey> {
+        Survey::look(path, &|file, bytes, offset| file.read_at(bytes, offset), boot)
     }
 
     /// As [`Survey::of`], with segments read by `read_at`: for whoever has a disk that fails.
     pub fn of_by(path: &Path, read_at: ReadAt<'_>) -> Result<Survey> {
-        let mut survey = Survey::attempt(path, read_at)?;
+        Survey::look(path, read_at, None)
+    }
+
+    fn look(path: &Path, read_at: ReadAt<'_>, boot: Option<BootId>) -> Result<Survey> {
+        let mut survey = Survey::attempt(path, read_at, boot)?;
         for _ in 1..SNAPSHOT_ATTEMPTS {
             if !survey.in_use || !matches!(survey.verdict, Verdict::Damaged(_)) {
                 break;
             }
-            survey = Survey::attempt(path, read_at)?;
+            survey = Survey::attempt(path, read_at, boot)?;
         }
         Ok(survey)
     }
 
-    fn attempt(path: &Path, read_at: ReadAt<'_>) -> Result<Survey> {
+    fn attempt(path: &Path, read_at: ReadAt<'_>, boot: Option<BootId>) -> Result<Survey> {
         let mut listing = Listing::of(path)?;
         // All are locked before the first is read, so that they belong together.
         let files = listing.open()?;
@@ -307,10 +317,17 @@ impl Survey {
         }
         drop(files);
         listing.refuse_frameless(path, &segments)?;
-        Ok(Survey::assemble(path, in_use, segments, listing))
+        // What is read while frames are written is not of one moment.
+        let boot = boot.filter(|_| !in_use);
+        Ok(Survey::assemble(path, (in_use, boot), segments, listing))
     }
 
-    fn assemble(path: &Path, in_use: bool, mut segments: Vec<SegmentSurvey>, listing: Listing) -> Survey {
+    fn assemble(
+        path: &Path,
+        (in_use, boot): (bool, Option<BootId>),
+        mut segments: Vec<SegmentSurvey>,
+        listing: Listing,
+    ) -> Survey {
         let found = owner_of(&segments, listing.group);
         let owner = found.unwrap_or(Owner { group: GroupId(0), timeline: TimelineId(0) });
         for segment in &mut segments {
@@ -319,7 +336,7 @@ impl Survey {
         let scans = as_opening_scans(&segments, owner);
         let claims = claims(&scans, owner, Checks::ALL);
         let floor = Floor { stated: claims.durable_through, destaged: listing.destaged };
-        let known = Known { owner, floor: floor.destaged.unwrap_or_default(), begin: Lsn::ZERO };
+        let known = Known { floor: floor.destaged.unwrap_or_default(), boot, ..Known::of(owner) };
         let decision = listing.whole.then(|| recover(&scans, known, Checks::ALL, &[]));
         let unbroken = match &decision {
             Some(Decision::Accept(chain)) => chain.clone(),

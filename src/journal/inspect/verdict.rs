@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | begin anew, or accept | nothing newer | sound |
 //! | begin anew, or accept | a newer or broken frame | torn tail: never acknowledged as durable, no fault |
-//! | refuse | – | damaged; the faults say where the chain breaks |
+//! | refuse | – | damaged; the faults say where the chain breaks; also where what was written in this boot of the host rotted |
 //! | whatever | an index run ends with a frame behind it | damaged: the run tells of durable records that are in no file |
 //! | whatever | a flipped bit in a checkpoint beside it | damaged, though the other slot is used |
 //!
@@ -21,7 +21,8 @@ use std::path::PathBuf;
 
 use crate::format::frame::FrameFault;
 use crate::journal::inspect::{LeftOver, SegmentSurvey, Survey};
-use crate::journal::recover::{Decision, Refusal};
+use crate::journal::recover::Decision;
+use crate::journal::refusal::Refusal;
 use crate::journal::scan::{Claims, End};
 use crate::units::{Lsn, PAGE_BYTES};
 
@@ -155,18 +156,19 @@ fn at(segment: &SegmentSurvey, offset: u64, what: String) -> Fault {
 /// Where a refusal comes from.
 fn explain(survey: &Survey, refusal: Refusal, claims: Claims) -> Vec<Fault> {
     let mut faults = match refusal {
-        Refusal::Gone { .. } | Refusal::TailMissing => broken_heads(survey),
+        Refusal::Gone { .. } | Refusal::TailMissing { .. } => broken_heads(survey),
         Refusal::Foreign { segment } => strangers_frames(survey, segment),
-        Refusal::BelowFloor { end, floor } => breaks(survey, end, floor),
+        Refusal::BelowFloor { end, floor, .. } => breaks(survey, end, floor),
+        Refusal::WrittenLost { end, broken } => breaks(survey, end, broken.written),
     };
     // What looks missing may stand in what cannot be read, which was named.
     if faults.is_empty() && !survey.is_partial() {
         let what = match refusal {
-            Refusal::TailMissing => format!(
+            Refusal::TailMissing { .. } => format!(
                 "no file holds segment use {}, from which on records are needed: it is missing",
                 claims.tail.0
             ),
-            Refusal::BelowFloor { end, floor } => format!(
+            Refusal::BelowFloor { end, floor, .. } => format!(
                 "the records after {end} up to {floor} were durable and are in no file: a segment is missing, or \
                  the journal was rolled back"
             ),

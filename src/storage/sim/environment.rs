@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::env::Environment;
+use crate::env::{BootId, Environment};
 use crate::random::Random;
 use crate::units::{MonotonicNanos, WallNanos};
 
@@ -17,6 +17,7 @@ pub struct SimEnvironment {
     monotonic: Cell<u64>,
     /// Wall clock less monotonic clock.
     wall_offset: Cell<i64>,
+    boot: Cell<u128>,
     random: RefCell<Random>,
 }
 
@@ -24,7 +25,8 @@ impl SimEnvironment {
     /// The environment of `seed`, at monotonic zero.
     pub fn new(seed: u64) -> Rc<SimEnvironment> {
         let random = RefCell::new(Random::new(seed));
-        Rc::new(SimEnvironment { monotonic: Cell::new(0), wall_offset: Cell::new(WALL_START), random })
+        let (monotonic, wall_offset) = (Cell::new(0), Cell::new(WALL_START));
+        Rc::new(SimEnvironment { monotonic, wall_offset, boot: Cell::new(1), random })
     }
 
     /// Lets time pass on both clocks.
@@ -36,6 +38,11 @@ impl SimEnvironment {
     /// Lets time pass until `due`, such as the runtime's next timer; what is past already changes nothing.
     pub fn advance_to(&self, due: MonotonicNanos) {
         self.monotonic.update(|now| now.max(due.0));
+    }
+
+    /// The machine starts anew, as it does after a power cut.
+    pub fn reboot(&self) {
+        self.boot.update(|boot| boot + 1);
     }
 
     /// A person or NTP steps the wall clock, either way; the monotonic clock goes on.
@@ -57,6 +64,10 @@ impl Environment for SimEnvironment {
     fn random_u128(&self) -> u128 {
         let mut random = self.random.borrow_mut();
         u128::from(random.next()) << 64 | u128::from(random.next())
+    }
+
+    fn boot(&self) -> Option<BootId> {
+        Some(BootId(self.boot.get()))
     }
 }
 
