@@ -116,7 +116,7 @@ fn a_seed_decides_everything() {
 fn every_planted_bug_is_found() {
     for bug in Bug::ALL {
         let last = LAST_FOUND.iter().find(|(found, _)| *found == bug).map(|&(_, seed)| seed..seed + 1);
-        let mut looks = last.into_iter().chain([0..SEEDS_MAX]);
+        let mut looks = last.into_iter().chain(std::iter::once(0..SEEDS_MAX));
         let failure = looks.find_map(|seeds| first_failure(seeds, Planted::with(bug)).1);
         let failure = failure.unwrap_or_else(|| panic!("{bug:?} was not found within {SEEDS_MAX} seeds"));
         println!("{bug:?}: {failure}");
