@@ -111,6 +111,8 @@ pub enum Bug {
     ImageSumsInPlace,
     /// A read whose bytes do not match their sums is refused though a batch has written meanwhile.
     MismatchNotLookedAt,
+    /// An image of before there were sums gets those of bytes that a batch has written over meanwhile.
+    StaleSumsSettled,
     /// What is read from an overlay is not compared with its sums.
     OverlayUnverified,
     /// A flush of an overlay does not make its sums durable.
@@ -174,6 +176,7 @@ impl Bug {
         Bug::ImageSumsNotSettled,
         Bug::ImageSumsInPlace,
         Bug::MismatchNotLookedAt,
+        Bug::StaleSumsSettled,
         Bug::OverlayUnverified,
         Bug::OverlaySumsNotSynced,
         Bug::OverlaySumsInPlace,

@@ -92,6 +92,7 @@ fn a_clean_sweep_meets_everything_and_breaks_no_rule() {
         ("openings refused for a page", report.withheld_openings),
         ("disks mended once a page was given again", report.withheld_mended),
         ("tails that were given up", report.tails_given_up),
+        ("images of before there were sums that got them at rest", report.images_summed),
     ] {
         assert!(count > CLEAN_SEEDS / 60, "only {count} {what} in {CLEAN_SEEDS} seeds");
     }

@@ -87,6 +87,8 @@ impl Destager<'_> {
     async fn disk(&self, work: DiskWork, written: &mut u64) -> Result<Image> {
         let merged = merge(&work.maps, || self.runtime.yield_now()).await;
         let mut image = work.image;
+        let sums = Rc::clone(&image.sums);
+        let turn = sums.turn().await;
         if self.planted.is(Bug::CheckpointBeforeImageSync) {
             image.advance(self.runtime, self.through).await?;
         }
@@ -97,6 +99,7 @@ impl Destager<'_> {
         let transfer = Transfer { runtime, reader, image: &image, through, gives_up, pace, planted };
         transfer.bring(&merged, image.sectors(), written).await?;
         image.sync(self.runtime, self.through, self.planted).await?;
+        drop(turn);
         if !self.planted.is(Bug::CheckpointBeforeImageSync) {
             image.advance(self.runtime, self.through).await?;
         }

@@ -65,6 +65,8 @@ pub struct Rest {
 /// Carries it out. Where there is nothing to be moved, sync and checkpoint still tell whether the image works again.
 pub async fn mend(runtime: &Rc<Runtime>, mend: Mend) -> Result<Image> {
     let Mend { directory, mut image, sectors, sides, rest } = mend;
+    let sums = Rc::clone(&image.sums);
+    let _turn = sums.turn().await;
     image.confirm(runtime).await?;
     image.settle_size(runtime, sectors).await?;
     image.check_length(runtime, sectors).await?;
@@ -87,6 +89,8 @@ pub async fn mend(runtime: &Rc<Runtime>, mend: Mend) -> Result<Image> {
 
 /// Has the image take all that `sides` hold, durably, without saying so in its checkpoint: the files stay.
 pub async fn take(runtime: &Rc<Runtime>, mut image: Image, sides: &[Rc<SideFile>]) -> Result<Image> {
+    let sums = Rc::clone(&image.sums);
+    let _turn = sums.turn().await;
     image.confirm(runtime).await?;
     image.check_length(runtime, image.sectors()).await?;
     let (through, _) = bring_all(runtime, &image, sides).await?;

@@ -154,21 +154,36 @@ impl Image {
         // A resize that is settled states so, under its own lock.
         drop(checkpoint_file);
         let sums = open_sums(runtime, directory, &checkpoint, &file).await?;
-        let checkpoint = Checkpoint { has_sums: true, ..checkpoint };
         let synced = Rc::new(Cell::new(checkpoint.destaged));
         let rotten_slot = rotten_slot(&checkpoint_path, &bytes);
+        let stated = Checkpoint { has_sums: true, ..checkpoint };
         let mut image =
-            Image { disk, file, sums, checkpoint_path, checkpoint, in_doubt, rotten_slot, synced };
+            Image { disk, file, sums, checkpoint_path, checkpoint: stated, in_doubt, rotten_slot, synced };
         image.check_length(runtime, size).await?;
         image.settle_size(runtime, size).await?;
         // What a power cut left of it may be shorter than the checkpoint.
         image.sums.lengthen(image.sectors()).await?;
+        if !checkpoint.has_sums {
+            image.state_sums(runtime).await?;
+        }
         Ok(image)
     }
 
     /// Where a bit of its checkpoint had flipped when it was opened: file and offset. The other slot was used.
     pub fn rot(&self) -> Option<(&Path, u64)> {
         Some((self.checkpoint_path.as_path(), offset_of(self.rotten_slot?)))
+    }
+
+    /// States that the image has sums, so that a next process does not begin them anew. If that fails, the next statement says so.
+    async fn state_sums(&mut self, runtime: &Rc<Runtime>) -> Result<()> {
+        match self.advance(runtime, self.destaged()).await {
+            Err(error) if error.kind() == ErrorKind::Shutdown => Err(error),
+            Err(error) => {
+                tracing::warn!(%error, "that the image has sums is not stated yet");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     /// Every record up to here is in the image, durably.

@@ -28,14 +28,21 @@
 //! where writes are scattered: one bit in 127 is of sums, and what a flip there takes with it is told, and in the points. That which is
 //! neither is the *torn* place of a batch that a power cut ended: its journal has all that the other place does not say.
 //!
+//! Whoever writes the image or its sums has the [turn](ImageSums::turn): batches, the mend of a latched disk, who gives an image of
+//! before there were sums its own ([`pass`]), and who writes anew what a verification found damaged ([`places`]).
+//!
 //! Most that is in memory for a batch are the sums of what it writes, 1/128 of it; each block is read and written once.
 
+mod pass;
+mod places;
 mod writer;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+
+use futures::lock::{Mutex, MutexGuard};
 
 use crate::error::{Error, Result, is_of_the_file};
 use crate::format::sums::{BLOCK_BYTES, Block, Copy, Holes, Of, SECTORS_A_BLOCK, by_block, within};
@@ -46,6 +53,8 @@ use crate::sums::cache::Kept;
 use crate::sums::{Stored, SumsFile, nonzero};
 use crate::units::{DiskId, SECTOR_BYTES, SectorCount, SectorRange, to_usize};
 
+pub use pass::Summed;
+pub use places::Looked;
 pub(super) use writer::Put;
 use writer::State;
 
@@ -72,8 +81,13 @@ pub struct ImageSums {
     state: Cell<State>,
     /// The copy of the header that was damaged when it was opened, until it is written anew.
     rotten_header: Cell<Option<Copy>>,
-    /// What a block says that nobody wrote.
+    /// What a block says that nobody wrote, where that is not zeros by now.
     empty: Rc<Block>,
+    /// Blocks before this one say zeros where nobody wrote them: all of them, but of an image of before there were sums, until
+    /// [somebody looked](Summed) what it holds.
+    settled: Cell<u64>,
+    /// Whoever writes the image or its sums: one at a time.
+    turn: Mutex<()>,
 }
 
 /// What is known of a block.
@@ -114,9 +128,26 @@ pub enum Verdict {
 impl ImageSums {
     fn new(stored: SumsFile, image: &Path, state: State, rotten_header: Option<Copy>) -> Rc<ImageSums> {
         let (number, empty) = (stored.runtime.new_owner(), Rc::new(stored.of.empty()));
+        let settled = Cell::new(if stored.of == Of::Image(Holes::Zeros) { u64::MAX } else { 0 });
         let (image, state, rotten_header) = (image.to_owned(), Cell::new(state), Cell::new(rotten_header));
-        let (epoch, is_writing) = Default::default();
-        Rc::new(ImageSums { stored, image, number, epoch, is_writing, state, rotten_header, empty })
+        let (epoch, is_writing, turn) = Default::default();
+        Rc::new(ImageSums {
+            stored,
+            image,
+            number,
+            epoch,
+            is_writing,
+            state,
+            rotten_header,
+            empty,
+            settled,
+            turn,
+        })
+    }
+
+    /// Keeps others from writing the image or its sums while the returned guard lives.
+    pub async fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().await
     }
 
     /// Opens the sums of an image.
@@ -160,9 +191,14 @@ impl ImageSums {
         SumsBuilder::begin(self.stored.clone()).await
     }
 
-    /// Whether it says something of each sector: that of an image of before there were sums does not, where nobody has written since.
+    /// Whether it says something of each sector: that of an image of before there were sums does not, until all of it was looked at.
     pub fn has_all(&self) -> bool {
-        self.stored.of == Of::Image(Holes::Zeros)
+        self.settled.get() == u64::MAX
+    }
+
+    /// What a block says that nobody wrote.
+    fn unwritten(&self, block: u64) -> Rc<Block> {
+        if block < self.settled.get() { Rc::new(Block::ZEROS) } else { Rc::clone(&self.empty) }
     }
 
     /// The file.
@@ -228,13 +264,13 @@ impl ImageSums {
     pub fn found(&self, block: u64, bytes: &[u8], epoch: u64) -> Known {
         let (first, second) = bytes.split_at(BLOCK_BYTES);
         let pair = (self.stored.parse(block, first), self.stored.parse(block, second));
-        let known = self.known(pair);
+        let known = self.known(block, pair);
         self.keep(block, &known, epoch);
         known
     }
 
     /// What the two places of a block say together: the one that counts is the newer one that is sound.
-    pub fn known(&self, pair: (Stored, Stored)) -> Known {
+    pub fn known(&self, block: u64, pair: (Stored, Stored)) -> Known {
         let is_damaged = matches!(pair, (Stored::Damaged, _) | (_, Stored::Damaged));
         let became_a_hole = match &pair {
             (Stored::Hole, Stored::Sound(sums)) | (Stored::Sound(sums), Stored::Hole) => !sums.is_alone(),
@@ -246,8 +282,8 @@ impl ImageSums {
             }
             (Stored::Sound(first), _) => (first, Copy::First),
             (_, Stored::Sound(second)) => (second, Copy::Second),
-            (Stored::Hole, _) => (Rc::clone(&self.empty), Copy::First),
-            (_, Stored::Hole) => (Rc::clone(&self.empty), Copy::Second),
+            (Stored::Hole, _) => (self.unwritten(block), Copy::First),
+            (_, Stored::Hole) => (self.unwritten(block), Copy::Second),
             (Stored::Damaged, Stored::Damaged) => return Known::NOTHING,
         };
         Known { newest: Some(Kept { sums, at }), is_whole: !is_damaged && !became_a_hole }
@@ -259,7 +295,7 @@ impl ImageSums {
             return Ok(known);
         }
         let epoch = self.epoch.get();
-        let known = self.known(self.read_places(block).await?);
+        let known = self.known(block, self.read_places(block).await?);
         self.keep(block, &known, epoch);
         Ok(known)
     }
@@ -338,17 +374,8 @@ impl ImageSums {
     /// The sectors of some ranges, which ascend, that are not zeros by their sums.
     pub async fn nonzero(&self, ranges: &[SectorRange]) -> Result<Vec<SectorRange>> {
         let (Some(first), Some(last)) = (ranges.first(), ranges.last()) else { return Ok(Vec::new()) };
-        let places = |block| self.stored.of.block_offset(block, Copy::First);
-        let bytes = places(first.start / SECTORS_A_BLOCK)..places(last.end.div_ceil(SECTORS_A_BLOCK));
-        let stored = self.stored.runtime.data_ranges(&self.stored.file, bytes).await?;
-        let pair = PAIR_BYTES as u64;
-        // Where a file system's blocks are longer than ours, one may be told twice.
-        let mut end = 0;
-        let blocks = stored.into_iter().flat_map(move |data| {
-            let blocks = (data.start / pair - 1).max(end)..data.end.div_ceil(pair) - 1;
-            end = end.max(blocks.end);
-            blocks
-        });
+        let blocks = first.start / SECTORS_A_BLOCK..last.end.div_ceil(SECTORS_A_BLOCK);
+        let blocks = self.stored_blocks(blocks).await?.into_iter();
         let sums = async |block| {
             let known = self.block(block).await?;
             Ok(known.newest.map_or_else(|| Rc::new(Block::UNKNOWN), |newest| newest.sums))

@@ -85,10 +85,10 @@ impl Checks {
                 match self.places.insert(block, Some((copy, stored.clone()))).flatten() {
                     None => {}
                     Some((Copy::First, first)) => {
-                        drop(self.blocks.insert(block, self.sums.known((first, stored))))
+                        drop(self.blocks.insert(block, self.sums.known(block, (first, stored))))
                     }
                     Some((Copy::Second, second)) => {
-                        drop(self.blocks.insert(block, self.sums.known((stored, second))));
+                        drop(self.blocks.insert(block, self.sums.known(block, (stored, second))));
                     }
                 }
                 Vec::new()

@@ -134,6 +134,17 @@ pub enum GroupEvent {
         /// Whether only the process has died since.
         same_boot: bool,
     },
+    /// Bits have flipped in a block of the sums of a base; an advance that met it has written the block anew.
+    BaseSumsRotten {
+        /// The disk's name.
+        disk: String,
+        /// The sums,
+        path: PathBuf,
+        /// and where in them the damaged copy begins.
+        offset: u64,
+        /// Whether both copies were damaged.
+        is_lost: bool,
+    },
     /// Requests of clients, or reads for a renewal, failed, for a device or for bytes that are not what was stored: told when that begins
     /// or changes, and once a minute while it goes on.
     RequestsFailed {
@@ -181,7 +192,7 @@ impl GroupEvent {
             GroupEvent::Withheld { .. } => "withheld",
             GroupEvent::LossAccepted { .. } => "loss_accepted",
             GroupEvent::CheckpointRotten { .. } => "checkpoint_rotten",
-            GroupEvent::SumsRotten { .. } => "sums_rotten",
+            GroupEvent::SumsRotten { .. } | GroupEvent::BaseSumsRotten { .. } => "sums_rotten",
             GroupEvent::JournalCut { .. } => "journal_cut",
             GroupEvent::RequestsFailed { .. } => "requests_failed",
             GroupEvent::EventsLost { .. } => "events_lost",
@@ -216,6 +227,7 @@ impl GroupEvent {
             | GroupEvent::CheckpointRotten { .. }
             | GroupEvent::SumsRotten { .. }
             | GroupEvent::JournalCut { .. }
+            | GroupEvent::BaseSumsRotten { .. }
             | GroupEvent::EventsLost { .. } => Gravity::Warning,
             GroupEvent::HistoryCannotShrink
             | GroupEvent::DiskLacking { .. }
@@ -308,6 +320,19 @@ impl GroupEvent {
                 broken.newest,
                 why_cut(broken, *end, *same_boot),
             ),
+            GroupEvent::BaseSumsRotten { disk, path, offset, is_lost } => {
+                let what = if *is_lost {
+                    "both copies of a block are damaged, so that nobody can tell what those of its sectors should hold that were not written \
+                     anew: they are refused; `vault verify` names them, and the points that show them"
+                } else {
+                    "one of the two copies of a block was damaged, and was written anew from the other one; nothing is lost"
+                };
+                format!(
+                    "bits have flipped in the sums of the base of disk {disk}: {} at byte {offset}: {what}; a device that flips bits flips \
+                     others: replace it",
+                    path.display()
+                )
+            }
             GroupEvent::RequestsFailed { error, times } => {
                 format!("{} failed: {error}", counted(*times, "request"))
             }

@@ -126,6 +126,8 @@ pub struct Group {
     pub(super) vaulted: Lsn,
     pub(super) destaged: Lsn,
     pub(super) destaging: bool,
+    /// Images of before there were sums get theirs.
+    pub(super) is_summing: bool,
     /// What guests had written when the newest batch began.
     pub(super) written_before_batch: u64,
     pub(super) retention: Rc<retention::Shared>,
@@ -247,6 +249,7 @@ impl Group {
             late_since: None,
             vaulted: parts.vaulted,
             destaging: false,
+            is_summing: false,
             written_before_batch: 0,
             retention: parts.retention,
             retention_jobs: parts.retention_jobs,
@@ -370,6 +373,7 @@ impl Group {
         self.care_for_renewals();
         self.advance_resize();
         self.start_destage();
+        self.mind_sums();
         self.supply_segments();
         self.recycle();
         self.make_delayed_points();

@@ -8,6 +8,8 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
+use futures::channel::oneshot;
+
 use crate::error::{ErrorKind, Result};
 use crate::format::record::DiskRecord;
 use crate::image::Image;
@@ -23,6 +25,7 @@ use crate::protect::publisher::Published;
 use crate::protect::renewal::Held;
 use crate::protect::repair::Order;
 use crate::protect::resizing::Resized;
+use crate::protect::summing::Unsummed;
 use crate::protect::verify::Question;
 use crate::units::{DiskId, DiskSlot, Lsn, SectorRange};
 
@@ -68,6 +71,10 @@ pub(super) enum Done {
     Retained { changed: bool },
     /// A verification asks something.
     Asked(Question),
+    /// Whoever gives images sums asks which lacks some; the disk after which to look.
+    AskedForUnsummed(Option<DiskSlot>, oneshot::Sender<Unsummed>),
+    /// None does any more.
+    Summed,
     /// A repair wants something done.
     Ordered(Order),
 }
@@ -106,6 +113,9 @@ impl Group {
                 Some(Done::Paused(paused, result, callback)) => self.finish_pause(paused, result, callback),
                 Some(Done::Retained { changed }) => self.finish_retained(changed),
                 Some(Done::Asked(question)) => self.answer_question(question),
+                // Whoever asked may have gone.
+                Some(Done::AskedForUnsummed(after, answer)) => drop(answer.send(self.unsummed(after))),
+                Some(Done::Summed) => self.is_summing = false,
                 Some(Done::Ordered(order)) => self.take_order(order),
             }
         }

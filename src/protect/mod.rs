@@ -42,6 +42,7 @@ mod retry;
 pub mod shrinking;
 pub mod status;
 mod stopping;
-pub mod suspension;
+pub mod summing;
+mod suspension;
 pub mod tasks;
 pub mod verify;

@@ -43,6 +43,7 @@ use crate::protect::map_limit::layer_extents_max;
 use crate::protect::publisher;
 use crate::protect::retention::{self, Retention};
 use crate::protect::shrinking::SpaceLimits;
+use crate::protect::summing::Summing;
 use crate::protect::tasks::Tasks;
 use crate::runtime::Runtime;
 use crate::seal::{GroupKeys, SiteKeys};
@@ -74,6 +75,8 @@ pub struct GroupPlan {
     pub space: SpaceLimits,
     /// The keys that unwrap the group's.
     pub site_keys: SiteKeys,
+    /// How images of before there were sums get theirs.
+    pub summing: Summing,
     /// Whether the group is sealed when it is created.
     pub seals: bool,
     /// Whether it is accepted that the journal lacks records which were acknowledged, but not durable. For one opening.

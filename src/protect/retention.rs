@@ -23,7 +23,7 @@ use crate::protect::shrinking::{ImagesSpace, Shrink, Shrinking, SpaceStatus};
 use crate::protect::suspension::{ClockWatch, Suspension};
 use crate::runtime::Runtime;
 use crate::units::{MonotonicNanos, PointId};
-use crate::vault::{Advance, Detour, Forecast, Vault};
+use crate::vault::{Advance, Detour, Forecast, SumsRot, Vault};
 
 /// A pass is due after the first rung's age divided by this,
 const PASSES_PER_RUNG: u64 = 60;
@@ -159,6 +159,7 @@ impl Retention {
             callback(self.delete(point).await);
         }
         let result = self.pass().await;
+        self.tell_rots();
         if result.is_err() {
             self.look_at_space().await;
         }
@@ -206,6 +207,16 @@ impl Retention {
             }
             false
         })
+    }
+
+    /// Tells of what flipped in the sums of bases that an advance has written anew.
+    fn tell_rots(&self) {
+        for SumsRot { disk, path, offset, is_lost } in self.vault.bases().take_rots() {
+            let state = self.vault.manifest().state();
+            let named = state.all_disks().iter().find(|known| known.record.id == disk);
+            let disk = named.map_or_else(|| disk.to_string(), |known| known.record.name.clone());
+            self.shared.tell(&self.runtime, GroupEvent::BaseSumsRotten { disk, path, offset, is_lost });
+        }
     }
 
     async fn delete(&self, point: PointId) -> Result<()> {

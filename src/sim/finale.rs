@@ -27,6 +27,7 @@ impl Site {
     /// Ends the run.
     pub(super) fn finish(&mut self) -> Outcome {
         self.tracer.note(|| "the end begins: no more faults".to_owned());
+        self.plan.loses_sums = false;
         self.clear_faults();
         self.repair()?;
         if self.is_faulted {
@@ -34,6 +35,7 @@ impl Site {
         }
         self.settle()?;
         self.settle_administration()?;
+        self.have_sums()?;
         self.check_bounds()?;
         self.check_points(POINTS_MAX)?;
         self.damage()?;
@@ -78,6 +80,7 @@ impl Site {
             self.add_disk();
         }
         self.drive("what the clients asked for", |site| site.is_at_rest())?;
+        self.have_sums()?;
         let found = self.read_disks()?;
         let all = self.history.issued();
         if self.history.find(all, all, &found).is_none() {

@@ -22,6 +22,7 @@
 //! | no (key, nonce) pair seals twice, also where a copy of the data directory is restored and both go on | `site`, `copies`, `seal::Witness` |
 //! | bit rot is refused or harmless, whether it happens at rest or under a process that runs; in a summary it is harmless | `rot` |
 //! | what the journal's device does not give for a moment is noticed by nobody; for good, it is refused, and back once it is given again | `withheld` |
+//! | images of a version without sums have theirs once all is at rest, and what rots in them then is refused | `unsummed`, `image_rot` |
 //! | a verification finds nothing where nothing rotted, whatever is written meanwhile, and what rotted in an image or a base | `verify` |
 //!
 //! Besides seeds it takes [scripts](script), which say what happens act by act: the fuzz target `journal_model` writes them.
@@ -57,6 +58,7 @@ mod space;
 mod sweep;
 mod tail_rot;
 mod trace;
+mod unsummed;
 mod vault_rot;
 mod verify;
 mod withheld;
@@ -164,6 +166,10 @@ pub struct Report {
     pub image_rots: u64,
     /// How often reads were refused for these.
     pub image_rots_refused: u64,
+    /// Images that were declared to be of a version without sums,
+    pub images_without_sums: u64,
+    /// and waits, at rest, until all of them had sums again.
+    pub images_summed: u64,
     /// Bits flipped in overlays of test failovers and their sums.
     pub overlay_rots: u64,
     /// How often reads were refused for these.
@@ -236,6 +242,8 @@ impl Report {
         self.raw_rots_found += other.raw_rots_found;
         self.image_rots += other.image_rots;
         self.image_rots_refused += other.image_rots_refused;
+        self.images_without_sums += other.images_without_sums;
+        self.images_summed += other.images_summed;
         self.overlay_rots += other.overlay_rots;
         self.overlay_rots_refused += other.overlay_rots_refused;
         self.reads_beside_destage += other.reads_beside_destage;

@@ -20,6 +20,8 @@ pub struct Plan {
     pub disks: u64,
     /// Whether some of them have more than one block of sums.
     pub has_large_disks: bool,
+    /// Whether images are of a version without sums now and then.
+    pub loses_sums: bool,
     /// Size of a journal segment.
     pub segment_bytes: u64,
     /// Journal segments at most.
@@ -88,6 +90,7 @@ impl Plan {
         Plan {
             disks: 1 + random.below(3),
             has_large_disks: false,
+            loses_sums: false,
             segment_bytes,
             segments: 6 + random.below(11),
             cache_bytes: *random.choose(&[0, 16 << 10, 128 << 10]),

@@ -2,6 +2,7 @@
 //! real code, stepped by hand.
 
 use std::cell::RefCell;
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
@@ -15,10 +16,12 @@ use crate::journal::cache::SharedFrames;
 use crate::planted::Planted;
 use crate::protect::group::Group;
 use crate::protect::open::{self, GroupPlan};
+use crate::protect::summing::Summing;
 use crate::runtime::Runtime;
 use crate::seal::SiteKeys;
 use crate::sim::plan::Plan;
 use crate::storage::sim::{ProcessId, SimDisk, SimEnvironment, SimStorage};
+use crate::throttle::ByteRate;
 use crate::units::{GroupId, MonotonicNanos, WallNanos};
 
 /// The one group of the site.
@@ -38,6 +41,7 @@ pub fn group_plan(plan: &Plan, planted: Planted, site_keys: SiteKeys) -> GroupPl
         fan_out: plan.fan_out,
         space: plan.space,
         site_keys,
+        summing: Summing { rate: NonZeroU64::new(plan.verify_rate).map(ByteRate), ..Summing::default() },
         seals: plan.seals,
         accepts_loss: false,
         planted,

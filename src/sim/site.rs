@@ -25,6 +25,7 @@ use super::points::Points;
 use super::process::{Process, group_plan};
 use super::retention::Retention;
 use super::trace::Tracer;
+use super::unsummed::loses_sums;
 use super::{Options, Report};
 
 /// Rounds after which what was to come to its end has failed to.
@@ -96,7 +97,11 @@ impl Site {
     pub(super) fn new(seed: u64, options: &Options, step: Rc<RefCell<u64>>) -> Site {
         let mut random = Random::new(seed);
         // Not drawn: that would change what all the others do.
-        let plan = Plan { has_large_disks: has_large_disks(seed), ..Plan::draw(&mut random) };
+        let plan = Plan {
+            has_large_disks: has_large_disks(seed),
+            loses_sums: loses_sums(seed),
+            ..Plan::draw(&mut random)
+        };
         let mut site = Site::with_plan(plan, random, options, step);
         site.tracer.note(|| format!("seed {seed}"));
         site
@@ -349,6 +354,7 @@ impl Site {
                     Some(severity) => self.disk.power_cut_as(severity),
                     None => self.disk.power_cut(),
                 }
+                self.lose_sums();
             }
         }
         // A device that fails may have lost what was written, and the opening then refuses. Here the machine is started anew after that.

@@ -35,6 +35,7 @@ use crate::planted::Planted;
 use crate::protect::group::Callback;
 use crate::protect::open::GroupPlan;
 use crate::protect::shrinking::SpaceLimits;
+use crate::protect::summing::{Summing, SummingTurn};
 use crate::site::KeyStore;
 use crate::site::background_verification;
 use crate::site::clients::{self, BuffersWait};
@@ -102,6 +103,8 @@ pub(super) struct Inner {
     pub(super) buffers_wait: BuffersWait,
     /// What recently written frames of all groups take.
     pub(super) frames: Arc<SharedFrames>,
+    /// Which group's images of before there were sums get theirs.
+    pub(super) summing: SummingTurn,
     /// What groups did lately, of which the catalogue has samples.
     pub(super) sampling: Sampling,
     /// What happened and is not in the catalogue yet,
@@ -161,6 +164,7 @@ impl Gateway {
             damages: Damages::default(),
             suspicions: Arc::default(),
             frames,
+            summing: SummingTurn::default(),
             sampling: Sampling::default(),
             events,
             hooks,
@@ -326,6 +330,7 @@ impl Inner {
                 ..SpaceLimits::default()
             },
             site_keys: self.keys.site_keys(),
+            summing: Summing { rate: Some(self.configuration.verify.rate), turn: self.summing.clone() },
             seals: self.configuration.keys.seals_groups,
             accepts_loss: false,
             planted: Planted::NONE,

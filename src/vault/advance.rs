@@ -72,7 +72,9 @@ impl Vault {
             let run = &state.points()[..=index];
             run[batch(run) - 1].id
         };
-        self.append_for(ladder, Change::PointsRetired(target)).await
+        self.append_for(ladder, Change::PointsRetired(target)).await?;
+        self.bases.tell_rot(true);
+        Ok(())
     }
 
     /// Brings the bases to the oldest point, if a retirement began that, and leaves the
@@ -99,6 +101,8 @@ impl Vault {
         for disk in &disks {
             bases.push(self.open_base(disk).await?);
         }
+        // Another try may find what this one tore.
+        self.bases.tell_rot(false);
         let writes = writes(&disks);
         write_data(&self.runtime, &readers, &bases, writes.data).await?;
         let zeros = writes.zeros.into_iter().map(|(disk, range, allocated)| {

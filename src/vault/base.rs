@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 use super::files::remove_partials;
 use super::layout::{self, BaseName, Layout, parse_base_name};
-use super::sums::{self, Sums, SumsWriter};
+use super::sums::{self, Met, Sums, SumsRot, SumsWriter};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::Ranges;
 use crate::image::TOO_LONG;
@@ -39,6 +39,8 @@ pub struct Bases {
     deleted: RefCell<BTreeSet<DiskId>>,
     /// Made by this process, which may not have named their disks yet.
     created: RefCell<BTreeSet<DiskId>>,
+    /// What flipped in their sums, as far as advances met it.
+    met: Rc<Met>,
     planted: Planted,
 }
 
@@ -85,7 +87,7 @@ impl Base {
         if let Some(sums) = self.sums.as_ref().filter(|_| !self.planted.is(Bug::BaseUnverified))
             && let Some(sectors) = sums.mismatches(range.start, &bytes).await?.first()
         {
-            return Err(self.mismatch(*sectors));
+            return Err(self.mismatch(*sectors).await?);
         }
         Ok(bytes)
     }
@@ -103,15 +105,40 @@ impl Base {
     pub async fn check_zeros(&self, range: SectorRange) -> Result<()> {
         let Some(sums) = &self.sums else { return Ok(()) };
         match sums.nonzero(&[range]).await?.first() {
-            Some(sectors) => Err(self.mismatch(*sectors)),
+            Some(sectors) => Err(self.mismatch(*sectors).await?),
             None => Ok(()),
         }
     }
 
-    /// What there is to say of sectors that do not have their sums.
-    pub(super) fn mismatch(&self, sectors: SectorRange) -> Error {
-        let text = format!("sectors {sectors} of the base do not match their sums");
-        Error::corrupt(text).at_path(self.file.path()).at_offset(sectors.byte_offset())
+    /// What there is to say of the first of sectors that do not have their sums.
+    async fn mismatch(&self, sectors: SectorRange) -> Result<Error> {
+        let (_, error) = self.blame(sectors).await?.swap_remove(0);
+        Ok(error)
+    }
+
+    /// What there is to say of sectors that do not have their sums: that the base is not what was stored, or, where its sums are damaged,
+    /// that nobody can tell.
+    pub(super) async fn blame(&self, sectors: SectorRange) -> Result<Vec<(SectorRange, Error)>> {
+        let parts = match &self.sums {
+            Some(sums) => sums.blame(sectors).await?,
+            None => vec![(sectors, None)],
+        };
+        let tell = |(sectors, unknown): (SectorRange, Option<u64>)| {
+            let error = match (unknown, &self.sums) {
+                (Some(offset), Some(sums)) => {
+                    let text = format!(
+                        "the sums of the base's sectors {sectors} are damaged, and nobody can tell what these should hold"
+                    );
+                    Error::corrupt(text).at_path(sums.file().path()).at_offset(offset)
+                }
+                _ => {
+                    let text = format!("sectors {sectors} of the base do not match their sums");
+                    Error::corrupt(text).at_path(self.file.path()).at_offset(sectors.byte_offset())
+                }
+            };
+            (sectors, error)
+        };
+        Ok(parts.into_iter().map(tell).collect())
     }
 
     /// The parts of a range of bytes that are allocated, or should be by their sums: others are zeros.
@@ -170,6 +197,7 @@ impl Bases {
             layout,
             deleted: RefCell::default(),
             created: RefCell::default(),
+            met: Rc::default(),
             planted: Planted::NONE,
         }
     }
@@ -348,11 +376,21 @@ impl Bases {
             true => {
                 let sums = Sums::open(&self.runtime, &self.layout.sums(disk), disk, TO_WRITE).await?;
                 let sectors = self.runtime.length(&file).await? / SECTOR_BYTES;
-                Some(SumsWriter::begin(sums, sectors, self.planted).await?)
+                Some(SumsWriter::begin(sums, sectors, &self.met, self.planted).await?)
             }
             false => None,
         };
         Ok(BaseWriter { file, sums })
+    }
+
+    /// Whether what is damaged in the sums of a base that is opened to be written to has flipped: no advance left it.
+    pub(super) fn tell_rot(&self, tells: bool) {
+        self.met.tells.set(tells);
+    }
+
+    /// What advances have met that flipped in sums of bases.
+    pub fn take_rots(&self) -> Vec<SumsRot> {
+        self.met.rots.take()
     }
 
     /// Whether this process made the disk's base, whose disk the manifest may not name yet.

@@ -54,6 +54,7 @@ pub use reserve::Reserve;
 pub use retention::{Forecast, RetentionStep};
 pub use state::{Refusal, State};
 pub use summaries::{FAN_OUT, Summaries};
+pub use sums::SumsRot;
 pub use verify::{Finding, Severity, VerifyReport, verify, verify_at, verify_manifest};
 
 use crate::delta::{Build, BuiltDelta, DeltaReader, DiskExtents, Source};

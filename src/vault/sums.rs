@@ -6,16 +6,20 @@
 //!
 //! Invariant: of each block that an advance changes, one copy that is durable and whole says the sums of all sectors that the advance
 //! does not cover. Those that it covers it says anew, should it have to begin again.
+//!
+//! Of a block that is damaged in both copies, an advance writes what it covers anew; the others are *unknown* from then on, which no
+//! content fits. So who is refused such a sector is told of the sums, and not of the base, in which nothing may have flipped.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::sums::{
-    BLOCK_BYTES, Block, Copy, Of, SECTORS_A_BLOCK, blocks_of, by_block, sector_sums, sectors_of, within,
+    BLOCK_BYTES, Block, Copy, Of, SECTORS_A_BLOCK, UNKNOWN, blocks_of, by_block, sector_sums, sectors_of,
+    within,
 };
 use crate::planted::{Bug, Planted};
 use crate::pour::pour;
@@ -37,6 +41,26 @@ pub(super) enum BlockFault {
     One(Copy),
     /// Nobody knows the sums of its sectors.
     Both,
+}
+
+/// What an advance has met that flipped in the sums of a base since the advance before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SumsRot {
+    /// Whose base.
+    pub disk: DiskId,
+    /// The sums,
+    pub path: PathBuf,
+    /// and where in them the damaged copy of a block is.
+    pub offset: u64,
+    /// Whether both copies are damaged, and what they said is lost.
+    pub is_lost: bool,
+}
+
+/// What advances have met, and whether they tell: one that goes on after a death or a failure may find what that tore.
+#[derive(Debug, Default)]
+pub(super) struct Met {
+    pub(super) tells: Cell<bool>,
+    pub(super) rots: RefCell<Vec<SumsRot>>,
 }
 
 /// The sums of one base.
@@ -81,12 +105,30 @@ impl Sums {
         if let Stored::Sound(sums) = first {
             return Ok(Some((sums, Copy::First)));
         }
-        Ok(match (first, self.stored.read(block, Copy::Second).await?) {
-            (_, Stored::Sound(sums)) => Some((sums, Copy::Second)),
-            (Stored::Hole, _) => Some((Rc::new(Block::ZEROS), Copy::First)),
-            (_, Stored::Hole) => Some((Rc::new(Block::ZEROS), Copy::Second)),
-            (Stored::Damaged | Stored::Sound(_), Stored::Damaged) => None,
-        })
+        Ok(chosen(first, self.stored.read(block, Copy::Second).await?))
+    }
+
+    /// Both copies.
+    async fn read_both(&self, block: u64) -> Result<(Stored, Stored)> {
+        Ok((self.stored.read(block, Copy::First).await?, self.stored.read(block, Copy::Second).await?))
+    }
+
+    /// The parts of sectors that do not match, each with where it is said what they should hold, if nobody knows that.
+    pub(super) async fn blame(&self, sectors: SectorRange) -> Result<Vec<(SectorRange, Option<u64>)>> {
+        let mut parts: Vec<(SectorRange, Option<u64>)> = Vec::new();
+        for (block, within_block) in by_block(sectors) {
+            let sums = self.block(block).await?;
+            let at = Of::Base.block_offset(block, Copy::First);
+            let stored = &sums.sums()[within(block, within_block)];
+            for (sector, sum) in (within_block.start..).zip(stored) {
+                let unknown = (*sum == UNKNOWN).then_some(at);
+                match parts.last_mut() {
+                    Some((last, blamed)) if *blamed == unknown => last.end += 1,
+                    _ => parts.push((SectorRange::new(sector, sector + 1), unknown)),
+                }
+            }
+        }
+        Ok(parts)
     }
 
     async fn block(&self, block: u64) -> Result<Rc<Block>> {
@@ -162,14 +204,27 @@ impl Sums {
 
     /// What is wrong with a block itself.
     pub(super) async fn fault_of(&self, block: u64) -> Result<Option<BlockFault>> {
-        let (first, second) =
-            (self.stored.read(block, Copy::First).await?, self.stored.read(block, Copy::Second).await?);
-        Ok(match (first, second) {
-            (Stored::Damaged, Stored::Damaged) => Some(BlockFault::Both),
-            (Stored::Damaged | Stored::Hole, Stored::Sound(_)) => Some(BlockFault::One(Copy::First)),
-            (Stored::Damaged, Stored::Hole) => Some(BlockFault::One(Copy::First)),
-            (first, second) => (first != second).then_some(BlockFault::One(Copy::Second)),
-        })
+        Ok(fault(&self.read_both(block).await?))
+    }
+}
+
+/// Which of two copies is believed; `None` if neither says anything.
+fn chosen(first: Stored, second: Stored) -> Option<(Rc<Block>, Copy)> {
+    match (first, second) {
+        (Stored::Sound(sums), _) => Some((sums, Copy::First)),
+        (_, Stored::Sound(sums)) => Some((sums, Copy::Second)),
+        (Stored::Hole, _) => Some((Rc::new(Block::ZEROS), Copy::First)),
+        (_, Stored::Hole) => Some((Rc::new(Block::ZEROS), Copy::Second)),
+        (Stored::Damaged, Stored::Damaged) => None,
+    }
+}
+
+fn fault((first, second): &(Stored, Stored)) -> Option<BlockFault> {
+    match (first, second) {
+        (Stored::Damaged, Stored::Damaged) => Some(BlockFault::Both),
+        (Stored::Damaged | Stored::Hole, Stored::Sound(_)) => Some(BlockFault::One(Copy::First)),
+        (Stored::Damaged, Stored::Hole) => Some(BlockFault::One(Copy::First)),
+        (first, second) => (first != second).then_some(BlockFault::One(Copy::Second)),
     }
 }
 
@@ -194,18 +249,26 @@ pub(super) struct SumsWriter {
     written: RefCell<BTreeMap<u64, Copy>>,
     /// Where the base ends.
     base_sectors: u64,
+    /// Where it notes what has flipped, if what is damaged can be nothing else.
+    met: Option<Rc<Met>>,
 }
 
 impl SumsWriter {
     /// Takes up what an advance before this one left: what is read from here on is durable.
-    pub(super) async fn begin(sums: Sums, base_sectors: u64, planted: Planted) -> Result<SumsWriter> {
+    pub(super) async fn begin(
+        sums: Sums,
+        base_sectors: u64,
+        met: &Rc<Met>,
+        planted: Planted,
+    ) -> Result<SumsWriter> {
         let runtime = Rc::clone(&sums.stored.runtime);
         runtime.sync(sums.file()).await?;
         // After a failed sync, memory may go on showing what the device does not have.
         runtime.call(Op::Evict { file: sums.file().clone() }).await?;
         sums.forget();
         let (news, emptied, written) = (RefCell::default(), RefCell::default(), RefCell::default());
-        Ok(SumsWriter { sums, planted, news, emptied, written, base_sectors })
+        let met = met.tells.get().then(|| Rc::clone(met));
+        Ok(SumsWriter { sums, planted, news, emptied, written, base_sectors, met })
     }
 
     /// Notes what sectors are about to hold.
@@ -255,10 +318,16 @@ impl SumsWriter {
         let before = self.written.borrow().get(&block).copied();
         let (mut sums, to) = match before {
             Some(copy) => (self.read_back(block, copy).await?, copy),
-            None => match self.sums.choose(block).await? {
-                Some((sums, from)) => (sums, from.other()),
-                None => (self.unknown(block).await?, Copy::First),
-            },
+            None => {
+                let pair = self.sums.read_both(block).await?;
+                if let Some(fault) = fault(&pair) {
+                    self.note_fault(block, fault).await?;
+                }
+                match chosen(pair.0, pair.1) {
+                    Some((sums, from)) => (sums, from.other()),
+                    None => (self.unknown(block), Copy::First),
+                }
+            }
         };
         let changed = Rc::make_mut(&mut sums);
         for (at, news) in parts {
@@ -271,20 +340,42 @@ impl SumsWriter {
         self.sums.stored.write(block, to, &sums).await
     }
 
-    /// A block of which both copies are damaged: what is not written anew stays damaged. Nothing lies behind the base's end.
-    async fn unknown(&self, block: u64) -> Result<Rc<Block>> {
-        // What the device merely does not give now is not to be written over: the advance begins again later.
-        for copy in Copy::BOTH {
-            self.sums.stored.ask(block, copy).await?;
+    /// Tells what is damaged of a block that is about to be written anew.
+    async fn note_fault(&self, block: u64, fault: BlockFault) -> Result<()> {
+        let (copy, is_lost) = match fault {
+            BlockFault::One(copy) => (copy, false),
+            BlockFault::Both => (Copy::First, true),
+        };
+        match self.sums.stored.ask(block, copy).await {
+            Ok(_) if is_lost => drop(self.sums.stored.ask(block, copy.other()).await?),
+            Ok(_) => {}
+            // What the device merely does not give now is not to be written over: the advance begins again later.
+            Err(error) if is_lost => return Err(error),
+            // The other one has it.
+            Err(error) => {
+                tracing::warn!(%error, block, "one copy of a block of sums is not to be had, and is written anew");
+                return Ok(());
+            }
         }
-        tracing::warn!(path = %self.sums.file().path().display(), block, "both copies of a block of sums are damaged");
+        let path = self.sums.file().path().to_owned();
+        let offset = Of::Base.block_offset(block, copy);
+        let copies = if is_lost { "both copies" } else { "one of the two copies" };
+        tracing::warn!(path = %path.display(), offset, block, "{copies} of a block of a base's sums are damaged, by a flipped bit, or by the end of an advance before");
+        if let Some(met) = &self.met {
+            met.rots.borrow_mut().push(SumsRot { disk: self.sums.stored.disk, path, offset, is_lost });
+        }
+        Ok(())
+    }
+
+    /// A block of which both copies are damaged: what is not written anew stays damaged. Nothing lies behind the base's end.
+    fn unknown(&self, block: u64) -> Rc<Block> {
         let mut sums = Block::UNKNOWN;
         for (sector, sum) in (sectors_of(block).start..).zip(sums.sums_mut()) {
             if sector >= self.base_sectors {
                 *sum = 0;
             }
         }
-        Ok(Rc::new(sums))
+        Rc::new(sums)
     }
 
     async fn read_back(&self, block: u64, copy: Copy) -> Result<Rc<Block>> {

@@ -10,7 +10,7 @@ use super::Vault;
 use super::base::Base;
 use super::harm::Lost;
 use super::sums::{BlockFault, Sums};
-use super::verify::{Pace, Severity, VerifyReport, evict};
+use super::verify::{Finding, Pace, Severity, VerifyReport, evict};
 use crate::bookmark::Place;
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::Ranges;
@@ -103,7 +103,7 @@ impl Target<'_> {
             return Ok(());
         }
         let again = async || Ok(self.look(&piece).await?.unwrap_or_default());
-        self.report_mismatches(self.that_stay(again).await?, report)
+        self.report_mismatches(self.that_stay(again).await?, report).await
     }
 
     /// The sectors of a piece that do not have their sums; `None` if it cannot be read.
@@ -136,7 +136,7 @@ impl Target<'_> {
             }
             Ok(found)
         };
-        self.report_mismatches(self.that_stay(again).await?, report)
+        self.report_mismatches(self.that_stay(again).await?, report).await
     }
 
     /// What is still found while no base is written, without the sectors that a pending advance covers.
@@ -161,25 +161,45 @@ impl Target<'_> {
         }
     }
 
-    fn report_mismatches(&self, sectors: Vec<SectorRange>, report: &mut VerifyReport) -> Result<()> {
+    async fn report_mismatches(&self, sectors: Vec<SectorRange>, report: &mut VerifyReport) -> Result<()> {
         for sectors in sectors {
-            // Neighbours in one finding, also from piece to piece.
-            match report.findings.last_mut().map(|last| (&mut last.lost, &last.path)) {
-                Some((Lost::Base(disk, last), path))
-                    if *disk == self.disk
-                        && last.end == sectors.start
-                        && sectors.start < self.shown
-                        && path == self.base.file().path() =>
-                {
-                    last.end = sectors.end;
-                }
-                _ => {
-                    let (severity, lost) = self.loss_of(sectors);
-                    report.find(severity, lost, self.base.mismatch(sectors), self.base.file().path())?;
-                }
+            for (part, error) in self.base.blame(sectors).await? {
+                self.report_mismatch(part, error, report)?;
             }
         }
         Ok(())
+    }
+
+    fn report_mismatch(&self, sectors: SectorRange, error: Error, report: &mut VerifyReport) -> Result<()> {
+        let path = self.base.file().path();
+        let is_of_sums = error.path() != Some(path);
+        let is_same = |last: &Finding| {
+            let is_there = error.path() == Some(&last.path) && (!is_of_sums || error.offset() == last.offset);
+            match &last.lost {
+                Lost::Base(disk, lost) if is_there && *disk == self.disk => Some(*lost),
+                _ => None,
+            }
+        };
+        // Both copies of its sums are damaged, which is a finding already.
+        let is_told = |last: &Finding| {
+            is_of_sums
+                && is_same(last).is_some_and(|lost| lost.start <= sectors.start && sectors.end <= lost.end)
+        };
+        if report.findings.iter().any(is_told) {
+            return Ok(());
+        }
+        // Neighbours in one finding, also from piece to piece.
+        let continues = |last: &&mut Finding| is_same(last).is_some_and(|lost| lost.end == sectors.start);
+        match report.findings.last_mut().filter(continues) {
+            Some(Finding { lost: Lost::Base(_, last), .. }) if sectors.start < self.shown => {
+                last.end = sectors.end;
+                Ok(())
+            }
+            _ => {
+                let (severity, lost) = self.loss_of(sectors);
+                report.find(severity, lost, error, path)
+            }
+        }
     }
 
     /// Says which pages of a piece cannot be read: neighbours in one finding.

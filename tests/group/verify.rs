@@ -6,8 +6,10 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use afterimage::block::{Export, Request, Ticket};
+use afterimage::block::{Export, Refusal, Request, Ticket};
 use afterimage::error::ErrorKind;
+use afterimage::format::checkpoint::Checkpoint;
+use afterimage::format::sums::{Copy, Holes, Of};
 use afterimage::protect::verify::{GroupReport, Verification, What};
 use afterimage::throttle::Pacing;
 use afterimage::units::SectorRange;
@@ -98,6 +100,58 @@ fn a_bit_flipped_in_an_image_is_named_unless_it_was_written_over() {
     assert!(error.contains("do not match their sums") && error.contains(&place), "{error}");
     harness.write(disk, 3010, 2, 1);
     assert_eq!(harness.verify().findings, []);
+}
+
+/// No read meets the place of a block that does not count.
+#[test]
+fn a_bit_flipped_in_sums_of_an_image_that_nobody_reads_is_named_and_mended() {
+    let (_guard, root) = scratch();
+    let (mut harness, disk) = group(&root);
+    harness.write(disk, 8, 3, 1);
+    harness.stop();
+    let mut harness = Harness::open(&root).expect("reopens");
+    assert_eq!(harness.verify().findings, []);
+    let sums = only(root.join("groups/g/images"), "sums");
+    for copy in Copy::BOTH {
+        let at = Of::Image(Holes::Zeros).block_offset(0, copy);
+        flip(&sums, at + 77);
+        let report = harness.verify();
+        let (range, what) = only_finding(&report);
+        assert_eq!(range, SectorRange::new(0, 1016));
+        let What::Unreadable { error } = what else { panic!("{what:?}") };
+        assert!(error.contains(&format!("{} at byte {at}", sums.display())), "{error}");
+        assert_eq!(harness.verify().findings, [], "written anew");
+    }
+    flip(&sums, 4096 + 1000);
+    let report = harness.verify();
+    let What::Unreadable { error } = only_finding(&report).1 else { panic!("{report:?}") };
+    assert!(
+        error.contains("header") && error.contains(&format!("{} at byte 4096", sums.display())),
+        "{error}"
+    );
+    assert_eq!(harness.verify().findings, []);
+}
+
+/// Of an image of a version without sums a flipped bit is served; once it has been read for them it is not.
+#[test]
+fn an_image_of_before_there_were_sums_gets_them_in_the_background() {
+    let (_guard, root) = scratch();
+    let (harness, disk) = group(&root);
+    harness.stop();
+    let images = root.join("groups/g/images");
+    let checkpoint = only(images.clone(), "checkpoint");
+    let mut file = std::fs::read(&checkpoint).expect("there");
+    for slot in Checkpoint::slots(&file).into_iter().flatten() {
+        let at = usize::try_from(slot.slot_offset()).expect("small");
+        Checkpoint { has_sums: false, ..slot }.encode(&mut file[at..at + 4096]);
+    }
+    std::fs::write(&checkpoint, file).expect("tests may write it");
+    let mut harness = Harness::open(&root).expect("reopens");
+    harness.drive(|group| group.disks().all(|disk| disk.unsummed_bytes() == 0));
+    assert_eq!(harness.verify().notes, Vec::<String>::new());
+    flip(&only(images, "raw"), 3010 * 512 + 5);
+    let range = SectorRange::new(3010, 3011);
+    assert_eq!(harness.ask(disk, Request::Read { range }).err(), Some(Refusal::Io));
 }
 
 #[test]

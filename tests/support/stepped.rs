@@ -17,6 +17,7 @@ use afterimage::protect::group::{Callback, Group};
 use afterimage::protect::membership::Content;
 use afterimage::protect::open::{GroupPlan, INDEX_BYTES_MIN};
 use afterimage::protect::shrinking::SpaceLimits;
+use afterimage::protect::summing::Summing;
 use afterimage::runtime::Runtime;
 use afterimage::seal::{SiteKey, SiteKeys};
 use afterimage::units::{GroupId, SectorCount, SectorRange, WallNanos, to_usize};
@@ -39,6 +40,7 @@ pub fn plan(directory: PathBuf, vault: PathBuf) -> GroupPlan {
         fan_out: afterimage::vault::FAN_OUT,
         space: SpaceLimits::default(),
         site_keys: SiteKeys::new(vec![SiteKey::drawn([1, 2])]),
+        summing: Summing::default(),
         seals: true,
         accepts_loss: false,
         planted: Planted::NONE,

@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 
 use afterimage::format::manifest::StepNumber;
 use afterimage::format::record::Change;
+use afterimage::format::sums::{Copy, Of};
 use afterimage::units::{BlobId, DiskId, PointId, SectorCount, SectorRange};
 use afterimage::vault::{Advance, SNAPSHOT_STEPS, Severity, VerifyReport, verify, verify_manifest};
+use afterimage::view::View;
 
 use crate::support::{Group, block_on, site_keys};
 
@@ -248,4 +250,56 @@ fn harmed_points_can_be_deleted_from_the_newest_and_take_the_damage_along() {
     block_on(&group.runtime, group.vault.sweep()).expect("deleted");
     let report = report(&group);
     assert!(report.is_sound() && report.harmed.is_empty(), "{:?}", report.findings);
+}
+
+/// The group whose base has taken up its first two points; its sums, and where the copies of their first block are.
+fn advanced() -> (Group, Vec<PointId>, PathBuf, [u64; 2]) {
+    let (group, points, _) = overwritten();
+    advance(&group, points[1]);
+    assert_eq!(group.vault.bases().take_rots(), []);
+    let sums = group.vault.layout().sums(group.disks[0].id);
+    (group, points, sums, Copy::BOTH.map(|copy| Of::Base.block_offset(0, copy)))
+}
+
+fn advance(group: &Group, point: PointId) {
+    block_on(&group.runtime, group.vault.retire_before(point, None)).expect("a step");
+    assert_eq!(block_on(&group.runtime, group.vault.finish_advance()).expect("applied"), Advance::Done);
+    block_on(&group.runtime, group.vault.sweep()).expect("swept");
+}
+
+#[test]
+fn sums_of_a_base_that_an_advance_writes_upon_damage_are_named_and_not_the_base() {
+    let (group, points, sums, copies) = advanced();
+    copies.iter().for_each(|offset| flip(&sums, usize::try_from(*offset).expect("small") + 9));
+    let before = report(&group);
+    assert_eq!(only_damage(&before), (&*sums, Some(copies[0])));
+    // It writes sectors 8..1000 of 0..1016.
+    advance(&group, points[2]);
+    let [rot] = &group.vault.bases().take_rots()[..] else { panic!("one block") };
+    assert_eq!((&rot.path, rot.offset, rot.is_lost), (&sums, copies[0], true));
+    let after = report(&group);
+    assert!(!after.is_sound());
+    for finding in &after.findings {
+        assert_eq!((finding.path.as_path(), finding.offset), (&*sums, Some(copies[0])), "{finding}");
+    }
+    let oldest = block_on(&group.runtime, View::open(&group.vault, points[2])).expect("a point");
+    let read = |start, end| {
+        let read = oldest.read(group.disks[0].id, SectorRange::new(start, end));
+        block_on(&group.runtime, read).map(drop)
+    };
+    read(8, 1000).expect("written anew");
+    let refused = read(1000, 1001).expect_err("nobody knows");
+    assert_eq!((refused.path(), refused.offset()), (Some(&*sums), Some(copies[0])));
+}
+
+#[test]
+fn one_copy_of_sums_of_a_base_that_an_advance_writes_anew_is_told() {
+    for copy in 0..2 {
+        let (group, points, sums, copies) = advanced();
+        flip(&sums, usize::try_from(copies[copy]).expect("small") + 9);
+        advance(&group, points[2]);
+        let [rot] = &group.vault.bases().take_rots()[..] else { panic!("one block") };
+        assert_eq!((&rot.path, rot.offset, rot.is_lost), (&sums, copies[copy], false));
+        assert!(report(&group).is_sound() && report(&group).findings.is_empty());
+    }
 }

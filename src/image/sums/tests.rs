@@ -8,6 +8,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::env::OsEnvironment;
 use crate::error::ErrorKind;
+use crate::format::checkpoint::Checkpoint;
 use crate::image::pace::Pace;
 use crate::image::{Filling, Image, image_path};
 use crate::planted::Planted;
@@ -383,4 +384,184 @@ fn an_image_of_before_there_were_sums_is_checked_where_it_is_written() {
 fn runtime_of(image: Image) -> Rc<Runtime> {
     drop(image);
     runtime()
+}
+
+impl Place {
+    /// An image of before there were sums: in its checkpoint, whatever lies beside it.
+    fn of_before(self) -> Place {
+        let path = crate::image::checkpoint_path(self.directory.path(), DISK);
+        let mut file = fs::read(&path).unwrap();
+        for slot in Checkpoint::slots(&file).into_iter().flatten() {
+            let unsummed = Checkpoint { has_sums: false, ..slot };
+            unsummed.encode(&mut file[to_usize(slot.slot_offset())..][..4096]);
+        }
+        fs::write(&path, file).unwrap();
+        self.reopened()
+    }
+
+    fn sum_piece(&self, alone: bool) -> Summed {
+        let image = self.image.clone();
+        let summed =
+            async move { image.sums.sum_piece(&image.file, image.sectors(), alone, Planted::NONE).await };
+        self.runtime.block_on(summed).expect("summed")
+    }
+
+    /// Until all is done; the bytes that were read.
+    fn sum(&self) -> u64 {
+        let mut read = 0;
+        loop {
+            match self.sum_piece(false) {
+                Summed::Piece(bytes) => read += bytes,
+                Summed::Overtaken(_) => panic!("nobody writes"),
+                Summed::All => return read,
+            }
+        }
+    }
+
+    fn flip_image(&self, sector: u64) {
+        let path = image_path(self.directory.path(), DISK);
+        let image = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+        let mut byte = [0];
+        image.read_exact_at(&mut byte, sector * 512 + 9).unwrap();
+        image.write_all_at(&[byte[0] ^ 1], sector * 512 + 9).unwrap();
+    }
+
+    fn suspects(&self) -> Vec<u64> {
+        let image = self.image.clone();
+        let suspects = async move { image.sums.suspects(sectors(0, SIZE.0)).await };
+        self.runtime.block_on(suspects).expect("read").0
+    }
+
+    /// What is wrong with a block's places, which are written anew.
+    fn mend(&self, block: u64) -> Option<Error> {
+        let image = self.image.clone();
+        let looked = async move {
+            let of_image = (&image.file, image.sectors());
+            image.sums.mend_places(block, image.sums.epoch(), of_image, Planted::NONE).await
+        };
+        match self.runtime.block_on(looked).expect("looked at") {
+            Looked::Overtaken => panic!("nobody writes"),
+            Looked::At(found) => found,
+        }
+    }
+}
+
+#[test]
+fn an_image_of_before_there_were_sums_gets_them_and_holes_take_none() {
+    let place = Place::new();
+    place.batch(&[(sectors(0, 1100), 1), (sectors(4990, 5000), 1)], true);
+    let place = place.of_before();
+    place.flip_image(1050);
+    assert_eq!(place.image.sums.unsummed(SIZE), SIZE);
+    // What a batch has written since has its sum.
+    place.batch(&[(sectors(1090, 1095), 2)], true);
+    let before = fs::metadata(sums_path(place.directory.path(), DISK)).unwrap().len();
+    assert_eq!(place.sum(), (1016 + 1016 + 5000 - 4 * 1016) * 512, "blocks of holes are not read");
+    assert!(place.image.sums.has_all() && place.is_sound());
+    assert_eq!(place.image.sums.unsummed(SIZE), SectorCount(0));
+    assert_eq!(fs::metadata(sums_path(place.directory.path(), DISK)).unwrap().len(), before);
+    assert_eq!((place.sequences(1), place.sequences(2)), ([Some(2), Some(1)], [None, None]));
+    let place = place.reopened();
+    {
+        assert!(place.image.sums.has_all() && place.is_sound(), "and that stays so");
+        // What had flipped before is taken for good; what flips from now on is not.
+        for sector in [3, 2500, 4999] {
+            place.flip_image(sector);
+            assert_eq!(place.refused(sectors(0, SIZE.0)), (vec![sectors(sector, sector + 1)], false));
+            place.flip_image(sector);
+        }
+    }
+}
+
+#[test]
+fn a_process_that_comes_later_goes_on_where_sums_are_missing() {
+    let place = Place::new();
+    place.batch(&[(sectors(0, 5000), 1)], true);
+    let place = place.of_before();
+    // A piece of one block.
+    assert_eq!(place.sum_piece(true), Summed::Piece(1016 * 512));
+    let place = place.reopened();
+    assert!(!place.image.sums.has_all(), "its checkpoint says that it has sums, and these, not of what");
+    assert_eq!(place.sum(), (5000 - 1016) * 512);
+    assert!(place.is_sound());
+    // The last step before the header: nothing is read again.
+    let place = place.of_before();
+    while place.image.sums.unsummed(SIZE) > SectorCount(0) {
+        place.sum_piece(true);
+    }
+    let place = place.reopened();
+    assert!(!place.image.sums.has_all());
+    assert_eq!(place.sum(), 0);
+}
+
+#[test]
+fn what_a_batch_writes_meanwhile_is_read_again() {
+    let place = Place::new();
+    place.batch(&[(sectors(0, 1016), 1)], true);
+    let place = place.of_before();
+    let (image, runtime) = (place.image.clone(), Rc::clone(&place.runtime));
+    let summed = place.runtime.block_on(async move {
+        // Somebody writes: who gives sums reads beside it, and waits.
+        let turn = image.sums.turn().await;
+        let summing = image.sums.sum_piece(&image.file, SIZE, false, Planted::NONE);
+        let batch = async {
+            runtime.yield_now().await;
+            image.sums.begin();
+            runtime.zero(&image.file, 0..1016 * 512, false).await.expect("zeroed");
+            let news = [(sectors(0, 1016), None)].into_iter();
+            let (gives_up, pace, planted) = (false, &Pace::default(), Planted::NONE);
+            let put = Put { through: Lsn(9), gives_up, pace, planted };
+            image.sums.put(news, &put, &mut 0).await.expect("put");
+            image.sync(&runtime, Lsn(9), Planted::NONE).await.expect("synced");
+            drop(turn);
+        };
+        futures::future::join(summing, batch).await.0.expect("summed")
+    });
+    assert!(matches!(summed, Summed::Overtaken(_)), "{summed:?}");
+    place.sum();
+    assert!(place.is_sound());
+}
+
+/// Of two places, the one that does not count rots: no read meets it. Nor does one the copy of a header that is not used.
+#[test]
+fn what_no_read_meets_is_found_and_written_anew() {
+    let place = Place::new();
+    place.batch(&[(sectors(0, 3000), 1)], true);
+    place.batch(&[(sectors(0, 8), 2)], true);
+    let place = place.reopened();
+    assert!(place.suspects().is_empty());
+    for (offset, copy) in [(8192 + 4096 + 50, Copy::Second), (8192 + 50, Copy::First)] {
+        place.flip(offset);
+        assert_eq!(place.suspects(), [0]);
+        let error = place.mend(0).expect("damaged");
+        let at = Of::Image(Holes::Zeros).block_offset(0, copy);
+        let path = sums_path(place.directory.path(), DISK);
+        assert_eq!((error.path(), error.offset()), (Some(&*path), Some(at)));
+        assert!(error.to_string().contains("written anew"), "{error}");
+        assert!(place.suspects().is_empty() && place.mend(0).is_none() && place.is_sound());
+    }
+    let image = place.image.clone();
+    place.flip(4096 + 700);
+    let mended = place.runtime.block_on(async move {
+        let found = image.sums.mend_headers(Planted::NONE).await.expect("looked at");
+        (
+            found.and_then(|error| error.offset()),
+            image.sums.mend_headers(Planted::NONE).await.expect("looked at"),
+        )
+    });
+    assert!(matches!(mended, (Some(4096), None)), "{mended:?}");
+    assert!(place.reopened().is_sound());
+}
+
+/// The place that counted rots: the other one is older, and so is what is written anew, which says so.
+#[test]
+fn what_is_written_anew_from_an_older_place_is_in_doubt() {
+    let place = Place::new();
+    place.batch(&[(sectors(0, 1016), 1)], true);
+    place.batch(&[(sectors(0, 8), 2)], true);
+    place.flip(8192);
+    let place = place.reopened();
+    assert!(place.mend(0).is_some());
+    assert_eq!(place.sequences(0), [Some(2), Some(1)]);
+    assert_eq!(place.reopened().refused(sectors(0, 1016)), (vec![sectors(0, 8)], true));
 }

@@ -92,7 +92,7 @@ impl ImageSums {
     }
 
     /// Makes sure that what is read from here on is durable.
-    async fn settle(&self, planted: Planted) -> Result<()> {
+    pub(super) async fn settle(&self, planted: Planted) -> Result<()> {
         if self.state.get() == State::Unsettled && !planted.is(Bug::ImageSumsNotSettled) {
             self.stored.runtime.settle(&self.stored.file).await?;
             self.stored.runtime.sums_cache().borrow_mut().forget(|(owner, _)| *owner == self.number);
@@ -145,7 +145,7 @@ impl ImageSums {
         put.pace.turn().await;
         let known = match self.recall(block) {
             Some(known) => known,
-            None => self.known(self.ask_for_places(block, put.gives_up).await?),
+            None => self.known(block, self.ask_for_places(block, put.gives_up).await?),
         };
         let covered: usize = parts.iter().map(|part| part.within.len()).sum();
         let is_doubtful = self.is_doubtful(block, &known) && covered < Block::ZEROS.sums().len();
@@ -175,13 +175,13 @@ impl ImageSums {
 
     /// Gives a block that has been a hole space for both places, so that who overwrites what is there needs none. Nothing is written
     /// to the other place: torn together, they would take the zeros along of which the block says that nobody wrote them.
-    async fn allocate(&self, block: u64) -> Result<()> {
+    pub(super) async fn allocate(&self, block: u64) -> Result<()> {
         let start = self.stored.of.block_offset(block, Copy::First);
         self.stored.runtime.zero(&self.stored.file, start..start + PAIR_BYTES as u64, true).await
     }
 
     /// Reads both places of a block. What a device does not give may be what counts, and is not written over at the first refusal.
-    async fn ask_for_places(&self, block: u64, gives_up: bool) -> Result<(Stored, Stored)> {
+    pub(super) async fn ask_for_places(&self, block: u64, gives_up: bool) -> Result<(Stored, Stored)> {
         if let Some(pair) = self.read_pair(block).await? {
             return Ok(pair);
         }

@@ -125,6 +125,21 @@ impl LiveRead {
         allocation::describe(&self.runtime, &self.image, &self.parts).await
     }
 
+    /// The image of the disk.
+    pub(super) fn image(&self) -> &Image {
+        &self.image
+    }
+
+    /// When the places were looked up.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Whether the image has all of it.
+    pub(super) fn is_of_image(&self) -> bool {
+        self.parts.iter().all(|(_, place)| matches!(place, Place::Image))
+    }
+
     /// The runs of a range of one kind, in order: what a finding names.
     pub(super) fn sides(&self, range: SectorRange) -> Vec<(SectorRange, LiveSide)> {
         let mut sides: Vec<(SectorRange, LiveSide)> = Vec::new();

@@ -1,5 +1,5 @@
 //! Compares what a group serves (image, side files, journal) with what its vault has of the newest point, byte by byte, while guests
-//! go on writing. Repairs nothing. What it can and cannot find: `docs/verify.md`.
+//! go on writing. Repairs nothing but the places of an image's sums ([`places`]). What it can and cannot find: `docs/verify.md`.
 //!
 //! ```text
 //!  point P ─▶ view ─────────────▶ bytes ─┐
@@ -13,6 +13,7 @@
 
 mod findings;
 mod live;
+mod places;
 mod since;
 mod task;
 

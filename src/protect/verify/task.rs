@@ -62,15 +62,15 @@ pub(super) async fn run(
     Ok(task.report)
 }
 
-struct Task {
+pub(super) struct Task {
     runtime: Rc<Runtime>,
     vault: Rc<Vault>,
-    asker: Asker,
+    pub(super) asker: Asker,
     verification: Verification,
     throttle: Throttle,
-    planted: Planted,
+    pub(super) planted: Planted,
     piece_sectors: u64,
-    report: GroupReport,
+    pub(super) report: GroupReport,
     round: Option<Round>,
     /// Bytes of disks that were gone through, and all.
     done: u64,
@@ -86,11 +86,11 @@ struct Round {
 
 /// A disk that is gone through.
 #[derive(Clone)]
-struct Target {
-    id: DiskId,
+pub(super) struct Target {
+    pub(super) id: DiskId,
     slot: DiskSlot,
-    name: String,
-    sectors: u64,
+    pub(super) name: String,
+    pub(super) sectors: u64,
 }
 
 /// How going through a part of a disk ended.
@@ -124,6 +124,7 @@ impl Task {
             };
             if from < target.sectors {
                 self.forget_cached(target.id).await;
+                self.headers(&target).await?;
                 self.disk(&target, from, before).await?;
             }
             before += target.sectors * SECTOR_BYTES;
@@ -267,6 +268,9 @@ impl Task {
             Ok(live) => live,
             Err(error) => return self.out_of_reach(target, range.start, error),
         };
+        let read_bytes = self.places(target, range).await?;
+        let (report, done, total) = (Rc::clone(&self.verification.report), self.done, self.total);
+        self.throttle.take(read_bytes, || report(done, total)).await?;
         let ranges = allocated(range, live.allocation().await, view.allocation(target.id, range).await);
         drop(live);
         let (mut compared, piece_sectors) = (0, self.piece_sectors);
@@ -345,7 +349,7 @@ impl Task {
         Ok(Passed::Done)
     }
 
-    fn unreadable(&mut self, target: &Target, range: SectorRange, error: &Error) {
+    pub(super) fn unreadable(&mut self, target: &Target, range: SectorRange, error: &Error) {
         self.report.find(Difference {
             disk: target.id,
             name: target.name.clone(),

@@ -190,6 +190,22 @@ impl SimDisk {
         rotten
     }
 
+    /// Has stored bytes of a file be others, for good: a program of before wrote them.
+    pub fn replace(&self, path: &Path, offset: u64, bytes: &[u8]) {
+        let before = self.read_file(path).unwrap_or_default();
+        let before = before.get(crate::units::to_usize(offset)..).unwrap_or_default();
+        let world = &mut *self.0.borrow_mut();
+        let at = world.next_moment();
+        let Some(Node::File(file)) = world.names.get(path) else { return };
+        let Some(file) = world.files.get_mut(&file) else { return };
+        for (index, (old, new)) in (offset..).zip(before.iter().zip(bytes)) {
+            for bit in (0..8).filter(|bit| (old ^ new) >> bit & 1 > 0) {
+                file.rot(at, index, bit);
+            }
+        }
+        world.record(|| format!("{} bytes at {offset} of {} are others", bytes.len(), path.display()));
+    }
+
     /// Flips a random stored bit of a random one of the files that `select` takes; `None` if they store nothing. The
     /// seed is one of its own, so that the place depends only on it and on what is stored.
     pub fn rot_somewhere(&self, seed: u64, select: impl Fn(&Path) -> bool) -> Option<Rot> {
