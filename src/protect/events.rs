@@ -122,6 +122,22 @@ pub enum GroupEvent {
         /// and where in them the copy begins.
         offset: u64,
     },
+    /// Bits of the sums of an overlay had flipped: what counts is elsewhere, and they were written anew.
+    OverlaySumsRotten {
+        /// The disk, and the test failover, as its export names them.
+        export: String,
+        /// The sums,
+        path: PathBuf,
+        /// and where in them what was damaged begins.
+        offset: u64,
+    },
+    /// A test failover, or a disk of one, cannot be served.
+    TestUnserved {
+        /// Which: `test-N`, or the disk before it.
+        what: String,
+        /// Why, with file and offset.
+        error: String,
+    },
     /// Requests of clients, or reads for a renewal, failed, for a device or for bytes that are not what was stored: told when that begins
     /// or changes, and once a minute while it goes on.
     RequestsFailed {
@@ -169,7 +185,8 @@ impl GroupEvent {
             GroupEvent::Withheld { .. } => "withheld",
             GroupEvent::LossAccepted { .. } => "loss_accepted",
             GroupEvent::CheckpointRotten { .. } => "checkpoint_rotten",
-            GroupEvent::SumsRotten { .. } => "sums_rotten",
+            GroupEvent::SumsRotten { .. } | GroupEvent::OverlaySumsRotten { .. } => "sums_rotten",
+            GroupEvent::TestUnserved { .. } => "test_unserved",
             GroupEvent::RequestsFailed { .. } => "requests_failed",
             GroupEvent::EventsLost { .. } => "events_lost",
         }
@@ -202,10 +219,12 @@ impl GroupEvent {
             | GroupEvent::LossAccepted { .. }
             | GroupEvent::CheckpointRotten { .. }
             | GroupEvent::SumsRotten { .. }
+            | GroupEvent::OverlaySumsRotten { .. }
             | GroupEvent::EventsLost { .. } => Gravity::Warning,
             GroupEvent::HistoryCannotShrink
             | GroupEvent::DiskLacking { .. }
             | GroupEvent::RequestsFailed { .. }
+            | GroupEvent::TestUnserved { .. }
             | GroupEvent::Withheld { .. } => Gravity::Fault,
             GroupEvent::PointsInTime
             | GroupEvent::LeapExcluded { .. }
@@ -287,6 +306,14 @@ impl GroupEvent {
                  and nothing is lost; a device that flips bits flips others: replace it",
                 path.display()
             ),
+            GroupEvent::OverlaySumsRotten { export, path, offset } => format!(
+                "bits have flipped in the sums of what was written to {export}: {} at byte {offset}: another copy was used, it was written \
+                 anew, and nothing is lost; a device that flips bits flips others: replace it",
+                path.display()
+            ),
+            GroupEvent::TestUnserved { what, error } => {
+                format!("test failover {what} cannot be served, and can be ended: {error}")
+            }
             GroupEvent::RequestsFailed { error, times } => {
                 format!("{} failed: {error}", counted(*times, "request"))
             }
