@@ -18,8 +18,8 @@ use super::output::table;
 use super::tools::Mounted;
 use crate::byte_size::ByteSize;
 use crate::control::model::{
-    Adopted, Disk, Failure, Group, Keys, Point, PointCreated, PointKind, Policy, PolicyForecast, Reason,
-    Restored, Resumed, Test,
+    Adopted, Condition, Disk, Failure, Group, Keys, Point, PointCreated, PointKind, Policy, PolicyForecast,
+    Reason, Restored, Resumed, Test,
 };
 use crate::control::wire::rfc3339;
 use crate::counted::counted;
@@ -102,6 +102,7 @@ fn group_state(group: &Group) -> String {
         (Some(_), _) => "FAILED".to_owned(),
         (None, 0) if group.damage.is_some() => "DEGRADED: damaged".to_owned(),
         (None, 0) if group.failing.is_some() => "DEGRADED: requests fail".to_owned(),
+        (None, 0) if group.condition == Some(Condition::Paused) => "paused".to_owned(),
         (None, 0) => "open".to_owned(),
         (None, latched) => {
             let disks = group.disks.as_ref().map_or(0, Vec::len);
@@ -265,7 +266,19 @@ pub fn tests(tests: &[Test]) -> String {
             exports.join(" "),
         ]
     });
-    table(["GROUP", "TEST", "POINT", "TIME", "WRITTEN", "CLIENTS", "EXPORTS"], rows)
+    let mut text = table(["GROUP", "TEST", "POINT", "TIME", "WRITTEN", "CLIENTS", "EXPORTS"], rows);
+    for test in tests {
+        for unserved in &test.unserved {
+            let (group, number) = (&test.group, test.number.0);
+            let what = match &unserved.disk {
+                Some(disk) => format!("{group}/{disk}@test-{number}"),
+                None => format!("test-{number} of {group}"),
+            };
+            let _ =
+                write!(text, "\n{what}  not served, since {}\n  why  {}\n", unserved.since, unserved.reason);
+        }
+    }
+    text
 }
 
 fn written(test: &Test) -> String {

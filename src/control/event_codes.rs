@@ -31,6 +31,7 @@ pub const EVENT_CODES: [&str; 35] = [
     "resumed",
     "space_low",
     "sums_rotten",
+    "test_unserved",
     "vault_repaired",
     "verify_done",
     "verify_found",

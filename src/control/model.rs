@@ -55,7 +55,7 @@ pub struct Group {
     /// Why it could not be opened, if so. Its points, test failovers and restores are served as far as its vault can be
     /// read; nothing else is.
     pub failure: Option<Failure>,
-    /// What verifications found damaged, of its vault or of its disks, and nobody has put right.
+    /// What verifications found damaged, of its vault, its disks or its test failovers, and what of these cannot be served.
     #[serde(default)]
     pub damage: Option<Box<Failure>>,
     /// Which requests of clients fail, to its disks or test failovers, or did so within the last five minutes.
@@ -180,12 +180,26 @@ pub struct Test {
     /// Whether it is there for a restore, and ends with the gateway.
     #[serde(default)]
     pub for_restore: bool,
-    /// Its disks.
+    /// Its disks that are served.
     pub exports: Vec<TestExport>,
+    /// What of it cannot be served, and why.
+    #[serde(default)]
+    pub unserved: Vec<TestUnserved>,
     /// Bytes written to it so far, which cleanup throws away.
     pub overlay_bytes: u64,
     /// Clients connected to it now.
     pub connections: u64,
+}
+
+/// A disk of a test failover that is not served, or all of them.
+#[derive(Clone, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
+pub struct TestUnserved {
+    /// The disk's name; none if it is all of them.
+    pub disk: Option<String>,
+    /// Why, with file and offset, and what to do.
+    pub reason: String,
+    /// Since when that is known.
+    pub since: WallNanos,
 }
 
 /// A disk of a test failover.

@@ -10,7 +10,7 @@ use crate::allocation::AllocationRuns;
 use crate::block::{Refusal, Reply, Request, Response};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::DiskId;
-use crate::view::{Overlay, View};
+use crate::view::{Overlay, Rot, View};
 
 /// What a disk is served from.
 #[derive(Clone)]
@@ -37,7 +37,17 @@ impl Backing {
             Err(error) if error.kind() == ErrorKind::NotFound => Overlay::create(path, view, disk).await?,
             opened => opened?,
         };
-        Ok(Backing::Overlay(Rc::new(overlay)))
+        let overlay = Rc::new(overlay);
+        overlay.give_sums();
+        Ok(Backing::Overlay(overlay))
+    }
+
+    /// Where bits of its sums had flipped that were written anew, and nobody was told yet.
+    pub(super) fn take_rot(&self) -> Vec<Rot> {
+        match self {
+            Backing::Overlay(overlay) => overlay.take_rot(),
+            Backing::View(..) => Vec::new(),
+        }
     }
 
     /// Bytes written to it so far.

@@ -2,5 +2,9 @@
 
 mod backing;
 mod test_failover;
+mod verify;
 
-pub use test_failover::{TestDisk, TestFailover, TestFailovers, TestListedDisk, TestListing};
+pub use test_failover::{
+    TestDisk, TestFailover, TestFailovers, TestListedDisk, TestListing, TestTrouble, Unserved,
+};
+pub use verify::{TestFault, TestsReport};

@@ -2,7 +2,8 @@
 //!
 //! Each disk is a view of the point, with a throwaway overlay unless the test failover is read-only: then it has no file at
 //! all. A pin in the manifest keeps what the view reads, and says which test failovers exist and what for: it
-//! comes before the overlays and goes after them, so that after a crash every overlay either belongs to a pin or is removed.
+//! comes before the overlays and goes before them, so that after a crash every overlay either belongs to a pin or is removed, and what belongs to
+//! one is whole.
 //!
 //! One that a restore reads ends with the process: qemu-img gives up with its connection, so nobody would ever end it.
 
@@ -22,7 +23,7 @@ use crate::protect::repetition::Repetition;
 use crate::runtime::Runtime;
 use crate::units::{DiskId, PinId, PointId, SectorCount, WallNanos};
 use crate::vault::Vault;
-use crate::view::View;
+use crate::view::{Rot, View};
 
 /// A disk of a test failover.
 #[derive(Clone)]
@@ -36,6 +37,17 @@ pub struct TestDisk {
     backing: Backing,
 }
 
+/// A disk of a test failover that cannot be served, or all of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unserved {
+    /// What people call it; nothing if it is all of them.
+    pub disk: Option<String>,
+    /// Why, with file and offset.
+    pub error: String,
+    /// Since when that is known.
+    pub since: WallNanos,
+}
+
 /// A test failover.
 #[derive(Clone)]
 pub struct TestFailover {
@@ -43,13 +55,28 @@ pub struct TestFailover {
     pub test: TestId,
     /// The point that it shows.
     pub point: PointRecord,
-    /// Its disks.
+    /// Its disks that are served.
     pub disks: Vec<TestDisk>,
+    /// Those that are not.
+    pub unserved: Vec<Unserved>,
     /// When it was started.
     pub started: WallNanos,
     /// What for.
     pub purpose: TestUse,
     pin: PinId,
+}
+
+/// What is wrong with a test failover, or with a disk of one, for longer than a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TestTrouble {
+    /// `test-N`, or `DISK@test-N`.
+    pub what: String,
+    /// Whether it is served all the same: a verification found that not all that was written there is what it was.
+    pub is_served: bool,
+    /// Why, with file and offset.
+    pub error: String,
+    /// Since when that is known.
+    pub since: WallNanos,
 }
 
 /// What people are told of a test failover; it can leave the owner's thread.
@@ -63,8 +90,10 @@ pub struct TestListing {
     pub started: WallNanos,
     /// What for.
     pub purpose: TestUse,
-    /// Its disks.
+    /// Its disks that are served.
     pub disks: Vec<TestListedDisk>,
+    /// Those that are not.
+    pub unserved: Vec<Unserved>,
     /// Bytes written to it so far.
     pub overlay_bytes: u64,
 }
@@ -91,6 +120,7 @@ impl TestFailover {
             started: self.started,
             purpose: self.purpose,
             disks: self.disks.iter().map(listed).collect(),
+            unserved: self.unserved.clone(),
             overlay_bytes: self.disks.iter().map(|disk| disk.backing.written_bytes()).sum(),
         }
     }
@@ -98,12 +128,12 @@ impl TestFailover {
 
 enum Done {
     Reply(Ticket, Reply),
-    Started(Result<TestFailover>, Callback<TestFailover>),
+    Started(Box<Result<TestFailover>>, Callback<TestFailover>),
 }
 
 /// The test failovers of a group.
 pub struct TestFailovers {
-    runtime: Rc<Runtime>,
+    pub(super) runtime: Rc<Runtime>,
     vault: Rc<Vault>,
     directory: PathBuf,
     tests: BTreeMap<TestId, TestFailover>,
@@ -113,17 +143,19 @@ pub struct TestFailovers {
     /// Requests that are not answered yet.
     asked: BTreeSet<Ticket>,
     replies: Vec<(Ticket, Reply)>,
-    failures: Rc<RefCell<Failures>>,
+    pub(super) failures: Rc<RefCell<Failures>>,
 }
 
 /// Requests that failed, and what is to be told of them.
 #[derive(Default)]
-struct Failures {
+pub(super) struct Failures {
     repetition: Repetition,
     events: Vec<TimedEvent>,
     failing: FailingRequests<(TestId, String)>,
     /// Something that is stored of the point was not what it should be.
     met_damage: bool,
+    /// What the last verification found damaged.
+    pub(super) rotten: Vec<(TestId, TestTrouble)>,
 }
 
 impl Failures {
@@ -142,24 +174,34 @@ impl Failures {
     }
 }
 
+impl Failures {
+    fn tell(&mut self, runtime: &Runtime, event: GroupEvent) {
+        self.events.push(TimedEvent { time: runtime.wall(), event });
+    }
+
+    /// Bits of sums had flipped that were written anew.
+    pub(super) fn tell_of_rot(&mut self, runtime: &Runtime, (test, disk): (TestId, &str), rot: Vec<Rot>) {
+        for Rot { path, offset } in rot {
+            let export = named(test, Some(disk));
+            self.tell(runtime, GroupEvent::OverlaySumsRotten { export, path, offset });
+        }
+    }
+}
+
 impl TestFailovers {
     /// The test failovers that the manifest's pins name, as they were; overlays that none names are removed.
     pub async fn open(runtime: Rc<Runtime>, vault: Rc<Vault>, directory: PathBuf) -> Result<TestFailovers> {
         TestFailovers::open_each(runtime, vault, directory, Err).await
     }
 
-    /// The same, but a test failover whose point or overlays cannot be read is there without disks, so that it holds up
-    /// nothing else and can be ended.
+    /// The same, but a test failover whose point cannot be read is there without disks, and one of which overlays cannot be read without
+    /// these, so that it holds up nothing else and can be ended.
     pub async fn open_readable(
         runtime: Rc<Runtime>,
         vault: Rc<Vault>,
         directory: PathBuf,
     ) -> Result<TestFailovers> {
-        let report = |error: Error| {
-            tracing::error!(%error, "a test failover cannot be served; it can be ended");
-            Ok(())
-        };
-        TestFailovers::open_each(runtime, vault, directory, report).await
+        TestFailovers::open_each(runtime, vault, directory, |_| Ok(())).await
     }
 
     async fn open_each(
@@ -186,29 +228,54 @@ impl TestFailovers {
                 match opened.vault.manifest().append(Change::PinRemoved(pin.id)).await {
                     Ok(_) => continue,
                     // It stays until somebody, or the next opening, ends it.
-                    Err(error) => unreadable(error)?,
+                    Err(error) => {
+                        tracing::error!(%error, "a test failover cannot be ended");
+                        unreadable(error)?;
+                    }
                 }
             }
             let overlays = opened.overlays_of(test);
-            match prepare(&opened.runtime, &opened.vault, &overlays, pin).await {
-                Ok(failover) => opened.insert(failover),
+            let failover = match prepare(&opened.runtime, &opened.vault, &overlays, pin, &unreadable).await {
+                Ok(failover) => failover,
                 Err(error) => {
+                    let unserved =
+                        Unserved { disk: None, error: error.to_string(), since: opened.runtime.wall() };
                     unreadable(error)?;
-                    let without_disks = opened.without_disks(pin, test, purpose)?;
-                    opened.insert(without_disks);
+                    opened.without_disks(pin, (test, purpose), unserved)?
                 }
-            }
+            };
+            opened.tell_of(&failover);
+            opened.insert(failover);
         }
         opened.remove_left_overs().await?;
         Ok(opened)
     }
 
-    fn without_disks(&self, pin: PinRecord, test: TestId, purpose: TestUse) -> Result<TestFailover> {
+    fn without_disks(
+        &self,
+        pin: PinRecord,
+        (test, purpose): (TestId, TestUse),
+        unserved: Unserved,
+    ) -> Result<TestFailover> {
         let state = self.vault.manifest().state();
         let point = state.points().iter().find(|point| point.id == pin.point).cloned();
         let missing = || Error::corrupt(format!("test failover {} pins a point that is not there", test.0));
         let point = point.ok_or_else(missing)?;
-        Ok(TestFailover { test, point, disks: Vec::new(), started: pin.created, purpose, pin: pin.id })
+        let (disks, unserved) = (Vec::new(), vec![unserved]);
+        Ok(TestFailover { test, point, disks, unserved, started: pin.created, purpose, pin: pin.id })
+    }
+
+    /// Says what of a test failover that was opened cannot be served, and what of it was damaged.
+    fn tell_of(&self, failover: &TestFailover) {
+        let mut failures = self.failures.borrow_mut();
+        for unserved in &failover.unserved {
+            let what = named(failover.test, unserved.disk.as_deref());
+            tracing::error!(%what, error = %unserved.error, "a test failover cannot be served; it can be ended");
+            failures.tell(&self.runtime, GroupEvent::TestUnserved { what, error: unserved.error.clone() });
+        }
+        for disk in &failover.disks {
+            failures.tell_of_rot(&self.runtime, (failover.test, &disk.name), disk.backing.take_rot());
+        }
     }
 
     fn overlays_of(&self, test: TestId) -> PathBuf {
@@ -244,7 +311,7 @@ impl TestFailovers {
         let (directory, mailbox) = (self.directory.clone(), Rc::clone(&self.mailbox));
         self.runtime.spawn(async move {
             let result = start(&runtime, &vault, &directory, point, purpose).await;
-            mailbox.borrow_mut().push_back(Done::Started(result, callback));
+            mailbox.borrow_mut().push_back(Done::Started(Box::new(result), callback));
         });
     }
 
@@ -260,9 +327,7 @@ impl TestFailovers {
         self.runtime.spawn(async move {
             let pin = failover.pin;
             drop(failover);
-            let removed = remove_overlays(&runtime, &overlays).await;
-            let unpinned = vault.manifest().append(Change::PinRemoved(pin)).await;
-            callback(removed.and(unpinned.map(drop)));
+            callback(end(&runtime, &vault, pin, &overlays).await);
         });
     }
 
@@ -304,6 +369,27 @@ impl TestFailovers {
         self.failures.borrow().failing.now(self.runtime.now()).cloned().collect()
     }
 
+    /// What of them cannot be served, and what the last verification found damaged.
+    pub fn troubles(&self) -> Vec<TestTrouble> {
+        let unserved = self.tests.values().flat_map(|test| {
+            test.unserved.iter().map(|Unserved { disk, error, since }| TestTrouble {
+                what: named(test.test, disk.as_deref()),
+                is_served: false,
+                error: error.clone(),
+                since: *since,
+            })
+        });
+        let failures = self.failures.borrow();
+        let rotten = failures.rotten.iter().filter(|(test, _)| self.tests.contains_key(test));
+        unserved.chain(rotten.map(|(_, trouble)| trouble.clone())).collect()
+    }
+
+    /// What serves each disk, in their order.
+    pub(super) fn served(&self) -> impl Iterator<Item = (TestId, Rc<str>, Backing)> {
+        let disks = self.tests.values().flat_map(|test| test.disks.iter().map(|disk| (test.test, disk)));
+        disks.map(|(test, disk)| (test, Rc::from(disk.name.as_str()), disk.backing.clone()))
+    }
+
     /// Takes what tasks left behind.
     pub fn advance(&mut self) {
         loop {
@@ -317,10 +403,10 @@ impl TestFailovers {
                     }
                 }
                 Some(Done::Started(result, callback)) => {
-                    if let Ok(failover) = &result {
+                    if let Ok(failover) = &*result {
                         self.insert(failover.clone());
                     }
-                    callback(result);
+                    callback(*result);
                 }
             }
         }
@@ -356,7 +442,7 @@ async fn start(
     let pin = pin.expect("the step that added the pin was applied");
     let PinKind::Test { test, .. } = pin.kind else { unreachable!("a test failover's pin is of its kind") };
     let overlays = directory.join(test.0.to_string());
-    let result = prepare(runtime, vault, &overlays, pin).await;
+    let result = prepare(runtime, vault, &overlays, pin, &Err).await;
     if result.is_err() {
         // What this leaves behind is removed at the next opening.
         let _ = remove_overlays(runtime, &overlays).await;
@@ -365,12 +451,14 @@ async fn start(
     result
 }
 
-/// Opens the view of a pinned test failover, and its overlays unless it takes no writes; those that are missing are created.
+/// Opens the view of a pinned test failover, and its overlays unless it takes no writes; those that are missing are created. An overlay that
+/// cannot be opened is handed to `unreadable`, and its disk left out unless that fails.
 async fn prepare(
     runtime: &Rc<Runtime>,
     vault: &Rc<Vault>,
     overlays: &Path,
     pin: PinRecord,
+    unreadable: &impl Fn(Error) -> Result<()>,
 ) -> Result<TestFailover> {
     let PinKind::Test { test, purpose } = pin.kind else {
         unreachable!("a test failover's pin is of its kind")
@@ -383,22 +471,53 @@ async fn prepare(
             runtime.sync_directory(all_overlays).await?;
         }
     }
-    let mut disks = Vec::new();
+    let (mut disks, mut unserved) = (Vec::new(), Vec::new());
     for disk in view.disks() {
+        let (name, sectors) = (disk.name().to_owned(), disk.sectors());
         let backing = if purpose.is_read_only() {
             Backing::View(Rc::clone(&view), disk.id())
         } else {
             let path = overlays.join(format!("{}.overlay", disk.id()));
-            Backing::with_overlay(&path, &view, disk.id()).await?
+            match Backing::with_overlay(&path, &view, disk.id()).await {
+                Ok(backing) => backing,
+                Err(error) => {
+                    let (error_text, since) = (error.to_string(), runtime.wall());
+                    unreadable(error)?;
+                    unserved.push(Unserved { disk: Some(name), error: error_text, since });
+                    continue;
+                }
+            }
         };
-        let (name, sectors) = (disk.name().to_owned(), disk.sectors());
         disks.push(TestDisk { id: disk.id(), name, sectors, backing });
     }
     if !purpose.is_read_only() {
         runtime.sync_directory(overlays).await?;
     }
     let point = view.point().clone();
-    Ok(TestFailover { test, point, disks, started: pin.created, purpose, pin: pin.id })
+    Ok(TestFailover { test, point, disks, unserved, started: pin.created, purpose, pin: pin.id })
+}
+
+/// What people call a test failover, or a disk of one.
+pub(super) fn named(test: TestId, disk: Option<&str>) -> String {
+    match disk {
+        Some(disk) => format!("{disk}@test-{}", test.0),
+        None => format!("test-{}", test.0),
+    }
+}
+
+/// The pin goes first: then a death leaves overlays that nobody needs, and else it would leave half of what somebody wrote.
+async fn end(runtime: &Rc<Runtime>, vault: &Rc<Vault>, pin: PinId, overlays: &Path) -> Result<()> {
+    match vault.manifest().append(Change::PinRemoved(pin)).await {
+        Err(error) if error.kind() == ErrorKind::NoSpace => {
+            // What the overlays take may be what is lacking.
+            let removed = remove_overlays(runtime, overlays).await;
+            let unpinned = vault.manifest().append(Change::PinRemoved(pin)).await;
+            removed.and(unpinned.map(drop))
+        }
+        // It is there again, whole, after the next opening.
+        Err(error) => Err(error),
+        Ok(_) => remove_overlays(runtime, overlays).await,
+    }
 }
 
 async fn remove_overlays(runtime: &Rc<Runtime>, directory: &Path) -> Result<()> {
@@ -407,7 +526,11 @@ async fn remove_overlays(runtime: &Rc<Runtime>, directory: &Path) -> Result<()> 
         names => names?,
     };
     for name in names {
-        runtime.remove(directory.join(name)).await?;
+        match runtime.remove(directory.join(name)).await {
+            // Sums that were being made have got their name meanwhile.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            removed => removed?,
+        }
     }
     runtime.remove_directory(directory).await
 }

@@ -31,6 +31,9 @@ pub const PAIR_BYTES: u64 = 2 * PAGE_BYTES;
 /// Length of a copy of the header.
 pub const HEADER_BYTES: usize = 4096;
 
+/// The sum of a sector of zeros.
+pub const ZEROS: u32 = 0;
+
 const MAGIC: [u8; 8] = *b"AFTROVLS";
 const VERSION: u32 = 1;
 const PAGE_BYTES: u64 = 4096;
@@ -148,6 +151,17 @@ impl Unit {
     }
 }
 
+/// What a block is that the overlay's allocation calls a hole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hole {
+    /// A hole: what lies under the overlay shows.
+    Empty,
+    /// Zeros that were written there.
+    Zeros,
+    /// Nobody can tell.
+    Unknown,
+}
+
 /// What the two places of a unit say together.
 ///
 /// | one place | the other | what counts | what may be left of what was flushed |
@@ -165,6 +179,8 @@ pub struct Found {
     pub older: Option<Unit>,
     /// The place that is neither sound nor a hole, if there is one.
     pub damaged: Option<Copy>,
+    /// Whether both are.
+    pub is_lost: bool,
 }
 
 impl Found {
@@ -174,7 +190,9 @@ impl Found {
         let is_damaged = |(place, decoded): (&[u8], &Option<Unit>)| {
             decoded.is_none() && place.iter().any(|byte| *byte != 0)
         };
-        let damaged = places.into_iter().zip(&decoded).position(is_damaged).map(|index| Copy::BOTH[index]);
+        let damaged = places.into_iter().zip(&decoded).map(is_damaged).collect::<Vec<_>>();
+        let is_lost = damaged.iter().all(|is_damaged| *is_damaged);
+        let damaged = damaged.iter().position(|is_damaged| *is_damaged).map(|index| Copy::BOTH[index]);
         let (newest, at, older) = match decoded {
             [Some(first), Some(second)] if first.sequence >= second.sequence => {
                 (first, Some(Copy::First), Some(second))
@@ -183,7 +201,24 @@ impl Found {
             [Some(first), None] => (first, Some(Copy::First), None),
             [None, None] => (Unit::UNWRITTEN, None, None),
         };
-        Found { newest, at, older, damaged }
+        Found { newest, at, older, damaged, is_lost }
+    }
+
+    /// What the unit says of a block that the overlay's allocation calls a hole, by the places of its sectors.
+    ///
+    /// | what is said of it | it is |
+    /// |---|---|
+    /// | by a unit of which both places are damaged: whatever | unknown: they may have said that it was written, with zeros |
+    /// | nothing | empty: nobody wrote it, or nobody flushed it: a power cut tears one place at most |
+    /// | that each sector is, or may be, zeros | lost: it was written with zeros, and a copy of the file made a hole of it |
+    /// | something else | empty: it was given back, or who announced it died before it was written |
+    pub fn hole(&self, mut places: Range<usize>) -> Hole {
+        // Of what was taken back, or never said, an older place has nothing to say either.
+        let is_zeros = |place| self.newest.now[place] != UNKNOWN && self.fits(place, ZEROS, false);
+        if self.is_lost {
+            return Hole::Unknown;
+        }
+        if places.all(is_zeros) { Hole::Zeros } else { Hole::Empty }
     }
 
     /// Whether content with this sum may be in a sector. Who `knows` that the sector was written as the unit says, takes nothing else;
@@ -209,6 +244,11 @@ mod tests {
         unit.now.iter_mut().zip(first..).for_each(|(sum, value)| *sum = value);
         unit.before.iter_mut().zip(first + 100..).for_each(|(sum, value)| *sum = value);
         unit
+    }
+
+    #[test]
+    fn the_sum_of_zeros_is_the_one_that_is_looked_for() {
+        assert!(super::super::sums::sector_sums(77, &[0; 1024]).into_iter().all(|sum| sum == ZEROS));
     }
 
     #[test]
@@ -287,6 +327,42 @@ mod tests {
             let found = find(&places[0], &places[1]);
             let is = (found.newest.sequence, found.at, found.older.is_some(), found.damaged);
             assert_eq!(is, (sequence, at, older, damaged));
+        }
+    }
+
+    #[test]
+    fn a_hole_is_zeros_only_where_its_unit_says_so_of_every_sector() {
+        let of = |now: [u32; 2], before: [u32; 2]| {
+            let mut unit = Unit { sequence: 2, ..Unit::UNWRITTEN };
+            unit.now[..2].copy_from_slice(&now);
+            unit.before[..2].copy_from_slice(&before);
+            unit
+        };
+        let found = |newest: Unit, older: Option<Unit>, damaged| Found {
+            newest,
+            at: Some(Copy::First),
+            older,
+            damaged,
+            is_lost: damaged == Some(Copy::First),
+        };
+        let zeros = of([0, 0], [UNKNOWN, UNKNOWN]);
+        let (written, announced) = (of([7, 8], [UNKNOWN, UNKNOWN]), of([0, 9], [0, 0]));
+        let taken_back = of([UNKNOWN, UNKNOWN], [UNKNOWN, UNKNOWN]);
+        for (newest, older, damaged, expected) in [
+            (zeros.clone(), None, None, Hole::Zeros),
+            (zeros.clone(), Some(written.clone()), None, Hole::Zeros),
+            (announced, None, None, Hole::Zeros),
+            (of([9, 9], [8, 8]), Some(zeros.clone()), None, Hole::Zeros),
+            (of([0, 9], [UNKNOWN, UNKNOWN]), None, None, Hole::Empty),
+            (written.clone(), None, None, Hole::Empty),
+            (taken_back, Some(zeros.clone()), None, Hole::Empty),
+            (Unit::UNWRITTEN, None, None, Hole::Empty),
+            (zeros, None, Some(Copy::Second), Hole::Zeros),
+            (written, None, Some(Copy::Second), Hole::Empty),
+            (Unit::UNWRITTEN, None, Some(Copy::First), Hole::Unknown),
+        ] {
+            let found = found(newest, older, damaged);
+            assert_eq!(found.hole(0..2), expected, "{found:?}");
         }
     }
 

@@ -145,6 +145,22 @@ pub enum GroupEvent {
         /// Whether both copies were damaged.
         is_lost: bool,
     },
+    /// Bits of the sums of an overlay had flipped: what counts is elsewhere, and they were written anew.
+    OverlaySumsRotten {
+        /// The disk, and the test failover, as its export names them.
+        export: String,
+        /// The sums,
+        path: PathBuf,
+        /// and where in them what was damaged begins.
+        offset: u64,
+    },
+    /// A test failover, or a disk of one, cannot be served.
+    TestUnserved {
+        /// Which: `test-N`, or the disk before it.
+        what: String,
+        /// Why, with file and offset.
+        error: String,
+    },
     /// Requests of clients, or reads for a renewal, failed, for a device or for bytes that are not what was stored: told when that begins
     /// or changes, and once a minute while it goes on.
     RequestsFailed {
@@ -192,8 +208,9 @@ impl GroupEvent {
             GroupEvent::Withheld { .. } => "withheld",
             GroupEvent::LossAccepted { .. } => "loss_accepted",
             GroupEvent::CheckpointRotten { .. } => "checkpoint_rotten",
-            GroupEvent::SumsRotten { .. } | GroupEvent::BaseSumsRotten { .. } => "sums_rotten",
+            GroupEvent::SumsRotten { .. } | GroupEvent::BaseSumsRotten { .. } | GroupEvent::OverlaySumsRotten { .. } => "sums_rotten",
             GroupEvent::JournalCut { .. } => "journal_cut",
+            GroupEvent::TestUnserved { .. } => "test_unserved",
             GroupEvent::RequestsFailed { .. } => "requests_failed",
             GroupEvent::EventsLost { .. } => "events_lost",
         }
@@ -228,10 +245,12 @@ impl GroupEvent {
             | GroupEvent::SumsRotten { .. }
             | GroupEvent::JournalCut { .. }
             | GroupEvent::BaseSumsRotten { .. }
+            | GroupEvent::OverlaySumsRotten { .. }
             | GroupEvent::EventsLost { .. } => Gravity::Warning,
             GroupEvent::HistoryCannotShrink
             | GroupEvent::DiskLacking { .. }
             | GroupEvent::RequestsFailed { .. }
+            | GroupEvent::TestUnserved { .. }
             | GroupEvent::Withheld { .. } => Gravity::Fault,
             GroupEvent::PointsInTime
             | GroupEvent::LeapExcluded { .. }
@@ -332,6 +351,13 @@ impl GroupEvent {
                      others: replace it",
                     path.display()
                 )
+            GroupEvent::OverlaySumsRotten { export, path, offset } => format!(
+                "bits have flipped in the sums of what was written to {export}: {} at byte {offset}: another copy was used, it was written \
+                 anew, and nothing is lost; a device that flips bits flips others: replace it",
+                path.display()
+            ),
+            GroupEvent::TestUnserved { what, error } => {
+                format!("test failover {what} cannot be served, and can be ended: {error}")
             }
             GroupEvent::RequestsFailed { error, times } => {
                 format!("{} failed: {error}", counted(*times, "request"))

@@ -17,9 +17,10 @@ use super::site::{Outcome, Site};
 use crate::block::{Export, Refusal, Reply, Request, Response, TestId, Ticket};
 use crate::error::Result;
 use crate::extent::Ranges;
-use crate::failover::{TestDisk, TestFailover};
+use crate::failover::{TestDisk, TestFailover, TestsReport};
 use crate::format::record::TestUse;
 use crate::protect::group::Group;
+use crate::throttle::Pacing;
 use crate::units::{DiskId, PointId, SECTOR_BYTES, SectorRange, to_usize};
 
 /// Writes before the flush and behind it, at most.
@@ -146,7 +147,11 @@ impl Site {
         self.compare_overlays(test, disks, refused).map_err(|text| format!("written to: {text}"))?;
         self.rot_overlays(test, disks)?;
         self.overwrite_overlays(test, disks)?;
-        self.compare_overlays(test, disks, Refused::Nothing).map_err(|text| format!("anew: {text}")).map(drop)
+        self.compare_overlays(test, disks, Refused::Nothing).map_err(|text| format!("anew: {text}"))?;
+        match self.verify_overlays()? {
+            seen if seen.faults.is_empty() => Ok(()),
+            seen => Err(format!("all was written anew, and a verification says {seen:?}")),
+        }
     }
 
     fn rot_overlays(&mut self, test: TestId, disks: &[Written]) -> Outcome {
@@ -171,10 +176,33 @@ impl Site {
         if refused > 0 && !is_told {
             return Err(format!("{rotten:?} rotted, and told: {told:?}"));
         }
-        match self.process.tests().is_some_and(|tests| tests.take_met_damage()) {
-            true => Err("the vault is suspected for what an overlay holds".to_owned()),
-            false => Ok(()),
+        if self.process.tests().is_some_and(|tests| tests.take_met_damage()) {
+            return Err("the vault is suspected for what an overlay holds".to_owned());
         }
+        let seen = self.verify_overlays()?;
+        let says = |path: &PathBuf| {
+            let path = path.display().to_string();
+            seen.faults.iter().any(|fault| fault.error.contains(&path))
+                || seen.mended.iter().any(|line| line.contains(&path))
+        };
+        // Of the overlay itself a bit may have flipped in a hole, or in what was given back.
+        match rotten.iter().find(|path| path.extension().is_some_and(|end| end == "sums") && !says(path)) {
+            Some(path) => Err(format!("{} rotted, and a verification says {seen:?}", path.display())),
+            None if refused > 0 && seen.faults.is_empty() => {
+                Err(format!("{refused} reads were refused, and a verification says {seen:?}"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn verify_overlays(&mut self) -> std::result::Result<TestsReport, String> {
+        let answer: Rc<RefCell<Option<Result<TestsReport>>>> = Rc::default();
+        let slot = Rc::clone(&answer);
+        let tests = self.process.tests().ok_or("no test failovers are open")?;
+        let done = Box::new(move |result| drop(slot.replace(Some(result))));
+        tests.verify(&Pacing::default(), || Ok(()), done);
+        self.drive("a verification of overlays", |_| answer.borrow().is_some())?;
+        answer.take().expect("answered").map_err(|error| format!("a verification of overlays: {error}"))
     }
 
     fn told_of_tests(&mut self) -> Vec<String> {

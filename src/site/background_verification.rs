@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::gateway::Inner;
 use super::group_table::Entry;
-use super::verification::{Running, Standing, after, damage, texts};
+use super::verification::{Running, Standing, after, damage};
 use super::verify_marks::{self, CutOff, Keeper, Scope};
 use crate::bookmark::{Bookmark, Mark, Place};
 use crate::byte_size::ByteSize;
@@ -223,9 +223,9 @@ impl Inner {
                 let _ended = CancelOnDrop(progress.clone());
                 let disks =
                     self.verify_disks(entry.id, started, pacing.clone(), bookmark.clone(), progress).await?;
-                sum.read_bytes += disks.read_bytes;
-                sum.faults.extend(texts(&disks));
-                sum.more_faults = disks.more_findings;
+                sum.read_bytes += disks.read_bytes();
+                sum.faults.extend(disks.faults());
+                sum.more_faults = disks.more_faults();
             }
             Ok(sum)
         };

@@ -6,7 +6,7 @@ use crate::control::catalogue;
 use crate::control::model::{
     Churn, Condition as ApiCondition, Disk, DiskChurn, Failure, Group, GroupLimits, GroupState, GroupStatus,
     GroupTotals, HarmedPoint, History, JournalStatus, LsnLadder, NewestPoint, Point, PointKind, Policy,
-    Reason, ReasonCode, Test, TestExport, WriteRate,
+    Reason, ReasonCode, Test, TestExport, TestUnserved, WriteRate,
 };
 use crate::control::name::{DiskPath, Name};
 use crate::control::retain::Retain;
@@ -192,6 +192,11 @@ fn listed(member: &Member, record: &PointRecord, held: bool) -> Point {
     Point { held, lacks: member.vault().lacking_disks(record), ..point(record) }
 }
 
+fn unserved(unserved: &crate::failover::Unserved) -> TestUnserved {
+    let crate::failover::Unserved { disk, error, since } = unserved.clone();
+    TestUnserved { disk, reason: error, since }
+}
+
 /// A test failover.
 pub fn test(group: &Name, failover: &TestListing, connections: u64, endpoint: &Endpoint) -> Result<Test> {
     let export = |disk: &crate::failover::TestListedDisk| {
@@ -208,6 +213,7 @@ pub fn test(group: &Name, failover: &TestListing, connections: u64, endpoint: &E
         read_only: failover.purpose.is_read_only(),
         for_restore: failover.purpose == TestUse::Restore,
         exports: failover.disks.iter().map(export).collect::<Result<Vec<_>>>()?,
+        unserved: failover.unserved.iter().map(unserved).collect(),
         overlay_bytes: failover.overlay_bytes,
         connections,
     })

@@ -7,6 +7,7 @@ use crate::control::model::{Failure, Reason, ReasonCode};
 use crate::control::name::Name;
 use crate::counted::counted;
 use crate::error::ErrorKind;
+use crate::failover::TestTrouble;
 use crate::protect::failing::Failing;
 
 /// Exports that are named; of the others there is a count.
@@ -44,6 +45,34 @@ pub(super) fn failure(group: &Name, disks: Vec<FailingDisk>, tests: Vec<FailingT
     Some(Failure { reason: Reason { code: ReasonCode::RequestsFail, detail, mend }, since })
 }
 
+/// What of a group's test failovers cannot be served or is damaged, beside what else is damaged of the group.
+pub(super) fn with_tests(group: &Name, damage: Option<Failure>, troubles: &[TestTrouble]) -> Option<Failure> {
+    let Some(first) = troubles.iter().min_by_key(|trouble| (trouble.is_served, trouble.since)) else {
+        return damage;
+    };
+    let what = match first.is_served {
+        true => "is damaged",
+        false => "cannot be served",
+    };
+    let mut detail = format!("test failover {group}/{} {what}: {}", first.what, first.error);
+    if troubles.len() > 1 {
+        detail += &format!(
+            "; and {} more: `failover list {group}` and `verify {group}` list them",
+            troubles.len() - 1
+        );
+    }
+    let since = troubles.iter().map(|trouble| trouble.since).min().unwrap_or(first.since);
+    let mend = format!(
+        "put back what is missing or damaged and start the gateway again, or end the test failover: `afterimage failover cleanup {group}`; \
+         nothing that protects disks needs it"
+    );
+    let tests = Failure { reason: Reason { code: ReasonCode::TestDamaged, detail, mend }, since };
+    let Some(Failure { reason, since }) = damage else { return Some(tests) };
+    let detail = format!("{}; and {}", reason.detail, tests.reason.detail);
+    let mend = format!("{}; and {}", reason.mend, tests.reason.mend);
+    Some(Failure { reason: Reason { detail, mend, ..reason }, since: since.min(tests.since) })
+}
+
 fn mend(group: &Name, disks: &[FailingDisk], tests: &[FailingTest]) -> String {
     let lacks_space = |failing: &&FailingTest| failing.kind == ErrorKind::NoSpace;
     let mut mends = Vec::new();
@@ -78,6 +107,29 @@ mod tests {
 
     fn test(number: u64, since: i64, kind: ErrorKind) -> FailingTest {
         failing((TestId(number), "db".to_owned()), since, 2, kind)
+    }
+
+    #[test]
+    fn what_cannot_be_served_comes_before_what_is_damaged_and_behind_what_the_vault_lacks() {
+        let erp: Name = "erp".parse().unwrap();
+        assert_eq!(with_tests(&erp, None, &[]), None);
+        let trouble = |what: &str, is_served, since| TestTrouble {
+            what: what.to_owned(),
+            is_served,
+            error: "x at byte 512".to_owned(),
+            since: WallNanos(since),
+        };
+        let troubles = [trouble("a@test-1", true, 5), trouble("b@test-1", false, 9)];
+        let alone = with_tests(&erp, None, &troubles).expect("told");
+        assert_eq!((alone.reason.code, alone.since), (ReasonCode::TestDamaged, WallNanos(5)));
+        let expected = "test failover erp/b@test-1 cannot be served: x at byte 512; and 1 more";
+        assert!(alone.reason.detail.starts_with(expected), "{}", alone.reason.detail);
+        let reason = Reason { code: ReasonCode::VerifyFound, detail: "D".to_owned(), mend: "M".to_owned() };
+        let both =
+            with_tests(&erp, Some(Failure { reason, since: WallNanos(7) }), &troubles[..1]).expect("told");
+        assert_eq!((both.reason.code, both.since), (ReasonCode::VerifyFound, WallNanos(5)));
+        assert!(both.reason.detail.starts_with("D; and test failover erp/a@test-1 is damaged"));
+        assert!(both.reason.mend.starts_with("M; and "));
     }
 
     #[test]

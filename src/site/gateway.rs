@@ -453,13 +453,13 @@ impl Inner {
         }
         let asked = |member: &mut Member| {
             let snapshot = member.group().ok().map(|group| group.snapshot());
-            (member.description(), snapshot, member.failing_tests())
+            (member.description(), snapshot, (member.failing_tests(), member.test_troubles()))
         };
-        let (description, snapshot, failing_tests) = self.read(entry.id, asked).await?;
+        let (description, snapshot, (failing_tests, test_troubles)) = self.read(entry.id, asked).await?;
         let failing_disks = snapshot.as_ref().map_or(Vec::new(), |snapshot| snapshot.failing.clone());
         let troubles = Troubles {
             failure,
-            damage: self.damage_of(name, entry).await,
+            damage: failing::with_tests(name, self.damage_of(name, entry).await, &test_troubles),
             failing: failing::failure(name, failing_disks, failing_tests),
         };
         convert::group(entry.id, name, &description, snapshot.as_ref(), troubles, &self.endpoint())

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::block::{Export, Refusal, Reply, Request, Ticket, Volume};
 use crate::error::{Error, ErrorKind, Result};
-use crate::failover::{TestFailover, TestFailovers, TestListing};
+use crate::failover::{TestFailover, TestFailovers, TestListing, TestTrouble};
 use crate::format::record::{DiskRecord, GroupRecord, PinKind, PointRecord};
 use crate::protect::group::Group;
 use crate::protect::open::GroupPlan;
@@ -132,6 +132,11 @@ impl Member {
     /// What requests to test failovers fail of now.
     pub(super) fn failing_tests(&self) -> Vec<FailingTest> {
         self.tests.as_ref().map_or(Vec::new(), TestFailovers::failing)
+    }
+
+    /// What of its test failovers cannot be served, or is damaged.
+    pub(super) fn test_troubles(&self) -> Vec<TestTrouble> {
+        self.tests.as_ref().map_or(Vec::new(), TestFailovers::troubles)
     }
 
     /// How many recovery points have a label.

@@ -17,6 +17,7 @@ mod damage;
 mod data_thread;
 mod data_threads;
 mod disk_verbs;
+mod disks_verification;
 mod event_counts;
 mod events;
 mod export_registry;

@@ -14,11 +14,10 @@ use super::member::Member;
 use super::verify_marks::{self, CutOff, Keeper, Scope};
 use crate::bookmark::{Bookmark, Mark};
 use crate::control::jobs::Progress;
-use crate::control::model::{GroupFault, GroupVerified, Severity, VerifyLast, VerifyPart, VerifyReport};
+use crate::control::model::{GroupVerified, Severity, VerifyLast, VerifyPart, VerifyReport};
 use crate::control::name::Name;
 use crate::counted::counted;
 use crate::error::{Error, ErrorKind, Result};
-use crate::protect::verify::{GroupReport, Verification};
 use crate::throttle::{ByteRate, Hold, Pacing};
 use crate::units::{GroupId, WallNanos};
 use crate::vault::{self, Vault};
@@ -222,24 +221,9 @@ impl Inner {
         let work = |bookmark| self.verify_disks(id, begun, pacing, bookmark, progress.clone());
         let report = self.kept_while(id, Scope::Disks, &progress, work).await?;
         if !report.is_sound() {
-            self.tell_faults(id, &name, &texts(&report), report.more_findings);
+            self.tell_faults(id, &name, &report.faults(), report.more_faults());
         }
-        let faults = report.findings.iter().map(|finding| GroupFault {
-            disk: finding.name.clone(),
-            first_sector: finding.range.start,
-            sectors: finding.range.sectors(),
-            message: finding.to_string(),
-        });
-        Ok(GroupVerified {
-            group: name,
-            point: report.point.map(|(point, _)| point),
-            compared_bytes: report.compared_bytes,
-            newer_bytes: report.newer_bytes,
-            read_bytes: report.read_bytes,
-            faults: faults.collect(),
-            more_faults: report.more_findings,
-            notes: report.notes,
-        })
+        Ok(report.model(name))
     }
 
     /// Carries out what somebody asked for, of which the next process finds how far it was if this one dies.
@@ -298,38 +282,6 @@ impl Inner {
         self.directory.group(id).join("verifying")
     }
 
-    /// `begun`: when, by this or an earlier process.
-    pub(super) async fn verify_disks(
-        &self,
-        id: GroupId,
-        begun: WallNanos,
-        pacing: Pacing,
-        bookmark: Bookmark,
-        progress: Progress,
-    ) -> Result<GroupReport> {
-        let report = self.compare_disks(id, pacing, bookmark, progress).await?;
-        self.note_disks(id, &report, begun).await;
-        Ok(report)
-    }
-
-    async fn compare_disks(
-        &self,
-        id: GroupId,
-        pacing: Pacing,
-        bookmark: Bookmark,
-        progress: Progress,
-    ) -> Result<GroupReport> {
-        self.ask(id, move |member: &mut Member, answer: Answering<GroupReport>| match member.group() {
-            Ok(group) => {
-                let report = Rc::new(teller(progress));
-                let verification = Verification { bookmark, ..Verification::new(pacing, report) };
-                group.verify(verification, answer.callback());
-            }
-            Err(error) => answer.send(Err(error)),
-        })
-        .await
-    }
-
     pub(super) fn tell_faults(&self, id: GroupId, name: &Name, faults: &[String], more: u64) {
         let count = faults.len() as u64 + more;
         let mut text = format!("verification found {}: ", counted(count, "fault"));
@@ -360,12 +312,8 @@ pub(super) fn damage(report: &vault::VerifyReport) -> Vec<String> {
     damage.map(ToString::to_string).collect()
 }
 
-pub(super) fn texts(report: &GroupReport) -> Vec<String> {
-    report.findings.iter().map(ToString::to_string).collect()
-}
-
 /// Tells a job how far work is that knows its bytes done and their sum.
-fn teller(progress: Progress) -> impl Fn(u64, u64) -> Result<()> {
+pub(super) fn teller(progress: Progress) -> impl Fn(u64, u64) -> Result<()> {
     let told = std::cell::Cell::new(0);
     move |done, total| {
         progress.set_total(total);

@@ -21,7 +21,8 @@ use std::rc::Rc;
 use futures::stream::{self, StreamExt, TryStreamExt};
 
 pub use origin::Origin;
-pub use overlay::{BLOCK_BYTES, Overlay};
+pub use overlay::{BLOCK_BYTES, Overlay, OverlayReport};
+pub use overlay_sums::Rot;
 pub use restore::{RestoreProgress, allocated_pieces, copy_pieces, restore};
 
 use self::tables::{Size, Tables, Trouble};

@@ -12,15 +12,24 @@
 //! What this asks of the file system: a block that counts as data after a death holds what was written to it. Page cache
 //! and delayed allocation of ext4 and XFS keep that for the death of the process, and for that of the machine once it
 //! was flushed; a power cut may tear a block that was not, including sectors in it that the guest did not write. Those are refused: what
-//! is read of the file has to have its [sums](super::overlay_sums). One of before there were any is served unchecked.
+//! is read of the file has to have its [sums](super::overlay_sums). One of before there were any is [given them](summing) while it is served.
+//!
+//! What a hole is, is [asked of the sums](holes) before it is read or written to for the first time, if these say anything of it: a copy of the file
+//! may have made holes of blocks of zeros.
+
+mod holes;
+mod summing;
+mod verify;
 
 use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
 
+use self::holes::Intent;
+pub use self::verify::OverlayReport;
 use super::View;
-use super::overlay_sums::{OverlaySums, beside};
+use super::overlay_sums::{OverlaySums, Rot, beside};
 use super::presence::Presence;
 use super::turns::Turns;
 use crate::allocation::{AllocationRun, AllocationRuns, Windows};
@@ -33,7 +42,7 @@ use crate::units::{DiskId, SECTOR_BYTES, SectorRange, to_usize};
 /// Bytes of a block of an overlay.
 pub const BLOCK_BYTES: u64 = 4096;
 
-const BLOCK_SECTORS: u64 = BLOCK_BYTES / SECTOR_BYTES;
+pub(super) const BLOCK_SECTORS: u64 = BLOCK_BYTES / SECTOR_BYTES;
 /// A long request is written in pieces of this size.
 const PIECE_SECTORS: u64 = (1 << 20) / SECTOR_BYTES;
 /// A long zeroing asks the view about this much at a time.
@@ -47,6 +56,10 @@ pub struct Overlay {
     file: File,
     sums: Option<OverlaySums>,
     presence: RefCell<Presence>,
+    /// Holes of which the sums may say that they were written, and nobody has looked yet.
+    undecided: RefCell<Presence>,
+    /// Whether it was told that some were.
+    has_told: Cell<bool>,
     turns: Turns,
     flushes: Flushes,
     latched: Cell<bool>,
@@ -83,6 +96,7 @@ impl Overlay {
         let runtime = view.runtime();
         let sectors = view.disk(disk)?.sectors();
         check_missing(runtime, path).await?;
+        OverlaySums::check_empty(runtime, path).await?;
         OverlaySums::create(runtime, path, disk, sectors.0).await?;
         let partial = beside(path, ".partial");
         match runtime.remove(&partial).await {
@@ -128,14 +142,16 @@ impl Overlay {
             }
             presence.insert(SectorRange::new(range.start / SECTOR_BYTES, range.end / SECTOR_BYTES));
         }
-        let planted = view.vault.planted();
-        let sums = OverlaySums::open(runtime, &file, (disk, sectors.0), presence.clone(), planted).await?;
-        if sums.is_none() {
-            tracing::warn!(
-                overlay = %path.display(),
-                "an overlay of a test failover has no sums, being of before there were any: what is read of it is not checked"
-            );
-        }
+        let (planted, what) = (view.vault.planted(), (disk, sectors.0));
+        let sums = match OverlaySums::open(runtime, &file, what, presence.clone(), planted).await? {
+            None => summing::begin(runtime, &file, what, &presence, planted).await,
+            opened => opened,
+        };
+        let mut undecided = match &sums {
+            Some(sums) => sums.said(sectors.0).await?,
+            None => Presence::default(),
+        };
+        presence.ranges().for_each(|range| undecided.remove(range));
         Ok(Overlay {
             view: Rc::clone(view),
             disk,
@@ -143,6 +159,8 @@ impl Overlay {
             file,
             sums,
             presence: RefCell::new(presence),
+            undecided: RefCell::new(undecided),
+            has_told: Cell::new(false),
             turns: Turns::default(),
             flushes: Flushes::default(),
             latched: Cell::new(false),
@@ -159,6 +177,11 @@ impl Overlay {
         self.presence.borrow().sectors() * SECTOR_BYTES
     }
 
+    /// Where bits of its sums had flipped that were written anew, and nobody was told yet.
+    pub fn take_rot(&self) -> Vec<Rot> {
+        self.sums.as_ref().map(OverlaySums::take_rot).unwrap_or_default()
+    }
+
     /// The view under it.
     pub fn view(&self) -> &Rc<View> {
         &self.view
@@ -173,6 +196,7 @@ impl Overlay {
     /// The bytes of a range, in order.
     pub async fn read(&self, range: SectorRange) -> Result<Vec<DataPiece>> {
         self.check(range)?;
+        self.decide(range, Intent::Read).await?;
         match self.read_parts(range, Manner::Glance).await {
             Err(error) if error.kind() == ErrorKind::Corrupt && self.is_own(&error) => {
                 let _turn = self.turns.take(self.blocks_around(range)).await;
@@ -212,6 +236,7 @@ impl Overlay {
     pub async fn write(&self, range: SectorRange, payload: &[u8], durable: bool) -> Result<()> {
         self.check(range)?;
         assert_eq!(payload.len() as u64, range.bytes(), "a payload is as long as its range");
+        self.decide(range, Intent::Write).await?;
         let _turn = self.turns.take(self.blocks_around(range)).await;
         for piece in pieces(range) {
             let start = to_usize(piece.byte_offset() - range.byte_offset());
@@ -224,6 +249,7 @@ impl Overlay {
     /// Writes zeros; durably if asked. Space is given back where the view reads as zeros, unless it is to be kept.
     pub async fn zero(&self, range: SectorRange, durable: bool, keep_allocated: bool) -> Result<()> {
         self.check(range)?;
+        self.decide(range, Intent::Write).await?;
         let _turn = self.turns.take(self.blocks_around(range)).await;
         let mut start = range.start;
         while start < range.end {
@@ -268,7 +294,8 @@ impl Overlay {
         let (mut windows, mut runs) = (Windows::of(range, runs_max), AllocationRuns::at_most(runs_max));
         while let Some(window) = windows.next_window().filter(|_| !runs.is_full()) {
             let runs_before = runs.len();
-            let parts = self.presence.borrow().lookup(window);
+            self.decide(window, Intent::Describe).await?;
+            let parts = self.allocated(window).lookup(window);
             let found = parts.len();
             for (part, present) in parts {
                 match present {
@@ -386,16 +413,17 @@ impl Overlay {
             Payload::Bytes(bytes) => middle.copy_from_slice(bytes),
             Payload::Zeros => middle.fill(0),
         }
-        let written = self.write_blocks(blocks, buffer.freeze()).await;
+        let bytes = buffer.freeze();
+        let written = self.write_blocks(blocks, bytes.clone()).await;
         if let (Err(_), Some(sums)) = (&written, &self.sums) {
             sums.doubt(blocks, &self.presence.borrow());
+            self.take_back(sums, blocks, &bytes).await;
         }
         written?;
         self.presence.borrow_mut().insert(blocks);
-        match &self.sums {
-            Some(sums) if sums.wants_sync() => self.flush().await,
-            _ => Ok(()),
-        }
+        let Some(sums) = &self.sums else { return Ok(()) };
+        sums.settle(blocks);
+        if sums.wants_sync() { self.flush().await } else { Ok(()) }
     }
 
     async fn write_blocks(&self, blocks: SectorRange, bytes: Slice) -> Result<()> {

@@ -17,43 +17,39 @@
 //!    would find a third content.
 //!
 //! What a hole is, the overlay's allocation says, and no sum: blocks that somebody gave back keep theirs, which then say nothing. So what was
-//! written first into a hole has nothing before: torn, it is refused, and never taken for zeros.
+//! written first into a hole has nothing before: torn, it is refused, and never taken for zeros. There is one exception: a copy of the overlay may
+//! have made holes of blocks of zeros, and [the sums of these](OverlaySums::holes) say that they were written.
+
+mod adopting;
+mod file;
+mod holes;
+mod mending;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 
 use futures::future::join_all;
 
+pub(super) use self::file::beside;
+pub(super) use self::mending::Looked;
+pub use self::mending::Rot;
 use super::presence::Presence;
 use super::turns::Turns;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::format::overlay_sums::{
-    Found, HEADER_BYTES, PAIR_BYTES, SECTORS_A_UNIT, UNIT_BYTES, UNITS_A_PAGE, check_header, encode_header,
-    file_bytes, header_offset, pair_offset, place_of, unit_offset, units_of,
+    Found, PAIR_BYTES, SECTORS_A_UNIT, UNIT_BYTES, UNITS_A_PAGE, pair_offset, place_of, unit_offset, units_of,
 };
 use crate::format::sums::{Copy, UNKNOWN, sector_sums};
 use crate::planted::{Bug, Planted};
 use crate::runtime::Runtime;
-use crate::storage::{Access, Buffer, Create, File, Lock, OpenOptions};
+use crate::storage::{Buffer, File};
 use crate::units::{DiskId, SECTOR_BYTES, SectorRange, to_usize};
 
 /// Units that may await a sync: some 3 MiB of memory, of 1.7 GiB that were written without a flush in between.
 const UNSYNCED_MAX: usize = 64 << 10;
-
-/// Path of the sums of an overlay.
-pub(super) fn sums_path(overlay: &Path) -> PathBuf {
-    beside(overlay, ".sums")
-}
-
-/// A path with a longer name.
-pub(super) fn beside(path: &Path, end: &str) -> PathBuf {
-    let mut name = path.file_name().expect("a file has a name").to_owned();
-    name.push(end);
-    path.with_file_name(name)
-}
 
 /// The sums of one overlay.
 pub(super) struct OverlaySums {
@@ -67,102 +63,14 @@ pub(super) struct OverlaySums {
     unsynced: RefCell<BTreeMap<u64, Copy>>,
     /// What may hold something older than its unit says.
     doubtful: RefCell<Presence>,
+    /// What was written before there were sums, and has none yet: it is served unchecked.
+    unsummed: RefCell<Presence>,
+    /// Where in the file something was damaged and is written anew, that nobody was told of yet.
+    rot: RefCell<Vec<u64>>,
     planted: Planted,
 }
 
 impl OverlaySums {
-    /// Makes the file for an overlay that is yet to be created, durably.
-    pub(super) async fn create(
-        runtime: &Rc<Runtime>,
-        overlay: &Path,
-        disk: DiskId,
-        sectors: u64,
-    ) -> Result<()> {
-        let path = sums_path(overlay);
-        let partial = beside(&path, ".partial");
-        for left in [&partial, &path] {
-            match runtime.remove(left).await {
-                // Left by a crash of an earlier attempt, or by a removal that had come to the overlay only; or not there.
-                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
-        let file = runtime.open(&partial, OpenOptions::CREATE).await?;
-        runtime.set_length(&file, file_bytes(sectors)).await?;
-        for copy in Copy::BOTH {
-            let header = Buffer::copy_of(&encode_header(disk)).freeze();
-            runtime.write(&file, header_offset(copy), header).await?;
-        }
-        runtime.sync(&file).await?;
-        drop(file);
-        runtime.publish(&partial, &path).await?;
-        match path.parent() {
-            // Before the overlay is there: one without sums is taken for one of before there were any.
-            Some(directory) => runtime.sync_directory(directory).await,
-            None => Ok(()),
-        }
-    }
-
-    /// Opens the sums of an overlay that holds `present`; `None` if it has none, being of before there were any.
-    pub(super) async fn open(
-        runtime: &Rc<Runtime>,
-        overlay: &File,
-        (disk, sectors): (DiskId, u64),
-        present: Presence,
-        planted: Planted,
-    ) -> Result<Option<OverlaySums>> {
-        let path = sums_path(overlay.path());
-        let options = OpenOptions {
-            access: Access::ReadWrite,
-            create: Create::Existing,
-            lock: Lock::Wait,
-            direct: false,
-        };
-        let file = match runtime.open(&path, options).await {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            opened => opened?,
-        };
-        let (length, wanted) = (runtime.length(&file).await?, file_bytes(sectors));
-        if length != wanted {
-            let text = format!("the sums of an overlay have {length} bytes and should have {wanted}: {END}");
-            return Err(Error::corrupt(text).at_path(&path));
-        }
-        let sums = OverlaySums {
-            runtime: Rc::clone(runtime),
-            file,
-            overlay: overlay.clone(),
-            disk,
-            turns: Turns::default(),
-            unsynced: RefCell::default(),
-            doubtful: RefCell::new(present),
-            planted,
-        };
-        sums.check_headers().await?;
-        // Which of what is read is durable, nobody knows: all of it is, from here on.
-        runtime.settle(&sums.file).await?;
-        Ok(Some(sums))
-    }
-
-    /// One of the two is enough, unless one is of a version that only a later build knows.
-    async fn check_headers(&self) -> Result<()> {
-        let [first, second] = [self.read_header(Copy::First).await, self.read_header(Copy::Second).await];
-        match (first, second) {
-            (Err(error), _) | (_, Err(error)) if error.kind() == ErrorKind::Unsupported => Err(error),
-            (Err(error), Err(_)) => Err(error),
-            (Err(error), Ok(())) | (Ok(()), Err(error)) => {
-                tracing::warn!(%error, "one of the two headers of an overlay's sums is damaged; the other one is used");
-                Ok(())
-            }
-            (Ok(()), Ok(())) => Ok(()),
-        }
-    }
-
-    async fn read_header(&self, copy: Copy) -> Result<()> {
-        let at = header_offset(copy);
-        let bytes = self.runtime.read(&self.file, at, HEADER_BYTES).await?;
-        check_header(&bytes, self.disk).map_err(|error| error.at_path(self.file.path()).at_offset(at))
-    }
-
     /// Where the sums are.
     pub(super) fn path(&self) -> &Path {
         self.file.path()
@@ -220,9 +128,15 @@ impl OverlaySums {
         parts.for_each(|(part, _)| doubtful.insert(part));
     }
 
+    /// Blocks hold what was announced.
+    pub(super) fn settle(&self, blocks: SectorRange) {
+        self.unsummed.borrow_mut().remove(blocks);
+    }
+
     /// Blocks are holes now.
     pub(super) fn forget(&self, blocks: SectorRange) {
         self.doubtful.borrow_mut().remove(blocks);
+        self.unsummed.borrow_mut().remove(blocks);
     }
 
     /// Makes all sums that were written durable.
@@ -300,23 +214,36 @@ impl OverlaySums {
         if self.planted.is(Bug::OverlayUnverified) {
             return Ok(());
         }
+        let bad = self.misfits(range, bytes, found).into_iter().next();
+        bad.map_or(Ok(()), |(_, error)| Err(error))
+    }
+
+    /// The runs of sectors that do not have their sums, and what there is to say of each.
+    fn misfits(&self, range: SectorRange, bytes: &[u8], found: &[Found]) -> Vec<(SectorRange, Error)> {
         let first_unit = range.start / SECTORS_A_UNIT;
         let of_sector = |sector: u64| &found[to_usize(sector / SECTORS_A_UNIT - first_unit)];
         let parts = self.doubtful.borrow().lookup(range);
         let is_doubtful = parts.iter().flat_map(|(part, doubtful)| (part.start..part.end).map(|_| *doubtful));
-        let mut bad: Option<SectorRange> = None;
+        let mut bad: Vec<SectorRange> = Vec::new();
         for ((sector, sum), is_doubtful) in
             (range.start..).zip(sector_sums(range.start, bytes)).zip(is_doubtful)
         {
             let fits = of_sector(sector).fits(place_of(sector), sum, !is_doubtful);
-            match &mut bad {
+            match bad.last_mut().filter(|bad| bad.end == sector) {
                 _ if fits => {}
-                None => bad = Some(SectorRange::new(sector, sector + 1)),
-                Some(bad) if bad.end == sector => bad.end += 1,
-                Some(_) => break,
+                Some(bad) => bad.end += 1,
+                None => bad.push(SectorRange::new(sector, sector + 1)),
             }
         }
-        bad.map_or(Ok(()), |bad| Err(self.damage(bad, of_sector(bad.start))))
+        let unsummed = self.unsummed.borrow();
+        let is_summed = |bad: &SectorRange| !unsummed.touches(*bad);
+        let named = |bad: SectorRange| (bad, self.damage(bad, of_sector(bad.start)));
+        bad.into_iter()
+            .flat_map(|bad| unsummed.lookup(bad))
+            .map(|(part, _)| part)
+            .filter(is_summed)
+            .map(named)
+            .collect()
     }
 
     /// What there is to say of sectors that do not have their sums.

@@ -48,6 +48,22 @@ impl Presence {
         }
     }
 
+    /// The ranges, in order.
+    pub(super) fn ranges(&self) -> impl Iterator<Item = SectorRange> {
+        self.ranges.iter().map(|(&start, &end)| SectorRange::new(start, end))
+    }
+
+    /// Whether any sector of a range is in the set.
+    pub(super) fn touches(&self, range: SectorRange) -> bool {
+        let last = self.ranges.range(..range.end).next_back();
+        last.is_some_and(|(_, &end)| end > range.start) && !range.is_empty()
+    }
+
+    /// The parts of a range that are in the set.
+    pub(super) fn within(&self, range: SectorRange) -> Vec<SectorRange> {
+        self.lookup(range).into_iter().filter(|(_, present)| *present).map(|(part, _)| part).collect()
+    }
+
     /// Sectors in the set.
     pub(super) fn sectors(&self) -> u64 {
         self.ranges.iter().map(|(start, end)| end - start).sum()
@@ -99,6 +115,10 @@ mod tests {
             let flat: Vec<bool> =
                 parts.iter().flat_map(|(range, present)| vec![*present; to_usize(range.sectors())]).collect();
             prop_assert_eq!(&flat[..], &model[to_usize(window.start)..to_usize(window.end)]);
+            prop_assert_eq!(presence.touches(window), flat.contains(&true));
+            let within: u64 = presence.within(window).iter().map(|part| part.sectors()).sum();
+            prop_assert_eq!(to_usize(within), flat.iter().filter(|present| **present).count());
+            prop_assert_eq!(presence.ranges().map(|range| range.sectors()).sum::<u64>(), presence.sectors());
         }
     }
 }

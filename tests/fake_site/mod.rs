@@ -342,6 +342,7 @@ impl Backend for FakeSite {
                 number,
                 group: fake.group.name.clone(),
                 exports,
+                unserved: Vec::new(),
                 // Somebody wrote to tests of labelled points.
                 overlay_bytes: if point.label.is_some() { 512 } else { 0 },
                 point,

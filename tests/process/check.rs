@@ -34,6 +34,7 @@ fn a_gateway_is_well_paused_latched_or_gone() {
     let said: Value = gateway.json("check erp");
     assert_eq!((&said["level"], &said["exit_status"]), (&"ok".into(), &0.into()));
     gateway.says("group pause erp");
+    assert!(gateway.says("group list").contains(" paused "), "the word of `status`");
     assert_says(&gateway, "check", "AFTERIMAGE WARNING - erp paused (1 of 1 group) | ", 1);
     gateway.says("group resume erp");
     assert_says(&gateway, "check none", "AFTERIMAGE UNKNOWN - there is no group none", 3);

@@ -168,3 +168,24 @@ fn sums_that_the_device_does_not_give_once_are_not_lost() {
     let site = site.reopened(false);
     assert!(site.read(range).expect("as before") == pattern(range.bytes(), 1));
 }
+
+/// A write of zeros that failed was announced, and the next opening would take its holes for zeros that were lost.
+#[test]
+fn zeros_that_could_not_be_written_into_a_hole_are_not_shown_after_a_reopening() {
+    for seed in 0..SEEDS {
+        let site = Site::new(seed);
+        let (range, part) = (SectorRange::new(16, 120), SectorRange::new(40, 96));
+        let shown = site.read(range).expect("sound");
+        let of_sums = seed % 2 == 0;
+        let (path, kind) =
+            if of_sums { ("overlay.sums", FaultKind::Io) } else { (OVERLAY, FaultKind::NoSpace) };
+        // The first write goes to the sums, the second one to the overlay.
+        site.disk.fail_next(Matcher::kind(OpKind::Write).path(path).after(u64::from(!of_sums)), kind);
+        let zeroed = site.run(site.overlay.zero(part, false, true));
+        assert!(zeroed.is_err(), "seed {seed}");
+        assert!(site.read(range).expect("sound") == shown, "seed {seed}");
+        site.run(site.overlay.flush()).expect("not latched");
+        let site = site.reopened(seed % 3 == 0);
+        assert!(site.read(range).expect("sound") == shown, "seed {seed}");
+    }
+}

@@ -74,6 +74,7 @@ impl Level {
             | ReasonCode::SpaceShort
             | ReasonCode::RetentionStalled
             | ReasonCode::RequestsFail
+            | ReasonCode::TestDamaged
             | ReasonCode::Io => Level::Warning,
             ReasonCode::NoSpace
             | ReasonCode::JournalFailed

@@ -303,6 +303,8 @@ pub enum ReasonCode {
     Corrupt,
     /// A verification found damage, and none since found it mended.
     VerifyFound,
+    /// A test failover, or a disk of one, cannot be served, or a verification found that it is not what was written to it.
+    TestDamaged,
     /// Requests of clients fail, or did a moment ago, for bytes that are not what was stored, a device or a file system.
     RequestsFail,
     /// A newer timeline exists.
@@ -321,7 +323,7 @@ pub enum ReasonCode {
 
 impl ReasonCode {
     /// All there are.
-    pub const ALL: [ReasonCode; 18] = [
+    pub const ALL: [ReasonCode; 19] = [
         ReasonCode::JournalFailed,
         ReasonCode::JournalFull,
         ReasonCode::MapsFull,
@@ -333,6 +335,7 @@ impl ReasonCode {
         ReasonCode::VaultFailed,
         ReasonCode::Corrupt,
         ReasonCode::VerifyFound,
+        ReasonCode::TestDamaged,
         ReasonCode::RequestsFail,
         ReasonCode::Fenced,
         ReasonCode::Io,

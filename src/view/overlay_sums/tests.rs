@@ -2,7 +2,11 @@
 
 use std::task::{Context, Poll, Waker};
 
+use super::file::sums_path;
 use super::*;
+use crate::error::ErrorKind;
+use crate::format::overlay_sums::header_offset;
+use crate::storage::OpenOptions;
 use crate::storage::sim::{
     FaultKind, Matcher, OpKind, ProcessId, Random, SimDisk, SimEnvironment, SimStorage,
 };
@@ -354,7 +358,14 @@ fn one_header_of_two_is_enough_and_an_overlay_of_before_has_none() {
     assert!(disk.rot(&sums, 20, 1));
     let store = Store::open(&disk, 4);
     disk.kill_process(store.id);
+    // The first one was written anew.
     assert!(disk.rot(&sums, header_offset(Copy::Second) + 9, 1));
+    let store = Store::open(&disk, 8);
+    assert_eq!(store.sums.take_rot().len(), 1);
+    disk.kill_process(store.id);
+    for copy in Copy::BOTH {
+        assert!(disk.rot(&sums, header_offset(copy) + 9, 1));
+    }
     let error = Store::try_open(&disk, 5).err().expect("neither is sound");
     assert_eq!((error.kind(), error.path()), (ErrorKind::Corrupt, Some(&*sums)), "{error}");
     let (_, runtime) = process(&disk, 6);

@@ -57,6 +57,7 @@ fn the_table_of_conditions_and_reasons() {
         "space_short",
         "retention_stalled",
         "requests_fail",
+        "test_damaged",
         "io",
     ];
     for reason in ReasonCode::ALL {
