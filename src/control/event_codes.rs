@@ -1,7 +1,7 @@
 //! Every event's code. docs/events.md says of each what it means and what to do; a hook's `on` names them.
 
 /// The codes, by name.
-pub const EVENT_CODES: [&str; 35] = [
+pub const EVENT_CODES: [&str; 36] = [
     "adopted_with_loss",
     "buffers_full",
     "checkpoint_rotten",

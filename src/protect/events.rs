@@ -208,7 +208,9 @@ impl GroupEvent {
             GroupEvent::Withheld { .. } => "withheld",
             GroupEvent::LossAccepted { .. } => "loss_accepted",
             GroupEvent::CheckpointRotten { .. } => "checkpoint_rotten",
-            GroupEvent::SumsRotten { .. } | GroupEvent::BaseSumsRotten { .. } | GroupEvent::OverlaySumsRotten { .. } => "sums_rotten",
+            GroupEvent::SumsRotten { .. }
+            | GroupEvent::BaseSumsRotten { .. }
+            | GroupEvent::OverlaySumsRotten { .. } => "sums_rotten",
             GroupEvent::JournalCut { .. } => "journal_cut",
             GroupEvent::TestUnserved { .. } => "test_unserved",
             GroupEvent::RequestsFailed { .. } => "requests_failed",
@@ -351,6 +353,7 @@ impl GroupEvent {
                      others: replace it",
                     path.display()
                 )
+            }
             GroupEvent::OverlaySumsRotten { export, path, offset } => format!(
                 "bits have flipped in the sums of what was written to {export}: {} at byte {offset}: another copy was used, it was written \
                  anew, and nothing is lost; a device that flips bits flips others: replace it",

@@ -254,7 +254,7 @@ fn a_verification_of_the_group_reads_what_test_failovers_hold() {
     let (overlay, sums) = (site.file(".overlay"), site.file(".overlay.sums"));
     // The second place of the first unit was never written.
     site.gateway.restart();
-    let write = Command::Write { offset: 0, data: &site.held[..BLOCK].to_vec(), durable: true };
+    let write = Command::Write { offset: 0, data: &site.held[..BLOCK], durable: true };
     client(&site.gateway).call(&write).unwrap().unwrap();
     flip(&sums, 8192 + 30);
     let said = site.gateway.says("verify erp");
