@@ -105,12 +105,24 @@ impl Sums {
         if let Stored::Sound(sums) = first {
             return Ok(Some((sums, Copy::First)));
         }
-        Ok(chosen(first, self.stored.read(block, Copy::Second).await?))
+        match chosen(first, self.stored.read(block, Copy::Second).await?) {
+            None => {
+                let (first, second) = self.ask_both(block).await?;
+                Ok(chosen(first, second))
+            }
+            found => Ok(found),
+        }
     }
 
     /// Both copies.
     async fn read_both(&self, block: u64) -> Result<(Stored, Stored)> {
         Ok((self.stored.read(block, Copy::First).await?, self.stored.read(block, Copy::Second).await?))
+    }
+
+    /// The same, where neither says anything: that may be the device, which did not give them, and they are asked for again. Fails
+    /// if it still does not: nobody can say of such copies that they are damaged.
+    async fn ask_both(&self, block: u64) -> Result<(Stored, Stored)> {
+        Ok((self.stored.ask(block, Copy::First).await?, self.stored.ask(block, Copy::Second).await?))
     }
 
     /// The parts of sectors that do not match, each with where it is said what they should hold, if nobody knows that.
@@ -319,10 +331,12 @@ impl SumsWriter {
         let (mut sums, to) = match before {
             Some(copy) => (self.read_back(block, copy).await?, copy),
             None => {
-                let pair = self.sums.read_both(block).await?;
-                if let Some(fault) = fault(&pair) {
-                    self.note_fault(block, fault).await?;
+                let mut pair = self.sums.read_both(block).await?;
+                if matches!(pair, (Stored::Damaged, Stored::Damaged)) {
+                    // The advance begins again later, if that fails: what nobody gives is not to be written over.
+                    pair = self.sums.ask_both(block).await?;
                 }
+                self.note_fault(block, &pair).await;
                 match chosen(pair.0, pair.1) {
                     Some((sums, from)) => (sums, from.other()),
                     None => (self.unknown(block), Copy::First),
@@ -341,21 +355,14 @@ impl SumsWriter {
     }
 
     /// Tells what is damaged of a block that is about to be written anew.
-    async fn note_fault(&self, block: u64, fault: BlockFault) -> Result<()> {
-        let (copy, is_lost) = match fault {
-            BlockFault::One(copy) => (copy, false),
-            BlockFault::Both => (Copy::First, true),
+    async fn note_fault(&self, block: u64, pair: &(Stored, Stored)) {
+        let (copy, is_lost) = match fault(pair) {
+            None => return,
+            Some(BlockFault::One(copy)) => (copy, false),
+            Some(BlockFault::Both) => (Copy::First, true),
         };
-        match self.sums.stored.ask(block, copy).await {
-            Ok(_) if is_lost => drop(self.sums.stored.ask(block, copy.other()).await?),
-            Ok(_) => {}
-            // What the device merely does not give now is not to be written over: the advance begins again later.
-            Err(error) if is_lost => return Err(error),
-            // The other one has it.
-            Err(error) => {
-                tracing::warn!(%error, block, "one copy of a block of sums is not to be had, and is written anew");
-                return Ok(());
-            }
+        if !is_lost && !self.is_damaged(block, copy).await {
+            return;
         }
         let path = self.sums.file().path().to_owned();
         let offset = Of::Base.block_offset(block, copy);
@@ -364,7 +371,18 @@ impl SumsWriter {
         if let Some(met) = &self.met {
             met.rots.borrow_mut().push(SumsRot { disk: self.sums.stored.disk, path, offset, is_lost });
         }
-        Ok(())
+    }
+
+    /// Whether a copy that does not say what the other one does is damaged, and was not merely kept back by the device.
+    async fn is_damaged(&self, block: u64, copy: Copy) -> bool {
+        let other = self.sums.stored.read(block, copy.other()).await;
+        match (self.sums.stored.ask(block, copy).await, other) {
+            (Ok(asked), Ok(other)) => asked != other,
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::warn!(%error, block, "one copy of a block of sums is not to be had, and is written anew");
+                false
+            }
+        }
     }
 
     /// A block of which both copies are damaged: what is not written anew stays damaged. Nothing lies behind the base's end.

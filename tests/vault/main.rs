@@ -1,5 +1,7 @@
 //! Formats, vault, deltas, views and overlays: on the blocking back end, and what power cuts leave on the simulated one.
 
+#[cfg(feature = "sim")]
+mod base_faults;
 mod corpus;
 mod delta;
 mod format;
