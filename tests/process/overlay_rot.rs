@@ -30,6 +30,11 @@ impl Site {
     fn stopped() -> Site {
         let mut gateway = Gateway::start();
         gateway.protect([("db", "1M")]);
+        let wishes = Wishes::all("erp/db".to_owned());
+        let mut guest = Client::connect(gateway.connect(), wishes).expect("served");
+        // What would show wherever the overlay was lost.
+        guest.call(&Command::Write { offset: 0, data: &content(3, DISK_BYTES), durable: true }).unwrap().unwrap();
+        guest.disconnect().unwrap();
         gateway.says("point create erp --label one");
         gateway.says("failover test erp --point one");
         let held = content(1, DISK_BYTES);

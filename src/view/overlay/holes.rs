@@ -130,7 +130,8 @@ impl Overlay {
             tracing::warn!(
                 overlay = %self.file.path().display(),
                 offset = range.byte_offset(),
-                "blocks of zeros of an overlay have become holes, as a copy that makes files sparse leaves them; its sums tell which, and                  they are filled again"
+                "blocks of zeros of an overlay have become holes, as a copy that makes files sparse leaves them; its sums tell which, and \
+                 they are filled again"
             );
         }
     }
