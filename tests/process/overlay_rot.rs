@@ -33,7 +33,10 @@ impl Site {
         let wishes = Wishes::all("erp/db".to_owned());
         let mut guest = Client::connect(gateway.connect(), wishes).expect("served");
         // What would show wherever the overlay was lost.
-        guest.call(&Command::Write { offset: 0, data: &content(3, DISK_BYTES), durable: true }).unwrap().unwrap();
+        guest
+            .call(&Command::Write { offset: 0, data: &content(3, DISK_BYTES), durable: true })
+            .unwrap()
+            .unwrap();
         guest.disconnect().unwrap();
         gateway.says("point create erp --label one");
         gateway.says("failover test erp --point one");
