@@ -154,6 +154,10 @@ impl Storage for Uring {
     }
 }
 
+/// Threads that the kernel may run for operations that block, of each thread that owns a ring. By itself it runs four for each CPU: so many
+/// writes to a device that hangs, and no sync of a journal on another device would be done any more. Each takes some 25 KiB, while it is needed.
+const KERNEL_WORKERS_MAX: u32 = 1024;
+
 /// What of an operation the ring can do. Empty transfers and misaligned ones, which never reach a device, are left to
 /// the threads too, which answer them as every back end does.
 fn flight_work(op: Op) -> std::result::Result<Work, Op> {
@@ -180,6 +184,8 @@ impl Ring {
     fn new(queue_depth: u32) -> Result<Ring> {
         let mut ring = build(queue_depth).map_err(|error| unsupported("setting up a ring", &error))?;
         probe(&mut ring)?;
+        // Best effort: kernels before 5.15 do not know it, and go on with what they have.
+        let _ = ring.submitter().register_iowq_max_workers(&mut [KERNEL_WORKERS_MAX, 0]);
         let entries = usize::try_from(queue_depth).expect("32 bits fit 64");
         // The kernel rounds the submission queue up and makes the completion queue twice as long.
         let in_ring_max = ring.completion().capacity();

@@ -246,12 +246,15 @@ impl OverlaySums {
             .collect()
     }
 
+    fn at_place(&self, error: Error, unit: u64, copy: Copy) -> Error {
+        error.at_path(self.file.path()).at_offset(unit_offset(unit, copy))
+    }
+
     /// What there is to say of sectors that do not have their sums.
     fn damage(&self, bad: SectorRange, found: &Found) -> Error {
         if let Some(copy) = found.damaged {
             let text = format!("the sums of sectors {bad} of the overlay are damaged: {MEND}");
-            let at = unit_offset(bad.start / SECTORS_A_UNIT, copy);
-            return Error::corrupt(text).at_path(self.file.path()).at_offset(at);
+            return self.at_place(Error::corrupt(text), bad.start / SECTORS_A_UNIT, copy);
         }
         let text = format!(
             "sectors {bad} of the overlay do not match their sums; bits flipped in either, or the power failed before they were flushed: {MEND}"

@@ -69,7 +69,8 @@ fn a_locked_overlay_or_base_holds_up_only_what_needs_it() {
     let overlay = hold(tests.join("1"), "");
     let base = hold(gateway.data().join("vault").join(&id).join("base"), ".summed.raw");
     gateway.restart();
-    assert_eq!(state(&gateway.json("status"), "erp")["condition"], "protected");
+    let told = state(&gateway.json("status"), "erp")["reason"].to_string();
+    assert!(told.contains("test_damaged") && told.contains("holds the lock"), "{told}");
     tool::says("qemu-io", [&["-f", "raw", "-c", "read -P 7 0 64k"][..], &[&gateway.uri("erp/db")]].concat());
     let logged = gateway.logged("a test failover cannot be served");
     assert!(
@@ -77,6 +78,8 @@ fn a_locked_overlay_or_base_holds_up_only_what_needs_it() {
         "{logged:?}"
     );
     drop(overlay);
+    gateway.says("failover cleanup erp --test 1 --yes");
+    gateway.until("it is ended", |status| state(status, "erp")["condition"] == "protected");
 
     // Its content goes into the base.
     gateway.says("point delete erp one --yes");

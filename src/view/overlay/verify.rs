@@ -47,6 +47,9 @@ impl Overlay {
             report.read_bytes += read_bytes;
             throttle.take(read_bytes, &wanted).await?;
         }
+        if let Err(error) = sums.mend_behind(self.sectors).await {
+            report.faults.push((SectorRange::new(self.sectors, self.sectors), error));
+        }
         report.mended = sums.take_rot();
         if !report.mended.is_empty() {
             self.flush().await?;
@@ -65,7 +68,10 @@ impl Overlay {
         let damaged = std::mem::take(&mut looked.damaged);
         for (unit, copy) in damaged {
             let of_unit = SectorRange::new(unit * SECTORS_A_UNIT, (unit + 1) * SECTORS_A_UNIT);
-            if !looked.faults.iter().any(|(range, _)| range.intersection(of_unit).is_some()) {
+            if looked.faults.iter().any(|(range, _)| range.intersection(of_unit).is_some()) {
+                // What is wrong there would get sums that it does not have.
+                looked.faults.push((of_unit, sums.damaged_place(unit, copy)));
+            } else {
                 self.mend(sums, unit, copy).await?;
             }
         }

@@ -3,10 +3,11 @@
 
 use std::path::PathBuf;
 
-use super::OverlaySums;
+use super::{MEND, OverlaySums};
 use crate::error::{Error, Result};
-use crate::format::overlay_sums::{SECTORS_A_UNIT, unit_offset, units_of};
+use crate::format::overlay_sums::{SECTORS_A_UNIT, UNIT_BYTES, UNITS_A_PAGE, unit_offset, units_of};
 use crate::format::sums::Copy;
+use crate::storage::Buffer;
 use crate::units::{SectorRange, to_usize};
 
 /// Where a bit of the sums had flipped that is written anew.
@@ -60,6 +61,33 @@ impl OverlaySums {
             looked.bytes += part.bytes();
         }
         Ok(looked)
+    }
+
+    /// What there is to say of the place of a unit that is damaged, and cannot be mended as long as the other one is not to be believed.
+    pub(in crate::view) fn damaged_place(&self, unit: u64, copy: Copy) -> Error {
+        let sectors = SectorRange::new(unit * SECTORS_A_UNIT, (unit + 1) * SECTORS_A_UNIT);
+        let text = format!(
+            "one of the two places of the sums of sectors {sectors} of the overlay is damaged, and something there beside it: {MEND}"
+        );
+        self.at_place(Error::corrupt(text), unit, copy)
+    }
+
+    /// Empties places behind the last unit of the disk, where nobody ever writes and bits have flipped.
+    pub(in crate::view) async fn mend_behind(&self, sectors: u64) -> Result<()> {
+        let end = units_of(SectorRange::new(0, sectors)).end;
+        let units = end..end.next_multiple_of(UNITS_A_PAGE);
+        if units.is_empty() {
+            return Ok(());
+        }
+        let _turn = self.turns.take(SectorRange::new(units.start, units.end)).await;
+        for (unit, found) in units.clone().zip(self.load(units).await?) {
+            for copy in Copy::BOTH.into_iter().filter(|copy| found.is_lost || found.damaged == Some(*copy)) {
+                let at = unit_offset(unit, copy);
+                self.runtime.write(&self.file, at, Buffer::zeroed(UNIT_BYTES).freeze()).await?;
+                self.rot.borrow_mut().push(at);
+            }
+        }
+        Ok(())
     }
 
     /// Whether a place cannot be written before a sync: the other one was written since the last.
