@@ -67,6 +67,10 @@ pub enum Bug {
     ShrinkUnannounced,
     /// The base is said to be advanced before its files are synced.
     BaseSetBeforeSync,
+    /// A delta gives back what the base has taken in before a step says so.
+    GivenBackBeforeStep,
+    /// A delta gives back what a view reads of it.
+    GivenBackUnderView,
     /// A merge lets the oldest bytes win.
     MergeOldestWins,
     /// The blobs that a merge replaces are deleted before the step that replaces them.
@@ -123,7 +127,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Bug; 56] = [
+    pub const ALL: [Bug; 58] = [
         Bug::AcknowledgeBeforeWritten,
         Bug::VisibleAfterAcknowledged,
         Bug::SyncCoversInFlight,
@@ -154,6 +158,8 @@ impl Bug {
         Bug::BaseAdvancedUnderPin,
         Bug::ShrinkUnannounced,
         Bug::BaseSetBeforeSync,
+        Bug::GivenBackBeforeStep,
+        Bug::GivenBackUnderView,
         Bug::MergeOldestWins,
         Bug::BlobsDeletedBeforeStep,
         Bug::ReserveForgotten,

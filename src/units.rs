@@ -153,7 +153,7 @@ impl fmt::Display for SectorRange {
 }
 
 /// A disk's place in its group's disk table: given once, never reused, small enough for a record descriptor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DiskSlot(pub u32);
 
 /// Number of a frame in a group's journal; dense across incarnations.

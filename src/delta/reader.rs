@@ -9,6 +9,7 @@ use std::rc::Rc;
 use super::pack::{open_chunk, open_tables};
 use crate::error::{Error, Result};
 use crate::format::delta::{Chunk, DeltaRef, FOOTER_BYTES, Footer, HEADER_BYTES, Header, Tables};
+use crate::format::record::Reached;
 use crate::runtime::Runtime;
 use crate::seal::GroupKeys;
 use crate::storage::{Buffer, File, Slice};
@@ -20,6 +21,8 @@ pub struct DeltaReader {
     file: File,
     header: Header,
     tables: Tables,
+    /// Whether extents were left out.
+    is_cut: bool,
     keys: GroupKeys,
 }
 
@@ -34,7 +37,14 @@ impl DeltaReader {
     ) -> Result<DeltaReader> {
         let opened = DeltaReader::read_tables(runtime, &file, reference, group, keys).await;
         let (header, tables) = opened.map_err(|error| error.at_path(file.path()))?;
-        Ok(DeltaReader { runtime: Rc::clone(runtime), file, header, tables, keys: keys.clone() })
+        Ok(DeltaReader {
+            runtime: Rc::clone(runtime),
+            file,
+            header,
+            tables,
+            is_cut: false,
+            keys: keys.clone(),
+        })
     }
 
     async fn read_tables(
@@ -62,6 +72,21 @@ impl DeltaReader {
         let plain = open_tables(stored, &head, header.blob, &footer, keys)?;
         let tables = Tables::decode(&plain, &header, &footer)?;
         Ok((header, tables))
+    }
+
+    /// The same without what a base has taken in: the extents below `reached`, whose chunks may be gone.
+    #[must_use]
+    pub fn beyond(mut self, reached: Reached) -> DeltaReader {
+        self.tables.disks.iter_mut().for_each(|table| table.cut_below(reached));
+        self.is_cut = true;
+        self
+    }
+
+    /// The chunks that are there, ascending: a base may have taken in the others.
+    pub fn chunks(&self) -> impl Iterator<Item = u32> + use<> {
+        let count = u32::try_from(self.tables.chunks.len()).expect("chunk numbers are u32");
+        let needed = self.is_cut.then(|| self.tables.needed_chunks());
+        (0..count).filter(move |&index| needed.as_ref().is_none_or(|needed| needed[index as usize]))
     }
 
     /// What the blob is.

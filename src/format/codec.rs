@@ -71,6 +71,11 @@ impl<'a> Decoder<'a> {
         Decoder { rest: bytes, offset }
     }
 
+    /// Whether nothing is left.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.rest.is_empty()
+    }
+
     /// An error about the value that was just taken or is taken next.
     pub(crate) fn corrupt(&self, context: impl Into<String>) -> Error {
         Error::corrupt(context).at_offset(self.offset)

@@ -7,6 +7,7 @@
 //! one before it is `vault::State`'s to decide.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -17,13 +18,13 @@ use super::checksum;
 use super::codec::{Decoder, Encoder};
 use super::delta::DeltaRef;
 use super::record::{
-    Change, DiskRecord, ForkRecord, GroupRecord, PinRecord, PointDisk, PointRecord, REFERENCE_BYTES,
+    Change, DiskRecord, ForkRecord, GroupRecord, PinRecord, PointDisk, PointRecord, REFERENCE_BYTES, Reached,
     decode_reference, encode_reference,
 };
 use crate::block::TestId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::seal::{GroupKeys, Purpose, Sealing, open_units, seal_units, sealed_len};
-use crate::units::{GroupId, TimelineId, WriterId};
+use crate::units::{BlobId, GroupId, TimelineId, WriterId};
 
 /// Length of the header of a step or snapshot.
 pub const HEADER_BYTES: usize = 144;
@@ -166,6 +167,8 @@ pub struct Contents {
     pub retired: Option<Vec<DeltaRef>>,
     /// The timelines that the group left, oldest first.
     pub forks: Vec<ForkRecord>,
+    /// How far a base that goes in pieces has taken in each of the deltas that it is on its way over.
+    pub taken_in: BTreeMap<BlobId, Reached>,
 }
 
 /// The state after a step.
@@ -230,6 +233,14 @@ impl Contents {
         }
         to.count(self.forks.len());
         self.forks.iter().for_each(|fork| fork.encode(to));
+        // Left out where there is nothing to say: so it was before a base could go in pieces.
+        if !self.taken_in.is_empty() {
+            to.count(self.taken_in.len());
+            for (blob, reached) in &self.taken_in {
+                to.u128(blob.0);
+                reached.encode(to);
+            }
+        }
     }
 
     fn decode(from: &mut Decoder<'_>) -> Result<Contents> {
@@ -261,7 +272,11 @@ impl Contents {
         if !sorted {
             return Err(from.corrupt("the snapshot's tables are not in order"));
         }
-        Ok(Contents { group, removed, paused, newest_test, disks, points, pins, retired, forks })
+        let taken_in = if from.is_finished() { BTreeMap::new() } else { decode_taken_in(from)? };
+        if !taken_in.is_empty() && retired.is_none() {
+            return Err(from.corrupt("a base has taken in deltas on its way, but is on its way to no point"));
+        }
+        Ok(Contents { group, removed, paused, newest_test, disks, points, pins, retired, forks, taken_in })
     }
 }
 
@@ -272,6 +287,22 @@ const POINT_BYTES_MIN: usize = 16 + 8 + 8 + 8 + 1 + 2 + 1 + 1;
 fn decode_retired(from: &mut Decoder<'_>) -> Result<Vec<DeltaRef>> {
     let count = from.count(REFERENCE_BYTES, "retired count")?;
     (0..count).map(|_| decode_reference(from)).collect()
+}
+
+fn decode_taken_in(from: &mut Decoder<'_>) -> Result<BTreeMap<BlobId, Reached>> {
+    let count = from.count(16 + Reached::ENCODED_BYTES, "taken-in count")?;
+    if count == 0 {
+        return Err(from.corrupt("a table of deltas that were taken in is empty instead of left out"));
+    }
+    let mut taken_in = BTreeMap::new();
+    for _ in 0..count {
+        let blob = BlobId(from.u128("delta that was taken in")?);
+        if taken_in.last_key_value().is_some_and(|(last, _)| *last >= blob) {
+            return Err(from.corrupt("the deltas that were taken in are not in order"));
+        }
+        taken_in.insert(blob, Reached::decode(from)?);
+    }
+    Ok(taken_in)
 }
 
 fn decode_points(from: &mut Decoder<'_>) -> Result<Vec<PointRecord>> {

@@ -3,6 +3,7 @@
 //! Records are checked one by one here (lengths, legal values); whether a change fits the state before it is decided
 //! by `vault::State`.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 
 use super::codec::{Decoder, Encoder};
@@ -174,6 +175,13 @@ pub enum Change {
     PointsRetired(PointId),
     /// The base is the oldest point now, the one that the newest retirement named; its delta is part of it.
     BaseSet(PointId),
+    /// The base, on its way to this point, has arrived as far as this: there the deltas are not needed any more.
+    BaseReached {
+        /// Where the base is going.
+        point: PointId,
+        /// How far it came.
+        reached: Reached,
+    },
     /// A run of points is gone, and what changed up to them belongs to the point after them.
     PointsMerged(MergeRecord),
     /// The group goes on under another timeline.
@@ -183,6 +191,39 @@ pub enum Change {
         /// Where, and when.
         fork: ForkRecord,
     },
+}
+
+/// How far a base came on its way to a point: disks ascend by slot, and each from its first sector on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Reached {
+    /// All disks with a lower slot have arrived whole,
+    pub slot: DiskSlot,
+    /// and this one below this sector.
+    pub sector: u64,
+}
+
+impl Reached {
+    pub(super) const ENCODED_BYTES: usize = 4 + 8;
+
+    /// The sector of a disk up to which it has arrived.
+    #[must_use]
+    pub fn of(self, slot: DiskSlot) -> u64 {
+        match slot.cmp(&self.slot) {
+            Ordering::Less => u64::MAX,
+            Ordering::Equal => self.sector,
+            Ordering::Greater => 0,
+        }
+    }
+
+    pub(super) fn encode(self, to: &mut Encoder) {
+        to.u32(self.slot.0);
+        to.u64(self.sector);
+    }
+
+    pub(super) fn decode(from: &mut Decoder<'_>) -> Result<Reached> {
+        let slot = DiskSlot(from.u32("slot that the base reached")?);
+        Ok(Reached { slot, sector: from.u64("sector that the base reached")? })
+    }
 }
 
 /// Where a group left one timeline for another.
@@ -581,6 +622,7 @@ mod kind {
     pub(super) const DISK_RESIZED: u16 = 12;
     pub(super) const POINTS_MERGED: u16 = 13;
     pub(super) const PAUSE_SET: u16 = 14;
+    pub(super) const BASE_REACHED: u16 = 15;
 }
 
 impl Change {
@@ -634,6 +676,11 @@ impl Change {
                 to.u128(point.0);
                 kind::BASE_SET
             }
+            Change::BaseReached { point, reached } => {
+                to.u128(point.0);
+                reached.encode(&mut to);
+                kind::BASE_REACHED
+            }
             Change::PointsMerged(merge) => {
                 merge.encode(&mut to);
                 kind::POINTS_MERGED
@@ -661,6 +708,10 @@ impl Change {
             kind::GROUP_REMOVED => Change::GroupRemoved,
             kind::POINTS_RETIRED => Change::PointsRetired(PointId(from.u128("point id")?)),
             kind::BASE_SET => Change::BaseSet(PointId(from.u128("point id")?)),
+            kind::BASE_REACHED => Change::BaseReached {
+                point: PointId(from.u128("point id")?),
+                reached: Reached::decode(&mut from)?,
+            },
             kind::POINTS_MERGED => Change::PointsMerged(MergeRecord::decode(&mut from)?),
             kind::TIMELINE_FORKED => Change::TimelineForked {
                 timeline: TimelineId(from.u128("new timeline")?),

@@ -71,6 +71,8 @@ pub struct GroupPlan {
     pub index_bytes_min: u64,
     /// Neighbouring deltas, or summaries of them, that one summary is made of.
     pub fan_out: usize,
+    /// Bytes that a base takes up at a time on its way to a point; as it fits, if nothing is said.
+    pub piece_bytes: Option<u64>,
     /// What its vault may take.
     pub space: SpaceLimits,
     /// The keys that unwrap the group's.
@@ -136,7 +138,15 @@ pub async fn create_vault(
     let timeline = TimelineId(runtime.random_u128());
     let seal_with = plan.seals.then_some(&plan.site_keys);
     let vault = Vault::create(runtime, &plan.vault, group, timeline, record, seal_with).await?;
-    Ok(Rc::new(vault.with_planted(plan.planted).with_fan_out(plan.fan_out)))
+    Ok(set_up(vault, plan))
+}
+
+fn set_up(vault: Vault, plan: &GroupPlan) -> Rc<Vault> {
+    let vault = vault.with_planted(plan.planted).with_fan_out(plan.fan_out);
+    Rc::new(match plan.piece_bytes {
+        Some(bytes) => vault.with_pieces(bytes),
+        None => vault,
+    })
 }
 
 /// Opens a group. Drive it until it [serves](Group::is_serving).
@@ -149,7 +159,7 @@ pub async fn open(runtime: Rc<Runtime>, plan: GroupPlan) -> Result<Group> {
 pub async fn open_vault(runtime: &Rc<Runtime>, plan: &GroupPlan) -> Result<Rc<Vault>> {
     adopt::refuse_uncopied(runtime, plan).await?;
     let vault = Vault::open(runtime, &plan.vault, &plan.site_keys).await?;
-    Ok(Rc::new(vault.with_planted(plan.planted).with_fan_out(plan.fan_out)))
+    Ok(set_up(vault, plan))
 }
 
 /// Opens a group again over the vault that it had. What the group before was about to append may be there or not, so the

@@ -12,6 +12,8 @@ pub const MONTHS: u32 = 1_000_000;
 
 /// What a vault keeps back, besides its spares: little, for runs are many.
 pub const RESERVE_BYTES_MAX: u64 = 64 << 10;
+/// Pieces of a base, where it goes in pieces.
+const PIECE_BYTES: u64 = 16 << 10;
 
 /// The parameters of one run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,6 +130,12 @@ impl Plan {
             verify_rate: *random.choose(&[0, 0, 1 << 20]),
             opening_death_every: *random.choose(&[200, 200, 200, 60]),
         }
+    }
+
+    /// What a base takes up at a time: in half of the runs little, so that it goes in pieces. Of what was drawn: one more draw
+    /// would change what every seed does.
+    pub fn piece_bytes(&self) -> Option<u64> {
+        (self.fan_out > 2).then_some(PIECE_BYTES)
     }
 
     /// One of [`LADDERS`], at the run's pace.

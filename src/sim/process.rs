@@ -39,6 +39,7 @@ pub fn group_plan(plan: &Plan, planted: Planted, site_keys: SiteKeys) -> GroupPl
         map_bytes_max: plan.map_bytes,
         index_bytes_min: plan.index_bytes,
         fan_out: plan.fan_out,
+        piece_bytes: plan.piece_bytes(),
         space: plan.space,
         site_keys,
         summing: Summing { rate: NonZeroU64::new(plan.verify_rate).map(ByteRate), ..Summing::default() },

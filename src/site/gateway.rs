@@ -323,6 +323,7 @@ impl Inner {
             map_bytes_max: to_usize(self.configuration.memory.maps.0),
             index_bytes_min: crate::protect::open::INDEX_BYTES_MIN,
             fan_out: crate::vault::FAN_OUT,
+            piece_bytes: None,
             space: SpaceLimits {
                 history_bytes_max: self.configuration.vault.history_max.map(|size| size.0),
                 free_bytes_min: self.configuration.vault.free_min.map(|size| size.0),

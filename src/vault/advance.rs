@@ -10,10 +10,11 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 
 use super::Vault;
 use super::base::BaseWriter;
+use super::pieces::Part;
 use super::state::Refusal;
 use super::thinning::{Opened, batch, check_hidden};
 use crate::delta::{DeltaReader, LayeredDisk, Layering, Place};
-use crate::error::{Error, Result, is_of_the_file};
+use crate::error::{Error, ErrorKind, Result, is_of_the_file};
 use crate::extent::{FrozenMap, Ranges};
 use crate::format::delta::DeltaRef;
 use crate::format::ladder::Ladder;
@@ -41,19 +42,19 @@ pub enum Advance {
 }
 
 /// Part of a disk and where in a chunk it is.
-struct Piece {
+struct Fragment {
     disk: usize,
     range: SectorRange,
     sector: u32,
 }
 
-type Layered = Vec<LayeredDisk<FrozenMap<Place>>>;
+pub(super) type Layered = Vec<LayeredDisk<FrozenMap<Place>>>;
 
 /// What is to be written to the bases.
 #[derive(Default)]
 struct Writes {
     /// By layer and chunk, so that each chunk is read once.
-    data: BTreeMap<(u32, u32), Vec<Piece>>,
+    data: BTreeMap<(u32, u32), Vec<Fragment>>,
     zeros: Vec<(usize, SectorRange, bool)>,
 }
 
@@ -85,26 +86,44 @@ impl Vault {
         if self.leases.holds_point_before(target.marker) {
             return Ok(Advance::Waits);
         }
-        if !deltas.is_empty() {
-            self.with_room(async || self.apply(&target, &deltas).await).await?;
+        if !deltas.is_empty() && self.apply(&target, &deltas).await? == Advance::Waits {
+            return Ok(Advance::Waits);
         }
         self.manifest.append(Change::BaseSet(target.id)).await?;
         deltas.iter().for_each(|delta| self.leases.doom(delta.blob));
         Ok(Advance::Done)
     }
 
-    /// Writes what the deltas hold to the bases of the disks of `target`; durable when this returns.
-    async fn apply(&self, target: &PointRecord, deltas: &[DeltaRef]) -> Result<()> {
+    /// Writes what the deltas hold to the bases of the disks of `target`: all at once where there is room for it, else in pieces.
+    /// Durable once it is done.
+    async fn apply(&self, target: &PointRecord, deltas: &[DeltaRef]) -> Result<Advance> {
         let (readers, mut disks) = self.layer(target, deltas).await?;
         disks.retain(|disk| !disk.map.is_empty());
+        if self.leases.hold_any(deltas.iter().map(|delta| delta.blob)) {
+            // No space of them comes back before their views end, in pieces or not.
+            self.with_room(async || self.write(&readers, &disks, Part::ALL).await).await?;
+            return Ok(Advance::Done);
+        }
+        if !self.wants_pieces(&disks).await? {
+            match self.write(&readers, &disks, Part::ALL).await {
+                Err(error) if error.kind() == ErrorKind::NoSpace && !error.lacks_descriptors() => {}
+                written => return written.map(|()| Advance::Done),
+            }
+        }
+        self.apply_in_pieces(target.id, &readers, &disks).await
+    }
+
+    /// Writes a part of what the layers hold to the bases; durable when this returns.
+    pub(super) async fn write(&self, readers: &[DeltaReader], disks: &Layered, part: Part) -> Result<()> {
+        let disks: Vec<_> = disks.iter().filter(|disk| part.of(disk).next().is_some()).collect();
         let mut bases = Vec::with_capacity(disks.len());
         for disk in &disks {
             bases.push(self.open_base(disk).await?);
         }
         // Another try may find what this one tore.
-        self.bases.tell_rot(false);
-        let writes = writes(&disks);
-        write_data(&self.runtime, &readers, &bases, writes.data).await?;
+        let tells_rot = self.bases.tell_rot(false);
+        let writes = writes(&disks, part);
+        write_data(&self.runtime, readers, &bases, writes.data).await?;
         let zeros = writes.zeros.into_iter().map(|(disk, range, allocated)| {
             bases[disk].sums.iter().for_each(|sums| sums.note_zeros(range));
             self.runtime.zero(&bases[disk].file, range.byte_range(), allocated)
@@ -119,6 +138,7 @@ impl Vault {
                 sums.finish().await?;
             }
         }
+        self.bases.tell_rot(tells_rot);
         Ok(())
     }
 
@@ -131,7 +151,10 @@ impl Vault {
             layering.add(&self.runtime, layer, &reader.tables().disks).await;
         }
         let disks = layering.finish();
-        check_hidden(lost, &disks)?;
+        // The newest has been taken in least.
+        let newest =
+            deltas.last().and_then(|delta| self.manifest.state().taken_in().get(&delta.blob).copied());
+        check_hidden(lost, &disks, newest.unwrap_or_default())?;
         Ok((readers, disks))
     }
 
@@ -173,14 +196,13 @@ impl Vault {
     }
 }
 
-fn writes(disks: &[LayeredDisk<FrozenMap<Place>>]) -> Writes {
+fn writes(disks: &[&LayeredDisk<FrozenMap<Place>>], part: Part) -> Writes {
     let mut writes = Writes::default();
     for (disk, layered) in disks.iter().enumerate() {
-        for extent in layered.map.iter() {
-            let range = extent.range;
-            match extent.location {
+        for (range, place) in part.of(layered) {
+            match place {
                 Place::Chunk { layer, chunk, sector } => {
-                    writes.data.entry((layer, chunk)).or_default().push(Piece { disk, range, sector });
+                    writes.data.entry((layer, chunk)).or_default().push(Fragment { disk, range, sector });
                 }
                 Place::Zero { allocated } => writes.zeros.push((disk, range, allocated)),
             }
@@ -193,15 +215,15 @@ async fn write_data(
     runtime: &Rc<Runtime>,
     layers: &[DeltaReader],
     bases: &[BaseWriter],
-    data: BTreeMap<(u32, u32), Vec<Piece>>,
+    data: BTreeMap<(u32, u32), Vec<Fragment>>,
 ) -> Result<()> {
-    let write = async |((layer, chunk), pieces): ((u32, u32), Vec<Piece>)| {
+    let write = async |((layer, chunk), fragments): ((u32, u32), Vec<Fragment>)| {
         let bytes = layers[layer as usize].chunk(chunk).await?;
-        for Piece { disk, range, sector } in pieces {
+        for Fragment { disk, range, sector } in fragments {
             let start = to_usize(u64::from(sector) * SECTOR_BYTES);
-            let piece = bytes.slice(start..start + to_usize(range.bytes()));
-            bases[disk].sums.iter().for_each(|sums| sums.note(range, &piece));
-            runtime.write(&bases[disk].file, range.byte_offset(), piece).await?;
+            let fragment = bytes.slice(start..start + to_usize(range.bytes()));
+            bases[disk].sums.iter().for_each(|sums| sums.note(range, &fragment));
+            runtime.write(&bases[disk].file, range.byte_offset(), fragment).await?;
         }
         Ok::<(), Error>(())
     };

@@ -383,9 +383,10 @@ impl Bases {
         Ok(BaseWriter { file, sums })
     }
 
-    /// Whether what is damaged in the sums of a base that is opened to be written to has flipped: no advance left it.
-    pub(super) fn tell_rot(&self, tells: bool) {
-        self.met.tells.set(tells);
+    /// Whether what is damaged in the sums of a base that is opened to be written to has flipped: no advance left it. Returns what
+    /// was said before.
+    pub(super) fn tell_rot(&self, tells: bool) -> bool {
+        self.met.tells.replace(tells)
     }
 
     /// What advances have met that flipped in sums of bases.

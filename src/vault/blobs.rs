@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::rc::Rc;
 
 use super::files::{PartialFile, remove_partials};
@@ -14,7 +15,7 @@ use crate::delta::Sink;
 use crate::error::{ErrorKind, Result};
 use crate::planted::{Bug, Planted};
 use crate::runtime::Runtime;
-use crate::storage::{File, OpenOptions, Slice};
+use crate::storage::{Access, File, OpenOptions, Slice};
 use crate::units::BlobId;
 
 /// The blobs of one vault.
@@ -50,6 +51,17 @@ impl Blobs {
     /// Opens a blob for reading.
     pub async fn open(&self, blob: BlobId) -> Result<File> {
         self.runtime.open(self.layout.blob(blob), OpenOptions::READ).await
+    }
+
+    /// Gives back the space of parts of a blob that nobody reads any more; it keeps its length.
+    pub(super) async fn punch(&self, blob: BlobId, parts: &[Range<u64>]) -> Result<()> {
+        let options = OpenOptions { access: Access::ReadWrite, ..OpenOptions::READ };
+        let file = self.runtime.open(self.layout.blob(blob), options).await?;
+        for part in parts {
+            self.runtime.zero(&file, part.clone(), false).await?;
+        }
+        // A file system gives blocks to others once it is durable that they are free.
+        self.runtime.sync(&file).await
     }
 
     /// All blobs, ascending by id.

@@ -76,6 +76,12 @@ impl Leases {
         self.0.borrow().points.range(..marker).next().is_some()
     }
 
+    /// Whether a view reads one of these blobs.
+    pub(super) fn hold_any(&self, mut blobs: impl Iterator<Item = BlobId>) -> bool {
+        let inner = self.0.borrow();
+        blobs.any(|blob| inner.blobs.contains_key(&blob))
+    }
+
     /// Resolves once a view has ended that reads a point now: to be asked for before looking whether one has to be waited for.
     pub(super) fn next_end(&self) -> oneshot::Receiver<()> {
         let (ended, told) = oneshot::channel();

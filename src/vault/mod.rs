@@ -20,6 +20,7 @@ mod keyring;
 mod layout;
 mod leases;
 mod manifest;
+mod pieces;
 mod plan;
 mod repair;
 mod reserve;
@@ -62,7 +63,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::extent::Extent;
 use crate::format::delta::{DeltaRef, Header};
 use crate::format::manifest::StepNumber;
-use crate::format::record::{Change, GroupRecord, PointRecord};
+use crate::format::record::{Change, GroupRecord, PointRecord, Reached};
 use crate::planted::Planted;
 use crate::runtime::Runtime;
 use crate::seal::{GroupKeys, SiteKeys};
@@ -82,6 +83,8 @@ pub struct Vault {
     leases: Leases,
     /// One retention at a time, also while a group is opened anew over its vault.
     turn: Mutex<()>,
+    /// Bytes that a base advance takes up at a time, if it is said.
+    piece_bytes: Option<u64>,
     planted: Planted,
 }
 
@@ -166,6 +169,7 @@ impl Vault {
             summaries,
             leases,
             turn,
+            piece_bytes: None,
             planted,
         }
     }
@@ -185,6 +189,13 @@ impl Vault {
     #[must_use]
     pub fn with_fan_out(mut self, fan_out: usize) -> Vault {
         self.summaries.gather(fan_out);
+        self
+    }
+
+    /// The same vault, whose base advances always go in pieces, of so many bytes: for the simulator.
+    #[must_use]
+    pub fn with_pieces(mut self, bytes: u64) -> Vault {
+        self.piece_bytes = Some(bytes);
         self
     }
 
@@ -283,11 +294,25 @@ impl Vault {
         }
     }
 
-    /// Opens a delta that a point names.
+    /// Opens a delta that a point names, without what the base has taken in of it by now.
     pub async fn open_delta(&self, reference: &DeltaRef) -> Result<DeltaReader> {
+        let taken_in = self.manifest.state().taken_in().get(&reference.blob).copied();
+        self.open_delta_beyond(reference, taken_in).await
+    }
+
+    /// The same without what the base had taken in of it when somebody looked.
+    pub async fn open_delta_beyond(
+        &self,
+        reference: &DeltaRef,
+        taken_in: Option<Reached>,
+    ) -> Result<DeltaReader> {
         let group = self.manifest.state().group();
         let file = self.blobs.open(reference.blob).await?;
-        DeltaReader::open(&self.runtime, file, reference, group, self.keys()).await
+        let reader = DeltaReader::open(&self.runtime, file, reference, group, self.keys()).await?;
+        Ok(match taken_in {
+            Some(reached) => reader.beyond(reached),
+            None => reader,
+        })
     }
 
     /// Makes a point restorable; its delta, if it has one, was put before.

@@ -31,6 +31,8 @@ const SPARE_BYTES: u64 = PAGE_BYTES as u64;
 const LEFT_BY_CONSENT: usize = 8;
 /// and so many by retention, for disks that are removed and a base advance that is under way.
 const LEFT_BY_RETENTION: usize = 4;
+/// So many are left by a base that goes in pieces: it arrives in the end.
+const LEFT_BY_ADVANCE: usize = 2;
 /// The reserve of one vault.
 pub struct Reserve {
     runtime: Rc<Runtime>,
@@ -46,6 +48,7 @@ pub struct Reserve {
 fn leaves(change: &Change) -> Option<usize> {
     match change {
         Change::DiskRemoved(_) | Change::BaseSet(_) | Change::GroupRemoved => Some(0),
+        Change::BaseReached { .. } => Some(LEFT_BY_ADVANCE),
         Change::PointsMerged(_) | Change::PointsRetired(_) => Some(LEFT_BY_RETENTION),
         // A shorter ladder, the end of a pause, a point that nobody keeps any more: others free space then.
         Change::PolicySet { .. } | Change::PauseSet(_) | Change::PinRemoved(_) => Some(LEFT_BY_CONSENT),

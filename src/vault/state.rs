@@ -17,7 +17,7 @@ use crate::format::delta::DeltaRef;
 use crate::format::manifest::{Contents, DiskState, Header, Snapshot, Step, StepNumber};
 use crate::format::record::{
     Change, DISKS_MAX, DiskRecord, ForkRecord, GroupRecord, MergeRecord, PinKind, PinRecord, PointDisk,
-    PointRecord, check_interval, check_sectors,
+    PointRecord, Reached, check_interval, check_sectors,
 };
 use crate::planted::{Bug, Planted};
 use crate::units::{BlobId, DiskId, DiskSlot, GroupId, GroupNanos, Lsn, PinId, PointId, TimelineId};
@@ -82,6 +82,8 @@ pub enum Refusal {
     BaseOnItsWay(PointId),
     #[error("the base is not on its way to point {0}")]
     BaseNotOnItsWay(PointId),
+    #[error("the base, on its way to point {0}, has come further than that")]
+    BaseGoesBack(PointId),
     #[error("{0}")]
     Malformed(String),
 }
@@ -152,6 +154,7 @@ impl State {
             pins: Vec::new(),
             retired: None,
             forks: Vec::new(),
+            taken_in: BTreeMap::new(),
         };
         Ok(State::indexed(header.number, checksum, header, contents))
     }
@@ -275,6 +278,13 @@ impl State {
         self.contents.points.first().map(|point| (point, retired))
     }
 
+    /// How far a base that goes in pieces has taken in each delta that it is on its way over: what lies below is read from the
+    /// base, and may be gone from the delta. To be asked for in one breath with the deltas: a newer one that is cut further than
+    /// an older one would let the older one show.
+    pub fn taken_in(&self) -> &BTreeMap<BlobId, Reached> {
+        &self.contents.taken_in
+    }
+
     /// The pin that holds a point, if it is held.
     pub fn hold_of(&self, point: PointId) -> Option<PinId> {
         let held = |pin: &&PinRecord| pin.point == point && pin.kind == PinKind::Hold;
@@ -355,6 +365,7 @@ impl State {
                 Some((target, _)) if target.id == *point => Ok(()),
                 _ => Err(Refusal::BaseNotOnItsWay(*point)),
             },
+            Change::BaseReached { point, reached } => self.check_reached(*point, *reached),
             Change::PointsMerged(merge) => self.check_merge(merge),
             Change::TimelineForked { timeline, fork } => self.check_fork(*timeline, fork),
         }
@@ -369,6 +380,24 @@ impl State {
             return Err(Refusal::NotAFork { timeline, marker: fork.marker });
         }
         Ok(())
+    }
+
+    /// A base goes on, and never back.
+    fn check_reached(&self, point: PointId, reached: Reached) -> Verdict {
+        match self.base_advance() {
+            Some((target, _)) if target.id == point => {}
+            _ => return Err(Refusal::BaseNotOnItsWay(point)),
+        }
+        let is_on =
+            self.pending_blobs().any(|blob| self.contents.taken_in.get(&blob).is_none_or(|&at| at < reached));
+        if is_on { Ok(()) } else { Err(Refusal::BaseGoesBack(point)) }
+    }
+
+    /// The deltas that the base is on its way over.
+    fn pending_blobs(&self) -> impl Iterator<Item = BlobId> {
+        let pending =
+            self.base_advance().map(|(target, retired)| retired.iter().copied().chain(target.delta));
+        pending.into_iter().flatten().map(|delta| delta.blob)
     }
 
     fn check_retirement(&self, point: PointId) -> Verdict {
@@ -520,6 +549,12 @@ impl State {
             Change::GroupRemoved => self.contents.removed = true,
             Change::PointsRetired(point) => self.retire_before(point),
             Change::BaseSet(_) => self.settle_base(),
+            Change::BaseReached { reached, .. } => {
+                for blob in self.pending_blobs().collect::<Vec<_>>() {
+                    let at = self.contents.taken_in.entry(blob).or_default();
+                    *at = reached.max(*at);
+                }
+            }
             Change::PointsMerged(merge) => self.merge_points(&merge),
             Change::TimelineForked { timeline, fork } => {
                 self.contents.forks.push(fork);
@@ -541,6 +576,7 @@ impl State {
 
     fn settle_base(&mut self) {
         let retired = self.contents.retired.take().unwrap_or_default();
+        self.contents.taken_in.clear();
         let own = self.contents.points.first_mut().and_then(|point| point.delta.take());
         for delta in retired.into_iter().chain(own) {
             self.blobs.remove(&delta.blob);

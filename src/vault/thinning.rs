@@ -8,9 +8,9 @@ use crate::error::{Error, ErrorKind, Result, is_of_the_file};
 use crate::extent::FrozenMap;
 use crate::format::delta::{DeltaRef, Header};
 use crate::format::ladder::Ladder;
-use crate::format::record::{Change, MergeRecord, PointRecord};
+use crate::format::record::{Change, MergeRecord, PointRecord, Reached};
 use crate::planted::Bug;
-use crate::units::{BlobId, Lsn, PointId, SectorCount};
+use crate::units::{BlobId, Lsn, PointId, SectorRange};
 
 /// Deltas that are read at a time, at most: each is an open file with its tables in memory.
 const DELTAS_MAX: usize = 64;
@@ -46,12 +46,20 @@ pub(super) struct Opened {
     pub(super) lost: Option<Error>,
 }
 
-/// Fails with what was `lost` unless the layers that are left say what every sector holds.
-pub(super) fn check_hidden(lost: Option<Error>, disks: &[LayeredDisk<FrozenMap<Place>>]) -> Result<()> {
-    let covered =
-        |disk: &LayeredDisk<FrozenMap<Place>>| disk.map.iter().map(|extent| extent.range.sectors()).sum();
+/// Fails with what was `lost` unless the layers that are left say what every sector holds that no base has taken in.
+pub(super) fn check_hidden(
+    lost: Option<Error>,
+    disks: &[LayeredDisk<FrozenMap<Place>>],
+    taken_in: Reached,
+) -> Result<()> {
+    let is_covered = |disk: &LayeredDisk<FrozenMap<Place>>| {
+        let start = taken_in.of(disk.slot).min(disk.sectors.0);
+        let wanted = SectorRange::new(start, disk.sectors.0);
+        let covered = disk.map.iter().filter_map(|extent| extent.range.intersection(wanted));
+        covered.map(SectorRange::sectors).sum::<u64>() == wanted.sectors()
+    };
     match lost {
-        Some(error) if disks.iter().any(|disk| disk.sectors != SectorCount(covered(disk))) => Err(error),
+        Some(error) if !disks.iter().all(is_covered) => Err(error),
         _ => Ok(()),
     }
 }
@@ -157,7 +165,7 @@ impl Vault {
             }
         }
         let disks = layering.finish();
-        check_hidden(lost, &disks)?;
+        check_hidden(lost, &disks, Reached::default())?;
         let header = self.merged_header(before, into.marker, &readers);
         let mut writer = self.blobs.create(header.blob).await?;
         match merge(&mut writer, header, &readers, &disks, self.keys()).await {

@@ -306,7 +306,7 @@ async fn verify_blob<P: Fn(u64, u64) -> Result<()>>(
     report.blobs += 1;
     report.blob_bytes += reference.total_bytes;
     // Each bad chunk is a finding of its own: the others may still be worth having.
-    for index in 0..u32::try_from(tables.chunks.len()).expect("chunk numbers are u32") {
+    for index in reader.chunks() {
         if let Err(error) = reader.chunk(index).await {
             report.damage(Lost::Chunk(reference.blob, index), error, &path)?;
         }

@@ -96,7 +96,7 @@ impl View {
         point: PointId,
         is_had: impl Fn(&PointDisk) -> bool,
     ) -> Result<Rc<View>> {
-        let (point, deltas, lease) = {
+        let (point, deltas, taken_in, lease) = {
             let state = vault.manifest().state();
             let point = state.point(point).ok_or_else(|| {
                 Error::new(ErrorKind::NotFound, format!("there is no recovery point {point}"))
@@ -104,7 +104,7 @@ impl View {
             let deltas = state.deltas_up_to(point.marker);
             // Taken in the same breath: nothing goes between the look and the lease.
             let lease = vault.leases().take(point.marker, deltas.iter().map(|delta| delta.blob).collect());
-            (point.clone(), deltas, lease)
+            (point.clone(), deltas, state.taken_in().clone(), lease)
         };
         let had = point.disks.iter().filter(|disk| is_had(disk));
         let sizes: Vec<Size> = had.map(|disk| (disk.slot, disk.disk, disk.sectors)).collect();
@@ -112,7 +112,7 @@ impl View {
             return Err(vault.missing_disk(&point, point.disks[0].disk));
         }
         let mut disks = Vec::with_capacity(sizes.len());
-        let tables = Tables::open(vault, deltas, sizes.clone()).await?;
+        let tables = Tables::open(vault, deltas, taken_in, sizes.clone()).await?;
         for size in sizes {
             disks.push(ViewDisk::open(vault, size).await?);
         }

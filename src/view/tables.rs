@@ -7,6 +7,7 @@
 //! by what covers its deltas without it, at any time.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -17,6 +18,7 @@ use crate::delta::{LayeredDisk, Layering, Place, read_chunk};
 use crate::error::{Error, Result};
 use crate::extent::{Extent, Found, FrozenMap};
 use crate::format::delta::{Chunk, Content, DeltaExtent, DeltaRef};
+use crate::format::record::Reached;
 use crate::format::summary::{Cover, DiskPages, EXTENTS_A_PAGE, MemberChunk};
 use crate::storage::{File, Slice};
 use crate::summary::SummaryReader;
@@ -92,6 +94,8 @@ pub(super) struct Tables {
     vault: Rc<Vault>,
     /// Oldest first.
     deltas: Vec<DeltaRef>,
+    /// What the base had taken in of the oldest of them: nobody looks for that here.
+    taken_in: BTreeMap<BlobId, Reached>,
     sizes: Vec<Size>,
     /// Newest first.
     tables: RefCell<Rc<[Rc<Table>]>>,
@@ -106,11 +110,17 @@ pub(super) struct Tables {
 
 impl Tables {
     /// Opens what covers `deltas`, which are leased, given oldest first.
-    pub(super) async fn open(vault: &Rc<Vault>, deltas: Vec<DeltaRef>, sizes: Vec<Size>) -> Result<Tables> {
+    pub(super) async fn open(
+        vault: &Rc<Vault>,
+        deltas: Vec<DeltaRef>,
+        taken_in: BTreeMap<BlobId, Reached>,
+        sizes: Vec<Size>,
+    ) -> Result<Tables> {
         let all = 0..deltas.len();
         let tables = Tables {
             vault: Rc::clone(vault),
             deltas,
+            taken_in,
             sizes,
             tables: RefCell::new(Rc::new([])),
             sources: RefCell::default(),
@@ -133,6 +143,19 @@ impl Tables {
     /// The tables that cover some of the deltas, oldest first. A summary that cannot be opened is refused, and the cover
     /// is asked for anew.
     async fn open_cover(&self, deltas: Range<usize>) -> Result<Vec<Rc<Table>>> {
+        let is_taken_in = |delta: &&DeltaRef| self.taken_in.contains_key(&delta.blob);
+        let taken_in = self.deltas[deltas.clone()].iter().take_while(is_taken_in).count();
+        if taken_in > 0 {
+            // A summary says where these were before the base took some of them in.
+            let standing = deltas.start + taken_in;
+            let mut tables = vec![Rc::new(Table::Flat(self.layer(deltas.start..standing).await?))];
+            tables.extend(self.cover(standing..deltas.end).await?);
+            return Ok(tables);
+        }
+        self.cover(deltas).await
+    }
+
+    async fn cover(&self, deltas: Range<usize>) -> Result<Vec<Rc<Table>>> {
         let blobs: Vec<BlobId> = self.deltas[deltas.clone()].iter().map(|delta| delta.blob).collect();
         let summaries = self.vault.summaries();
         loop {
@@ -188,7 +211,7 @@ impl Tables {
     async fn layer(&self, deltas: Range<usize>) -> Result<Vec<LayeredDisk<FrozenMap<Place>>>> {
         let mut layering = Layering::new(self.sizes.iter().copied());
         let mut readers = stream::iter(&self.deltas[deltas])
-            .map(|delta| self.vault.open_delta(delta))
+            .map(|delta| self.vault.open_delta_beyond(delta, self.taken_in.get(&delta.blob).copied()))
             .buffered(OPENS_IN_FLIGHT)
             .boxed_local();
         while let Some(reader) = readers.next().await {

@@ -23,6 +23,11 @@ pub fn fourth(name: &str) -> PathBuf {
     root().join("4").join(name)
 }
 
+/// A file of the fifth one: manifests of bases that go in pieces.
+pub fn fifth(name: &str) -> PathBuf {
+    root().join("5").join(name)
+}
+
 /// Where the sets are.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")

@@ -4,6 +4,7 @@
 //! journal or vault makes (frames, deltas, summaries) was taken from one, and is read. Nothing of it is shared with the tests of
 //! the fuzzers' corpora: those change with the encoders, this does not.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use afterimage::block::TestId;
@@ -17,7 +18,7 @@ use afterimage::format::marker::{Consistency, DiskEntry, Marker};
 use afterimage::format::overlay_sums::{self, Unit};
 use afterimage::format::record::{
     Change, DiskRecord, ForkRecord, GroupRecord, Membership, MergeRecord, PinKind, PinRecord, PointDisk,
-    PointRecord, TestUse,
+    PointRecord, Reached, TestUse,
 };
 use afterimage::format::run::{FrameLink, PartSeal, Run, RunExtent, RunLayer, RunPart, RunSource};
 use afterimage::format::side::{Content, Footer, Identity, SideExtent, Stood, encode_table};
@@ -31,7 +32,7 @@ use afterimage::units::{
     PointId, SectorCount, SectorRange, SegmentSequence, TimelineId, WallNanos, WriterId,
 };
 
-use crate::files::{first, fourth, golden, golden_at, of_format, second, third};
+use crate::files::{fifth, first, fourth, golden, golden_at, of_format, second, third};
 use crate::{frame_fuzz, keyring_fuzz, run_fuzz, side_fuzz, summary_fuzz, sums_fuzz, vault_fuzz};
 
 fn keys() -> (GroupKeys, SiteKeys) {
@@ -312,6 +313,7 @@ fn contents() -> Contents {
         ],
         retired: Some(vec![delta_ref(0xb), delta_ref(0xc)]),
         forks: vec![fork()],
+        taken_in: BTreeMap::new(),
     }
 }
 
@@ -342,6 +344,20 @@ fn manifest_snapshots() {
     let seal = WriterSeal { sealing: &sealing, number: 99 };
     let sealed = golden("manifest-sealed/snapshot", &snapshot.encode(Some(seal)).bytes);
     assert_eq!(Snapshot::decode(&sealed, &keys).expect("a sealed snapshot"), snapshot);
+}
+
+/// A base that goes in pieces: its step, and a snapshot of one that is on its way.
+#[test]
+fn manifests_of_a_base_in_pieces() {
+    let reached = Reached { slot: DiskSlot(2), sector: 4096 };
+    let change = Change::BaseReached { point: PointId(4), reached };
+    let step = Step { header: header(30), change };
+    let read = golden_at(&fifth("manifest/base-reached"), &step.encode(None).bytes);
+    assert_eq!(Step::decode(&read, &GroupKeys::NONE).expect("a step").0, step);
+    let taken_in = [(BlobId(0xb), reached), (BlobId(0xc), Reached { sector: 8, ..reached })].into();
+    let snapshot = Snapshot { header: header(257), contents: Contents { taken_in, ..contents() } };
+    let read = golden_at(&fifth("manifest/snapshot-in-pieces"), &snapshot.encode(None).bytes);
+    assert_eq!(Snapshot::decode(&read, &GroupKeys::NONE).expect("a snapshot"), snapshot);
 }
 
 /// The records of a segment, in words.

@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 
 use afterimage::capture::nbd::client::{Client, Command, Wishes};
+use afterimage::units::to_usize;
 use serde_json::Value;
 
-use crate::content::content;
+use crate::content::{assert_same_bytes, content};
 use crate::gateway::{Gateway, wait};
 use crate::small_file_system::SmallFileSystem;
 
@@ -129,6 +130,41 @@ fn what_gives_space_back_is_done_on_a_full_disk() {
         (&Value::Array(Vec::new()), &Value::Null),
         "{report:#}"
     );
+}
+
+/// The base takes up 20 MiB, and the reserve has 1: the delta gives back what the base has taken in.
+#[test]
+fn a_point_whose_delta_is_larger_than_the_reserve_goes_on_a_full_disk() {
+    let small = SmallFileSystem::new();
+    let ballast = File::options().write(true).open(small.path("ballast")).unwrap();
+    ballast.set_len(128 << 20).unwrap();
+    let mut gateway = Gateway::with(&small.setup());
+    gateway.protect([("db", "64M")]);
+    gateway.says("policy set erp --interval 24h --retain all");
+    let mut client = connect(&gateway, "erp/db");
+    (0..80).for_each(|block| write(&mut client, block, block));
+    gateway.says("point create erp --label first");
+    (40..44).for_each(|block| write(&mut client, block, 200));
+    gateway.says("point create erp --label second");
+    let destaged = |status: &Value| status["groups"][0]["lsn"]["destaged"].as_u64() == Some(visible(status));
+    gateway.until("all of it in the image", destaged);
+    until_reserve(&gateway);
+    small.fill_up();
+    gateway.says("point delete erp first --yes");
+    let bytes = |status: &Value| status["groups"][0]["limits"]["history_bytes"].as_u64();
+    gateway.until("its delta is gone", |status| bytes(status) == Some(0));
+    gateway.says("verify erp");
+    assert_eq!(gateway.json("vault verify")["faults"], Value::Array(Vec::new()));
+    gateway.terminate();
+    gateway.restart();
+    let restored = tempfile::tempdir().unwrap();
+    gateway.says(&format!("restore erp --point second --to {}", restored.path().display()));
+    let restored = fs::read(restored.path().join("db.raw")).unwrap();
+    for block in 0..80 {
+        let seed = if (40..44).contains(&block) { 200 } else { block };
+        let part = to_usize(block) * BLOCK_BYTES as usize..;
+        assert_same_bytes(&restored[part][..BLOCK_BYTES as usize], &content(seed, BLOCK_BYTES as usize));
+    }
 }
 
 /// It waited without a word, and kept SIGTERM waiting for a minute.

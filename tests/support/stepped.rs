@@ -38,6 +38,7 @@ pub fn plan(directory: PathBuf, vault: PathBuf) -> GroupPlan {
         map_bytes_max: 16 << 20,
         index_bytes_min: INDEX_BYTES_MIN,
         fan_out: afterimage::vault::FAN_OUT,
+        piece_bytes: None,
         space: SpaceLimits::default(),
         site_keys: SiteKeys::new(vec![SiteKey::drawn([1, 2])]),
         summing: Summing::default(),

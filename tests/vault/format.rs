@@ -14,7 +14,7 @@ use afterimage::format::manifest::{self, Contents, DiskState, Snapshot, Step, St
 use afterimage::format::marker::Consistency;
 use afterimage::format::record::{
     Change, DiskRecord, ForkRecord, GroupRecord, Membership, MergeRecord, PinKind, PinRecord, PointDisk,
-    PointRecord, TestUse,
+    PointRecord, Reached, TestUse,
 };
 use afterimage::seal::GroupKeys;
 use afterimage::units::{
@@ -245,6 +245,7 @@ fn changes() -> Vec<Change> {
         Change::PinRemoved(PinId(1)),
         Change::PointsRetired(PointId(2)),
         Change::BaseSet(PointId(2)),
+        Change::BaseReached { point: PointId(2), reached: Reached { slot: DiskSlot(1), sector: 4096 } },
         Change::PointsMerged(MergeRecord { first: PointId(2), into: PointId(3), delta: None }),
         Change::PointsMerged(MergeRecord { first: PointId(2), into: PointId(3), delta: point_delta }),
         Change::GroupRemoved,
@@ -348,6 +349,7 @@ prop_compose! {
         pins in proptest::collection::btree_map(any::<u128>(), (any::<u128>(), 0..4_u64), 0..4),
         newest_test in any::<u64>(),
         retired in proptest::option::of(proptest::collection::vec(any::<u128>(), 0..3)),
+        taken_in in proptest::collection::btree_map(any::<u128>(), (any::<u32>(), any::<u64>()), 0..3),
         forks in proptest::collection::btree_map(any::<u64>(), any::<u128>(), 0..3),
     ) -> Snapshot {
         let forks = forks.into_iter().map(|(marker, left)| ForkRecord {
@@ -369,9 +371,13 @@ prop_compose! {
         let group = GroupRecord { name, created: WallNanos(created), interval_ms, retain: Ladder::default() };
         let delta = |blob| DeltaRef { blob: BlobId(blob), total_bytes: 5000, tables_bytes: 96, checksum: 7 };
         // A base is on its way only to a point.
-        let retired = retired.filter(|_| !points.is_empty()).map(|blobs| blobs.into_iter().map(delta).collect());
+        let retired = retired.filter(|_| !points.is_empty());
+        let taken_in = taken_in.into_iter().filter(|_| retired.is_some());
+        let taken_in = taken_in.map(|(blob, (slot, sector))| (BlobId(blob), Reached { slot: DiskSlot(slot), sector }));
+        let taken_in = taken_in.collect();
+        let retired = retired.map(|blobs| blobs.into_iter().map(delta).collect());
         let contents = Contents {
-            group, removed, paused: !removed, newest_test: TestId(newest_test), disks, points, pins: pins.collect(), retired, forks,
+            group, removed, paused: !removed, newest_test: TestId(newest_test), disks, points, pins: pins.collect(), retired, forks, taken_in,
         };
         Snapshot { header: step_header(256), contents }
     }

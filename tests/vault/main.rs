@@ -2,6 +2,7 @@
 
 #[cfg(feature = "sim")]
 mod base_faults;
+mod base_in_pieces;
 mod corpus;
 mod delta;
 mod format;

@@ -43,7 +43,7 @@ fn delete(group: &mut Group, index: usize) {
     block_on(&group.runtime, deleted).expect("it may go");
 }
 
-fn contents(group: &Group, view: &View) -> Vec<Vec<u8>> {
+pub fn contents(group: &Group, view: &View) -> Vec<Vec<u8>> {
     let read = |disk: &afterimage::view::ViewDisk| {
         let range = SectorRange::new(0, disk.sectors().0);
         flatten(&block_on(&group.runtime, view.read(disk.id(), range)).expect("sound"))
@@ -51,7 +51,7 @@ fn contents(group: &Group, view: &View) -> Vec<Vec<u8>> {
     view.disks().iter().map(read).collect()
 }
 
-fn check(group: &Group) {
+pub fn check(group: &Group) {
     let listed: Vec<PointId> = group.vault.manifest().state().points().iter().map(|point| point.id).collect();
     let expected: Vec<PointId> = group.points.iter().map(|(point, _)| *point).collect();
     assert_eq!(listed, expected);

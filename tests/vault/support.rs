@@ -329,7 +329,6 @@ impl Group {
     }
 
     /// As [`Group::new`], in a place and on a storage of the caller's choice.
-    #[cfg(feature = "sim")]
     pub fn within(runtime: &Rc<Runtime>, path: &Path, sizes: &[u64]) -> Group {
         Group::create(runtime, path, sizes, Some(&site_keys()))
     }

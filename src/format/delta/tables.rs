@@ -10,6 +10,7 @@ use super::{Compression, DISK_SECTORS_MAX, Footer, HEADER_BYTES, Header, generat
 use crate::counted::counted;
 use crate::error::{Error, Result};
 use crate::format::checksum;
+use crate::format::record::Reached;
 use crate::seal::Generation;
 use crate::units::{BlobId, DiskId, DiskSlot, SECTOR_BYTES, Sector, SectorCount, SectorRange, to_usize};
 
@@ -107,6 +108,20 @@ pub struct DiskTable {
     pub extents: Vec<DeltaExtent>,
 }
 
+impl DiskTable {
+    /// Leaves out what lies below `reached`.
+    pub(crate) fn cut_below(&mut self, reached: Reached) {
+        let below = reached.of(self.slot);
+        self.extents.drain(..self.extents.partition_point(|extent| extent.range.end <= below));
+        let Some(first) = self.extents.first_mut().filter(|first| first.range.start < below) else { return };
+        if let Content::Data { sector, .. } = &mut first.content {
+            *sector +=
+                u32::try_from(below - first.range.start).expect("an extent with data lies within one chunk");
+        }
+        first.range = SectorRange::new(below, first.range.end);
+    }
+}
+
 /// Where a chunk is stored, and in which form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chunk {
@@ -162,6 +177,17 @@ pub struct Tables {
 }
 
 impl Tables {
+    /// Which chunks an extent is in.
+    pub(crate) fn needed_chunks(&self) -> Vec<bool> {
+        let mut needed = vec![false; self.chunks.len()];
+        for extent in self.disks.iter().flat_map(|disk| &disk.extents) {
+            if let Content::Data { chunk, .. } = extent.content {
+                needed[chunk as usize] = true;
+            }
+        }
+        needed
+    }
+
     /// The stored tables.
     ///
     /// # Panics

@@ -395,6 +395,7 @@ fn summary(op: &Op) -> String {
     let len = match op {
         Op::Read { buffer, .. } => Some(buffer.len()),
         Op::Write { data, .. } => Some(data.len()),
+        Op::Zero { range, .. } => Some(to_usize(range.end - range.start)),
         _ => None,
     };
     if let (Some(offset), Some(len)) = (offset_of(op), len) {
