@@ -27,6 +27,8 @@ use stepped::{GROUP, Stepped, Steps, record};
 
 #[path = "group/adoption.rs"]
 mod adoption;
+#[path = "group/batches.rs"]
+mod batches;
 #[path = "group/checkpoint.rs"]
 mod checkpoint;
 #[path = "group/closing.rs"]

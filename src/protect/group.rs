@@ -367,7 +367,6 @@ impl Group {
         }
         self.make_due_marker();
         self.publish_waiting();
-        self.writer.hold_data(self.are_maps_full());
         self.take_up_resumes();
         self.care_for_latched();
         self.care_for_renewals();

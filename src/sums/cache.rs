@@ -9,8 +9,8 @@ use std::rc::Rc;
 
 use crate::format::sums::{Block, Copy};
 
-/// Blocks that are kept, for all images of a thread together: 16 MiB, the sums of 2 GiB.
-pub const BLOCKS_MAX: usize = 4096;
+/// Blocks that are kept, for all images of a thread together: 64 MiB, the sums of 8 GiB.
+pub const BLOCKS_MAX: usize = 16 << 10;
 
 /// Whose block: a number that an open file of sums has for itself, and the block's.
 pub type Key = (u32, u64);

@@ -99,7 +99,7 @@ impl OverlaySums {
         }
         let sums = OverlaySums::over(runtime, file, overlay, disk, planted);
         sums.doubtful.replace(present);
-        sums.check_headers().await?;
+        sums.check_headers(false).await?;
         // Which of what is read is durable, nobody knows: all of it is, from here on.
         runtime.settle(&sums.file).await?;
         Ok(Some(sums))
@@ -153,12 +153,17 @@ impl OverlaySums {
         }
     }
 
-    /// One of the two is enough, unless one is of a version that only a later build knows; the other one is written anew.
-    pub(super) async fn check_headers(&self) -> Result<()> {
+    /// One of the two is enough, unless one is of a version that only a later build knows; the other one is written anew. Neither is
+    /// needed where it `is_open`: somebody has read them.
+    pub(super) async fn check_headers(&self, is_open: bool) -> Result<()> {
         let [first, second] = [self.read_header(Copy::First).await, self.read_header(Copy::Second).await];
         match (first, second) {
             (Err(error), _) | (_, Err(error)) if error.kind() == ErrorKind::Unsupported => Err(error),
-            (Err(error), Err(_)) => Err(error),
+            (Err(error), Err(_)) if !is_open => Err(error),
+            (Err(first), Err(second)) => {
+                self.renew_header(Copy::First, &first).await?;
+                self.renew_header(Copy::Second, &second).await
+            }
             (Err(error), Ok(())) => self.renew_header(Copy::First, &error).await,
             (Ok(()), Err(error)) => self.renew_header(Copy::Second, &error).await,
             (Ok(()), Ok(())) => Ok(()),
@@ -174,7 +179,7 @@ impl OverlaySums {
 
     /// Also where it cannot be: the other one does as long as it lasts.
     async fn renew_header(&self, copy: Copy, error: &Error) -> Result<()> {
-        tracing::warn!(%error, "one of the two headers of an overlay's sums is damaged; the other one is used, and it is written anew");
+        tracing::warn!(%error, "a header of an overlay's sums is damaged, and written anew");
         self.rot.borrow_mut().push(header_offset(copy));
         let header = Buffer::copy_of(&encode_header(self.disk)).freeze();
         if let Err(error) = self.runtime.write(&self.file, header_offset(copy), header).await {

@@ -40,7 +40,7 @@ impl OverlaySums {
     /// Looks at the headers again.
     pub(in crate::view) async fn look_at_headers(&self) -> Result<()> {
         let _turn = self.turns.take(SectorRange::new(0, u64::MAX)).await;
-        self.check_headers().await
+        self.check_headers(true).await
     }
 
     /// Looks at a piece, whose parts are present, and at what its units say. Nobody writes in them meanwhile.
