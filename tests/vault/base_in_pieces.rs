@@ -143,6 +143,34 @@ fn a_view_that_is_opened_between_two_pieces_stays_right() {
     check(&site.group);
 }
 
+/// What is left of a delta that is damaged is hidden by later ones, and the rest by what the base has taken in.
+#[test]
+fn a_damaged_delta_of_which_nothing_is_needed_any_more_holds_nothing_up() {
+    let directory = directory();
+    let (runtime, faults) = faulty_runtime();
+    let mut group = Group::within(&runtime, &directory.path().join("vault"), &[1000]);
+    let all = SectorRange::new(0, 1000);
+    for seed in 1..5 {
+        group.write_bytes(0, all, &noise(all.bytes(), seed));
+        group.publish();
+    }
+    let first = group.vault.manifest().state().points()[0].delta.expect("it was written to").blob;
+    let mut site = Site { group, faults, _directory: directory };
+    site.reopen();
+    site.retire();
+    site.advance(2).expect_err("there is no space for the third step");
+    let blob = site.group.vault.layout().blob(first);
+    let mut bytes = fs::read(&blob).expect("it is there");
+    bytes[40] ^= 1;
+    fs::write(&blob, bytes).expect("writable");
+    site.reopen();
+    assert!(site.pieces() > 0);
+    let advance = block_on(&site.group.runtime, site.group.vault.finish_advance()).expect("hidden");
+    assert_eq!(advance, Advance::Done);
+    block_on(&site.group.runtime, site.group.vault.sweep()).expect("deleted");
+    check(&site.group);
+}
+
 /// A repair may send on a base that did not arrive.
 #[test]
 fn a_base_that_is_sent_on_takes_up_what_it_had_not() {
