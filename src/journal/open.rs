@@ -17,7 +17,9 @@ use crate::error::Result;
 use crate::format::marker::Opening;
 use crate::format::run::FrameLink;
 use crate::journal::keys::JournalKeys;
-use crate::journal::recover::{Accepted, Decision, Known, admit_rotten, claims, recover, silent_segments};
+use crate::journal::recover::{
+    Accepted, Decision, Known, admit_rotten, claims, recover, silent_segments, stand_apart,
+};
 use crate::journal::runs::{self, Jump, LoadedRun, Needs, link_of};
 use crate::journal::scan::{Checks, Scanned, SegmentScan, is_needless, scan_segment};
 use crate::journal::segment_read::{Unread, read_head, read_segment};
@@ -345,7 +347,11 @@ impl<'a> Survey<'a> {
                 Decision::Accept(chain) => chain.iter().filter(|part| part.jump.is_some()).count(),
                 Decision::Fresh | Decision::Refuse(_) => 0,
             };
-            if taken == jumps.len() {
+            let is_apart = match &decision {
+                Decision::Accept(chain) => stand_apart(&self.scans, chain, &jumps, runs),
+                Decision::Fresh | Decision::Refuse(_) => true,
+            };
+            if taken == jumps.len() && is_apart {
                 self.refuse_unknown()?;
                 return Ok((decision, jumps));
             }

@@ -33,14 +33,16 @@
 //! openings in segments of their own follow the same frame, the newer one took the place of the other, which had died
 //! before it said anything.
 
+use std::collections::HashMap;
+
 use crate::env::BootId;
 use crate::format::run::FrameLink;
 use crate::journal::refusal::Refusal;
-use crate::journal::runs::{Jump, link_of};
+use crate::journal::runs::{Jump, LoadedRun, link_of};
 use crate::journal::scan::{Checks, Claims, Owner, Scanned, SegmentScan};
 use crate::journal::segments::SegmentIndex;
 use crate::journal::tail::{self, Break};
-use crate::units::Lsn;
+use crate::units::{Lsn, SECTOR_BYTES, SegmentSequence};
 
 /// What is known besides the segments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -272,6 +274,32 @@ fn place_of(frames: &[Scanned], link: FrameLink) -> Option<usize> {
     let first = frames.first()?.frame.number.0;
     let place = usize::try_from(link.number.0.checked_sub(first)?).ok()?;
     frames.get(place).filter(|found| link_of(&found.frame, found.sum) == link).map(|_| place)
+}
+
+/// Whether runs and frames say of no place in a segment twice what stands there, as runs of builds of before 23 November 2026 may.
+pub fn stand_apart(scans: &[SegmentScan], chain: &[Accepted], jumps: &[Jump], runs: &[LoadedRun]) -> bool {
+    let mut ends: HashMap<(SegmentIndex, SegmentSequence), u32> = HashMap::new();
+    let mut follows = |place, begin: u32, end: u32| {
+        let known = ends.entry(place).or_default();
+        let is_behind = begin >= *known;
+        *known = end.max(*known);
+        is_behind
+    };
+    chain.iter().all(|part| {
+        let jumped = part.jump.map(|jump| &jumps[jump].runs[..]).unwrap_or_default();
+        let parts = jumped.iter().flat_map(|&run| &runs[run].parts);
+        let listed = parts.filter_map(|(part, listed)| {
+            let (first, last) = (listed.payloads.first()?, listed.payloads.last()?);
+            Some(((SegmentIndex(part.index), part.sequence), first.sector, last.end()))
+        });
+        let scan = &scans[part.scan];
+        let frames = scan.frames.get(part.from..part.frames).unwrap_or_default().iter().map(|scanned| {
+            let sectors = |bytes: u64| u32::try_from(bytes / SECTOR_BYTES).expect("segments are bounded");
+            let begin = scanned.frame.segment_offset();
+            ((scan.index, scanned.frame.segment), sectors(begin), sectors(scanned.end_offset()))
+        });
+        listed.chain(frames).all(|(place, begin, end)| follows(place, begin, end))
+    })
 }
 
 #[cfg(test)]

@@ -193,6 +193,8 @@ impl Indexing {
     /// Takes a run that is there already; what comes next begins behind it.
     pub fn adopt(&mut self, run: &LoadedRun) {
         self.close();
+        // They stand before it: an opening, say, which no layer waits for. The next run would say what this one says again.
+        self.trail.clear();
         self.draft = Some(Draft::after(run.end));
         self.stored.push_back(StoredRun::from(run));
         self.adopted += 1;
@@ -301,5 +303,43 @@ impl Group {
 
     fn index_failed(&self, error: &Error) {
         tracing::warn!(group = %self.name, %error, "no index run: the next opening reads the journal instead");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::scan::Owner;
+    use crate::units::{FrameNumber, GroupId, IncarnationId, TimelineId};
+
+    fn link(number: u64) -> FrameLink {
+        FrameLink {
+            incarnation: IncarnationId(3),
+            number: FrameNumber(number),
+            sum: number,
+            segment: SegmentSequence(9),
+            last_lsn: Lsn(number),
+        }
+    }
+
+    fn frame(number: u64, sectors: std::ops::Range<u32>) -> CoveredFrame {
+        CoveredFrame { link: link(number), index: SegmentIndex(1), sectors, carries_data: true, seal: None }
+    }
+
+    /// An empty frame is the last record's, which the layers may not have seen: then nothing takes it off the trail.
+    #[test]
+    fn frames_before_an_adopted_run_are_in_no_later_one() {
+        let mut indexing = Indexing::new(1);
+        indexing.begin(runs::NOTHING);
+        indexing.add(frame(100, 0..8));
+        indexing.freeze(Lsn::ZERO, None, None);
+        let owner = Owner { group: GroupId(1), timeline: TimelineId(2) };
+        let (path, parts, layers) = (PathBuf::new(), Vec::new(), Vec::new());
+        indexing.adopt(&LoadedRun { path, owner, begin: link(100), end: link(106), parts, layers });
+        indexing.add(frame(107, 136..144));
+        indexing.freeze(Lsn(107), None, None);
+        let draft = indexing.draft.expect("behind the run");
+        assert_eq!((draft.begin.number, draft.end.number), (FrameNumber(106), FrameNumber(107)));
+        assert_eq!(draft.parts.iter().map(|part| part.sectors.clone()).collect::<Vec<_>>(), [136..144]);
     }
 }

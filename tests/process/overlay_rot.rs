@@ -140,8 +140,9 @@ fn an_overlay_outlives_its_gateway_and_is_served_without_sums_where_it_has_none(
     std::fs::remove_file(site.file(".overlay.sums")).unwrap();
     site.gateway.restart();
     assert_eq!(site.refused(), [] as [usize; 0]);
-    assert!(!site.gateway.logged("an overlay of a test failover has no sums").is_empty());
     let gateway = &site.gateway;
+    let told = "an overlay of a test failover has no sums";
+    gateway.until("a line in the log", |_| !gateway.logged(told).is_empty());
     gateway
         .until("sums", |_| !gateway.logged("an overlay of before there were sums has them now").is_empty());
 
@@ -175,7 +176,9 @@ fn a_data_directory_that_was_copied_sparsely_serves_what_was_written() {
     assert_eq!(overlay.metadata().unwrap().blocks(), before - (PIECE / 512) as u64, "a hole in the copy");
     site.gateway.restart();
     assert_eq!(site.refused(), [] as [usize; 0]);
-    assert!(!site.gateway.logged("blocks of zeros of an overlay have become holes").is_empty());
+    let gateway = &site.gateway;
+    let told = "blocks of zeros of an overlay have become holes";
+    gateway.until("a line in the log", |_| !gateway.logged(told).is_empty());
     site.gateway.kill();
     site.gateway.restart();
     assert_eq!(site.refused(), [] as [usize; 0]);

@@ -72,7 +72,11 @@ impl ImageSums {
         if self.settled.get() >= sectors.0.div_ceil(SECTORS_A_BLOCK) {
             return self.complete(planted).await.map(|()| Summed::All);
         }
-        let turn = if alone { Some(self.turn().await) } else { None };
+        let turn = self.turn().await;
+        // What it finds of sums counts for good: a sync that failed, or fails later, must not take it back.
+        self.sync(planted).await?;
+        self.settle(planted).await?;
+        let turn = Some(turn).filter(|_| alone);
         let epoch = self.epoch();
         let piece = self.next_piece(image, sectors, if alone { 1 } else { BLOCKS_A_PIECE }).await?;
         let _turn = match turn {
