@@ -3,7 +3,7 @@
 //! It is a cache. Nothing is true because it stands here; what it says of groups can be made again with
 //! [`Catalogue::rebuild`], so a file that is damaged is moved aside and begun anew. What it says of
 //! the past can't: events, the audit trail, ended jobs and samples are gone then, which its other id tells (docs/events.md). So what a later
-//! version wrote is refused, and what the two versions before wrote is taken over. What it took is synced, so that a power cut loses none of it.
+//! version wrote is refused, and what the versions before wrote, from 2 on, is taken over. What it took is synced, so that a power cut loses none of it.
 //! Each row has a sum ([`sums`]): one that is not what was written is shown to nobody, and told ([`rot`]).
 //!
 //! The SQL is the subset that PostgreSQL takes too: TEXT, BIGINT and BLOB, `$n`, `ON CONFLICT`. Ids are 16 bytes,

@@ -229,11 +229,11 @@ async fn the_version_before_is_taken_over_with_its_id_its_trail_and_its_jobs() {
 
 /// What was before an upgrade is looked back at after it.
 #[tokio::test]
-async fn the_version_before_that_is_taken_over_with_its_events() {
+async fn the_versions_before_that_are_taken_over_with_their_events() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("catalogue.sqlite");
     let (catalogue, _) = open(&path).await;
-    let all = Everything::write(&catalogue).await;
+    let written = Everything::write(&catalogue).await;
     catalogue.close().await;
     make_version_4(&path).await;
     let before = Catalogue::connect(&path, 1);
@@ -243,12 +243,31 @@ async fn the_version_before_that_is_taken_over_with_its_events() {
     before.close().await;
     let (catalogue, content) = open(&path).await;
     assert_eq!(content, Content::Kept);
-    assert_eq!(Everything::of(&catalogue).await, Everything { samples: Vec::new(), ..all });
+    assert_eq!(Everything::of(&catalogue).await, Everything { samples: Vec::new(), ..written.clone() });
     catalogue.add_samples(&[(GroupId(0x10), WallNanos(1), Sample::default())]).await.unwrap();
     let id = catalogue.id();
     catalogue.close().await;
     let (catalogue, content) = open(&path).await;
     assert_eq!((content, catalogue.id()), (Content::Kept, id), "once for all");
+    catalogue.close().await;
+    // Golden sites have one that is older still.
+    make_version_4(&path).await;
+    let before = Catalogue::connect(&path, 1);
+    for statement in [
+        "DROP TABLE hook_cursors",
+        "DROP TABLE audit",
+        "DROP TABLE jobs",
+        "DROP TABLE samples",
+        "ALTER TABLE catalogue DROP COLUMN id",
+        "UPDATE catalogue SET schema_version = 2",
+    ] {
+        before.execute(sqlx::query(statement)).await.unwrap();
+    }
+    before.close().await;
+    let (catalogue, content) = open(&path).await;
+    let (audit, jobs) = (Vec::new(), Vec::new());
+    let left = Everything { cursor: None, audit, jobs, samples: Vec::new(), ..written };
+    assert_eq!((content, Everything::of(&catalogue).await), (Content::Kept, left));
     assert!(!directory.path().join("catalogue.sqlite.unusable").exists());
 }
 

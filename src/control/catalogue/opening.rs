@@ -160,7 +160,9 @@ impl Catalogue {
                 }
             }
             Ok(before) if !has_sum && SCHEMA_VERSIONS_BEFORE.contains(&before) => {
-                self.id = id(row, "id")?;
+                if named(row, "id").is_some() {
+                    self.id = id(row, "id")?;
+                }
                 Ok(Found::Earlier)
             }
             Ok(other) if other >= SCHEMA_VERSION => {

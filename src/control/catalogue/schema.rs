@@ -5,8 +5,8 @@
 
 /// Given a new number with every change of the tables, be it of a blank: what stands in the file is compared with what is here.
 pub(super) const SCHEMA_VERSION: i64 = 5;
-/// The two versions before, whose rows have no sums; the older one has no samples either.
-pub(super) const SCHEMA_VERSIONS_BEFORE: [i64; 2] = [4, 3];
+/// The versions before, whose rows have no sums: 3 has no samples either, and 2 neither an id nor cursors of hooks, audit trail, jobs.
+pub(super) const SCHEMA_VERSIONS_BEFORE: [i64; 3] = [4, 3, 2];
 
 /// A table.
 #[derive(Debug)]
