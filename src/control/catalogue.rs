@@ -3,7 +3,8 @@
 //! It is a cache. Nothing is true because it stands here; what it says of groups can be made again with
 //! [`Catalogue::rebuild`], so a file that is damaged is moved aside and begun anew. What it says of
 //! the past can't: events, the audit trail, ended jobs and samples are gone then, which its other id tells (docs/events.md). So what a later
-//! version wrote is refused, and what the two versions before wrote is taken over. What it took is synced, so that a power cut loses none of it.
+//! version wrote is refused, and what the versions before wrote, from 2 on, is taken over. What it took is synced, so that a power cut loses none of it.
+//! Each row has a sum ([`sums`]): one that is not what was written is shown to nobody, and told ([`rot`]).
 //!
 //! The SQL is the subset that PostgreSQL takes too: TEXT, BIGINT and BLOB, `$n`, `ON CONFLICT`. Ids are 16 bytes,
 //! big-endian, so that they sort like their text; PRAGMAs are set by the connection's options only.
@@ -11,58 +12,31 @@
 mod audit;
 mod events;
 mod jobs;
+mod opening;
+mod rot;
 mod rows;
 mod samples;
+mod schema;
+mod sums;
 
-use std::ffi::OsString;
-use std::fs::{File, Permissions};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Row, SqliteConnection, SqlitePool};
+use sqlx::SqlitePool;
+use sqlx::sqlite::SqliteRow;
 
 pub use self::events::{EventFilter, EventsFound};
+use self::rot::Rot;
 use self::rows::{
     bigint, blob, column, delete_group, id, insert_disk, insert_group, insert_point, insert_policy,
     insert_test, name, point, unblob, unsigned, unword,
 };
+use self::schema::{DISKS, GROUPS, POINTS, POLICIES, TESTS, Table};
 use super::model::{Job, Point, Policy};
 use super::name::Name;
 use crate::block::TestId;
-use crate::env::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{DiskId, GroupId, Lsn, PointId, SectorCount, WallNanos};
-
-/// Given a new number with every change of the tables.
-const SCHEMA_VERSION: i64 = 4;
-/// Its tables are ours, but for those that it lacks.
-const SCHEMA_VERSION_BEFORE: i64 = 3;
-/// Its table `catalogue` has no id either.
-const SCHEMA_VERSION_WITHOUT_ID: i64 = 2;
-
-const SCHEMA: [&str; 11] = [
-    "CREATE TABLE IF NOT EXISTS catalogue (singleton BIGINT PRIMARY KEY, schema_version BIGINT NOT NULL,
-        id BLOB NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS protection_groups (id BLOB PRIMARY KEY, name TEXT NOT NULL UNIQUE,
-        created_ns BIGINT NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS policies (group_id BLOB PRIMARY KEY, interval_ms BIGINT NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS disks (id BLOB PRIMARY KEY, group_id BLOB NOT NULL, name TEXT NOT NULL,
-        sectors BIGINT NOT NULL, UNIQUE (group_id, name))",
-    "CREATE TABLE IF NOT EXISTS points (group_id BLOB NOT NULL, lsn BIGINT NOT NULL, id BLOB NOT NULL,
-        time_ns BIGINT NOT NULL, kind TEXT NOT NULL, label TEXT, delta_bytes BIGINT NOT NULL,
-        PRIMARY KEY (group_id, lsn))",
-    "CREATE TABLE IF NOT EXISTS tests (group_id BLOB NOT NULL, number BIGINT NOT NULL, point_id BLOB NOT NULL,
-        started_ns BIGINT NOT NULL, PRIMARY KEY (group_id, number))",
-    "CREATE TABLE IF NOT EXISTS events (sequence BIGINT PRIMARY KEY, time_ns BIGINT NOT NULL, group_id BLOB,
-        name TEXT, severity TEXT NOT NULL, code TEXT NOT NULL, message TEXT NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS hook_cursors (name TEXT PRIMARY KEY, sequence BIGINT NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS audit (sequence BIGINT PRIMARY KEY, record TEXT NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS jobs (sequence BIGINT PRIMARY KEY, id TEXT NOT NULL UNIQUE, job TEXT NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS samples (group_id BLOB NOT NULL, span_s BIGINT NOT NULL, start_ns BIGINT NOT NULL,
-        sample TEXT NOT NULL, PRIMARY KEY (group_id, span_s, start_ns))",
-];
 
 /// What manifests and journals say, all of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -139,132 +113,17 @@ pub struct Catalogue {
     path: PathBuf,
     /// Drawn when the file was begun.
     id: u128,
+    /// No event is given an id up to this one: one that is gone may have had it.
+    events_before: u64,
     /// The newest record of the audit trail when it was opened: those up to it are of earlier processes.
     audited_before: u64,
     /// The jobs that it knew when it was opened, oldest first: in mind, since nobody who asks for jobs waits for its disk.
     earlier_jobs: Arc<[Job]>,
-}
-
-/// What lies at a catalogue's path.
-enum Found {
-    /// Ours, with its id.
-    Current(u128),
-    /// Of an earlier version, with its id if it has one.
-    Earlier(Option<u128>),
-    New,
-    /// To be moved aside, and why.
-    Unusable(String),
+    /// What was found damaged.
+    rot: Arc<Rot>,
 }
 
 impl Catalogue {
-    /// Opens the catalogue, creating it, or moving an unusable one aside to `PATH.unusable`. One that is begun draws its id.
-    pub async fn open(path: &Path, environment: &dyn Environment) -> Result<(Catalogue, Content)> {
-        make_private(path)?;
-        let mut catalogue = Catalogue::connect(path, environment.random_u128());
-        let reason = match catalogue.look().await {
-            Ok(Found::Current(id)) => {
-                catalogue.id = id;
-                catalogue.look_back().await?;
-                return Ok((catalogue, Content::Kept));
-            }
-            Ok(Found::Earlier(id)) => {
-                catalogue.id = id.unwrap_or(catalogue.id);
-                catalogue.take_over().await?;
-                catalogue.look_back().await?;
-                return Ok((catalogue, Content::Kept));
-            }
-            Ok(Found::New) => {
-                catalogue.create().await?;
-                return Ok((catalogue, Content::Empty));
-            }
-            Ok(Found::Unusable(reason)) => reason,
-            Err(error) if error.kind() == ErrorKind::Corrupt => error.to_string(),
-            Err(error) => return Err(error),
-        };
-        catalogue.pool.close().await;
-        move_aside(path)?;
-        make_private(path)?;
-        tracing::warn!(path = %path.display(), reason, "catalogue moved aside to be rebuilt; no data is lost by it");
-        let catalogue = Catalogue::connect(path, environment.random_u128());
-        catalogue.create().await?;
-        Ok((catalogue, Content::Empty))
-    }
-
-    fn connect(path: &Path, id: u128) -> Catalogue {
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full);
-        // One connection: a cache's writers need no concurrency, and never see SQLITE_BUSY.
-        let pool = SqlitePoolOptions::new().max_connections(1).connect_lazy_with(options);
-        Catalogue { pool, path: path.to_owned(), id, audited_before: 0, earlier_jobs: Arc::default() }
-    }
-
-    /// Notes what it knew of earlier processes.
-    async fn look_back(&mut self) -> Result<()> {
-        self.audited_before = self.newest_audit().await?;
-        self.earlier_jobs = self.jobs().await?.into();
-        Ok(())
-    }
-
-    async fn stored_id(&self) -> Result<u128> {
-        let row = sqlx::query("SELECT id FROM catalogue").fetch_one(&self.pool).await.map_err(failed)?;
-        id(&row, "id")
-    }
-
-    async fn look(&self) -> Result<Found> {
-        let tables = sqlx::query("SELECT COUNT(*) FROM sqlite_master");
-        let tables: i64 =
-            tables.fetch_one(&self.pool).await.and_then(|row| row.try_get(0)).map_err(failed)?;
-        if tables == 0 {
-            return Ok(Found::New);
-        }
-        let check = sqlx::query("PRAGMA quick_check(1)").fetch_one(&self.pool).await.map_err(failed)?;
-        let check: String = check.try_get(0).map_err(failed)?;
-        if check != "ok" {
-            return Ok(Found::Unusable(check));
-        }
-        let version = sqlx::query("SELECT schema_version FROM catalogue").fetch_optional(&self.pool).await;
-        match version.and_then(|row| row.map(|row| row.try_get::<i64, _>(0)).transpose()) {
-            Ok(Some(SCHEMA_VERSION)) => Ok(Found::Current(self.stored_id().await?)),
-            Ok(Some(SCHEMA_VERSION_BEFORE)) => Ok(Found::Earlier(Some(self.stored_id().await?))),
-            Ok(Some(SCHEMA_VERSION_WITHOUT_ID)) => Ok(Found::Earlier(None)),
-            Ok(Some(later)) if later > SCHEMA_VERSION => {
-                Err(Error::unknown_version("the catalogue", later, SCHEMA_VERSION).at_path(&self.path))
-            }
-            Ok(Some(other)) => Ok(Found::Unusable(format!(
-                "it has schema version {other}, this program writes {SCHEMA_VERSION}"
-            ))),
-            Ok(None) => Ok(Found::Unusable("it was never completed".to_owned())),
-            Err(error) => Ok(Found::Unusable(error.to_string())),
-        }
-    }
-
-    async fn create(&self) -> Result<()> {
-        let mut transaction = self.pool.begin().await.map_err(failed)?;
-        self.complete(&mut transaction).await?;
-        transaction.commit().await.map_err(failed)
-    }
-
-    /// Makes ours of one that an earlier version wrote: what it has stays.
-    async fn take_over(&self) -> Result<()> {
-        let mut transaction = self.pool.begin().await.map_err(failed)?;
-        sqlx::query("DROP TABLE catalogue").execute(&mut *transaction).await.map_err(failed)?;
-        self.complete(&mut transaction).await?;
-        transaction.commit().await.map_err(failed)
-    }
-
-    /// Makes the tables that are missing.
-    async fn complete(&self, connection: &mut SqliteConnection) -> Result<()> {
-        for statement in SCHEMA {
-            sqlx::query(statement).execute(&mut *connection).await.map_err(failed)?;
-        }
-        let query = sqlx::query("INSERT INTO catalogue (singleton, schema_version, id) VALUES (0, $1, $2)");
-        let query = query.bind(SCHEMA_VERSION).bind(blob(self.id));
-        query.execute(connection).await.map(drop).map_err(failed)
-    }
-
     /// Which one it is: 32 hexadecimal digits, others once it had to be begun anew.
     pub fn id(&self) -> String {
         format!("{:032x}", self.id)
@@ -361,18 +220,16 @@ impl Catalogue {
 
     /// Everything that it says.
     pub async fn snapshot(&self) -> Result<Snapshot> {
-        let query = sqlx::query(
-            "SELECT g.id, g.name, g.created_ns, p.interval_ms
-             FROM protection_groups g JOIN policies p ON p.group_id = g.id ORDER BY g.name",
-        );
+        let query = sqlx::query("SELECT * FROM protection_groups ORDER BY name");
         let mut groups = Vec::new();
-        for row in query.fetch_all(&self.pool).await.map_err(failed)? {
+        for row in self.read(&GROUPS, query).await? {
             let id = GroupId(id(&row, "id")?);
+            let Some(policy) = self.policy(id).await? else { continue };
             groups.push(GroupRecord {
                 id,
                 name: name(&row)?,
                 created: WallNanos(column(&row, "created_ns")?),
-                policy: Policy { interval_ms: unsigned(&row, "interval_ms")? },
+                policy,
                 disks: self.disks(id).await?,
                 points: self.points(id).await?,
                 tests: self.tests(id).await?,
@@ -383,52 +240,47 @@ impl Catalogue {
 
     /// What it says of a group, if it knows it; not its points, which may be many.
     pub async fn describe(&self, group: GroupId) -> Result<Option<GroupDescription>> {
-        let query = sqlx::query(
-            "SELECT g.created_ns, p.interval_ms
-             FROM protection_groups g JOIN policies p ON p.group_id = g.id WHERE g.id = $1",
-        );
-        let row = query.bind(blob(group.0)).fetch_optional(&self.pool).await.map_err(failed)?;
-        let Some(row) = row else { return Ok(None) };
-        Ok(Some(GroupDescription {
-            created: WallNanos(column(&row, "created_ns")?),
-            policy: Policy { interval_ms: unsigned(&row, "interval_ms")? },
-            disks: self.disks(group).await?,
-        }))
+        let rows = self.of_group(&GROUPS, "SELECT * FROM protection_groups WHERE id = $1", group).await?;
+        let (Some(row), Some(policy)) = (rows.first(), self.policy(group).await?) else { return Ok(None) };
+        let created = WallNanos(column(row, "created_ns")?);
+        Ok(Some(GroupDescription { created, policy, disks: self.disks(group).await? }))
+    }
+
+    async fn policy(&self, group: GroupId) -> Result<Option<Policy>> {
+        let rows = self.of_group(&POLICIES, "SELECT * FROM policies WHERE group_id = $1", group).await?;
+        let policy = |row| Ok(Policy { interval_ms: unsigned(row, "interval_ms")? });
+        rows.first().map(policy).transpose()
     }
 
     async fn disks(&self, group: GroupId) -> Result<Vec<DiskRecord>> {
-        let query = sqlx::query("SELECT id, name, sectors FROM disks WHERE group_id = $1 ORDER BY name");
-        let rows = query.bind(blob(group.0)).fetch_all(&self.pool).await.map_err(failed)?;
-        rows.iter()
-            .map(|row| {
-                let size = SectorCount(unsigned(row, "sectors")?);
-                Ok(DiskRecord { id: DiskId(id(row, "id")?), name: name(row)?, size })
-            })
-            .collect()
+        let text = "SELECT * FROM disks WHERE group_id = $1 ORDER BY name";
+        let disk = |row| {
+            let size = SectorCount(unsigned(row, "sectors")?);
+            Ok(DiskRecord { id: DiskId(id(row, "id")?), name: name(row)?, size })
+        };
+        self.of_group(&DISKS, text, group).await?.iter().map(disk).collect()
     }
 
     /// A group's points, oldest first.
     pub async fn points(&self, group: GroupId) -> Result<Vec<Point>> {
-        let query = sqlx::query(
-            "SELECT id, lsn, time_ns, kind, label, delta_bytes FROM points WHERE group_id = $1 ORDER BY lsn",
-        );
-        let rows = query.bind(blob(group.0)).fetch_all(&self.pool).await.map_err(failed)?;
-        rows.iter().map(point).collect()
+        let text = "SELECT * FROM points WHERE group_id = $1 ORDER BY lsn";
+        self.of_group(&POINTS, text, group).await?.iter().map(point).collect()
     }
 
     async fn tests(&self, group: GroupId) -> Result<Vec<TestRecord>> {
-        let query =
-            sqlx::query("SELECT number, point_id, started_ns FROM tests WHERE group_id = $1 ORDER BY number");
-        let rows = query.bind(blob(group.0)).fetch_all(&self.pool).await.map_err(failed)?;
-        rows.iter()
-            .map(|row| {
-                Ok(TestRecord {
-                    number: TestId(unsigned(row, "number")?),
-                    point: PointId(id(row, "point_id")?),
-                    started: WallNanos(column(row, "started_ns")?),
-                })
+        let text = "SELECT * FROM tests WHERE group_id = $1 ORDER BY number";
+        let test = |row| {
+            Ok(TestRecord {
+                number: TestId(unsigned(row, "number")?),
+                point: PointId(id(row, "point_id")?),
+                started: WallNanos(column(row, "started_ns")?),
             })
-            .collect()
+        };
+        self.of_group(&TESTS, text, group).await?.iter().map(test).collect()
+    }
+
+    async fn of_group(&self, table: &Table, text: &'static str, group: GroupId) -> Result<Vec<SqliteRow>> {
+        self.read(table, sqlx::query(text).bind(blob(group.0))).await
     }
 
     async fn execute(&self, query: Query<'_>) -> Result<()> {
@@ -453,41 +305,6 @@ fn failed(error: sqlx::Error) -> Error {
         _ => ErrorKind::Io,
     };
     Error::new(kind, format!("catalogue: {error}"))
-}
-
-/// Makes the file one that nobody else may read, before anything is in it; SQLite makes the files beside it like it.
-fn make_private(path: &Path) -> Result<()> {
-    let private = Permissions::from_mode(0o600);
-    let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(path);
-    let made = file.and_then(|file| file.set_permissions(private.clone()));
-    made.map_err(|error| Error::io("creating the catalogue", error).at_path(path))?;
-    for suffix in ["-wal", "-shm"] {
-        // What is not there will be made like the file.
-        let _ = std::fs::set_permissions(with_suffix(path, suffix), private.clone());
-    }
-    Ok(())
-}
-
-/// Renames the database with its write-ahead log; an earlier one that was moved aside is overwritten, so that they
-/// never add up.
-fn move_aside(path: &Path) -> Result<()> {
-    for suffix in ["", "-wal", "-shm"] {
-        let from = with_suffix(path, suffix);
-        let to = with_suffix(path, &format!(".unusable{suffix}"));
-        match std::fs::rename(&from, &to) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::io("moving an unusable catalogue aside", error).at_path(&from));
-            }
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = OsString::from(path);
-    name.push(suffix);
-    PathBuf::from(name)
 }
 
 #[cfg(test)]

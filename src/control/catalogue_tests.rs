@@ -1,8 +1,15 @@
 //! The catalogue against real SQLite files, whole and broken ones.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+
+use super::opening::with_suffix;
+use super::rot::tests::Everything;
 use super::*;
 use crate::control::model::PointKind;
+use crate::control::samples::Sample;
 use crate::env::OsEnvironment;
+use crate::error::ErrorKind;
 
 fn point(lsn: u64, label: Option<&str>) -> Point {
     Point {
@@ -122,6 +129,19 @@ async fn a_damaged_page_is_found_at_opening() {
     let (catalogue, content) = open(&path).await;
     assert_eq!(content, Content::Empty);
     assert_eq!(catalogue.snapshot().await.unwrap(), Snapshot::default());
+    let [told] = &catalogue.take_rot()[..] else { panic!("one event") };
+    assert!(told.contains("catalogue.sqlite") && told.contains("moved aside"), "{told}");
+}
+
+/// Makes it say, with the sum of it, that it is of another version.
+async fn put_version(path: &Path, version: i64) {
+    let mut catalogue = Catalogue::connect(path, 1);
+    catalogue.id = 1;
+    let mut connection = catalogue.pool.acquire().await.unwrap();
+    let row = [0i64.into(), version.into(), 1u128.into(), 0i64.into()];
+    schema::CATALOGUE.put(&mut connection, &row).await.unwrap();
+    drop(connection);
+    catalogue.close().await;
 }
 
 #[tokio::test]
@@ -130,19 +150,59 @@ async fn an_ancient_version_is_moved_aside_and_a_later_one_refused() {
     let path = directory.path().join("catalogue.sqlite");
     let (catalogue, _) = open(&path).await;
     catalogue.rebuild(&snapshot()).await.unwrap();
-    catalogue.execute(sqlx::query("UPDATE catalogue SET schema_version = 999")).await.unwrap();
     catalogue.close().await;
+    put_version(&path, 999).await;
     let error = Catalogue::open(&path, &OsEnvironment::new()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     let told = error.to_string();
     assert!(told.contains("format version 999") && told.contains("catalogue.sqlite"), "{told}");
     assert!(!directory.path().join("catalogue.sqlite.unusable").exists());
 
-    let catalogue = Catalogue::connect(&path, 1);
-    catalogue.execute(sqlx::query("UPDATE catalogue SET schema_version = 1")).await.unwrap();
-    catalogue.close().await;
-    assert_eq!(open(&path).await.1, Content::Empty);
+    put_version(&path, 1).await;
+    let (catalogue, content) = open(&path).await;
+    assert_eq!((content, catalogue.take_rot()), (Content::Empty, Vec::new()));
     assert!(directory.path().join("catalogue.sqlite.unusable").exists());
+}
+
+/// Its tables, as it made them.
+const VERSION_4: [&str; 11] = [
+    "CREATE TABLE catalogue (singleton BIGINT PRIMARY KEY, schema_version BIGINT NOT NULL, id BLOB NOT NULL)",
+    "CREATE TABLE protection_groups (id BLOB PRIMARY KEY, name TEXT NOT NULL UNIQUE, created_ns BIGINT NOT NULL)",
+    "CREATE TABLE policies (group_id BLOB PRIMARY KEY, interval_ms BIGINT NOT NULL)",
+    "CREATE TABLE disks (id BLOB PRIMARY KEY, group_id BLOB NOT NULL, name TEXT NOT NULL,
+        sectors BIGINT NOT NULL, UNIQUE (group_id, name))",
+    "CREATE TABLE points (group_id BLOB NOT NULL, lsn BIGINT NOT NULL, id BLOB NOT NULL,
+        time_ns BIGINT NOT NULL, kind TEXT NOT NULL, label TEXT, delta_bytes BIGINT NOT NULL,
+        PRIMARY KEY (group_id, lsn))",
+    "CREATE TABLE tests (group_id BLOB NOT NULL, number BIGINT NOT NULL, point_id BLOB NOT NULL,
+        started_ns BIGINT NOT NULL, PRIMARY KEY (group_id, number))",
+    "CREATE TABLE events (sequence BIGINT PRIMARY KEY, time_ns BIGINT NOT NULL, group_id BLOB,
+        name TEXT, severity TEXT NOT NULL, code TEXT NOT NULL, message TEXT NOT NULL)",
+    "CREATE TABLE hook_cursors (name TEXT PRIMARY KEY, sequence BIGINT NOT NULL)",
+    "CREATE TABLE audit (sequence BIGINT PRIMARY KEY, record TEXT NOT NULL)",
+    "CREATE TABLE jobs (sequence BIGINT PRIMARY KEY, id TEXT NOT NULL UNIQUE, job TEXT NOT NULL)",
+    "CREATE TABLE samples (group_id BLOB NOT NULL, span_s BIGINT NOT NULL, start_ns BIGINT NOT NULL,
+        sample TEXT NOT NULL, PRIMARY KEY (group_id, span_s, start_ns))",
+];
+
+/// Makes of ours what version 4 would have written.
+async fn make_version_4(path: &Path) {
+    let (catalogue, _) = open(path).await;
+    let tables = std::iter::once(&schema::CATALOGUE).chain(schema::TABLES);
+    for (table, text) in tables.zip(VERSION_4) {
+        let (name, columns) = (table.name, table.columns.join(", "));
+        let columns = columns.replace(", events_before", "");
+        for statement in [
+            format!("ALTER TABLE {name} RENAME TO later"),
+            text.to_owned(),
+            format!("INSERT INTO {name} ({columns}) SELECT {columns} FROM later"),
+            "DROP TABLE later".to_owned(),
+        ] {
+            catalogue.execute(sqlx::query(sqlx::AssertSqlSafe(statement))).await.unwrap();
+        }
+    }
+    catalogue.execute(sqlx::query("UPDATE catalogue SET schema_version = 4")).await.unwrap();
+    catalogue.close().await;
 }
 
 /// Who follows events, or looks at jobs, goes on where he was.
@@ -151,24 +211,17 @@ async fn the_version_before_is_taken_over_with_its_id_its_trail_and_its_jobs() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("catalogue.sqlite");
     let (catalogue, _) = open(&path).await;
-    catalogue.rebuild(&snapshot()).await.unwrap();
-    for statement in [
-        "DROP TABLE samples",
-        "UPDATE catalogue SET schema_version = 3",
-        "INSERT INTO events (sequence, time_ns, severity, code, message) VALUES (7, 1, 'info', 'paused', 'paused')",
-        "INSERT INTO audit (sequence, record) VALUES (9, '{}')",
-    ] {
-        catalogue.execute(sqlx::query(statement)).await.unwrap();
-    }
     let id = catalogue.id();
+    let all = Everything::write(&catalogue).await;
     catalogue.close().await;
+    make_version_4(&path).await;
     for _ in 0..2 {
         let (catalogue, content) = open(&path).await;
         assert_eq!((content, catalogue.id()), (Content::Kept, id.clone()));
-        assert_eq!(catalogue.audited_before, 9, "what is at work there is cut off");
-        assert_eq!(catalogue.snapshot().await.unwrap(), snapshot());
-        assert_eq!(catalogue.newest_event().await.unwrap(), 7);
-        assert_eq!(catalogue.recent_samples(WallNanos(0)).await.unwrap(), []);
+        assert_eq!(catalogue.audited_before, 2, "what is at work there is cut off");
+        assert_eq!(Everything::of(&catalogue).await, all);
+        assert_eq!(catalogue.earlier_jobs().len(), 2);
+        assert_eq!(catalogue.take_rot(), [""; 0]);
         catalogue.close().await;
     }
     assert!(!directory.path().join("catalogue.sqlite.unusable").exists());
@@ -176,33 +229,45 @@ async fn the_version_before_is_taken_over_with_its_id_its_trail_and_its_jobs() {
 
 /// What was before an upgrade is looked back at after it.
 #[tokio::test]
-async fn the_version_before_that_is_taken_over_with_its_events() {
+async fn the_versions_before_that_are_taken_over_with_their_events() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("catalogue.sqlite");
     let (catalogue, _) = open(&path).await;
+    let written = Everything::write(&catalogue).await;
+    catalogue.close().await;
+    make_version_4(&path).await;
+    let before = Catalogue::connect(&path, 1);
+    for statement in ["DROP TABLE samples", "UPDATE catalogue SET schema_version = 3"] {
+        before.execute(sqlx::query(statement)).await.unwrap();
+    }
+    before.close().await;
+    let (catalogue, content) = open(&path).await;
+    assert_eq!(content, Content::Kept);
+    assert_eq!(Everything::of(&catalogue).await, Everything { samples: Vec::new(), ..written.clone() });
+    catalogue.add_samples(&[(GroupId(0x10), WallNanos(1), Sample::default())]).await.unwrap();
+    let id = catalogue.id();
+    catalogue.close().await;
+    let (catalogue, content) = open(&path).await;
+    assert_eq!((content, catalogue.id()), (Content::Kept, id), "once for all");
+    catalogue.close().await;
+    // Golden sites have one that is older still.
+    make_version_4(&path).await;
+    let before = Catalogue::connect(&path, 1);
     for statement in [
         "DROP TABLE hook_cursors",
         "DROP TABLE audit",
         "DROP TABLE jobs",
         "DROP TABLE samples",
-        "DROP TABLE catalogue",
-        "CREATE TABLE catalogue (singleton BIGINT PRIMARY KEY, schema_version BIGINT NOT NULL)",
-        "INSERT INTO catalogue (singleton, schema_version) VALUES (0, 2)",
-        "INSERT INTO events (sequence, time_ns, severity, code, message) VALUES (7, 1, 'info', 'paused', 'paused')",
+        "ALTER TABLE catalogue DROP COLUMN id",
+        "UPDATE catalogue SET schema_version = 2",
     ] {
-        catalogue.execute(sqlx::query(statement)).await.unwrap();
+        before.execute(sqlx::query(statement)).await.unwrap();
     }
-    catalogue.rebuild(&snapshot()).await.unwrap();
-    catalogue.close().await;
+    before.close().await;
     let (catalogue, content) = open(&path).await;
-    assert_eq!(content, Content::Kept);
-    assert_eq!(catalogue.snapshot().await.unwrap(), snapshot());
-    assert_eq!(catalogue.events(EventFilter::default(), 9).await.unwrap()[0].id, Some(7));
-    assert_eq!(catalogue.newest_audit().await.unwrap(), 0);
-    let id = catalogue.id();
-    catalogue.close().await;
-    let (catalogue, content) = open(&path).await;
-    assert_eq!((content, catalogue.id()), (Content::Kept, id), "once for all");
+    let (audit, jobs) = (Vec::new(), Vec::new());
+    let left = Everything { cursor: None, audit, jobs, samples: Vec::new(), ..written };
+    assert_eq!((content, Everything::of(&catalogue).await), (Content::Kept, left));
     assert!(!directory.path().join("catalogue.sqlite.unusable").exists());
 }
 

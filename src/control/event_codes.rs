@@ -1,9 +1,10 @@
 //! Every event's code. docs/events.md says of each what it means and what to do; a hook's `on` names them.
 
 /// The codes, by name.
-pub const EVENT_CODES: [&str; 36] = [
+pub const EVENT_CODES: [&str; 37] = [
     "adopted_with_loss",
     "buffers_full",
+    "catalogue_rotten",
     "checkpoint_rotten",
     "clients_turned_away",
     "clock_stepped",

@@ -215,7 +215,8 @@ fn loss(count: u64, time: WallNanos) -> Event {
 
 /// Writes down what happens, until the queue ends or the gateway is gone.
 pub(super) async fn keep(gateway: Weak<Inner>, queue: Arc<EventQueue>) {
-    while queue.has_news().await {
+    let catalogue = gateway.upgrade().and_then(|inner| inner.catalogue.clone());
+    while has_news(&queue, catalogue.as_ref()).await {
         let Some(inner) = gateway.upgrade() else { return };
         let written = inner.write_events().await;
         drop(inner);
@@ -223,6 +224,15 @@ pub(super) async fn keep(gateway: Weak<Inner>, queue: Arc<EventQueue>) {
             tokio::time::sleep(RETRY).await;
             queue.news.notify_one();
         }
+    }
+}
+
+/// Waits for news, also of the catalogue itself; whether there may be any.
+async fn has_news(queue: &EventQueue, catalogue: Option<&Catalogue>) -> bool {
+    let Some(catalogue) = catalogue else { return queue.has_news().await };
+    tokio::select! {
+        may_be = queue.has_news() => may_be,
+        () = catalogue.rot_found() => true,
     }
 }
 
@@ -241,6 +251,7 @@ impl Inner {
     /// Whether the catalogue has all that can be written down.
     async fn write_events(&self) -> bool {
         let _writing = self.events.writing.lock().await;
+        self.tell_rot();
         let mut taken = self.events.take(|id| self.find_by_id(id).map(|(name, _)| name));
         let Some(catalogue) = &self.catalogue else {
             self.hooks.offer(&mut taken);
@@ -259,6 +270,13 @@ impl Inner {
             self.events.taken_down();
         }
         true
+    }
+
+    /// Tells what was found damaged in the catalogue, which has it in the log already.
+    fn tell_rot(&self) {
+        for message in self.catalogue.iter().flat_map(Catalogue::take_rot) {
+            self.tell_of_gateway(self.environment.wall(), (Severity::Warning, "catalogue_rotten"), message);
+        }
     }
 
     /// Has the catalogue take events, which gives them their ids, and hooks be told.

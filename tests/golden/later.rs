@@ -192,21 +192,42 @@ fn files_of_a_later_version_are_refused_with_the_reason_and_stay_as_they_are() {
     }
 }
 
+/// What the sum of the row is of that says what a catalogue is: docs/format.md.
+fn catalogue_row(version: i64, id: u128) -> Vec<u8> {
+    let name = b"catalogue";
+    let mut row = [&9u32.to_be_bytes(), &name[..]].concat();
+    for number in [0, version] {
+        row.push(1);
+        row.extend(number.to_be_bytes());
+    }
+    row.push(3);
+    row.extend(16u64.to_be_bytes());
+    row.extend(id.to_be_bytes());
+    row.push(1);
+    row.extend(0i64.to_be_bytes());
+    row
+}
+
 /// Events and audit trail are nowhere else.
 #[test]
 fn a_catalogue_of_a_later_version_keeps_the_gateway_from_starting() {
     let mut gateway = Gateway::start();
     gateway.says("group create erp");
+    let id = gateway.api_get("/v1/events?wait_ms=0&after=0")["catalogue"].as_str().expect("an id").to_owned();
     gateway.terminate();
     let catalogue = gateway.data().join("catalogue.sqlite");
+    // Which version it is stands in a row that has a sum, as every row has: a flipped bit is no later version.
     let script = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); \
-                  c.execute('UPDATE catalogue SET schema_version = 9'); c.commit(); c.close()";
-    tool::says("python3", ["-c", script, catalogue.to_str().expect("UTF-8")]);
+                  c.execute('UPDATE catalogue SET schema_version = 9, sum = ?', [bytes.fromhex(sys.argv[2])]); \
+                  c.commit(); c.close()";
+    let id = u128::from_str_radix(&id, 16).expect("hexadecimal");
+    let sum = format!("{:032x}", xxh3_128(&catalogue_row(9, id)));
+    tool::says("python3", ["-c", script, catalogue.to_str().expect("UTF-8"), sum.as_str()]);
     let before = fs::read(&catalogue).expect("readable");
     let serve = format!("serve --config {}", gateway.configuration().display());
     let output = gateway.cli(&serve).env("AFTERIMAGE_LOG", "error").output().expect("the program");
     let told = refusal(&output, 1);
-    assert!(told.contains("the catalogue has format version 9, and this program reads 4"), "{told}");
+    assert!(told.contains("the catalogue has format version 9, and this program reads 5"), "{told}");
     assert!(told.contains("catalogue.sqlite") && told.contains("start the program that wrote it"), "{told}");
     assert!(fs::read(&catalogue).expect("still there") == before, "nothing of it has changed");
 }

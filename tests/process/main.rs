@@ -18,6 +18,7 @@ mod tool;
 
 mod adoption;
 mod cancelled;
+mod catalogue_rot;
 mod check;
 mod connections;
 mod descriptors;

@@ -1,5 +1,6 @@
 //! The audit trail in the catalogue: one row a request that was to change something, written before it is done, and again when it is.
 
+use super::schema::AUDIT;
 use super::{Catalogue, bigint, column, failed, unsigned};
 use crate::control::model::{AuditOutcome, AuditRecord};
 use crate::error::{Error, Result};
@@ -14,12 +15,7 @@ impl Catalogue {
         let newest = sqlx::query("SELECT COALESCE(MAX(sequence), 0) AS newest FROM audit");
         let newest = newest.fetch_one(&mut *transaction).await.map_err(failed)?;
         let id = unsigned(&newest, "newest")? + 1;
-        sqlx::query("INSERT INTO audit (sequence, record) VALUES ($1, $2)")
-            .bind(bigint(id)?)
-            .bind(text(record))
-            .execute(&mut *transaction)
-            .await
-            .map_err(failed)?;
+        AUDIT.put(&mut transaction, &[bigint(id)?.into(), text(record).into()]).await?;
         sqlx::query("DELETE FROM audit WHERE sequence <= (SELECT MAX(sequence) FROM audit) - $1")
             .bind(RECORDS_MAX)
             .execute(&mut *transaction)
@@ -31,14 +27,14 @@ impl Catalogue {
 
     /// Says of a request that is remembered how it stands now.
     pub async fn put_audit(&self, id: u64, record: &AuditRecord) -> Result<()> {
-        let query = sqlx::query("UPDATE audit SET record = $2 WHERE sequence = $1");
-        self.execute(query.bind(bigint(id)?).bind(text(record))).await
+        let mut connection = self.pool.acquire().await.map_err(failed)?;
+        AUDIT.put(&mut connection, &[bigint(id)?.into(), text(record).into()]).await
     }
 
     /// The newest records, newest first. What was at work when the process before ended was cut off.
     pub async fn audit(&self, count_max: u32) -> Result<Vec<AuditRecord>> {
-        let query = sqlx::query("SELECT sequence, record FROM audit ORDER BY sequence DESC LIMIT $1");
-        let rows = query.bind(i64::from(count_max)).fetch_all(&self.pool).await.map_err(failed)?;
+        let query = sqlx::query("SELECT * FROM audit ORDER BY sequence DESC LIMIT $1");
+        let rows = self.read(&AUDIT, query.bind(i64::from(count_max))).await?;
         rows.iter()
             .map(|row| {
                 let text: String = column(row, "record")?;
@@ -115,9 +111,9 @@ mod tests {
         catalogue.close().await;
         let (catalogue, _) = open(&path).await;
         assert_eq!(catalogue.audit(2).await.unwrap(), [record(3), record(2)]);
-        let far =
-            sqlx::query("UPDATE audit SET sequence = sequence + $1 WHERE sequence = 3").bind(RECORDS_MAX);
-        catalogue.execute(far).await.unwrap();
+        let far = 3 + u64::try_from(RECORDS_MAX).unwrap();
+        catalogue.execute(sqlx::query("DELETE FROM audit WHERE sequence = 3")).await.unwrap();
+        catalogue.put_audit(far, &record(0)).await.unwrap();
         assert!(catalogue.add_audit(&record(0)).await.unwrap() > 3, "ids go on");
         assert_eq!(catalogue.audit_count().await, 2);
     }

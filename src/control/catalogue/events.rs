@@ -4,12 +4,13 @@
 //! that no id is given twice.
 
 use sqlx::sqlite::SqliteRow;
-use sqlx::{Connection, Row};
+use sqlx::{Connection, Row, SqliteConnection};
 
-use super::{Catalogue, blob, column, failed, unblob, unsigned, unword};
+use super::schema::{EVENTS, HOOK_CURSORS};
+use super::{Catalogue, bigint, blob, column, failed, unblob, unsigned, unword};
 use crate::control::model::{Event, EventGap, Severity};
 use crate::control::name::Name;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::units::{GroupId, WallNanos};
 
 /// How many events are kept.
@@ -45,24 +46,18 @@ impl Catalogue {
     /// Remembers events, all or none, and forgets those that are too many; gives the id of the first.
     pub async fn record_events(&self, events: &[Event]) -> Result<u64> {
         let mut transaction = self.pool.begin().await.map_err(failed)?;
-        let newest = sqlx::query("SELECT COALESCE(MAX(sequence), 0) AS newest FROM events");
-        let newest = newest.fetch_one(&mut *transaction).await.map_err(failed)?;
-        let first: i64 = column::<i64>(&newest, "newest")? + 1;
+        let first = self.newest_of(&mut transaction).await? + 1;
         for (sequence, event) in (first..).zip(events) {
-            sqlx::query(
-                "INSERT INTO events (sequence, time_ns, group_id, name, severity, code, message)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7)",
-            )
-            .bind(sequence)
-            .bind(event.time.0)
-            .bind(event.group_id.map(|group| blob(group.0)))
-            .bind(event.group.as_ref().map(Name::as_str))
-            .bind(event.severity.word())
-            .bind(&event.code)
-            .bind(&event.message)
-            .execute(&mut *transaction)
-            .await
-            .map_err(failed)?;
+            let row = [
+                bigint(sequence)?.into(),
+                event.time.0.into(),
+                event.group_id.map(|group| group.0).into(),
+                event.group.as_ref().map(Name::as_str).into(),
+                event.severity.word().into(),
+                event.code.as_str().into(),
+                event.message.as_str().into(),
+            ];
+            EVENTS.put(&mut transaction, &row).await?;
         }
         sqlx::query("DELETE FROM events WHERE sequence <= (SELECT MAX(sequence) FROM events) - $1")
             .bind(EVENTS_MAX)
@@ -70,21 +65,27 @@ impl Catalogue {
             .await
             .map_err(failed)?;
         transaction.commit().await.map_err(failed)?;
-        u64::try_from(first).map_err(|_| Error::corrupt("catalogue: the ids of events are negative"))
+        Ok(first)
     }
 
     /// The newest events that are meant, newest first.
     pub async fn events(&self, filter: EventFilter, count_max: u32) -> Result<Vec<Event>> {
         let text = format!("SELECT * FROM events WHERE {FILTER} ORDER BY sequence DESC LIMIT $6");
         let query = filtered(sqlx::query(sqlx::AssertSqlSafe(text)), filter).bind(i64::from(count_max));
-        let rows = query.fetch_all(&self.pool).await.map_err(failed)?;
-        rows.iter().map(event).collect()
+        self.read(&EVENTS, query).await?.iter().map(event).collect()
     }
 
     /// The id of the newest event; 0 if there is none.
     pub async fn newest_event(&self) -> Result<u64> {
+        let mut connection = self.pool.acquire().await.map_err(failed)?;
+        self.newest_of(&mut connection).await
+    }
+
+    /// The greatest id that was given; of an event that is gone, if it was damaged.
+    async fn newest_of(&self, connection: &mut SqliteConnection) -> Result<u64> {
         let query = sqlx::query("SELECT COALESCE(MAX(sequence), 0) AS newest FROM events");
-        unsigned(&query.fetch_one(&self.pool).await.map_err(failed)?, "newest")
+        let newest = unsigned(&query.fetch_one(connection).await.map_err(failed)?, "newest")?;
+        Ok(newest.max(self.events_before))
     }
 
     /// The events that are meant and came after the one with that id, the oldest so many.
@@ -92,10 +93,9 @@ impl Catalogue {
         let mut connection = self.pool.acquire().await.map_err(failed)?;
         // One reading: what is written between two statements would be passed over.
         let mut transaction = connection.begin().await.map_err(failed)?;
-        let bounds =
-            "SELECT COALESCE(MIN(sequence), 1) AS oldest, COALESCE(MAX(sequence), 0) AS newest FROM events";
-        let bounds = sqlx::query(bounds).fetch_one(&mut *transaction).await.map_err(failed)?;
-        let (oldest, newest) = (unsigned(&bounds, "oldest")?, unsigned(&bounds, "newest")?);
+        let newest = self.newest_of(&mut transaction).await?;
+        let oldest = sqlx::query("SELECT COALESCE(MIN(sequence), 1) AS oldest FROM events");
+        let oldest = unsigned(&oldest.fetch_one(&mut *transaction).await.map_err(failed)?, "oldest")?;
         let gap = if after > newest {
             Some(EventGap::CutBack)
         } else {
@@ -110,26 +110,25 @@ impl Catalogue {
             filtered(sqlx::query(sqlx::AssertSqlSafe(text)), filter).bind(after).bind(i64::from(count_max));
         let rows = query.fetch_all(&mut *transaction).await.map_err(failed)?;
         transaction.commit().await.map_err(failed)?;
-        let events = rows.iter().map(event).collect::<Result<Vec<Event>>>()?;
-        let is_full = events.len() as u64 == u64::from(count_max);
-        let next = events.last().and_then(|event| event.id).filter(|_| is_full).unwrap_or(newest);
+        let is_full = rows.len() as u64 == u64::from(count_max);
+        // Also if it is damaged: those behind it are not passed over.
+        let last = rows.last().and_then(|row| unsigned(row, "sequence").ok());
+        let next = last.filter(|_| is_full).unwrap_or(newest);
+        let events = self.sound(&EVENTS, rows).await.iter().map(event).collect::<Result<Vec<Event>>>()?;
         Ok(EventsFound { events, next, gap })
     }
 
     /// How far a hook has told events; nothing of one that is new.
     pub async fn hook_cursor(&self, hook: &Name) -> Result<Option<u64>> {
-        let query = sqlx::query("SELECT sequence FROM hook_cursors WHERE name = $1").bind(hook.as_str());
-        let row = query.fetch_optional(&self.pool).await.map_err(failed)?;
-        row.map(|row| unsigned(&row, "sequence")).transpose()
+        let query = sqlx::query("SELECT * FROM hook_cursors WHERE name = $1").bind(hook.as_str());
+        let rows = self.read(&HOOK_CURSORS, query).await?;
+        rows.first().map(|row| unsigned(row, "sequence")).transpose()
     }
 
     /// Notes how far a hook has told events.
     pub async fn put_hook_cursor(&self, hook: &Name, event: u64) -> Result<()> {
-        let query = sqlx::query(
-            "INSERT INTO hook_cursors (name, sequence) VALUES ($1, $2)
-             ON CONFLICT (name) DO UPDATE SET sequence = excluded.sequence",
-        );
-        self.execute(query.bind(hook.as_str().to_owned()).bind(super::bigint(event)?)).await
+        let mut connection = self.pool.acquire().await.map_err(failed)?;
+        HOOK_CURSORS.put(&mut connection, &[hook.as_str().into(), bigint(event)?.into()]).await
     }
 
     /// Forgets how far all other hooks are: one that is configured again later begins anew.
@@ -197,7 +196,7 @@ mod tests {
     #[tokio::test]
     async fn events_outlive_a_rebuild_and_are_bounded() {
         let directory = tempfile::tempdir().unwrap();
-        let (catalogue, _) = open(&directory.path().join("catalogue.sqlite")).await;
+        let (mut catalogue, _) = open(&directory.path().join("catalogue.sqlite")).await;
         assert_eq!(catalogue.newest_event().await.unwrap(), 0);
         assert_eq!(catalogue.record_events(&[]).await.unwrap(), 1);
         assert_eq!(catalogue.record_events(&[1, 2, 3].map(event)).await.unwrap(), 1);
@@ -205,14 +204,12 @@ mod tests {
         let all = EventFilter::default();
         let newest = catalogue.events(all, 2).await.unwrap();
         assert_eq!(newest, [Event { id: Some(3), ..event(3) }, Event { id: Some(2), ..event(2) }]);
-        let far =
-            sqlx::query("UPDATE events SET sequence = sequence + $1 WHERE sequence = 3").bind(EVENTS_MAX);
-        catalogue.execute(far).await.unwrap();
+        catalogue.events_before = 3 + u64::try_from(EVENTS_MAX).unwrap();
         catalogue.record_events(&[event(4)]).await.unwrap();
-        assert_eq!(times(&catalogue.events(all, 100).await.unwrap()), [4, 3]);
-        let found = catalogue.events_after(2, all, 100).await.unwrap();
+        assert_eq!(times(&catalogue.events(all, 100).await.unwrap()), [4]);
+        let found = catalogue.events_after(3, all, 100).await.unwrap();
         let gone = u64::try_from(EVENTS_MAX).unwrap();
-        assert_eq!((times(&found.events), found.gap), (vec![3, 4], Some(EventGap::Pruned(gone))));
+        assert_eq!((times(&found.events), found.gap), (vec![4], Some(EventGap::Pruned(gone))));
     }
 
     #[tokio::test]

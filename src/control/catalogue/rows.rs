@@ -3,6 +3,7 @@
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
 
+use super::schema::{DISKS, GROUPS, POINTS, POLICIES, TESTS};
 use super::{DiskRecord, GroupRecord, TestRecord, failed};
 use crate::control::model::{Point, PointKind, Policy};
 use crate::control::name::Name;
@@ -13,13 +14,8 @@ const POINT_KINDS: [(PointKind, &str); 2] =
     [(PointKind::Crash, "crash"), (PointKind::Application, "application")];
 
 pub(super) async fn insert_group(connection: &mut SqliteConnection, group: &GroupRecord) -> Result<()> {
-    sqlx::query("INSERT INTO protection_groups (id, name, created_ns) VALUES ($1, $2, $3)")
-        .bind(blob(group.id.0))
-        .bind(group.name.as_str())
-        .bind(group.created.0)
-        .execute(&mut *connection)
-        .await
-        .map_err(failed)?;
+    let row = [group.id.0.into(), group.name.as_str().into(), group.created.0.into()];
+    GROUPS.put(connection, &row).await?;
     insert_policy(connection, group.id, group.policy).await?;
     for disk in &group.disks {
         insert_disk(connection, group.id, disk).await?;
@@ -51,12 +47,7 @@ pub(super) async fn insert_policy(
     group: GroupId,
     policy: Policy,
 ) -> Result<()> {
-    let query = sqlx::query(
-        "INSERT INTO policies (group_id, interval_ms) VALUES ($1, $2)
-         ON CONFLICT (group_id) DO UPDATE SET interval_ms = excluded.interval_ms",
-    );
-    let query = query.bind(blob(group.0)).bind(bigint(policy.interval_ms)?);
-    query.execute(connection).await.map(drop).map_err(failed)
+    POLICIES.put(connection, &[group.0.into(), bigint(policy.interval_ms)?.into()]).await
 }
 
 pub(super) async fn insert_disk(
@@ -64,13 +55,8 @@ pub(super) async fn insert_disk(
     group: GroupId,
     disk: &DiskRecord,
 ) -> Result<()> {
-    let query = sqlx::query(
-        "INSERT INTO disks (id, group_id, name, sectors) VALUES ($1, $2, $3, $4)
-         ON CONFLICT (id) DO UPDATE SET name = excluded.name, sectors = excluded.sectors",
-    );
-    let query =
-        query.bind(blob(disk.id.0)).bind(blob(group.0)).bind(disk.name.as_str()).bind(bigint(disk.size.0)?);
-    query.execute(connection).await.map(drop).map_err(failed)
+    let row = [disk.id.0.into(), group.0.into(), disk.name.as_str().into(), bigint(disk.size.0)?.into()];
+    DISKS.put(connection, &row).await
 }
 
 pub(super) async fn insert_point(
@@ -78,21 +64,16 @@ pub(super) async fn insert_point(
     group: GroupId,
     point: &Point,
 ) -> Result<()> {
-    let query = sqlx::query(
-        "INSERT INTO points (group_id, lsn, id, time_ns, kind, label, delta_bytes)
-         VALUES ($1, $2, $3, $4, $5, $6, $7)
-         ON CONFLICT (group_id, lsn) DO UPDATE SET id = excluded.id, time_ns = excluded.time_ns,
-             kind = excluded.kind, label = excluded.label, delta_bytes = excluded.delta_bytes",
-    );
-    let query = query
-        .bind(blob(group.0))
-        .bind(bigint(point.lsn.0)?)
-        .bind(blob(point.id.0))
-        .bind(point.time.0)
-        .bind(word(POINT_KINDS, point.kind))
-        .bind(point.label.as_deref())
-        .bind(bigint(point.delta_bytes)?);
-    query.execute(connection).await.map(drop).map_err(failed)
+    let row = [
+        group.0.into(),
+        bigint(point.lsn.0)?.into(),
+        point.id.0.into(),
+        point.time.0.into(),
+        word(POINT_KINDS, point.kind).into(),
+        point.label.as_deref().into(),
+        bigint(point.delta_bytes)?.into(),
+    ];
+    POINTS.put(connection, &row).await
 }
 
 pub(super) async fn insert_test(
@@ -100,13 +81,8 @@ pub(super) async fn insert_test(
     group: GroupId,
     test: TestRecord,
 ) -> Result<()> {
-    let query = sqlx::query(
-        "INSERT INTO tests (group_id, number, point_id, started_ns) VALUES ($1, $2, $3, $4)
-         ON CONFLICT (group_id, number) DO UPDATE SET point_id = excluded.point_id, started_ns = excluded.started_ns",
-    );
-    let query =
-        query.bind(blob(group.0)).bind(bigint(test.number.0)?).bind(blob(test.point.0)).bind(test.started.0);
-    query.execute(connection).await.map(drop).map_err(failed)
+    let row = [group.0.into(), bigint(test.number.0)?.into(), test.point.0.into(), test.started.0.into()];
+    TESTS.put(connection, &row).await
 }
 
 pub(super) fn point(row: &SqliteRow) -> Result<Point> {

@@ -9,6 +9,7 @@
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
 
+use super::schema::SAMPLES;
 use super::{Catalogue, blob, column, failed, id};
 use crate::control::samples::{Sample, Span, roll_up};
 use crate::error::{Error, Result};
@@ -24,27 +25,23 @@ impl Catalogue {
     pub async fn add_samples(&self, samples: &[(GroupId, WallNanos, Sample)]) -> Result<()> {
         let mut transaction = self.pool.begin().await.map_err(failed)?;
         for (group, start, sample) in samples {
-            add(&mut transaction, *group, Span::FiveMinutes, *start, sample).await?;
+            self.add(&mut transaction, *group, Span::FiveMinutes, *start, sample).await?;
         }
         transaction.commit().await.map_err(failed)
     }
 
     /// A group's samples from then on, of whichever spans they are.
     pub async fn samples(&self, group: GroupId, from: WallNanos) -> Result<Vec<(WallNanos, Sample)>> {
-        let query = sqlx::query(
-            "SELECT start_ns, sample FROM samples WHERE group_id = $1 AND start_ns >= $2 ORDER BY start_ns",
-        );
-        let rows = query.bind(blob(group.0)).bind(from.0).fetch_all(&self.pool).await.map_err(failed)?;
+        let query =
+            sqlx::query("SELECT * FROM samples WHERE group_id = $1 AND start_ns >= $2 ORDER BY start_ns");
+        let rows = self.read(&SAMPLES, query.bind(blob(group.0)).bind(from.0)).await?;
         rows.iter().map(started).collect()
     }
 
     /// The samples of all groups from then on that are of five minutes.
     pub async fn recent_samples(&self, from: WallNanos) -> Result<Vec<(GroupId, WallNanos, Sample)>> {
-        let query = sqlx::query(
-            "SELECT group_id, start_ns, sample FROM samples WHERE span_s = $1 AND start_ns >= $2",
-        );
-        let query = query.bind(Span::FiveMinutes.seconds()).bind(from.0);
-        let rows = query.fetch_all(&self.pool).await.map_err(failed)?;
+        let query = sqlx::query("SELECT * FROM samples WHERE span_s = $1 AND start_ns >= $2");
+        let rows = self.read(&SAMPLES, query.bind(Span::FiveMinutes.seconds()).bind(from.0)).await?;
         let of_group = |row: &SqliteRow| {
             let (start, sample) = started(row)?;
             Ok((GroupId(id(row, "group_id")?), start, sample))
@@ -55,11 +52,12 @@ impl Catalogue {
     /// Makes hours of what is old enough, and forgets the hours that are too many.
     pub async fn roll_up_samples(&self) -> Result<()> {
         let query = sqlx::query(
-            "SELECT group_id, MAX(start_ns) AS newest FROM samples WHERE span_s = $1 GROUP BY group_id",
+            "SELECT * FROM samples WHERE span_s = $1 AND (group_id, start_ns) IN
+                (SELECT group_id, MAX(start_ns) FROM samples WHERE span_s = $1 GROUP BY group_id)",
         );
-        let groups = query.bind(Span::FiveMinutes.seconds()).fetch_all(&self.pool).await.map_err(failed)?;
-        for row in &groups {
-            let newest = WallNanos(column(row, "newest")?);
+        // A group whose newest row is damaged waits for another.
+        for row in &self.read(&SAMPLES, query.bind(Span::FiveMinutes.seconds())).await? {
+            let newest = WallNanos(column(row, "start_ns")?);
             let before = Span::Hour.start_of(WallNanos(newest.0.saturating_sub(FIVE_MINUTES_FOR)));
             self.roll_up_group(GroupId(id(row, "group_id")?), before).await?;
         }
@@ -68,14 +66,14 @@ impl Catalogue {
 
     async fn roll_up_group(&self, group: GroupId, before: WallNanos) -> Result<()> {
         let mut transaction = self.pool.begin().await.map_err(failed)?;
-        let query = sqlx::query(
-            "SELECT start_ns, sample FROM samples WHERE group_id = $1 AND span_s = $2 AND start_ns < $3",
-        );
+        let query =
+            sqlx::query("SELECT * FROM samples WHERE group_id = $1 AND span_s = $2 AND start_ns < $3");
         let query = query.bind(blob(group.0)).bind(Span::FiveMinutes.seconds()).bind(before.0);
         let rows = query.fetch_all(&mut *transaction).await.map_err(failed)?;
-        let old = rows.iter().map(started).collect::<Result<Vec<_>>>()?;
+        let old = self.sound(&SAMPLES, rows).await;
+        let old = old.iter().map(started).collect::<Result<Vec<_>>>()?;
         for (start, sample) in roll_up(old, Span::Hour) {
-            add(&mut transaction, group, Span::Hour, start, &sample).await?;
+            self.add(&mut transaction, group, Span::Hour, start, &sample).await?;
         }
         sqlx::query("DELETE FROM samples WHERE group_id = $1 AND span_s = $2 AND start_ns < $3")
             .bind(blob(group.0))
@@ -97,30 +95,27 @@ impl Catalogue {
         .map_err(failed)?;
         transaction.commit().await.map_err(failed)
     }
-}
 
-/// Adds to one span.
-async fn add(
-    connection: &mut SqliteConnection,
-    group: GroupId,
-    span: Span,
-    start: WallNanos,
-    more: &Sample,
-) -> Result<()> {
-    let query = sqlx::query(
-        "SELECT start_ns, sample FROM samples WHERE group_id = $1 AND span_s = $2 AND start_ns = $3",
-    );
-    let query = query.bind(blob(group.0)).bind(span.seconds()).bind(start.0);
-    let row = query.fetch_optional(&mut *connection).await.map_err(failed)?;
-    let mut sample = row.map_or(Ok(Sample::default()), |row| started(&row).map(|(_, sample)| sample))?;
-    sample.absorb(more);
-    let text = serde_json::to_string(&sample).expect("our values have string keys");
-    let query = sqlx::query(
-        "INSERT INTO samples (group_id, span_s, start_ns, sample) VALUES ($1, $2, $3, $4)
-         ON CONFLICT (group_id, span_s, start_ns) DO UPDATE SET sample = excluded.sample",
-    );
-    let query = query.bind(blob(group.0)).bind(span.seconds()).bind(start.0).bind(text);
-    query.execute(connection).await.map(drop).map_err(failed)
+    /// Adds to one span.
+    async fn add(
+        &self,
+        connection: &mut SqliteConnection,
+        group: GroupId,
+        span: Span,
+        start: WallNanos,
+        more: &Sample,
+    ) -> Result<()> {
+        let query =
+            sqlx::query("SELECT * FROM samples WHERE group_id = $1 AND span_s = $2 AND start_ns = $3");
+        let query = query.bind(blob(group.0)).bind(span.seconds()).bind(start.0);
+        let rows = query.fetch_all(&mut *connection).await.map_err(failed)?;
+        let rows = self.sound(&SAMPLES, rows).await;
+        let known = rows.first().map(started).transpose()?;
+        let mut sample = known.map_or_else(Sample::default, |(_, sample)| sample);
+        sample.absorb(more);
+        let text = serde_json::to_string(&sample).expect("our values have string keys");
+        SAMPLES.put(connection, &[group.0.into(), span.seconds().into(), start.0.into(), text.into()]).await
+    }
 }
 
 fn started(row: &SqliteRow) -> Result<(WallNanos, Sample)> {
