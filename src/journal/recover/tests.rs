@@ -1,6 +1,11 @@
 //! The table of recovery, over every input; and chains over segments and jumps.
 
+use std::path::PathBuf;
+
 use super::*;
+use crate::format::run::RunPart;
+use crate::journal::payloads::{ListedPayloads, StoredPayload};
+use crate::journal::runs::NOTHING;
 use crate::journal::scan::scan_segment;
 use crate::journal::scan::tests::{OURS, frame, put};
 use crate::journal::tail::Damage;
@@ -212,4 +217,24 @@ fn a_jump_that_lands_nowhere_is_not_taken() {
         assert_eq!(chain(&scans, &[jump(links[1], end)]), plain);
     }
     assert_eq!(chain(&scans, &[jump(FrameLink { sum: 1, ..links[1] }, links[3])]), plain);
+}
+
+/// Builds before 23 November 2026 wrote a run that began with what the one before it says.
+#[test]
+fn runs_that_say_twice_what_stands_in_a_place_do_not_stand_apart() {
+    let run = |sector, sectors| {
+        let payload = StoredPayload { sector, sectors, sum: 0 };
+        let listed = ListedPayloads { payloads: vec![payload], tags: Vec::new() };
+        let (sequence, last_lsn) = (SegmentSequence(9), Lsn(1));
+        let part = RunPart { index: 1, sequence, last_lsn, payloads: 1, seal: None };
+        let (path, owner, layers) = (PathBuf::new(), OURS, Vec::new());
+        LoadedRun { path, owner, begin: NOTHING, end: NOTHING, parts: vec![(part, listed)], layers }
+    };
+    let chain = [Accepted { scan: 0, from: 0, frames: 0, jump: Some(0) }];
+    let jumps = [Jump { begin: NOTHING, end: NOTHING, runs: vec![0, 1] }];
+    let scans = [scan_segment(SegmentIndex(1), &[], Checks::ALL)];
+    for (second, is_apart) in [(56, true), (80, true), (24, false), (8, false), (55, false)] {
+        let runs = [run(24, 32), run(second, 4)];
+        assert_eq!(stand_apart(&scans, &chain, &jumps, &runs), is_apart, "a second run at {second}");
+    }
 }
