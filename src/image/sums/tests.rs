@@ -508,11 +508,10 @@ fn what_a_batch_writes_meanwhile_is_read_again() {
     let place = place.of_before();
     let (image, runtime) = (place.image.clone(), Rc::clone(&place.runtime));
     let summed = place.runtime.block_on(async move {
-        // Somebody writes: who gives sums reads beside it, and waits.
-        let turn = image.sums.turn().await;
+        // Who gives sums looks first, lets others have the turn, reads, and takes it again.
         let summing = image.sums.sum_piece(&image.file, SIZE, false, Planted::NONE);
         let batch = async {
-            runtime.yield_now().await;
+            let turn = image.sums.turn().await;
             image.sums.begin();
             runtime.zero(&image.file, 0..1016 * 512, false).await.expect("zeroed");
             let news = [(sectors(0, 1016), None)].into_iter();
