@@ -33,6 +33,10 @@ use super::syscalls::{can_continue, failed, no_progress, past_end};
 use super::{Backend, Buffer, Completion, File, Op, Outcome, Slice, Storage, Token};
 use crate::error::{Error, ErrorKind, Result};
 
+/// Threads that the kernel may run for operations that block, of each thread that owns a ring. By itself it runs four for each CPU: so many
+/// writes to a device that hangs, and no sync of a journal on another device would be done any more. They are there while they are needed.
+const KERNEL_WORKERS_MAX: u32 = 1024;
+
 /// The kernel transfers at most 2 GiB less a page at once; a round number below that keeps the rest aligned.
 const TRANSFER_BYTES_MAX: usize = 1 << 30;
 
@@ -153,10 +157,6 @@ impl Storage for Uring {
         Some(self.signal.as_fd())
     }
 }
-
-/// Threads that the kernel may run for operations that block, of each thread that owns a ring. By itself it runs four for each CPU: so many
-/// writes to a device that hangs, and no sync of a journal on another device would be done any more. Each takes some 25 KiB, while it is needed.
-const KERNEL_WORKERS_MAX: u32 = 1024;
 
 /// What of an operation the ring can do. Empty transfers and misaligned ones, which never reach a device, are left to
 /// the threads too, which answer them as every back end does.
