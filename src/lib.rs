@@ -43,6 +43,7 @@ pub mod seal;
 pub mod sim;
 #[cfg(feature = "server")]
 pub mod site;
+pub mod space_gate;
 pub mod storage;
 pub mod summary;
 pub mod sums;

@@ -1,20 +1,37 @@
-//! Lets destage work while nobody else needs the device, and holds it while somebody does.
+//! Lets destage work while nobody else needs the device, and holds it while somebody does; and has it write only where a vault does not
+//! need what is left of the file system.
 //!
 //! The owner opens and closes the gate; work waits at it before each piece, so that guests get the device back within
 //! one piece's time.
 
 use std::cell::{Cell, RefCell};
+use std::sync::Arc;
 
 use futures::channel::oneshot;
+
+use crate::error::Result;
+use crate::space_gate::{Passage, SpaceGate};
 
 /// A gate that work passes piece by piece.
 #[derive(Debug, Default)]
 pub struct Pace {
     is_held: Cell<bool>,
     waiting: RefCell<Vec<oneshot::Sender<()>>>,
+    /// That of the images' file system.
+    space: RefCell<Arc<SpaceGate>>,
 }
 
 impl Pace {
+    /// An open gate, for writes to a file system that `space` guards.
+    pub fn new(space: Arc<SpaceGate>) -> Pace {
+        Pace { space: RefCell::new(space), ..Pace::default() }
+    }
+
+    /// Has `space` guard the file system from now on.
+    pub fn guard(&self, space: Arc<SpaceGate>) {
+        self.space.replace(space);
+    }
+
     /// Opens or closes the gate.
     pub fn hold(&self, held: bool) {
         self.is_held.set(held);
@@ -39,6 +56,13 @@ impl Pace {
             // Cancelled only when the gate is gone, and with it the reason to wait.
             let _ = opened.await;
         }
+    }
+
+    /// The same for an operation that may take space, which is done when what is returned is dropped. Fails with `NoSpace` while a vault
+    /// needs it.
+    pub async fn pass(&self) -> Result<Passage> {
+        self.turn().await;
+        self.space.borrow().pass()
     }
 }
 

@@ -153,7 +153,14 @@ impl Transfer<'_> {
     }
 
     async fn zero(&self, range: SectorRange, allocated: bool) -> Result<()> {
-        self.pace.turn().await;
+        // A hole gives space back.
+        let _passage = match allocated {
+            true => Some(self.pace.pass().await?),
+            false => {
+                self.pace.turn().await;
+                None
+            }
+        };
         self.runtime.zero(&self.image.file, range.byte_range(), allocated).await
     }
 
@@ -182,7 +189,7 @@ impl Transfer<'_> {
     async fn write_joined(&self, extents: &[(SectorRange, Slice)]) -> Result<u64> {
         let [(first, data), others @ ..] = extents else { return Ok(0) };
         let data = if others.is_empty() { data.clone() } else { joined(extents) };
-        self.pace.turn().await;
+        let _passage = self.pace.pass().await?;
         let bytes = data.len() as u64;
         self.runtime.write(&self.image.file, first.byte_offset(), data).await?;
         Ok(bytes)

@@ -18,6 +18,7 @@ use crate::format::marker::Marker;
 use crate::format::record::{DiskRecord, GroupRecord};
 use crate::image::attach::{Attached, attach};
 use crate::image::mend::{Mend, mend};
+use crate::image::pace::Pace;
 use crate::image::side::{self, SideNames, Sides, lost, refusal};
 use crate::journal::boot;
 use crate::journal::cache::{FrameCache, SharedFrames};
@@ -47,6 +48,7 @@ use crate::protect::summing::Summing;
 use crate::protect::tasks::Tasks;
 use crate::runtime::Runtime;
 use crate::seal::{GroupKeys, SiteKeys};
+use crate::space_gate::SpaceGates;
 use crate::units::{DiskSlot, GroupId, Lsn, TimelineId};
 use crate::vault::{Moment, Vault};
 
@@ -75,6 +77,8 @@ pub struct GroupPlan {
     pub piece_bytes: Option<u64>,
     /// What its vault may take.
     pub space: SpaceLimits,
+    /// Who may take what is left of file systems, of all groups.
+    pub gates: Arc<SpaceGates>,
     /// The keys that unwrap the group's.
     pub site_keys: SiteKeys,
     /// How images of before there were sums get theirs.
@@ -143,6 +147,7 @@ pub async fn create_vault(
 
 fn set_up(vault: Vault, plan: &GroupPlan) -> Rc<Vault> {
     let vault = vault.with_planted(plan.planted).with_fan_out(plan.fan_out);
+    vault.reserve().guard(Arc::clone(&plan.gates));
     Rc::new(match plan.piece_bytes {
         Some(bytes) => vault.with_pieces(bytes),
         None => vault,
@@ -323,7 +328,10 @@ async fn assemble(
         let clock = GroupClock::take_up(newest, known, writer.first(), &runtime, planted);
         (record.name.clone(), record.interval_ms, state.points().to_vec(), clock)
     };
-    let (retention, retention_jobs) = start_retention(&tasks, &runtime, &vault, &mailbox, clock, &plan);
+    let pace = Rc::new(Pace::new(plan.gates.of(None)));
+    let (retention, retention_jobs) =
+        start_retention(&tasks, &runtime, &vault, &mailbox, clock, &plan, &pace);
+    vault.reserve().take_up().await;
     let images = disks.iter().filter_map(|(&slot, disk)| Some((slot, disk.image.clone()?)));
     let images: Vec<_> = images.collect();
     let journal_directory = plan.journal();
@@ -333,6 +341,7 @@ async fn assemble(
         owner,
         identity,
         settings: GroupSettings { plan, vault },
+        pace,
         name,
         writer,
         accepted,
@@ -367,11 +376,12 @@ fn start_retention(
     mailbox: &Mailbox,
     clock: GroupClock,
     plan: &GroupPlan,
+    pace: &Rc<Pace>,
 ) -> (Rc<retention::Shared>, mpsc::UnboundedSender<retention::Job>) {
     let (sender, jobs) = mpsc::unbounded();
     let shared = Rc::new(retention::Shared::default());
     let (runtime, vault, mailbox) = (Rc::clone(runtime), Rc::clone(vault), Rc::clone(mailbox));
-    let task = Retention::new(Rc::clone(&runtime), vault, Rc::clone(&shared), mailbox, clock, plan);
+    let task = Retention::new(Rc::clone(&runtime), vault, Rc::clone(&shared), mailbox, clock, plan, pace);
     tasks.spawn(task.run(jobs));
     (shared, sender)
 }

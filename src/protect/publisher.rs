@@ -109,7 +109,7 @@ async fn attempt(
     let ready = match built.clone() {
         Some(ready) => ready,
         None => {
-            space.check_room(runtime, vault).await?;
+            let _passage = space.check_room(runtime, vault).await?;
             build(runtime, vault, interval).await?
         }
     };

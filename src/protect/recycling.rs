@@ -32,8 +32,13 @@ impl Group {
             return self.segment_retry.succeeded();
         };
         let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
+        // Journals are where vaults are, unless somebody mounts them elsewhere: then they wait in vain, and not for long.
+        let gate = self.settings.vault.reserve().gate();
         self.tasks.spawn(async move {
-            let result = create(runtime, index, path, bytes).await;
+            let result = match gate.pass() {
+                Ok(_passage) => create(runtime, index, path, bytes).await,
+                Err(error) => Err(error.at_path(&path)),
+            };
             mailbox.borrow_mut().push_back(Done::Segment(result));
         });
     }

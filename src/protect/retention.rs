@@ -13,6 +13,7 @@ use futures::{FutureExt, StreamExt};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::ladder::Ladder;
+use crate::image::pace::Pace;
 use crate::protect::clock::GroupClock;
 use crate::protect::events::{GroupEvent, TimedEvent};
 use crate::protect::group::{Callback, Group, nanos};
@@ -52,7 +53,7 @@ pub struct RetentionStatus {
     pub meets_errors: bool,
     /// Why no point goes by its age, if so.
     pub suspended: Option<Suspension>,
-    /// Whether the base waits for a view of a point that is gone.
+    /// Whether the base waits for a view: of a point that is gone, or of deltas that are to give space back.
     pub waits_for_view: bool,
     /// How much room there is, as far as it was looked at.
     pub space: Option<SpaceStatus>,
@@ -109,11 +110,12 @@ impl Retention {
         mailbox: Mailbox,
         clock: GroupClock,
         plan: &GroupPlan,
+        pace: &Rc<Pace>,
     ) -> Retention {
         let first_rung = first_rung(&vault.manifest().state().record().retain);
         let (clock, event) = ClockWatch::new(clock, &runtime, &vault, first_rung);
         event.into_iter().for_each(|event| shared.tell(&runtime, event));
-        let shrinking = Shrinking::new(plan.space, plan.images(), plan.planted);
+        let shrinking = Shrinking::new(plan, Rc::clone(pace));
         let space_due = MonotonicNanos(0);
         Retention {
             runtime,
@@ -174,7 +176,8 @@ impl Retention {
 
     /// Makes the reserve anew, as far as there is room. What fails stalls nothing: it is tried again.
     async fn mind_reserve(&mut self) {
-        if self.runtime.now() < self.reserve_due {
+        // Others do not wait for longer than they have to.
+        if self.runtime.now() < self.reserve_due && !self.vault.reserve().holds_others() {
             return;
         }
         let shared = Rc::clone(&self.shared);
@@ -357,6 +360,13 @@ impl Retention {
         let suspension = self.clock.suspension(&self.runtime, first_rung);
         self.shared.status.borrow_mut().suspended = suspension;
         suspension.is_some()
+    }
+}
+
+impl Drop for Retention {
+    fn drop(&mut self) {
+        // Nobody gives space back any more; the vault may be read for longer.
+        self.vault.reserve().let_others();
     }
 }
 

@@ -6,15 +6,20 @@
 //! `status` says so. What shortage remains then is the full disk's: writes wait.
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::byte_size::ByteSize;
 use crate::error::{Error, ErrorKind, Result};
+use crate::image::pace::Pace;
 use crate::planted::{Bug, Planted};
 use crate::protect::events::GroupEvent;
 use crate::protect::group::nanos;
+use crate::protect::open::GroupPlan;
 use crate::protect::retention::Shared;
 use crate::runtime::Runtime;
+use crate::space_gate::{Passage, SpaceGates};
 use crate::storage::Space;
 use crate::units::MonotonicNanos;
 use crate::vault::{Advance, Vault};
@@ -58,20 +63,25 @@ impl SpaceLimits {
         self.free_bytes_min.unwrap_or(free_min_of(space))
     }
 
-    /// Bytes of the room that is to be made in a file system like that: none where too little is free.
-    pub(super) fn reserve_bytes(self, space: Space) -> u64 {
-        let free_min = self.free_min(space);
-        let bytes = (free_min / 2).min(self.reserve_bytes_max);
-        if space.free >= free_min + bytes { bytes } else { 0 }
+    /// Bytes of the room that is kept in a file system like that.
+    pub(super) fn room_bytes(self, space: Space) -> u64 {
+        (self.free_min(space) / 2).min(self.reserve_bytes_max)
+    }
+
+    /// Bytes of one that was never there: none where too little is free.
+    fn first_room_bytes(self, space: Space) -> u64 {
+        let bytes = self.room_bytes(space);
+        if space.free >= self.free_min(space) + bytes { bytes } else { 0 }
     }
 
     /// Fails with `NoSpace` where only that is left which advancing the base needs to give space back: half of what is to
-    /// stay free, the vault's reserve included. New deltas wait then.
-    pub(super) async fn check_room(self, runtime: &Runtime, vault: &Vault) -> Result<()> {
+    /// stay free, the vault's reserve included. New deltas wait then. Until what is returned is dropped nothing is given back.
+    pub(super) async fn check_room(self, runtime: &Runtime, vault: &Vault) -> Result<Passage> {
         let directory = vault.layout().root();
+        let passage = vault.reserve().gate().pass().map_err(|error| error.at_path(directory))?;
         let space = runtime.space(directory).await?;
         if space.free + vault.reserve().room_bytes() >= self.free_min(space) / 2 {
-            return Ok(());
+            return Ok(passage);
         }
         let free = ByteSize(space.free).approximate();
         let text = format!("{free} free: what is left is kept for giving space back");
@@ -177,6 +187,11 @@ pub(super) struct Shrinking {
     limits: SpaceLimits,
     announced: Option<MonotonicNanos>,
     images: PathBuf,
+    /// What the reserve's room is to have, as of the last look.
+    room_bytes: Option<u64>,
+    gates: Arc<SpaceGates>,
+    /// Destage's, which is told which gate is that of the images.
+    pace: Rc<Pace>,
     is_low: bool,
     are_images_low: bool,
     planted: Planted,
@@ -186,8 +201,18 @@ pub(super) struct Shrinking {
 const LOOKS_A_GRACE: u32 = 10;
 
 impl Shrinking {
-    pub(super) fn new(limits: SpaceLimits, images: PathBuf, planted: Planted) -> Shrinking {
-        Shrinking { limits, announced: None, images, is_low: false, are_images_low: false, planted }
+    pub(super) fn new(plan: &GroupPlan, pace: Rc<Pace>) -> Shrinking {
+        Shrinking {
+            limits: plan.space,
+            announced: None,
+            images: plan.images(),
+            room_bytes: None,
+            gates: Arc::clone(&plan.gates),
+            pace,
+            is_low: false,
+            are_images_low: false,
+            planted: plan.planted,
+        }
     }
 
     /// Looks at space, and lets the oldest points go if there is too little. How long to wait until the next look.
@@ -251,11 +276,19 @@ impl Shrinking {
         vault: &Vault,
         proceed: &impl Fn() -> Result<()>,
     ) -> Result<()> {
-        let room_bytes = match vault.reserve().room_bytes() {
-            0 => self.limits.reserve_bytes(runtime.space(vault.layout().root()).await?),
-            bytes => bytes,
+        let reserve = vault.reserve();
+        let room_bytes = match reserve.room_bytes() {
+            0 => {
+                let space = runtime.space(vault.layout().root()).await?;
+                let limits = self.limits;
+                if reserve.had_room() { limits.room_bytes(space) } else { limits.first_room_bytes(space) }
+            }
+            bytes => self.room_bytes.unwrap_or(bytes),
         };
-        vault.reserve().refill(room_bytes, proceed).await
+        let refilled = reserve.refill(room_bytes, proceed).await;
+        // A base that is on its way needs it until it arrives.
+        reserve.settle(room_bytes, vault.manifest().state().base_advance().is_some());
+        refilled
     }
 
     /// How often space is looked at.
@@ -272,6 +305,8 @@ impl Shrinking {
     ) -> Result<SpaceStatus> {
         let root: &Path = vault.layout().root();
         let found = runtime.space(root).await?;
+        vault.reserve().note_device(found.device);
+        self.room_bytes = Some(self.limits.room_bytes(found));
         let space = SpaceStatus::new(self.limits, vault.history_bytes(), found, vault.reserve().room_bytes());
         if space.is_low() && !self.is_low {
             shared.tell(runtime, GroupEvent::SpaceLow(space));
@@ -285,6 +320,7 @@ impl Shrinking {
     /// The same of the images, whose file system may be another one. If it cannot be asked, nothing is known of it.
     async fn measure_images(&mut self, runtime: &Runtime, shared: &Shared, vault: Space) {
         let found = runtime.space(self.images.clone()).await.ok();
+        found.iter().for_each(|found| self.pace.guard(self.gates.of(Some(found.device))));
         let space = found.map(|found| ImagesSpace::new(self.limits, found, vault));
         let low = space.filter(|space| space.is_low());
         if let Some(space) = low.filter(|_| !self.are_images_low) {
@@ -354,10 +390,10 @@ mod tests {
     }
 
     #[test]
-    fn the_reserve_is_half_of_what_stays_free_and_is_made_only_beside_it() {
+    fn the_reserve_is_half_of_what_stays_free_and_is_first_made_only_beside_it() {
         let reserve = |free, free_bytes_min| {
             let limits = SpaceLimits { free_bytes_min, ..SpaceLimits::default() };
-            limits.reserve_bytes(Space { free, ..FREE })
+            limits.first_room_bytes(Space { free, ..FREE })
         };
         assert_eq!(reserve(100 << 30, None), 64 << 20);
         assert_eq!(reserve(60, Some(40)), 20);

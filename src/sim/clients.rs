@@ -296,7 +296,7 @@ impl Site {
     }
 
     /// A client asks a disk for something.
-    fn request(&mut self) -> Outcome {
+    pub(super) fn request(&mut self) -> Outcome {
         if !self.clients.tests.is_empty() && self.random.chance(1, 16) {
             self.request_of_test();
             return Ok(());

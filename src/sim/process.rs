@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::block::{Export, Reply, Request, Ticket};
@@ -41,6 +42,7 @@ pub fn group_plan(plan: &Plan, planted: Planted, site_keys: SiteKeys) -> GroupPl
         fan_out: plan.fan_out,
         piece_bytes: plan.piece_bytes(),
         space: plan.space,
+        gates: Arc::default(),
         site_keys,
         summing: Summing { rate: NonZeroU64::new(plan.verify_rate).map(ByteRate), ..Summing::default() },
         seals: plan.seals,

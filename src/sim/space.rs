@@ -4,6 +4,9 @@ use super::site::{Outcome, Site};
 use crate::units::to_usize;
 use crate::vault::SPARES;
 
+/// What guests ask for on the full disk.
+const REQUESTS: usize = 8;
+
 impl Site {
     /// With neither faults nor a full disk the reserve becomes whole. Then the disk is full, and clients do what gives space
     /// back: all of it is done, for a refusal would be one without a fault.
@@ -14,6 +17,10 @@ impl Site {
         let ladder = self.random.index(super::retention::LADDERS.len());
         self.set_ladder(self.plan.ladder_at(ladder));
         self.release();
+        // Guests write on meanwhile, and would take what comes back.
+        for _ in 0..REQUESTS {
+            self.request()?;
+        }
         if self.clients.members.len() > 1 {
             self.remove_disk();
         }

@@ -318,7 +318,11 @@ fn limits(snapshot: &GroupSnapshot) -> GroupLimits {
 fn retention(status: &RetentionStatus) -> Option<String> {
     let stalled = status.stalled.as_ref().map(|why| format!("stalled: {why}; it is tried again"));
     let suspended = || status.suspended.map(|suspension| format!("suspended {}", suspension.text()));
-    let waits = || status.waits_for_view.then(|| "waits for a view of a point that is gone".to_owned());
+    let waits = || {
+        status
+            .waits_for_view
+            .then(|| "waits for a test failover, a mount or a restore that reads what would go".to_owned())
+    };
     stalled.or_else(suspended).or_else(waits)
 }
 

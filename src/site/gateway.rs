@@ -51,6 +51,7 @@ use crate::site::member::Member;
 use crate::site::sampling::{self, Sampling};
 use crate::site::suspicion::{self, Suspicions};
 use crate::site::verification::Verifications;
+use crate::space_gate::SpaceGates;
 use crate::units::{GroupId, WallNanos, to_usize};
 
 /// Time between the recovery points of a new group.
@@ -103,6 +104,8 @@ pub(super) struct Inner {
     pub(super) buffers_wait: BuffersWait,
     /// What recently written frames of all groups take.
     pub(super) frames: Arc<SharedFrames>,
+    /// Who may take what is left of file systems.
+    pub(super) gates: Arc<SpaceGates>,
     /// Which group's images of before there were sums get theirs.
     pub(super) summing: SummingTurn,
     /// What groups did lately, of which the catalogue has samples.
@@ -164,6 +167,7 @@ impl Gateway {
             damages: Damages::default(),
             suspicions: Arc::default(),
             frames,
+            gates: Arc::default(),
             summing: SummingTurn::default(),
             sampling: Sampling::default(),
             events,
@@ -330,6 +334,7 @@ impl Inner {
                 images_free_bytes_min: self.configuration.images.free_min.map(|size| size.0),
                 ..SpaceLimits::default()
             },
+            gates: Arc::clone(&self.gates),
             site_keys: self.keys.site_keys(),
             summing: Summing { rate: Some(self.configuration.verify.rate), turn: self.summing.clone() },
             seals: self.configuration.keys.seals_groups,

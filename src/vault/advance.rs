@@ -8,13 +8,13 @@ use std::rc::Rc;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 
-use super::Vault;
 use super::base::BaseWriter;
 use super::pieces::Part;
 use super::state::Refusal;
 use super::thinning::{Opened, batch, check_hidden};
+use super::{Vault, lacks_space};
 use crate::delta::{DeltaReader, LayeredDisk, Layering, Place};
-use crate::error::{Error, ErrorKind, Result, is_of_the_file};
+use crate::error::{Error, Result, is_of_the_file};
 use crate::extent::{FrozenMap, Ranges};
 use crate::format::delta::DeltaRef;
 use crate::format::ladder::Ladder;
@@ -35,7 +35,7 @@ const ZEROS_IN_FLIGHT: usize = 8;
 pub enum Advance {
     /// None was begun.
     None,
-    /// It waits for a view of a point that is gone.
+    /// It waits for a view: of a point that is gone, or, where room is scarce, of the deltas that it takes up.
     Waits,
     /// The bases are the oldest point.
     Done,
@@ -97,18 +97,21 @@ impl Vault {
     /// Writes what the deltas hold to the bases of the disks of `target`: all at once where there is room for it, else in pieces.
     /// Durable once it is done.
     async fn apply(&self, target: &PointRecord, deltas: &[DeltaRef]) -> Result<Advance> {
+        let is_viewed = self.leases.hold_any(deltas.iter().map(|delta| delta.blob));
+        if is_viewed && !self.may_fit().await? {
+            return Ok(Advance::Waits);
+        }
         let (readers, mut disks) = self.layer(target, deltas).await?;
         disks.retain(|disk| !disk.map.is_empty());
-        if self.leases.hold_any(deltas.iter().map(|delta| delta.blob)) {
-            // No space of them comes back before their views end, in pieces or not.
-            self.with_room(async || self.write(&readers, &disks, Part::ALL).await).await?;
-            return Ok(Advance::Done);
-        }
-        if !self.wants_pieces(&disks).await? {
+        if (is_viewed || !self.has_piece_bytes()) && self.fits(&disks).await? {
             match self.write(&readers, &disks, Part::ALL).await {
-                Err(error) if error.kind() == ErrorKind::NoSpace && !error.lacks_descriptors() => {}
+                Err(error) if lacks_space(&error) => {}
                 written => return written.map(|()| Advance::Done),
             }
+        }
+        if is_viewed {
+            // None of their space comes back before the view ends, so that nothing is won by going on where room is scarce.
+            return Ok(Advance::Waits);
         }
         self.apply_in_pieces(target.id, &readers, &disks).await
     }

@@ -32,6 +32,7 @@ mod thinning;
 mod verify;
 mod verify_base;
 
+use std::cell::Cell;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -85,6 +86,8 @@ pub struct Vault {
     turn: Mutex<()>,
     /// Bytes that a base advance takes up at a time, if it is said.
     piece_bytes: Option<u64>,
+    /// What a base advance would have taken at once, and when there was no room for it.
+    did_not_fit: Cell<Option<(StepNumber, u64)>>,
     planted: Planted,
 }
 
@@ -170,6 +173,7 @@ impl Vault {
             leases,
             turn,
             piece_bytes: None,
+            did_not_fit: Cell::default(),
             planted,
         }
     }
@@ -232,13 +236,7 @@ impl Vault {
     /// Does what gives space back in the end, and takes some first: where there is none, with that of the reserve.
     async fn with_room<T>(&self, work: impl AsyncFn() -> Result<T>) -> Result<T> {
         match work().await {
-            Err(error)
-                if error.kind() == ErrorKind::NoSpace
-                    && !error.lacks_descriptors()
-                    && self.reserve().give_room().await =>
-            {
-                work().await
-            }
+            Err(error) if lacks_space(&error) && self.reserve().give_room().await => work().await,
             done => done,
         }
     }
@@ -359,6 +357,11 @@ impl Vault {
         self.manifest.append(Change::GroupRemoved).await?;
         destroy(&self.runtime, self.layout.root()).await
     }
+}
+
+/// Whether a file system lacks space, and not a process descriptors.
+fn lacks_space(error: &Error) -> bool {
+    error.kind() == ErrorKind::NoSpace && !error.lacks_descriptors()
 }
 
 fn removed(layout: &Layout) -> Error {

@@ -6,22 +6,25 @@
 
 use std::ops::Range;
 
-use super::Vault;
 use super::advance::{Advance, Layered};
+use super::{Vault, lacks_space};
 use crate::delta::{DeltaReader, LayeredDisk, Place};
-use crate::error::{ErrorKind, Result};
+use crate::error::Result;
 use crate::extent::FrozenMap;
 use crate::format::delta::{Chunk, Content};
 use crate::format::record::{Change, Reached};
+use crate::format::sums::{BLOCK_BYTES, SECTORS_A_BLOCK};
 use crate::planted::Bug;
-use crate::units::{BlobId, DiskSlot, PointId, SectorRange};
+use crate::units::{BlobId, DiskSlot, PAGE_BYTES, PointId, SECTOR_BYTES, SectorRange};
 
-/// What takes less is tried at once.
-const PIECES_FROM_BYTES: u64 = 256 << 20;
-/// A piece takes up one part in this many of what is free,
+/// Sectors of what file systems allocate at least.
+const PAGE_SECTORS: u64 = PAGE_BYTES as u64 / SECTOR_BYTES;
+/// All is written at once where it takes no more than one part in this many of what is free,
+const WHOLE_OF_FREE: u64 = 2;
+/// A piece takes up one part in this many of what is free, or would be,
 const PIECE_OF_FREE: u64 = 4;
 /// and this many bytes,
-const PIECE_BYTES_MIN: u64 = 1 << 20;
+const PIECE_BYTES_MIN: u64 = 64 << 10;
 /// or this many: each costs a step, and syncs of the bases.
 const PIECE_BYTES_MAX: u64 = 1 << 30;
 
@@ -60,20 +63,36 @@ impl Part {
         found.peek()?;
         let mut left = bytes;
         for (slot, (range, place)) in found.by_ref() {
-            left = left.saturating_sub(data_bytes(range, place));
-            if left == 0 {
-                return Some(Part { from, to: Reached { slot, sector: range.end } });
+            let data = if is_allocated(place) { range.bytes() } else { 0 };
+            if data >= left {
+                let sector = range.end - (data - left) / SECTOR_BYTES;
+                return Some(Part { from, to: Reached { slot, sector } });
             }
+            left -= data;
         }
         Some(rest)
     }
 }
 
-fn data_bytes(range: SectorRange, place: Place) -> u64 {
-    match place {
-        Place::Chunk { .. } => range.bytes(),
-        Place::Zero { .. } => 0,
+/// Bytes that the base of a disk takes for what is written to it, at most: whole pages, and both copies of the blocks of sums.
+fn cost(disk: &LayeredDisk<FrozenMap<Place>>) -> u64 {
+    let (mut bytes, mut page, mut block) = (0, 0, 0);
+    for (range, place) in Part::ALL.of(disk) {
+        if is_allocated(place) {
+            let pages = (range.start / PAGE_SECTORS).max(page)..range.end.div_ceil(PAGE_SECTORS);
+            bytes += (pages.end - pages.start) * PAGE_BYTES as u64;
+            page = pages.end;
+        }
+        let blocks = (range.start / SECTORS_A_BLOCK).max(block)..range.end.div_ceil(SECTORS_A_BLOCK);
+        bytes += (blocks.end - blocks.start) * 2 * BLOCK_BYTES as u64;
+        block = blocks.end;
     }
+    bytes
+}
+
+/// Whether a base has to have blocks for it.
+fn is_allocated(place: Place) -> bool {
+    matches!(place, Place::Chunk { .. } | Place::Zero { allocated: true })
 }
 
 /// A delta that gives back what is taken in of it.
@@ -114,19 +133,36 @@ impl Giver {
 }
 
 impl Vault {
-    /// Whether what the layers hold is too much for what is free.
-    pub(super) async fn wants_pieces(&self, disks: &Layered) -> Result<bool> {
-        let found = disks.iter().flat_map(|disk| Part::ALL.of(disk));
-        let bytes: u64 = found.map(|(range, place)| data_bytes(range, place)).sum();
-        Ok(self.piece_bytes.is_some()
-            || bytes >= PIECES_FROM_BYTES && bytes > self.runtime.space(self.layout.root()).await?.free / 2)
+    /// Whether there is room enough for all that the layers hold, beside what others may write meanwhile.
+    pub(super) async fn fits(&self, disks: &Layered) -> Result<bool> {
+        let bytes = disks.iter().map(cost).sum();
+        let fits = self.has_free(bytes).await?;
+        self.did_not_fit.set((!fits).then(|| (self.manifest.state().newest(), bytes)));
+        Ok(fits)
+    }
+
+    /// Whether it is worth while to look whether there is: not where nothing changed since there was not.
+    pub(super) async fn may_fit(&self) -> Result<bool> {
+        match self.did_not_fit.get() {
+            Some((step, bytes)) if step == self.manifest.state().newest() => self.has_free(bytes).await,
+            _ => Ok(true),
+        }
+    }
+
+    async fn has_free(&self, bytes: u64) -> Result<bool> {
+        Ok(bytes <= self.runtime.space(self.layout.root()).await?.free / WHOLE_OF_FREE)
+    }
+
+    /// Whether a base goes in pieces whatever room there is.
+    pub(super) fn has_piece_bytes(&self) -> bool {
+        self.piece_bytes.is_some()
     }
 
     async fn piece_bytes(&self) -> Result<u64> {
         if let Some(bytes) = self.piece_bytes {
             return Ok(bytes);
         }
-        let free = self.runtime.space(self.layout.root()).await?.free;
+        let free = self.runtime.space(self.layout.root()).await?.free + self.reserve().room_bytes();
         Ok((free / PIECE_OF_FREE).clamp(PIECE_BYTES_MIN, PIECE_BYTES_MAX))
     }
 
@@ -146,13 +182,12 @@ impl Vault {
             if !self.give_back(&mut givers, reached).await? {
                 return Ok(Advance::Waits);
             }
+            self.refill_reserve().await?;
             let Some(part) = Part::next(disks, reached, bytes) else { return Ok(Advance::Done) };
-            match self.with_room(async || self.write(readers, disks, part).await).await {
-                Err(error)
-                    if error.kind() == ErrorKind::NoSpace
-                        && !error.lacks_descriptors()
-                        && bytes > PIECE_BYTES_MIN =>
-                {
+            let write = async || self.write(readers, disks, part).await;
+            let written = if bytes > PIECE_BYTES_MIN { write().await } else { self.with_room(write).await };
+            match written {
+                Err(error) if lacks_space(&error) && bytes > PIECE_BYTES_MIN => {
                     bytes = PIECE_BYTES_MIN;
                     continue;
                 }
@@ -166,6 +201,14 @@ impl Vault {
             }
             self.manifest.append(Change::BaseReached { point, reached: part.to }).await?;
             (reached, bytes) = (part.to, self.piece_bytes().await?);
+        }
+    }
+
+    /// Each piece takes a spare where its step finds no room, and perhaps the room.
+    async fn refill_reserve(&self) -> Result<()> {
+        match self.reserve().refill_between().await {
+            Err(error) if lacks_space(&error) => Ok(()),
+            refilled => refilled,
         }
     }
 

@@ -3,18 +3,22 @@
 //!
 //! A spare is a file in the manifest's directory whose blocks were written. A step that frees space,
 //! and for which there is no room, is written over one, which then gets the step's name: that takes neither a block nor
-//! an inode, and nobody else can be faster. The room is one larger file that is removed when it is needed.
+//! an inode, and nobody else can be faster. The room is one larger file that is emptied when it is needed, once nobody else of
+//! this process is about to take what that gives: the gate of the file system ([`SpaceGate`]) is closed before, and opens when the room is
+//! whole again, or nobody needs it any more.
 //!
 //! Both are called partial files, so that whoever does not know them takes them for what was never published: they may be
 //! removed at any time. They hold zeros, or what a death left of a step; nobody reads them.
 //!
 //! Invariant: a file that has a spare's name was whole and durable when it got the name. One that a death kept from becoming
-//! a step is shorter, and has a block all the same: a step that frees space is shorter than any block.
+//! a step is shorter, and has a block all the same: a step that frees space is shorter than any block. Once there was a room there is
+//! its file, as long as what is kept: one that is too short says, also after a death, that what gets free is the room's first.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::files::{self, Put, PutError, publish_written, remove_partials};
 use super::layout::{self, Layout, SPARES, parse_spare_name};
@@ -22,6 +26,7 @@ use crate::error::{ErrorKind, Result};
 use crate::format::record::Change;
 use crate::planted::{Bug, Planted};
 use crate::runtime::Runtime;
+use crate::space_gate::{Closed, SpaceGate, SpaceGates};
 use crate::storage::{Access, Buffer, Create, File, Lock, OpenOptions};
 use crate::units::{PAGE_BYTES, to_usize};
 
@@ -33,15 +38,34 @@ const LEFT_BY_CONSENT: usize = 8;
 const LEFT_BY_RETENTION: usize = 4;
 /// So many are left by a base that goes in pieces: it arrives in the end.
 const LEFT_BY_ADVANCE: usize = 2;
+/// What is made of the room at once, at least.
+const ROOM_STEP_MIN: u64 = 64 << 10;
+/// To write over a file that a dead owner wrote to: that has landed.
+const TO_WRITE: OpenOptions =
+    OpenOptions { access: Access::ReadWrite, create: Create::Existing, lock: Lock::Wait, direct: false };
+
 /// The reserve of one vault.
 pub struct Reserve {
     runtime: Rc<Runtime>,
     layout: Layout,
     /// Numbers of the spares that are there.
     spares: RefCell<BTreeSet<u32>>,
-    room_bytes: Cell<u64>,
+    /// Bytes of the room; `None` if there was none so far.
+    room_bytes: Cell<Option<u64>>,
     /// Whether it is durable that there is no room.
     is_given: Cell<bool>,
+    /// Who may take what is left of file systems,
+    gates: RefCell<Arc<SpaceGates>>,
+    /// which of them the vault's is, once that was asked,
+    device: Cell<Option<u64>>,
+    /// what keeps its gate closed,
+    closed: RefCell<Option<Closed>>,
+    /// and whether the room is wanted, but others had passed before.
+    waits_for_others: Cell<bool>,
+    /// What the room is to have, as far as anybody said.
+    wanted_bytes: Cell<u64>,
+    /// Whether it was told that the room is given up, which it has not been whole since.
+    is_told: Cell<bool>,
 }
 
 /// How many spares a change has to leave where it is; `None` if it may take none.
@@ -64,8 +88,19 @@ fn leaves(change: &Change) -> Option<usize> {
 impl Reserve {
     /// None so far: it is [loaded](Reserve::load), or [made](Reserve::refill).
     pub(super) fn new(runtime: &Rc<Runtime>, layout: &Layout) -> Reserve {
-        let (spares, room_bytes, is_given) = (RefCell::default(), Cell::new(0), Cell::new(false));
-        Reserve { runtime: Rc::clone(runtime), layout: layout.clone(), spares, room_bytes, is_given }
+        Reserve {
+            runtime: Rc::clone(runtime),
+            layout: layout.clone(),
+            spares: RefCell::default(),
+            room_bytes: Cell::new(None),
+            is_given: Cell::new(false),
+            gates: RefCell::default(),
+            device: Cell::new(None),
+            closed: RefCell::default(),
+            waits_for_others: Cell::new(false),
+            wanted_bytes: Cell::new(0),
+            is_told: Cell::new(false),
+        }
     }
 
     /// Takes over what the last owner left, and removes what it did not finish.
@@ -78,9 +113,67 @@ impl Reserve {
         remove_partials(&self.runtime, self.layout.root(), is_room).await?;
         if self.runtime.list(self.layout.root()).await?.iter().any(|name| is_room(name)) {
             let file = self.runtime.open(&room, OpenOptions::READ).await?;
-            self.room_bytes.set(self.runtime.length(&file).await?);
+            self.room_bytes.set(Some(self.runtime.length(&file).await?));
         }
         Ok(())
+    }
+
+    /// Has others wait at these gates while the room is given up.
+    pub fn guard(&self, gates: Arc<SpaceGates>) {
+        self.gates.replace(gates);
+    }
+
+    /// Notes which file system the vault is in.
+    pub fn note_device(&self, device: u64) {
+        self.device.set(Some(device));
+    }
+
+    /// The gate of the vault's file system.
+    pub fn gate(&self) -> Arc<SpaceGate> {
+        self.gates.borrow().of(self.device.get())
+    }
+
+    /// Has others wait from the opening on if the last owner gave the room up.
+    pub async fn take_up(&self) {
+        if self.room_bytes.get() == Some(0) {
+            self.hold_others().await;
+        }
+    }
+
+    async fn hold_others(&self) {
+        if self.closed.borrow().is_some() {
+            return;
+        }
+        if self.device.get().is_none() {
+            // If nobody can tell, those wait that do not know either.
+            let space = self.runtime.space(self.layout.root()).await;
+            self.device.set(space.ok().map(|space| space.device));
+        }
+        self.closed.replace(Some(self.gates.borrow().close(self.device.get())));
+    }
+
+    /// Whether others wait until there is a room again.
+    pub fn holds_others(&self) -> bool {
+        self.closed.borrow().is_some()
+    }
+
+    /// Lets others have what is left, unless the room `is_needed`, and has less than `room_bytes`, or could not be given up since the last
+    /// time, because others had to finish.
+    pub fn settle(&self, room_bytes: u64, is_needed: bool) {
+        let waits_for_others = self.waits_for_others.replace(false);
+        if !is_needed || self.room_bytes() >= room_bytes && !waits_for_others {
+            self.let_others();
+        }
+    }
+
+    /// Lets others have what is left: nobody needs the room.
+    pub fn let_others(&self) {
+        self.closed.take();
+    }
+
+    /// Whether somebody else is about to take what is given up.
+    fn has_others(&self) -> bool {
+        self.closed.borrow().as_ref().is_some_and(|closed| !closed.is_empty())
     }
 
     /// How many spares there are.
@@ -90,11 +183,58 @@ impl Reserve {
 
     /// Bytes of the room.
     pub fn room_bytes(&self) -> u64 {
-        self.room_bytes.get()
+        self.room_bytes.get().unwrap_or_default()
     }
 
-    /// Makes what is missing of the spares, and a room of `room_bytes` if there is none. `proceed` is asked before each.
+    /// Whether there ever was a room: one that is too short has the first right to what gets free.
+    pub fn had_room(&self) -> bool {
+        self.room_bytes.get().is_some()
+    }
+
+    /// Makes what is missing of the spares, and of a room of `room_bytes`, if that had been given up only as much as there is space
+    /// for. `proceed` is asked before each.
     pub async fn refill(&self, room_bytes: u64, proceed: &impl Fn() -> Result<()>) -> Result<()> {
+        self.wanted_bytes.set(room_bytes);
+        self.refill_spares(proceed).await?;
+        match self.room_bytes.get() {
+            None if room_bytes > 0 => {
+                proceed()?;
+                let allocate = async |file: &File| {
+                    self.runtime.set_length(file, room_bytes).await?;
+                    self.runtime.zero(file, 0..room_bytes, true).await
+                };
+                self.make(&self.layout.room(), allocate).await?;
+                self.room_bytes.set(Some(room_bytes));
+            }
+            Some(bytes) if bytes < room_bytes => {
+                proceed()?;
+                self.refill_room(bytes, room_bytes).await?;
+            }
+            None | Some(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Makes what is missing of the spares, and, where there is space for a whole room again and as much beside it, of the room: others
+    /// wait no longer then. For who takes one piece of the room after the other.
+    pub(super) async fn refill_between(&self) -> Result<()> {
+        if self.spares() == 0 {
+            // There is no reserve.
+            return Ok(());
+        }
+        let proceed = || Ok(());
+        self.refill_spares(&proceed).await?;
+        let wanted = self.wanted_bytes.get();
+        if self.holds_others()
+            && self.runtime.space(self.layout.root()).await?.free >= wanted.saturating_mul(2)
+        {
+            self.refill(wanted, &proceed).await?;
+            self.settle(wanted, true);
+        }
+        Ok(())
+    }
+
+    async fn refill_spares(&self, proceed: &impl Fn() -> Result<()>) -> Result<()> {
         for number in 0..SPARES {
             if !self.spares.borrow().contains(&number) {
                 proceed()?;
@@ -106,16 +246,34 @@ impl Reserve {
                 self.spares.borrow_mut().insert(number);
             }
         }
-        if self.room_bytes.get() == 0 && room_bytes > 0 {
-            proceed()?;
-            let allocate = async |file: &File| {
-                self.runtime.set_length(file, room_bytes).await?;
-                self.runtime.zero(file, 0..room_bytes, true).await
-            };
-            self.make(&self.layout.room(), allocate).await?;
-            self.room_bytes.set(room_bytes);
-        }
         Ok(())
+    }
+
+    /// Has the room grow again from `bytes` to `wanted`, as far as there is space; fails with `NoSpace` where it is short of that.
+    async fn refill_room(&self, bytes: u64, wanted: u64) -> Result<()> {
+        let file = self.runtime.open(&self.layout.room(), TO_WRITE).await?;
+        self.is_given.set(false);
+        let (mut bytes, mut step) = (bytes, wanted - bytes);
+        while bytes < wanted {
+            step = step.min(wanted - bytes);
+            match self.lengthen_room(&file, bytes, step).await {
+                Ok(()) => bytes += step,
+                Err(error) if error.kind() == ErrorKind::NoSpace && step > ROOM_STEP_MIN => step /= 2,
+                Err(error) => return Err(error),
+            }
+            self.room_bytes.set(Some(bytes));
+        }
+        self.is_told.set(false);
+        self.runtime.sync(&file).await
+    }
+
+    async fn lengthen_room(&self, file: &File, bytes: u64, step: u64) -> Result<()> {
+        self.runtime.set_length(file, bytes + step).await?;
+        let allocated = self.runtime.zero(file, bytes..bytes + step, true).await;
+        if allocated.is_err() {
+            self.runtime.set_length(file, bytes).await?;
+        }
+        allocated
     }
 
     /// Makes a file of what `fill` gives it, durably.
@@ -190,37 +348,44 @@ impl Reserve {
     }
 
     async fn write_over(&self, spare: &Path, bytes: &[u8]) -> Result<()> {
-        // What a dead owner wrote to it has landed.
-        let options = OpenOptions {
-            access: Access::ReadWrite,
-            create: Create::Existing,
-            lock: Lock::Wait,
-            direct: false,
-        };
-        let file = self.runtime.open(spare, options).await?;
+        let file = self.runtime.open(spare, TO_WRITE).await?;
         self.runtime.write(&file, 0, Buffer::copy_of(bytes).freeze()).await?;
         self.runtime.set_length(&file, bytes.len() as u64).await?;
         self.runtime.sync(&file).await
     }
 
-    /// Gives the room up; whether there may be more space now.
+    /// Gives the room up; whether there may be more space now, which nobody else of this process takes.
     pub(super) async fn give_room(&self) -> bool {
+        if !self.had_room() {
+            // What was just removed may be room, once that is durable.
+            return !self.is_given.replace(true)
+                && self.runtime.sync_directory(self.layout.root()).await.is_ok();
+        }
+        self.hold_others().await;
+        // Who is about to write is let finish: this is tried again.
+        self.waits_for_others.set(self.has_others());
+        if self.waits_for_others.get() {
+            return false;
+        }
         let was_given = self.is_given.replace(true);
-        if self.room_bytes.replace(0) == 0 {
-            // A dead owner may have removed it without living to make that durable.
-            return !was_given && self.runtime.sync_directory(self.layout.root()).await.is_ok();
+        let bytes = self.room_bytes.replace(Some(0)).unwrap_or_default();
+        if bytes == 0 && was_given {
+            return false;
         }
         let given = async {
-            self.runtime.remove(self.layout.room()).await?;
-            // A file system gives blocks to others once it is durable that they are free.
-            self.runtime.sync_directory(self.layout.root()).await
+            let file = self.runtime.open(&self.layout.room(), TO_WRITE).await?;
+            self.runtime.set_length(&file, 0).await?;
+            // A file system gives blocks to others once it is durable that they are free. A dead owner may have given the room up without
+            // living to make that durable.
+            self.runtime.sync(&file).await
         };
         match given.await {
-            Ok(()) => {
+            Ok(()) if bytes > 0 && !self.is_told.replace(true) => {
                 tracing::info!(
-                    "the reserve is given up, to give space back: it is made anew when there is room"
+                    "the reserve is given up, to give space back: what guests write waits until it is made anew"
                 );
             }
+            Ok(()) => {}
             Err(error) => tracing::warn!(%error, "the reserve could not be given up"),
         }
         true

@@ -4,6 +4,7 @@
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use afterimage::block::{Export, Request};
@@ -17,9 +18,12 @@ use afterimage::protect::open::{self, GroupPlan};
 use afterimage::protect::shrinking::SpaceLimits;
 use afterimage::protect::status::Condition;
 use afterimage::runtime::Runtime;
-use afterimage::storage::sim::{FaultKind, Matcher, OpKind, ProcessId, SimDisk, SimEnvironment, SimStorage};
-use afterimage::units::{MonotonicNanos, SectorRange};
-use afterimage::vault::SPARES;
+use afterimage::storage::sim::{
+    FaultKind, Matcher, OpKind, ProcessId, Random, SimDisk, SimEnvironment, SimStorage,
+};
+use afterimage::units::{MonotonicNanos, PointId, SectorRange};
+use afterimage::vault::{SPARES, Vault};
+use afterimage::view::View;
 use bytes::Bytes;
 
 use super::stepped::{GROUP, Stepped, Steps, callback, record};
@@ -73,9 +77,13 @@ fn plan() -> GroupPlan {
 
 impl Small {
     fn new() -> Small {
+        Small::with(plan())
+    }
+
+    fn with(plan: GroupPlan) -> Small {
         let disk = SimDisk::new(1);
         let environment = SimEnvironment::new(1);
-        Small::start(disk, environment, |runtime| open::create(runtime, plan(), GROUP, record(3_600_000)))
+        Small::start(disk, environment, |runtime| open::create(runtime, plan, GROUP, record(3_600_000)))
     }
 
     fn start<O: Future<Output = Result<Group>> + 'static>(
@@ -95,8 +103,9 @@ impl Small {
     fn reopened(self) -> Small {
         self.disk.kill_process(self.process);
         self.runtime.abandon_tasks();
+        let plan = GroupPlan { gates: Arc::default(), ..self.group.plan().clone() };
         let Small { disk, environment, .. } = self;
-        Small::start(disk, environment, |runtime| open::open(runtime, plan()))
+        Small::start(disk, environment, |runtime| open::open(runtime, plan))
     }
 
     #[track_caller]
@@ -115,10 +124,14 @@ impl Small {
     }
 
     fn write(&mut self, disk: &DiskRecord, seed: u8) {
-        let bytes = (0..RANGE.bytes()).map(|byte| byte.wrapping_mul(2_654_435_761).to_le_bytes()[3] ^ seed);
-        let payload = Bytes::from(bytes.collect::<Vec<u8>>());
-        let write = Request::Write { range: RANGE, payload, durable: true };
-        assert!(self.answer(Export::Disk(GROUP, disk.id), write).is_ok());
+        assert!(self.answer(Export::Disk(GROUP, disk.id), write(RANGE, seed)).is_ok());
+    }
+
+    /// Writes a part of a disk, a range after the other.
+    fn write_all(&mut self, disk: &DiskRecord, part: SectorRange, seed: u8) {
+        for range in ranges(part) {
+            assert!(self.answer(Export::Disk(GROUP, disk.id), write(range, seed)).is_ok());
+        }
     }
 
     fn fill(&self) {
@@ -128,6 +141,17 @@ impl Small {
     fn until_reserve(&mut self) {
         self.drive(|group| group.vault().reserve().spares() as u64 == u64::from(SPARES));
     }
+}
+
+/// Bytes that nothing makes smaller.
+fn write(range: SectorRange, seed: u8) -> Request {
+    let mut random = Random::new(range.start << 8 | u64::from(seed));
+    let words = (0..range.bytes() / 8).flat_map(|_| random.next().to_le_bytes());
+    Request::Write { range, payload: Bytes::from(words.collect::<Vec<u8>>()), durable: true }
+}
+
+fn ranges(part: SectorRange) -> impl Iterator<Item = SectorRange> {
+    (part.start..part.end).step_by(64).map(|start| SectorRange::new(start, start + 64))
 }
 
 fn labels(group: &Group) -> Vec<String> {
@@ -246,4 +270,95 @@ fn history_shrinks_though_the_ladder_finds_no_space() {
             && group.vault().manifest().state().base_advance().is_none()
             && labels(group).len() < before.len()
     });
+}
+
+/// A disk of 8 MiB; all of what three points differ in, and the base does not have yet, is in its first 2.
+fn with_points() -> (Small, DiskRecord) {
+    // Points are not to go by themselves meanwhile.
+    let grace = Duration::from_secs(1 << 20);
+    let space = SpaceLimits {
+        free_bytes_min: Some(2 * ROOM_BYTES),
+        reserve_bytes_max: ROOM_BYTES,
+        grace,
+        ..plan().space
+    };
+    let mut small = Small::with(GroupPlan { space, journal_bytes: 8 << 20, ..plan() });
+    let disk = small.join("d", 16 << 10);
+    for seed in 0..3 {
+        small.write_all(&disk, SectorRange::new(0, 4 << 10), seed);
+        small.called(|group, callback| group.create_point(format!("p{seed}"), callback)).expect("room");
+    }
+    small.until_reserve();
+    small.drive(|group| group.vault().reserve().room_bytes() == ROOM_BYTES && is_destaged(group));
+    (small, disk)
+}
+
+fn is_destaged(group: &Group) -> bool {
+    let lsns = group.ladder();
+    lsns.destaged == lsns.visible
+}
+
+const ROOM_BYTES: u64 = 256 << 10;
+
+/// What guests wrote meanwhile took the room of the reserve, and what came back piece by piece, and nothing came back any more.
+#[test]
+fn points_go_from_a_full_disk_though_guests_go_on_writing() {
+    let (mut small, disk) = with_points();
+    small.fill();
+    // Acknowledged, as far as the journal has segments; their image has no block for any of it.
+    for range in ranges(SectorRange::new(4 << 10, 12 << 10)) {
+        small.submit(Export::Disk(GROUP, disk.id), write(range, 9));
+    }
+    small.drive(|group| group.condition() == Condition::NoSpace);
+    for _ in 0..2 {
+        let oldest = small.group.points()[0].id;
+        small.called(|group, callback| group.delete_point(oldest, callback)).expect("of a spare");
+        small.drive(|group| group.vault().manifest().state().base_advance().is_none());
+    }
+    assert_eq!(labels(&small.group), ["p2"]);
+    small.disk.set_capacity(None);
+    let answered = ranges(SectorRange::new(4 << 10, 12 << 10)).count();
+    small.until("their writes", |small| small.replies.len() == answered);
+    assert!(small.replies.iter().all(|(_, reply)| reply.is_ok()));
+    small.drive(|group| group.vault().reserve().room_bytes() == ROOM_BYTES);
+}
+
+/// A death between the room's being given up and its being whole again let guests take all of it.
+#[test]
+fn what_was_given_up_before_a_death_is_the_reserves_first() {
+    let (mut small, disk) = with_points();
+    small.fill();
+    let oldest = small.group.points()[0].id;
+    small.called(|group, callback| group.delete_point(oldest, callback)).expect("of a spare");
+    small.drive(|group| group.vault().reserve().room_bytes() == 0);
+    let mut small = small.reopened();
+    for range in ranges(SectorRange::new(4 << 10, 12 << 10)) {
+        small.submit(Export::Disk(GROUP, disk.id), write(range, 9));
+    }
+    small.drive(|group| group.vault().manifest().state().base_advance().is_none());
+    assert_eq!(labels(&small.group), ["p1", "p2"]);
+}
+
+async fn open_view(vault: Rc<Vault>, point: PointId) -> Result<Rc<View>> {
+    View::open(&vault, point).await
+}
+
+/// Nothing of what a view reads comes back before it ends: the base waits for it, and guests do not wait with it.
+#[test]
+fn a_base_waits_for_a_view_where_there_is_no_room_and_guests_do_not() {
+    let (mut small, disk) = with_points();
+    let vault = Rc::clone(small.group.vault());
+    let newest = small.group.points()[2].id;
+    let view = small.runtime.block_on(open_view(Rc::clone(&vault), newest)).expect("sound");
+    small.fill();
+    let oldest = small.group.points()[0].id;
+    small.called(|group, callback| group.delete_point(oldest, callback)).expect("of a spare");
+    small.drive(|group| group.retention().waits_for_view);
+    assert_eq!(vault.reserve().room_bytes(), ROOM_BYTES);
+    // All of it is in blocks that the image has.
+    small.write_all(&disk, SectorRange::new(0, 4 << 10), 7);
+    small.drive(|group| is_destaged(group));
+    assert_ne!(small.group.condition(), Condition::NoSpace);
+    drop(view);
+    small.drive(|group| group.vault().manifest().state().base_advance().is_none());
 }

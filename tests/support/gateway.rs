@@ -310,7 +310,8 @@ impl Gateway {
         serde_json::from_str(body).expect("it answers in JSON")
     }
 
-    fn output(&self, line: &str) -> Output {
+    /// What becomes of a command.
+    pub fn output(&self, line: &str) -> Output {
         self.cli(line).output().expect("the program")
     }
 

@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use afterimage::block::{Export, Reply, Request, Ticket};
 use afterimage::error::Result;
@@ -40,6 +41,7 @@ pub fn plan(directory: PathBuf, vault: PathBuf) -> GroupPlan {
         fan_out: afterimage::vault::FAN_OUT,
         piece_bytes: None,
         space: SpaceLimits::default(),
+        gates: Arc::default(),
         site_keys: SiteKeys::new(vec![SiteKey::drawn([1, 2])]),
         summing: Summing::default(),
         seals: true,

@@ -3,9 +3,11 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use afterimage::error::{ErrorKind, Result};
 use afterimage::format::record::Change;
+use afterimage::space_gate::SpaceGates;
 use afterimage::storage::sim::{Random, SimDisk};
 use afterimage::units::{DiskSlot, SectorRange, to_usize};
 use afterimage::vault::{Advance, SPARES, Vault, verify};
@@ -78,6 +80,43 @@ fn what_gives_space_back_is_done_on_a_full_disk_and_nothing_else() {
     assert_eq!((group.vault.reserve().spares(), group.vault.reserve().room_bytes()), (whole, ROOM_BYTES));
     let report = block_on(&group.runtime, verify(&group.vault, |_, _| Ok(()))).expect("read");
     assert_eq!(report.findings, []);
+}
+
+/// A death let others have it: nothing said that there had been a room.
+#[test]
+fn a_room_that_was_given_up_is_made_anew_as_far_as_there_is_space_and_is_owed_the_rest_also_after_a_death() {
+    const ROOM_BYTES: u64 = 1 << 20;
+    let disk = SimDisk::new(1);
+    let group = group(&disk, 1);
+    let refill = |vault: &Vault| block_on(&group.runtime, vault.reserve().refill(ROOM_BYTES, &|| Ok(())));
+    refill(&group.vault).expect("there is room");
+    let gates = Arc::<SpaceGates>::default();
+    group.vault.reserve().guard(Arc::clone(&gates));
+    let gate = gates.of(Some(0));
+    fill(&disk);
+    let inside = gate.pass().expect("open");
+    let waits = block_on(&group.runtime, give_back(&group.vault)).expect_err("somebody else may take it");
+    assert_eq!((waits.kind(), group.vault.reserve().room_bytes()), (ErrorKind::NoSpace, ROOM_BYTES));
+    drop(inside);
+    block_on(&group.runtime, give_back(&group.vault)).expect("the room is for that");
+    assert_eq!((group.vault.reserve().room_bytes(), gate.pass().is_err()), (0, true));
+    disk.set_capacity(Some(disk.allocated_bytes() + ROOM_BYTES / 2));
+    assert_eq!(refill(&group.vault).expect_err("half of it").kind(), ErrorKind::NoSpace);
+    let made = group.vault.reserve().room_bytes();
+    assert!((ROOM_BYTES / 4..ROOM_BYTES / 2).contains(&made), "{made}");
+
+    let keys = site_keys();
+    let opened = Vault::open(&group.runtime, group.vault.layout().root(), &keys);
+    let vault = block_on(&group.runtime, opened).expect("sound");
+    assert!(vault.reserve().had_room());
+    assert_eq!(vault.reserve().room_bytes(), made);
+    let reserve = group.vault.reserve();
+    reserve.settle(ROOM_BYTES, true);
+    assert!(gate.pass().is_err(), "a base needs it");
+    disk.set_capacity(None);
+    refill(&group.vault).expect("there is room");
+    reserve.settle(ROOM_BYTES, true);
+    assert!(gate.pass().is_ok());
 }
 
 #[test]

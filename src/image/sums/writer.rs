@@ -142,7 +142,7 @@ impl ImageSums {
 
     /// Writes one block; returns the bytes.
     async fn change(&self, block: u64, parts: Vec<Part<'_>>, put: &Put<'_>) -> Result<u64> {
-        put.pace.turn().await;
+        let _passage = put.pace.pass().await?;
         let known = match self.recall(block) {
             Some(known) => known,
             None => self.known(block, self.ask_for_places(block, put.gives_up).await?),
