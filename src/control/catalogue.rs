@@ -110,6 +110,8 @@ pub enum Content {
 #[derive(Clone, Debug)]
 pub struct Catalogue {
     pool: SqlitePool,
+    /// Whether others may read it meanwhile.
+    shared: bool,
     path: PathBuf,
     /// Drawn when the file was begun.
     id: u128,
@@ -291,6 +293,7 @@ impl Catalogue {
 type Query<'a> = sqlx::query::Query<'a, sqlx::Sqlite, sqlx::sqlite::SqliteArguments>;
 
 /// Result codes of sqlite.org/rescode.html, in the low byte of extended ones.
+const SQLITE_BUSY: u32 = 5;
 const SQLITE_CORRUPT: u32 = 11;
 const SQLITE_FULL: u32 = 13;
 const SQLITE_NOTADB: u32 = 26;
@@ -301,6 +304,7 @@ fn failed(error: sqlx::Error) -> Error {
     let kind = match code {
         Some(SQLITE_CORRUPT | SQLITE_NOTADB) => ErrorKind::Corrupt,
         Some(SQLITE_FULL) => ErrorKind::NoSpace,
+        Some(SQLITE_BUSY) => ErrorKind::Locked,
         _ if matches!(error, sqlx::Error::ColumnDecode { .. }) => ErrorKind::Corrupt,
         _ => ErrorKind::Io,
     };

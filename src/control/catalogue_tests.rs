@@ -3,6 +3,8 @@
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 
+use sqlx::{Connection, Executor, SqliteConnection};
+
 use super::opening::with_suffix;
 use super::rot::tests::Everything;
 use super::*;
@@ -45,6 +47,25 @@ pub(super) fn snapshot() -> Snapshot {
 
 pub(super) async fn open(path: &Path) -> (Catalogue, Content) {
     Catalogue::open(path, &OsEnvironment::new()).await.unwrap()
+}
+
+/// A process had no catalogue, for its whole life, where somebody looked into it while it started.
+#[tokio::test]
+async fn a_catalogue_that_somebody_reads_is_opened_all_the_same() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("catalogue.sqlite");
+    let (catalogue, _) = open(&path).await;
+    catalogue.rebuild(&snapshot()).await.unwrap();
+    catalogue.close().await;
+    let mut reader = SqliteConnection::connect(&path.display().to_string()).await.unwrap();
+    for statement in ["BEGIN", "SELECT * FROM protection_groups"] {
+        reader.execute(sqlx::query(statement)).await.unwrap();
+    }
+    let (catalogue, content) = open(&path).await;
+    assert_eq!((content, catalogue.snapshot().await.unwrap()), (Content::Kept, snapshot()));
+    catalogue.rebuild(&Snapshot { groups: vec![group(0x99, "new")] }).await.unwrap();
+    reader.close().await.unwrap();
+    catalogue.close().await;
 }
 
 #[tokio::test]

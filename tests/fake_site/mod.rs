@@ -599,6 +599,8 @@ pub struct Gateway {
     /// Where it asks for tokens.
     #[allow(dead_code)]
     pub address: SocketAddr,
+    #[allow(dead_code)]
+    pub catalogue: Catalogue,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -620,6 +622,7 @@ impl Gateway {
         let address = tcp.local_addr().unwrap();
         let tokens = directory.path().join("tokens.json");
         let (stop, stopped) = oneshot::channel();
+        let (opened, catalogue) = std::sync::mpsc::channel();
         let path = directory.path().join("catalogue.sqlite");
         let thread = std::thread::spawn(move || {
             let environment = Arc::new(OsEnvironment::new());
@@ -627,6 +630,7 @@ impl Gateway {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async move {
                 let (catalogue, _) = Catalogue::open(&path, &*environment).await.unwrap();
+                opened.send(catalogue.clone()).unwrap();
                 let site = FakeSite { groups: Mutex::default(), catalogue: Some(catalogue.clone()) };
                 let tokens = Arc::new(Tokens::open(tokens, Arc::clone(&environment) as _));
                 let router = api::router(Arc::new(site), Arc::clone(&connections), environment, tokens);
@@ -642,7 +646,9 @@ impl Gateway {
                 catalogue.close().await;
             });
         });
-        Gateway { directory, socket, read_only_socket, address, stop: Some(stop), thread: Some(thread) }
+        let catalogue = catalogue.recv().expect("it opens");
+        let (stop, thread) = (Some(stop), Some(thread));
+        Gateway { directory, socket, read_only_socket, address, catalogue, stop, thread }
     }
 }
 

@@ -189,6 +189,17 @@ fn how_full_it_is_is_told_after_a_start_on_a_full_disk() {
     assert!(limits["history_bytes"].as_u64() >= Some(u64::from(BLOCK_BYTES)), "{limits:#}");
 }
 
+/// The catalogue's memory that processes share is a file: there was no block for it, which ended the process by SIGBUS, at each start.
+#[test]
+fn a_gateway_starts_on_a_full_file_system_of_small_blocks() {
+    let small = SmallFileSystem::of_small_blocks();
+    let mut gateway = protect(&small);
+    gateway.terminate();
+    small.fill_up();
+    gateway.restart();
+    gateway.until("it is served", |status| status["groups"][0]["lsn"]["visible"].is_u64());
+}
+
 /// Removal is how people get space back. A review found that it waited for the points and images of what it was about to
 /// delete, for which there was no room, and kept every other verb waiting.
 #[test]

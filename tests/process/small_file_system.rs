@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use afterimage::units::PAGE_BYTES;
+
 use crate::gateway::Setup;
 use crate::tool;
 
@@ -20,7 +22,7 @@ impl SmallFileSystem {
     #[track_caller]
     pub fn new() -> SmallFileSystem {
         const BALLAST_BYTES: u64 = 184 << 20;
-        let small = SmallFileSystem::on_device(256 << 20, 512);
+        let small = SmallFileSystem::on_device(256 << 20, 512, PAGE_BYTES);
         tool::says("fallocate", ["--length", &BALLAST_BYTES.to_string(), text(&small.ballast())]);
         small
     }
@@ -28,11 +30,17 @@ impl SmallFileSystem {
     /// Makes and mounts one that is not so small and has nothing in it, on a device whose logical sectors are of that many bytes.
     #[track_caller]
     pub fn of_sectors(bytes: u64) -> SmallFileSystem {
-        SmallFileSystem::on_device(2 << 30, bytes)
+        SmallFileSystem::on_device(2 << 30, bytes, PAGE_BYTES)
+    }
+
+    /// Makes and mounts one of blocks of 1 KiB.
+    #[track_caller]
+    pub fn of_small_blocks() -> SmallFileSystem {
+        SmallFileSystem::on_device(256 << 20, 512, 1024)
     }
 
     #[track_caller]
-    fn on_device(bytes: u64, sector_bytes: u64) -> SmallFileSystem {
+    fn on_device(bytes: u64, sector_bytes: u64, block_bytes: usize) -> SmallFileSystem {
         let directory = tempfile::tempdir().unwrap();
         let (image, root) = (directory.path().join("image"), directory.path().join("root"));
         File::create(&image).unwrap().set_len(bytes).unwrap();
@@ -40,7 +48,7 @@ impl SmallFileSystem {
         let sectors = sector_bytes.to_string();
         let device = tool::says("losetup", ["--find", "--show", "--sector-size", &sectors, text(&image)]);
         let small = SmallFileSystem { root, device: device.trim().to_owned(), _directory: directory };
-        tool::says("mkfs.ext4", ["-q", "-F", "-m", "0", &small.device]);
+        tool::says("mkfs.ext4", ["-q", "-F", "-m", "0", "-b", &block_bytes.to_string(), &small.device]);
         tool::says("mount", ["-t", "ext4", &small.device, text(&small.root)]);
         small
     }

@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+    SqliteConnectOptions, SqliteJournalMode, SqliteLockingMode, SqlitePoolOptions, SqliteRow,
+    SqliteSynchronous,
 };
 use sqlx::{Column, Row, SqliteConnection, SqlitePool};
 
@@ -60,7 +61,15 @@ impl Catalogue {
     pub async fn open(path: &Path, environment: &dyn Environment) -> Result<(Catalogue, Content)> {
         make_private(path)?;
         let mut catalogue = Catalogue::connect(path, environment.random_u128());
-        let unusable = match catalogue.take_up().await {
+        let mut taken_up = catalogue.take_up().await;
+        if taken_up.as_ref().is_err_and(|error| error.kind() == ErrorKind::Locked) {
+            tracing::warn!(path = %path.display(), "somebody else reads the catalogue: it is not locked, and may end the process should the file system be full at once");
+            catalogue.pool.close().await;
+            catalogue.shared = true;
+            catalogue.pool = pool(path, true);
+            taken_up = catalogue.take_up().await;
+        }
+        let unusable = match taken_up {
             Ok(Found::New) => return Ok((catalogue, Content::Empty)),
             Ok(Found::Current | Found::Earlier) => return Ok((catalogue, Content::Kept)),
             Ok(Found::Unusable(unusable)) => unusable,
@@ -88,7 +97,8 @@ impl Catalogue {
 
     pub(super) fn connect(path: &Path, id: u128) -> Catalogue {
         Catalogue {
-            pool: pool(path),
+            pool: pool(path, false),
+            shared: false,
             path: path.to_owned(),
             id,
             events_before: 0,
@@ -213,7 +223,7 @@ impl Catalogue {
         transaction.commit().await.map_err(failed)?;
         // What it has prepared is of the tables of before.
         self.pool.close().await;
-        self.pool = pool(&self.path);
+        self.pool = pool(&self.path, self.shared);
         if !left_out.is_empty() {
             self.tell_rows(&left_out);
         }
@@ -242,7 +252,7 @@ impl Catalogue {
         let rows = located(&self.path, rows).await;
         self.without(&tables).await?;
         self.pool.close().await;
-        self.pool = pool(&self.path);
+        self.pool = pool(&self.path, self.shared);
         if rows.is_empty() {
             self.tell_index(&check);
         } else {
@@ -283,10 +293,13 @@ impl Catalogue {
     }
 }
 
-fn pool(path: &Path) -> SqlitePool {
+fn pool(path: &Path, shared: bool) -> SqlitePool {
+    let locking = if shared { SqliteLockingMode::Normal } else { SqliteLockingMode::Exclusive };
     let options = SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(true)
+        // Locked, a write-ahead log needs no memory that is shared by a file: on a full file system that ends the process (SIGBUS).
+        .locking_mode(locking)
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full);
     // One connection: a cache's writers need no concurrency, and never see SQLITE_BUSY.
