@@ -1,7 +1,7 @@
 //! Every event's code. docs/events.md says of each what it means and what to do; a hook's `on` names them.
 
 /// The codes, by name.
-pub const EVENT_CODES: [&str; 37] = [
+pub const EVENT_CODES: [&str; 38] = [
     "adopted_with_loss",
     "buffers_full",
     "catalogue_rotten",
@@ -20,6 +20,7 @@ pub const EVENT_CODES: [&str; 37] = [
     "hook_test",
     "hook_works",
     "journal_cut",
+    "journal_torn",
     "leap_excluded",
     "loss_accepted",
     "opened",

@@ -11,8 +11,6 @@
 //!
 //! Looks only; [`recover`](super::recover) decides.
 
-use std::path::Path;
-
 use crate::counted::counted;
 use crate::env::BootId;
 use crate::format::frame::{Frame, FrameFault, HeaderTraces};
@@ -102,12 +100,6 @@ impl Break {
             frames => format!("{} stand behind it", counted(frames, "sound frame")),
         };
         format!("{} at byte {}: {what}, and {behind}", file_name(self.segment), self.offset)
-    }
-
-    /// Logs what is usual after a crash: a frame that was being written, and nothing behind it.
-    pub fn log(&self, directory: &Path) {
-        let directory = directory.display();
-        tracing::info!(%directory, "the journal ends at {}: it may have been torn when the process or the host died", self.told());
     }
 }
 

@@ -134,6 +134,13 @@ pub enum GroupEvent {
         /// Whether only the process has died since.
         same_boot: bool,
     },
+    /// The journal ended at a frame that is not whole, with nothing behind it.
+    JournalTorn {
+        /// Its directory,
+        directory: PathBuf,
+        /// which segment, and where in it that frame begins.
+        broken: Break,
+    },
     /// Bits have flipped in a block of the sums of a base; an advance that met it has written the block anew.
     BaseSumsRotten {
         /// The disk's name.
@@ -212,6 +219,7 @@ impl GroupEvent {
             | GroupEvent::BaseSumsRotten { .. }
             | GroupEvent::OverlaySumsRotten { .. } => "sums_rotten",
             GroupEvent::JournalCut { .. } => "journal_cut",
+            GroupEvent::JournalTorn { .. } => "journal_torn",
             GroupEvent::TestUnserved { .. } => "test_unserved",
             GroupEvent::RequestsFailed { .. } => "requests_failed",
             GroupEvent::EventsLost { .. } => "events_lost",
@@ -259,6 +267,7 @@ impl GroupEvent {
             | GroupEvent::Paused
             | GroupEvent::Resumed
             | GroupEvent::DiskWhole { .. }
+            | GroupEvent::JournalTorn { .. }
             | GroupEvent::Renewed { .. } => Gravity::Note,
         }
     }
@@ -340,6 +349,12 @@ impl GroupEvent {
                 broken.told(),
                 broken.newest,
                 why_cut(broken, *end, *same_boot),
+            ),
+            GroupEvent::JournalTorn { directory, broken } => format!(
+                "the journal {} ends at {}: so it does after most deaths while something is written, and nothing that was flushed is \
+                 lost then; bits of the last frame that flipped before anything followed it would look the same",
+                directory.display(),
+                broken.told(),
             ),
             GroupEvent::BaseSumsRotten { disk, path, offset, is_lost } => {
                 let what = if *is_lost {
@@ -458,7 +473,7 @@ impl Group {
     /// Says where the journal was cut at its opening. That the newest frame is torn is usual after any crash.
     pub(super) fn tell_of_break(&mut self, broken: Break, (directory, end): (&Path, Lsn)) {
         if broken.behind == 0 && broken.written <= end {
-            return broken.log(directory);
+            return self.tell(GroupEvent::JournalTorn { directory: directory.to_owned(), broken });
         }
         let (directory, same_boot) = (directory.to_owned(), broken.is_of(self.runtime.boot()));
         self.tell(GroupEvent::JournalCut { directory, broken, end, same_boot });
