@@ -123,7 +123,7 @@ impl Inner {
         }
         tracing::info!(group = %name, "verifying in the background");
         let keeper = Keeper { path: self.mark_path(id), begun, bookmark: Bookmark::at(begun.mark) };
-        let work = self.verify_scope(entry, begun, &keeper.bookmark, cut_off.is_some());
+        let work = self.verify_scope(name, entry, begun, &keeper.bookmark, cut_off.is_some());
         let verified = keeper.beside(work, Result::is_err).await;
         let started = begun.started;
         let finished = self.environment.wall();
@@ -187,6 +187,7 @@ impl Inner {
     /// The vault, then the disks if the group is open; from the bookmark on.
     async fn verify_scope(
         &self,
+        name: &Name,
         entry: &Entry,
         begun: CutOff,
         bookmark: &Bookmark,
@@ -217,6 +218,7 @@ impl Inner {
                 bookmark.turn(read_bytes, vault.is_sound());
                 sum.read_bytes += read_bytes;
                 sum.faults.extend(damage(&vault));
+                self.tell_rotten_copies(entry.id, name, &vault);
             }
             if has_disks {
                 let progress = begin(VerifyPart::Disks);

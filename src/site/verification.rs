@@ -129,6 +129,23 @@ impl Inner {
         if !looked.is_sound() {
             self.tell_faults(entry.id, name, &damage(looked), 0);
         }
+        self.tell_rotten_copies(entry.id, name, looked);
+    }
+
+    /// Says which copies of sums have flipped that others stand for: nothing is lost, but the device flips bits.
+    pub(super) fn tell_rotten_copies(&self, id: GroupId, name: &Name, looked: &vault::VerifyReport) {
+        let is_copy =
+            |finding: &&vault::Finding| finding.severity == vault::Severity::Cache && finding.is_of_sums();
+        let copies: Vec<_> = looked.findings.iter().filter(is_copy).collect();
+        let Some(first) = copies.first() else { return };
+        let others = match copies.len() - 1 {
+            0 => String::new(),
+            others => format!("; and {others} more, which `vault verify {name}` lists"),
+        };
+        let text =
+            format!("a verification found bits flipped in sums that others stand for: {first}{others}");
+        tracing::warn!(group = %name, code = "sums_rotten", "{text}");
+        self.tell_now(id, name, (Severity::Warning, "sums_rotten"), text);
     }
 
     /// Has the next process verify these vaults if this one dies before their turn; gives those of which that is kept.

@@ -69,6 +69,12 @@ impl Finding {
         matches!(self.lost, Lost::Base(..))
     }
 
+    /// Whether it is in the sums of a base.
+    pub fn is_of_sums(&self) -> bool {
+        let name = self.path.file_name().and_then(|name| name.to_str());
+        matches!(name.and_then(parse_base_name), Some(BaseName::Sums(_)))
+    }
+
     /// What of a disk's base it says is lost.
     pub fn lost_of_base(&self, disk: DiskId) -> Option<SectorRange> {
         match self.lost {

@@ -130,6 +130,36 @@ fn it_goes_on_in_the_background_and_over_restarts() {
     assert!(after["finished"].as_str() >= before["finished"].as_str(), "{before} {after}");
 }
 
+/// It said "no faults", and nobody heard of it.
+#[test]
+fn one_damaged_copy_of_the_sums_of_a_base_is_told_by_a_verification_in_the_background() {
+    let (gateway, image) = protected("[verify]\nevery = \"2s\"\nrate = \"100MiB\"\n");
+    gateway.says("policy set erp --interval 24h");
+    gateway.says("point create erp --label first");
+    tool::says("qemu-io", ["-f", "raw", "-c", "write -P 2 0 64k", &gateway.uri("erp/db")]);
+    gateway.says("point create erp --label kept");
+    let points = gateway.json("point list erp").as_array().expect("a list").clone();
+    for point in points.iter().filter(|point| point["label"] != "kept") {
+        gateway.says(&format!("point delete erp {} --yes", point["id"].as_str().expect("an id")));
+    }
+    let group = gateway.json("group list")[0]["id"].as_str().expect("an id").to_owned();
+    let name = image.file_stem().expect("a name").to_string_lossy().into_owned();
+    let bases = gateway.data().join("vault").join(group).join("base");
+    let sums = bases.join(format!("{name}.sums"));
+    gateway.until("a base", |_| fs::metadata(&sums).is_ok_and(|sums| sums.len() > 2 * 4096));
+    damage(&sums, 4096 + 100);
+    let told = |_: &Value| {
+        let events = events(&gateway, "sums_rotten");
+        events.iter().any(|event| {
+            event["message"]
+                .as_str()
+                .is_some_and(|text| text.contains(&format!("{} at byte 4096", sums.display())))
+        })
+    };
+    gateway.until("an event", told);
+    assert!(gateway.says("vault verify").contains("0 faults"), "the other copy is used");
+}
+
 #[test]
 fn it_rests_in_the_background_while_the_group_is_paused() {
     let gateway =
