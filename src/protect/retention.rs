@@ -182,9 +182,9 @@ impl Retention {
         }
         let shared = Rc::clone(&self.shared);
         let proceed = || proceed(&shared);
-        let Err(error) = self.shrinking.mind_reserve(&self.runtime, &self.vault, &proceed).await else {
-            return;
-        };
+        let is_stuck = self.shared.status.borrow().shrink == Shrink::Stuck;
+        let minded = self.shrinking.mind_reserve(&self.runtime, &self.vault, is_stuck, &proceed).await;
+        let Err(error) = minded else { return };
         let delay = match error.kind() {
             ErrorKind::Shutdown => return,
             ErrorKind::NoSpace => RETRY_DELAY,

@@ -89,6 +89,12 @@ impl SpaceLimits {
     }
 }
 
+/// Whether there is anything that could give space back: else the room is what the next point may lack.
+fn has_use_of_room(vault: &Vault) -> bool {
+    let state = vault.manifest().state();
+    state.points().len() > 1 || state.base_advance().is_some()
+}
+
 /// Bytes that are to stay free in a file system, unless said.
 fn free_min_of(space: Space) -> u64 {
     (space.total / FREE_PART).min(FREE_BYTES_ENOUGH)
@@ -231,6 +237,9 @@ impl Shrinking {
             }
             let Some((step, forecast)) = vault.shrink_step(space.shortage(), space.left()) else {
                 self.stick(runtime, shared);
+                if !has_use_of_room(vault) {
+                    vault.lend_room().await;
+                }
                 return Ok(self.look_period());
             };
             let now = runtime.now();
@@ -274,9 +283,14 @@ impl Shrinking {
         &self,
         runtime: &Runtime,
         vault: &Vault,
+        is_stuck: bool,
         proceed: &impl Fn() -> Result<()>,
     ) -> Result<()> {
         let reserve = vault.reserve();
+        if is_stuck && !has_use_of_room(vault) {
+            reserve.let_others();
+            return Ok(());
+        }
         let room_bytes = match reserve.room_bytes() {
             0 => {
                 let space = runtime.space(vault.layout().root()).await?;

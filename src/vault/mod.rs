@@ -241,6 +241,12 @@ impl Vault {
         }
     }
 
+    /// Lets others have the room, where nothing can give space back.
+    pub(crate) async fn lend_room(&self) {
+        self.reserve().give_room().await;
+        self.reserve().let_others();
+    }
+
     /// Its delta blobs.
     pub fn blobs(&self) -> &Blobs {
         &self.blobs
