@@ -411,13 +411,19 @@ fn room(space: SpaceStatus) -> String {
         ByteSize(space.left()).approximate(),
         ByteSize(space.free_bytes_min).approximate()
     );
-    match space.history_bytes_max {
+    let room = match space.history_bytes_max {
         Some(max) => format!(
             "history takes {} of {}; {free}",
             ByteSize(space.history_bytes).approximate(),
             ByteSize(max).approximate()
         ),
         None => free,
+    };
+    match space.point_exceeds {
+        Some(bytes) => {
+            format!("{room}; the next point needs more than {}", ByteSize(bytes).approximate())
+        }
+        None => room,
     }
 }
 

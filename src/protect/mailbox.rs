@@ -51,8 +51,8 @@ pub(super) enum Done {
     Indexed(Result<StoredRun>),
     /// The publisher finished a job on an interval.
     Published(Result<Published>),
-    /// The vault did not take an interval; the publisher tries again.
-    PublishDelayed(ErrorKind),
+    /// The vault did not take an interval; the publisher tries again. If it did not fit, so many bytes were free.
+    PublishDelayed { kind: ErrorKind, did_not_fit: Option<u64> },
     /// A disk joined, or not.
     Joined(Result<Joined>, Callback<DiskRecord>),
     /// A disk left, or not.
@@ -99,7 +99,11 @@ impl Group {
                 Some(Done::Segment(Err(error))) => self.segment_failed(&error),
                 Some(Done::Indexed(result)) => self.finish_indexing(result),
                 Some(Done::Published(result)) => self.finish_publish(result),
-                Some(Done::PublishDelayed(kind)) => self.publish_retry.failed(self.runtime.now(), kind),
+                Some(Done::PublishDelayed { kind, did_not_fit }) => {
+                    self.publish_retry.failed(self.runtime.now(), kind);
+                    self.retention.point_lacks_space.set(kind == ErrorKind::NoSpace);
+                    self.retention.point_exceeds.set(did_not_fit);
+                }
                 Some(Done::Joined(result, callback)) => self.finish_join(result, callback),
                 Some(Done::Left(id, slot, result, callback)) => self.finish_leave(id, slot, result, callback),
                 Some(Done::Lengthened(result)) => self.finish_lengthening(result),

@@ -11,8 +11,9 @@ use std::sync::Arc;
 use futures::StreamExt;
 use futures::channel::mpsc;
 
+use crate::byte_size::ByteSize;
 use crate::delta::{DiskExtents, Source as DeltaSource, SourceContent};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::extent::{FrozenMap, Ranges, merge};
 use crate::format::delta::{DeltaRef, Header};
 use crate::format::marker::DiskEntry;
@@ -24,11 +25,11 @@ use crate::protect::interval::ClosedInterval;
 use crate::protect::mailbox::{Done, Mailbox};
 use crate::protect::repetition::Repetition;
 use crate::protect::retry::RETRY_DELAY;
-use crate::protect::shrinking::SpaceLimits;
+use crate::protect::shrinking::{DeltaRoom, SpaceLimits};
 use crate::runtime::Runtime;
 use crate::storage::Slice;
 use crate::units::{BlobId, DiskSlot, Lsn, SectorCount, SectorRange};
-use crate::vault::Vault;
+use crate::vault::{Vault, lacks_space};
 
 /// What the publisher is asked.
 pub enum Job {
@@ -71,14 +72,15 @@ async fn publish(
     interval: &ClosedInterval,
     mailbox: &Mailbox,
 ) -> Result<Published> {
-    let (mut built, mut failures) = (None, Repetition::default());
+    let (mut progress, mut failures) = (Progress::default(), Repetition::default());
     loop {
-        match attempt(runtime, vault, space, interval, &mut built).await {
+        match attempt(runtime, vault, space, interval, &mut progress).await {
             Err(error) if matches!(error.kind(), ErrorKind::NoSpace | ErrorKind::Io) => {
                 if let Some(times) = failures.failed(runtime.now(), error.kind()) {
                     tracing::warn!(%error, times, "the vault did not take a recovery point; it is tried again");
                 }
-                mailbox.borrow_mut().push_back(Done::PublishDelayed(error.kind()));
+                let (kind, did_not_fit) = (error.kind(), progress.did_not_fit);
+                mailbox.borrow_mut().push_back(Done::PublishDelayed { kind, did_not_fit });
                 runtime.sleep(RETRY_DELAY).await;
             }
             result => {
@@ -98,22 +100,35 @@ struct Built {
     disks: Arc<[PointDisk]>,
 }
 
+/// What attempts came to so far.
+#[derive(Default)]
+struct Progress {
+    built: Option<Built>,
+    /// If the delta did not fit: how many bytes were free.
+    did_not_fit: Option<u64>,
+}
+
 /// Puts the delta, unless an earlier attempt did, and publishes the point.
 async fn attempt(
     runtime: &Rc<Runtime>,
     vault: &Vault,
     space: SpaceLimits,
     interval: &ClosedInterval,
-    built: &mut Option<Built>,
+    progress: &mut Progress,
 ) -> Result<Published> {
-    let ready = match built.clone() {
+    let ready = match progress.built.clone() {
         Some(ready) => ready,
         None => {
-            let _passage = space.check_room(runtime, vault).await?;
-            build(runtime, vault, interval).await?
+            let room = space.check_room(runtime, vault).await?;
+            if let Some(bytes) = progress.did_not_fit.filter(|&bytes| room.free_bytes <= bytes) {
+                // Trying would fill the file system once more, and in vain.
+                let text = format!("it takes more than the {} that were free", ByteSize(bytes).approximate());
+                return Err(Error::new(ErrorKind::NoSpace, text));
+            }
+            build(runtime, vault, interval, &room, &mut progress.did_not_fit).await?
         }
     };
-    let point = point_record(interval, built.insert(ready));
+    let point = point_record(interval, progress.built.insert(ready));
     vault.publish(point.clone()).await?;
     let stored_bytes = point.delta.map_or(0, |reference| reference.total_bytes);
     Ok(Published { point, stored_bytes })
@@ -123,7 +138,13 @@ async fn attempt(
 type Content = BTreeMap<DiskSlot, Sifted>;
 
 /// Builds the delta of an interval. What rotted in the journal is left out of it, and its disk is lacking from then on.
-async fn build(runtime: &Rc<Runtime>, vault: &Vault, interval: &ClosedInterval) -> Result<Built> {
+async fn build(
+    runtime: &Rc<Runtime>,
+    vault: &Vault,
+    interval: &ClosedInterval,
+    room: &DeltaRoom,
+    did_not_fit: &mut Option<u64>,
+) -> Result<Built> {
     let mut content = merged(runtime, interval).await;
     let delta = loop {
         match put_delta(runtime, vault, interval, &content).await {
@@ -133,6 +154,10 @@ async fn build(runtime: &Rc<Runtime>, vault: &Vault, interval: &ClosedInterval) 
                     return Err(error);
                 }
                 content = sifted;
+            }
+            Err(error) if lacks_space(&error) && data_bytes(&content) > room.free_bytes / 2 => {
+                *did_not_fit = Some(room.free_bytes);
+                return Err(error);
             }
             result => break result?,
         }
@@ -144,6 +169,14 @@ async fn build(runtime: &Rc<Runtime>, vault: &Vault, interval: &ClosedInterval) 
 
 fn lost_ranges(content: &Content) -> impl Iterator<Item = (DiskSlot, SectorRange)> + '_ {
     content.iter().flat_map(|(&slot, sifted)| sifted.lost.iter().map(move |lost| (slot, lost.range)))
+}
+
+/// Bytes of data that a delta of it holds, before they are compressed. Where twice as many are free it is something else that is
+/// lacking, which shorter history does not mend.
+fn data_bytes(content: &Content) -> u64 {
+    let extents = content.values().flat_map(|sifted| sifted.map.iter());
+    let data = extents.filter(|extent| matches!(extent.location, Source::Journal { .. }));
+    data.map(|extent| extent.range.bytes()).sum()
 }
 
 /// What the maps of an interval say; that nothing of it is lost is taken for granted.

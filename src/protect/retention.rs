@@ -73,6 +73,10 @@ pub(super) struct Shared {
     pub(super) quiet: Cell<bool>,
     /// No new step: the group stops.
     pub(super) stopping: Cell<bool>,
+    /// Whether the next recovery point waits for space.
+    pub(super) point_lacks_space: Cell<bool>,
+    /// If it did not fit: how many bytes were free.
+    pub(super) point_exceeds: Cell<Option<u64>>,
     /// What happened that the group has not said yet.
     pub(super) events: RefCell<Vec<TimedEvent>>,
 }
@@ -182,8 +186,7 @@ impl Retention {
         }
         let shared = Rc::clone(&self.shared);
         let proceed = || proceed(&shared);
-        let is_stuck = self.shared.status.borrow().shrink == Shrink::Stuck;
-        let minded = self.shrinking.mind_reserve(&self.runtime, &self.vault, is_stuck, &proceed).await;
+        let minded = self.shrinking.mind_reserve(&self.runtime, &self.vault, &proceed).await;
         let Err(error) = minded else { return };
         let delay = match error.kind() {
             ErrorKind::Shutdown => return,

@@ -74,14 +74,20 @@ impl SpaceLimits {
         if space.free >= self.free_min(space) + bytes { bytes } else { 0 }
     }
 
-    /// Fails with `NoSpace` where only that is left which advancing the base needs to give space back: half of what is to
-    /// stay free, the vault's reserve included. New deltas wait then. Until what is returned is dropped nothing is given back.
-    pub(super) async fn check_room(self, runtime: &Runtime, vault: &Vault) -> Result<Passage> {
+    /// Fails with `NoSpace` where only that is left which advancing the base needs to give space back, if any can be: half of what is
+    /// to stay free, the vault's reserve included. New deltas wait then. Until what is returned is dropped the room is not given up.
+    pub(super) async fn check_room(self, runtime: &Runtime, vault: &Vault) -> Result<DeltaRoom> {
         let directory = vault.layout().root();
-        let passage = vault.reserve().gate().pass().map_err(|error| error.at_path(directory))?;
+        let has_use = has_use_of_room(vault);
+        let passage = match vault.reserve().gate().pass() {
+            Ok(passage) => Some(passage),
+            // It is closed for this point.
+            Err(_) if !has_use && vault.reserve().holds_others() => None,
+            Err(error) => return Err(error.at_path(directory)),
+        };
         let space = runtime.space(directory).await?;
-        if space.free + vault.reserve().room_bytes() >= self.free_min(space) / 2 {
-            return Ok(passage);
+        if space.free + vault.reserve().room_bytes() >= self.free_min(space) / 2 || !has_use {
+            return Ok(DeltaRoom { free_bytes: space.free, _passage: passage });
         }
         let free = ByteSize(space.free).approximate();
         let text = format!("{free} free: what is left is kept for giving space back");
@@ -89,7 +95,14 @@ impl SpaceLimits {
     }
 }
 
-/// Whether there is anything that could give space back: else the room is what the next point may lack.
+/// Leave to write a new delta.
+pub(super) struct DeltaRoom {
+    /// Bytes that were free.
+    pub(super) free_bytes: u64,
+    _passage: Option<Passage>,
+}
+
+/// Whether there is anything that could give space back.
 fn has_use_of_room(vault: &Vault) -> bool {
     let state = vault.manifest().state();
     state.points().len() > 1 || state.base_advance().is_some()
@@ -141,6 +154,8 @@ pub struct SpaceStatus {
     pub free_bytes_min: u64,
     /// Bytes of the file system in all.
     pub total_bytes: u64,
+    /// If the next recovery point did not fit: so many bytes were free, and that was too little.
+    pub point_exceeds: Option<u64>,
 }
 
 impl SpaceStatus {
@@ -152,6 +167,7 @@ impl SpaceStatus {
             reserve_bytes,
             free_bytes_min: limits.free_min(space),
             total_bytes: space.total,
+            point_exceeds: None,
         }
     }
 
@@ -163,7 +179,8 @@ impl SpaceStatus {
     /// Bytes that have to go.
     pub fn shortage(&self) -> u64 {
         let history = self.history_bytes_max.map_or(0, |max| self.history_bytes.saturating_sub(max));
-        history.max(self.free_bytes_min.saturating_sub(self.left()))
+        let point = self.point_exceeds.map_or(0, |bytes| (bytes + 1).saturating_sub(self.free_bytes));
+        history.max(self.free_bytes_min.saturating_sub(self.left())).max(point)
     }
 
     /// Whether little is left until something has to go: a tenth of the history's limit, or as much again as has to stay free.
@@ -198,9 +215,21 @@ pub(super) struct Shrinking {
     gates: Arc<SpaceGates>,
     /// Destage's, which is told which gate is that of the images.
     pace: Rc<Pace>,
+    lent: Lent,
     is_low: bool,
     are_images_low: bool,
     planted: Planted,
+}
+
+/// Who may take the reserve's room, where nothing is left that it could help to give space back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lent {
+    /// Nobody: it is kept.
+    No,
+    /// The point that waits for space.
+    ToPoint,
+    /// Everybody: that was not enough for the point.
+    ToAll,
 }
 
 /// Space is looked at so often within the grace.
@@ -213,6 +242,7 @@ impl Shrinking {
             announced: None,
             images: plan.images(),
             room_bytes: None,
+            lent: Lent::No,
             gates: Arc::clone(&plan.gates),
             pace,
             is_low: false,
@@ -231,17 +261,18 @@ impl Shrinking {
         loop {
             let space = self.measure(runtime, vault, shared).await?;
             if space.shortage() == 0 {
-                self.announced = None;
-                shared.status.borrow_mut().shrink = Shrink::Rests;
+                // A point that did not fit may fit now: if it does not, what was announced goes on.
+                if space.point_exceeds.is_none() {
+                    (self.announced, self.lent) = (None, Lent::No);
+                    shared.status.borrow_mut().shrink = Shrink::Rests;
+                }
                 return Ok(self.look_period());
             }
             let Some((step, forecast)) = vault.shrink_step(space.shortage(), space.left()) else {
-                self.stick(runtime, shared);
-                if !has_use_of_room(vault) {
-                    vault.lend_room().await;
-                }
+                self.stick(runtime, vault, shared).await;
                 return Ok(self.look_period());
             };
+            self.lent = Lent::No;
             let now = runtime.now();
             let announced = *self.announced.get_or_insert_with(|| {
                 let grace = self.limits.grace;
@@ -271,7 +302,19 @@ impl Shrinking {
         }
     }
 
-    fn stick(&self, runtime: &Runtime, shared: &Shared) {
+    /// No point can go. If one waits for space, and nothing could give any back, it gets the reserve's room; that failing, all do.
+    async fn stick(&mut self, runtime: &Runtime, vault: &Vault, shared: &Shared) {
+        self.lent = match self.lent {
+            _ if has_use_of_room(vault) || !shared.point_lacks_space.get() => Lent::No,
+            Lent::No => {
+                vault.reserve().give_room().await;
+                if vault.reserve().room_bytes() == 0 {
+                    self.lent = Lent::ToPoint;
+                }
+                return;
+            }
+            Lent::ToPoint | Lent::ToAll => Lent::ToAll,
+        };
         let before = std::mem::replace(&mut shared.status.borrow_mut().shrink, Shrink::Stuck);
         if before != Shrink::Stuck {
             shared.tell(runtime, GroupEvent::HistoryCannotShrink);
@@ -283,13 +326,16 @@ impl Shrinking {
         &self,
         runtime: &Runtime,
         vault: &Vault,
-        is_stuck: bool,
         proceed: &impl Fn() -> Result<()>,
     ) -> Result<()> {
         let reserve = vault.reserve();
-        if is_stuck && !has_use_of_room(vault) {
-            reserve.let_others();
-            return Ok(());
+        match self.lent {
+            Lent::No => {}
+            Lent::ToPoint => return Ok(()),
+            Lent::ToAll => {
+                reserve.let_others();
+                return Ok(());
+            }
         }
         let room_bytes = match reserve.room_bytes() {
             0 => {
@@ -321,7 +367,12 @@ impl Shrinking {
         let found = runtime.space(root).await?;
         vault.reserve().note_device(found.device);
         self.room_bytes = Some(self.limits.room_bytes(found));
-        let space = SpaceStatus::new(self.limits, vault.history_bytes(), found, vault.reserve().room_bytes());
+        let room_bytes = vault.reserve().room_bytes();
+        let point_exceeds = shared.point_exceeds.get();
+        let space = SpaceStatus {
+            point_exceeds,
+            ..SpaceStatus::new(self.limits, vault.history_bytes(), found, room_bytes)
+        };
         if space.is_low() && !self.is_low {
             shared.tell(runtime, GroupEvent::SpaceLow(space));
         }
@@ -362,6 +413,18 @@ mod tests {
         assert_eq!(shortage(1001, 50), 1);
         assert_eq!(shortage(1001, 0), 50);
         assert_eq!(shortage(2000, 0), 1000);
+    }
+
+    #[test]
+    fn a_point_that_did_not_fit_wants_more_than_was_free() {
+        let limits = SpaceLimits { free_bytes_min: Some(50), ..SpaceLimits::default() };
+        let shortage = |free, room| {
+            let space = SpaceStatus::new(limits, 0, Space { free, total: 10_000, device: 0 }, room);
+            SpaceStatus { point_exceeds: Some(100), ..space }.shortage()
+        };
+        assert_eq!((shortage(101, 0), shortage(100, 0), shortage(60, 0)), (0, 1, 41));
+        assert_eq!(shortage(60, 100), 41, "the room is not for points");
+        assert_eq!(shortage(0, 0), 101);
     }
 
     #[test]

@@ -201,7 +201,9 @@ impl PartialFile {
         while let Some(write) = self.in_flight.pop_front() {
             let _ = write.await;
         }
-        self.runtime.remove(&self.partial).await
+        self.runtime.remove(&self.partial).await?;
+        // Its blocks are free for others once that is durable.
+        self.runtime.sync_directory(self.partial.parent().expect("a vault's files are in directories")).await
     }
 }
 

@@ -68,7 +68,7 @@ use crate::format::record::{Change, GroupRecord, PointRecord, Reached};
 use crate::planted::Planted;
 use crate::runtime::Runtime;
 use crate::seal::{GroupKeys, SiteKeys};
-use crate::units::{DiskId, DiskSlot, GroupId, TimelineId};
+use crate::units::{DiskId, DiskSlot, GroupId, PointId, TimelineId};
 
 /// Ranges that a disk lacks and that an error names.
 const LACKING_NAMED_MAX: usize = 8;
@@ -88,6 +88,8 @@ pub struct Vault {
     piece_bytes: Option<u64>,
     /// What a base advance would have taken at once, and when there was no room for it.
     did_not_fit: Cell<Option<(StepNumber, u64)>>,
+    /// Bytes that were free when the merge into this point found no space.
+    merge_exceeds: Cell<Option<(PointId, u64)>>,
     planted: Planted,
 }
 
@@ -174,6 +176,7 @@ impl Vault {
             turn,
             piece_bytes: None,
             did_not_fit: Cell::default(),
+            merge_exceeds: Cell::default(),
             planted,
         }
     }
@@ -239,12 +242,6 @@ impl Vault {
             Err(error) if lacks_space(&error) && self.reserve().give_room().await => work().await,
             done => done,
         }
-    }
-
-    /// Lets others have the room, where nothing can give space back.
-    pub(crate) async fn lend_room(&self) {
-        self.reserve().give_room().await;
-        self.reserve().let_others();
     }
 
     /// Its delta blobs.
@@ -366,7 +363,7 @@ impl Vault {
 }
 
 /// Whether a file system lacks space, and not a process descriptors.
-fn lacks_space(error: &Error) -> bool {
+pub(crate) fn lacks_space(error: &Error) -> bool {
     error.kind() == ErrorKind::NoSpace && !error.lacks_descriptors()
 }
 

@@ -355,7 +355,7 @@ impl Reserve {
     }
 
     /// Gives the room up; whether there may be more space now, which nobody else of this process takes.
-    pub(super) async fn give_room(&self) -> bool {
+    pub async fn give_room(&self) -> bool {
         if !self.had_room() {
             // What was just removed may be room, once that is durable.
             return !self.is_given.replace(true)

@@ -2,7 +2,8 @@
 //!
 //! Invariant: a blob is deleted only after the step that took its name away, and when no view reads it.
 
-use super::{State, Vault};
+use super::{State, Vault, lacks_space};
+use crate::byte_size::ByteSize;
 use crate::delta::{DeltaReader, LayeredDisk, Layering, Place, merge};
 use crate::error::{Error, ErrorKind, Result, is_of_the_file};
 use crate::extent::FrozenMap;
@@ -103,11 +104,7 @@ impl Vault {
         let old: Vec<DeltaRef> = run.iter().filter_map(|point| point.delta).collect();
         // What changed at the kept point only is its delta already.
         let is_own = old.len() == usize::from(into.delta.is_some());
-        let delta = if is_own {
-            into.delta
-        } else {
-            self.with_room(async || self.put_merged(before, &run).await).await?
-        };
+        let delta = if is_own { into.delta } else { self.put_merged_in_room(before, &run).await? };
         if self.planted.is(Bug::BlobsDeletedBeforeStep) {
             self.delete_all(old.iter().filter(|old| Some(**old) != delta)).await?;
         }
@@ -140,6 +137,29 @@ impl Vault {
             self.blobs.delete(delta.blob).await?;
         }
         Ok(())
+    }
+
+    /// [`Vault::put_merged`], in the reserve's room if need be. What found no space is not tried again before there is more: that would fill
+    /// the file system once more, and take the room, in vain.
+    async fn put_merged_in_room(&self, before: Lsn, run: &[PointRecord]) -> Result<Option<DeltaRef>> {
+        let into = run.last().expect("a run is not empty").id;
+        if let Some((_, bytes)) = self.merge_exceeds.get().filter(|&(point, _)| point == into)
+            && self.free_bytes().await? + self.reserve().room_bytes() <= bytes
+        {
+            let text =
+                format!("a merge takes more than the {} that were free", ByteSize(bytes).approximate());
+            return Err(Error::new(ErrorKind::NoSpace, text));
+        }
+        let put = self.with_room(async || self.put_merged(before, run).await).await;
+        self.merge_exceeds.set(match &put {
+            Err(error) if lacks_space(error) => Some((into, self.free_bytes().await?)),
+            _ => None,
+        });
+        put
+    }
+
+    async fn free_bytes(&self) -> Result<u64> {
+        Ok(self.runtime.space(self.layout.root()).await?.free)
     }
 
     /// Puts one delta in the place of those of `run`, for its last point; durable when this returns.

@@ -254,6 +254,8 @@ fn history_shrinks_though_the_ladder_finds_no_space() {
     small.called(|group, callback| group.delete_point(oldest, callback)).expect("room");
     small.drive(|group| group.vault().manifest().state().base_advance().is_none());
     small.until_reserve();
+    // What went is others' once that is durable, which a new point makes it.
+    small.write_and_mark(&disk, 5);
     small.environment.advance(Duration::from_secs(5));
     small.fill();
     let before = labels(&small.group);
@@ -275,7 +277,10 @@ fn history_shrinks_though_the_ladder_finds_no_space() {
 /// A disk of 8 MiB; all of what three points differ in, and the base does not have yet, is in its first 2.
 fn with_points() -> (Small, DiskRecord) {
     // Points are not to go by themselves meanwhile.
-    let grace = Duration::from_secs(1 << 20);
+    with_points_and_grace(Duration::from_secs(1 << 20))
+}
+
+fn with_points_and_grace(grace: Duration) -> (Small, DiskRecord) {
     let space = SpaceLimits {
         free_bytes_min: Some(2 * ROOM_BYTES),
         reserve_bytes_max: ROOM_BYTES,
@@ -361,4 +366,61 @@ fn a_base_waits_for_a_view_where_there_is_no_room_and_guests_do_not() {
     assert_ne!(small.group.condition(), Condition::NoSpace);
     drop(view);
     small.drive(|group| group.vault().manifest().state().base_advance().is_none());
+}
+
+/// The journal keeps what it holds until that is in the vault: the point waited, and in time guests with it, while points lay there that
+/// nobody would have missed as much.
+#[test]
+fn the_oldest_points_go_for_one_that_does_not_fit() {
+    let (mut small, disk) = with_points_and_grace(Duration::from_secs(10));
+    // From now on the base has all of its blocks.
+    let oldest = small.group.points()[0].id;
+    small.called(|group, callback| group.delete_point(oldest, callback)).expect("room");
+    small.drive(|group| group.vault().manifest().state().base_advance().is_none());
+    small.until_reserve();
+    // What went is others' once that is durable, which a new point makes it.
+    small.write_all(&disk, SectorRange::new(0, 4 << 10), 3);
+    small.called(|group, callback| group.create_point("p3".into(), callback)).expect("room");
+    small.write_all(&disk, SectorRange::new(0, 4 << 10), 5);
+    small.drive(|group| is_destaged(group) && group.vault().reserve().room_bytes() == ROOM_BYTES);
+    // More than has to stay free, but less than the point takes.
+    small.disk.set_capacity(Some(small.disk.allocated_bytes() + (1 << 20)));
+    small.group.take_events();
+    let (told, callback) = callback();
+    small.group.create_point("large".into(), callback);
+    let mut codes = Vec::new();
+    small.drive(|group| {
+        codes.extend(group.take_events().iter().map(|told| told.event.code()));
+        told.borrow().is_some()
+    });
+    told.take().expect("told").expect("it fits in the end");
+    let codes: Vec<_> = codes.into_iter().filter(|code| code.starts_with("history")).collect();
+    assert_eq!(codes, ["history_will_shrink", "history_shrinks"], "once");
+    assert_eq!(labels(&small.group), ["p2", "p3", "large"], "no more than is needed");
+}
+
+/// What is kept back for giving space back is of no use where nothing can.
+#[test]
+fn where_no_point_can_go_the_room_is_that_of_the_point_that_waits() {
+    let grace = Duration::from_secs(10);
+    let space = SpaceLimits {
+        free_bytes_min: Some(2 * ROOM_BYTES),
+        reserve_bytes_max: ROOM_BYTES,
+        grace,
+        ..plan().space
+    };
+    let mut small = Small::with(GroupPlan { space, ..plan() });
+    let disk = small.add_disk();
+    small.write_and_mark(&disk, 0);
+    small.until_reserve();
+    small.write(&disk, 1);
+    small.drive(|group| is_destaged(group) && group.vault().reserve().room_bytes() == ROOM_BYTES);
+    small.fill();
+    small.group.take_events();
+    small.called(|group, callback| group.create_point("p1".into(), callback)).expect("room");
+    let codes: Vec<_> = small.group.take_events().iter().map(|told| told.event.code()).collect();
+    assert!(!codes.contains(&"history_cannot_shrink"), "{codes:?}");
+    // The room has the first right to what comes back then.
+    small.disk.set_capacity(None);
+    small.drive(|group| group.vault().reserve().room_bytes() == ROOM_BYTES);
 }

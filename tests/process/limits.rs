@@ -60,7 +60,10 @@ fn a_full_file_system_shrinks_history_after_an_event() {
     assert!(place("history_will_shrink") < place("history_shrinks"), "{codes:?}");
     let limits = &group(&gateway.json("status"))["limits"].clone();
     assert_eq!(limits["free_min_bytes"], 16 << 20, "{limits:#}");
-    let kept: Vec<String> = gateway.json("point list erp").as_array().unwrap().iter().map(label).collect();
+    let points = gateway.json("point list erp");
+    // Those without a label were made so that the journal has room.
+    let kept: Vec<String> =
+        points.as_array().unwrap().iter().map(label).filter(|label| !label.is_empty()).collect();
     assert_eq!(kept.last(), labels.last());
     assert!(!kept.contains(&"p0".to_owned()), "the oldest go first: {kept:?}");
     assert_eq!(kept, labels[labels.len() - kept.len()..], "what is left is unbroken");

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use afterimage::error::{ErrorKind, Result};
 use afterimage::format::record::Change;
 use afterimage::space_gate::SpaceGates;
-use afterimage::storage::sim::{Random, SimDisk};
+use afterimage::storage::sim::{OpKind, Random, SimDisk};
 use afterimage::units::{DiskSlot, SectorRange, to_usize};
 use afterimage::vault::{Advance, SPARES, Vault, verify};
 use afterimage::view::View;
@@ -117,6 +117,25 @@ fn a_room_that_was_given_up_is_made_anew_as_far_as_there_is_space_and_is_owed_th
     refill(&group.vault).expect("there is room");
     reserve.settle(ROOM_BYTES, true);
     assert!(gate.pass().is_ok());
+}
+
+/// It was tried every second, filled the file system each time, and took the room that guests then waited for.
+#[test]
+fn a_merge_that_found_no_space_is_not_tried_before_there_is_more() {
+    let disk = SimDisk::new(1);
+    let group = group(&disk, 1);
+    fill(&disk);
+    let merge = || {
+        let before = disk.count(OpKind::Write);
+        let merged = group.vault.merge_points(group.points[0].0, group.points[1].0, None);
+        let kind = block_on(&group.runtime, merged).map_err(|error| error.kind());
+        (kind, disk.count(OpKind::Write) - before)
+    };
+    let (refused, writes) = merge();
+    assert!(refused == Err(ErrorKind::NoSpace) && writes > 0, "{refused:?} after {writes}");
+    assert_eq!(merge(), (Err(ErrorKind::NoSpace), 0));
+    disk.set_capacity(Some(disk.allocated_bytes() + (1 << 20)));
+    assert_eq!(merge().0, Ok(()));
 }
 
 #[test]
