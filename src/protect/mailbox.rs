@@ -25,6 +25,7 @@ use crate::protect::publisher::Published;
 use crate::protect::renewal::Held;
 use crate::protect::repair::Order;
 use crate::protect::resizing::Resized;
+use crate::protect::shrinking::PointWait;
 use crate::protect::summing::Unsummed;
 use crate::protect::verify::Question;
 use crate::units::{DiskId, DiskSlot, Lsn, SectorRange};
@@ -101,8 +102,8 @@ impl Group {
                 Some(Done::Published(result)) => self.finish_publish(result),
                 Some(Done::PublishDelayed { kind, did_not_fit }) => {
                     self.publish_retry.failed(self.runtime.now(), kind);
-                    self.retention.point_lacks_space.set(kind == ErrorKind::NoSpace);
-                    self.retention.point_exceeds.set(did_not_fit);
+                    let attempts = self.retention.point_wait.get().attempts + 1;
+                    self.retention.point_wait.set(PointWait { attempts, exceeds: did_not_fit });
                 }
                 Some(Done::Joined(result, callback)) => self.finish_join(result, callback),
                 Some(Done::Left(id, slot, result, callback)) => self.finish_leave(id, slot, result, callback),

@@ -132,8 +132,7 @@ impl Group {
     }
 
     pub(super) fn finish_publish(&mut self, result: Result<Published>) {
-        self.retention.point_lacks_space.set(false);
-        self.retention.point_exceeds.set(None);
+        self.retention.point_wait.take();
         match result {
             Ok(published) => {
                 // The manifest names the point by now: a verification finds its delta there.

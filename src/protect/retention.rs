@@ -20,7 +20,7 @@ use crate::protect::group::{Callback, Group, nanos};
 use crate::protect::mailbox::{Done, Mailbox};
 use crate::protect::open::GroupPlan;
 use crate::protect::retry::RETRY_DELAY;
-use crate::protect::shrinking::{ImagesSpace, Shrink, Shrinking, SpaceStatus};
+use crate::protect::shrinking::{ImagesSpace, PointWait, Shrink, Shrinking, SpaceStatus};
 use crate::protect::suspension::{ClockWatch, Suspension};
 use crate::runtime::Runtime;
 use crate::units::{MonotonicNanos, PointId};
@@ -73,10 +73,8 @@ pub(super) struct Shared {
     pub(super) quiet: Cell<bool>,
     /// No new step: the group stops.
     pub(super) stopping: Cell<bool>,
-    /// Whether the next recovery point waits for space.
-    pub(super) point_lacks_space: Cell<bool>,
-    /// If it did not fit: how many bytes were free.
-    pub(super) point_exceeds: Cell<Option<u64>>,
+    /// What keeps the next recovery point from the vault.
+    pub(super) point_wait: Cell<PointWait>,
     /// What happened that the group has not said yet.
     pub(super) events: RefCell<Vec<TimedEvent>>,
 }
@@ -186,7 +184,7 @@ impl Retention {
         }
         let shared = Rc::clone(&self.shared);
         let proceed = || proceed(&shared);
-        let minded = self.shrinking.mind_reserve(&self.runtime, &self.vault, &proceed).await;
+        let minded = self.shrinking.mind_reserve(&self.runtime, &self.vault, &self.shared, &proceed).await;
         let Err(error) = minded else { return };
         let delay = match error.kind() {
             ErrorKind::Shutdown => return,

@@ -226,10 +226,17 @@ pub(super) struct Shrinking {
 enum Lent {
     /// Nobody: it is kept.
     No,
-    /// The point that waits for space.
-    ToPoint,
-    /// Everybody: that was not enough for the point.
-    ToAll,
+    /// The point that did not fit, which had been tried so often by then.
+    ToPoint { attempts: u64 },
+}
+
+/// What keeps the next recovery point from the vault.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct PointWait {
+    /// How often it was tried in vain.
+    pub(super) attempts: u64,
+    /// If it did not fit: how many bytes were free.
+    pub(super) exceeds: Option<u64>,
 }
 
 /// Space is looked at so often within the grace.
@@ -269,7 +276,7 @@ impl Shrinking {
                 return Ok(self.look_period());
             }
             let Some((step, forecast)) = vault.shrink_step(space.shortage(), space.left()) else {
-                self.stick(runtime, vault, shared).await;
+                self.stick(runtime, vault, shared, &space).await;
                 return Ok(self.look_period());
             };
             self.lent = Lent::No;
@@ -302,19 +309,20 @@ impl Shrinking {
         }
     }
 
-    /// No point can go. If one waits for space, and nothing could give any back, it gets the reserve's room; that failing, all do.
-    async fn stick(&mut self, runtime: &Runtime, vault: &Vault, shared: &Shared) {
-        self.lent = match self.lent {
-            _ if has_use_of_room(vault) || !shared.point_lacks_space.get() => Lent::No,
-            Lent::No => {
-                vault.reserve().give_room().await;
-                if vault.reserve().room_bytes() == 0 {
-                    self.lent = Lent::ToPoint;
-                }
-                return;
+    /// No point can go. Where nothing could give space back, and the reserve's room is what the next point may lack, it gets that, once.
+    async fn stick(&mut self, runtime: &Runtime, vault: &Vault, shared: &Shared, space: &SpaceStatus) {
+        let PointWait { attempts, exceeds } = shared.point_wait.get();
+        let lent = Lent::ToPoint { attempts };
+        if self.lent == lent {
+            return;
+        }
+        if !has_use_of_room(vault) && exceeds.is_some_and(|bytes| space.left() > bytes) {
+            vault.reserve().give_room().await;
+            if vault.reserve().room_bytes() == 0 {
+                self.lent = lent;
             }
-            Lent::ToPoint | Lent::ToAll => Lent::ToAll,
-        };
+            return;
+        }
         let before = std::mem::replace(&mut shared.status.borrow_mut().shrink, Shrink::Stuck);
         if before != Shrink::Stuck {
             shared.tell(runtime, GroupEvent::HistoryCannotShrink);
@@ -323,20 +331,17 @@ impl Shrinking {
 
     /// Has the vault keep back again what it gave up, where there is room for it.
     pub(super) async fn mind_reserve(
-        &self,
+        &mut self,
         runtime: &Runtime,
         vault: &Vault,
+        shared: &Shared,
         proceed: &impl Fn() -> Result<()>,
     ) -> Result<()> {
         let reserve = vault.reserve();
-        match self.lent {
-            Lent::No => {}
-            Lent::ToPoint => return Ok(()),
-            Lent::ToAll => {
-                reserve.let_others();
-                return Ok(());
-            }
+        if self.lent == (Lent::ToPoint { attempts: shared.point_wait.get().attempts }) {
+            return Ok(());
         }
+        self.lent = Lent::No;
         let room_bytes = match reserve.room_bytes() {
             0 => {
                 let space = runtime.space(vault.layout().root()).await?;
@@ -368,7 +373,7 @@ impl Shrinking {
         vault.reserve().note_device(found.device);
         self.room_bytes = Some(self.limits.room_bytes(found));
         let room_bytes = vault.reserve().room_bytes();
-        let point_exceeds = shared.point_exceeds.get();
+        let point_exceeds = shared.point_wait.get().exceeds;
         let space = SpaceStatus {
             point_exceeds,
             ..SpaceStatus::new(self.limits, vault.history_bytes(), found, room_bytes)
