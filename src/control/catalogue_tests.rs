@@ -315,3 +315,23 @@ async fn nobody_else_reads_it_also_if_an_older_version_made_it() {
     assert!(!with_suffix(&path, "-shm").exists(), "it needs no memory of a file's");
     catalogue.close().await;
 }
+
+/// What was written after that went into it, was shown, and was gone with the process.
+#[tokio::test]
+async fn a_connection_that_was_left_within_a_transaction_is_not_written_to() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("catalogue.sqlite");
+    let (catalogue, _) = open(&path).await;
+    let mut connection = catalogue.pool.acquire().await.unwrap();
+    sqlx::raw_sql("BEGIN").execute(&mut *connection).await.unwrap();
+    drop(connection);
+    catalogue.put_group(&group(0x10, "erp")).await.unwrap();
+    // SQLite ended it by itself, as it does where there is no space, and sqlx counts on.
+    let mut transaction = catalogue.pool.begin().await.unwrap();
+    sqlx::raw_sql("ROLLBACK").execute(&mut *transaction).await.unwrap();
+    drop(transaction);
+    catalogue.put_group(&group(0x20, "mail")).await.unwrap();
+    catalogue.close().await;
+    let (catalogue, _) = open(&path).await;
+    assert_eq!(catalogue.snapshot().await.unwrap().groups.len(), 2);
+}

@@ -72,7 +72,8 @@ impl Ranges {
 
     /// Whether one of them is in `range`.
     pub fn meets(&self, range: SectorRange) -> bool {
-        self.0.iter().any(|own| own.intersection(range).is_some())
+        let next = self.0.partition_point(|own| own.end <= range.start);
+        !range.is_empty() && self.0.get(next).is_some_and(|own| own.start < range.end)
     }
 
     /// Whether there is none.

@@ -289,7 +289,7 @@ impl GroupEvent {
                 ByteSize(space.free_bytes_min).approximate()
             ),
             GroupEvent::HistoryWillShrink { forecast, space, grace, .. } => format!(
-                "history will shrink in {} s because of space ({}): the oldest points go, {} first, which take {}; free space, \
+                "history will shrink in {} s because of space ({}): the oldest points go, {} first, which gives back about {}; free space, \
                  raise [vault] history_max, or set a shorter ladder by `policy set --retain`",
                 grace.as_secs(),
                 room(*space),
@@ -297,12 +297,13 @@ impl GroupEvent {
                 ByteSize(forecast.bytes_max).approximate(),
             ),
             GroupEvent::HistoryShrinks { forecast } => format!(
-                "{} went because of space, which took {}",
+                "{} went because of space, which gives back about {}",
                 points(*forecast),
                 ByteSize(forecast.bytes_max).approximate()
             ),
             GroupEvent::HistoryCannotShrink => "history should shrink because of space, but the oldest point is held, or \
-                 being read, or the only one: release it by `point release`, end its test failovers, or free space"
+                 being read, or the only one, or nothing comes back for the oldest: release it by `point release`, end its test failovers, or free \
+                 space"
                 .to_owned(),
             GroupEvent::ClockStepped(suspension) => format!(
                 "no point goes by its age {}: if the clock is right, there is nothing to do; if not, set it right before then, or \

@@ -178,9 +178,13 @@ impl SpaceStatus {
 
     /// Bytes that have to go.
     pub fn shortage(&self) -> u64 {
-        let history = self.history_bytes_max.map_or(0, |max| self.history_bytes.saturating_sub(max));
         let point = self.point_exceeds.map_or(0, |bytes| (bytes + 1).saturating_sub(self.free_bytes));
-        history.max(self.free_bytes_min.saturating_sub(self.left())).max(point)
+        self.excess().max(self.free_bytes_min.saturating_sub(self.left())).max(point)
+    }
+
+    /// Bytes that history is to take less.
+    pub fn excess(&self) -> u64 {
+        self.history_bytes_max.map_or(0, |max| self.history_bytes.saturating_sub(max))
     }
 
     /// Whether little is left until something has to go: a tenth of the history's limit, or as much again as has to stay free.
@@ -275,7 +279,8 @@ impl Shrinking {
                 }
                 return Ok(self.look_period());
             }
-            let Some((step, forecast)) = vault.shrink_step(space.shortage(), space.left()) else {
+            let step = vault.shrink_step(space.excess(), space.shortage(), space.left()).await?;
+            let Some((step, forecast)) = step else {
                 self.stick(runtime, vault, shared, &space).await;
                 return Ok(self.look_period());
             };

@@ -14,6 +14,7 @@ mod copy;
 mod cover;
 mod detour;
 mod files;
+mod gain;
 mod harm;
 mod kept;
 mod keyring;
@@ -59,6 +60,7 @@ pub use summaries::{FAN_OUT, Summaries};
 pub use sums::SumsRot;
 pub use verify::{Finding, Severity, VerifyReport, verify, verify_at, verify_manifest};
 
+use self::gain::Gains;
 use crate::delta::{Build, BuiltDelta, DeltaReader, DiskExtents, Source};
 use crate::error::{Error, ErrorKind, Result};
 use crate::extent::Extent;
@@ -88,6 +90,8 @@ pub struct Vault {
     piece_bytes: Option<u64>,
     /// What a base advance would have taken at once, and when there was no room for it.
     did_not_fit: Cell<Option<(StepNumber, u64)>>,
+    /// What retiring the oldest points would give back, as of the last look.
+    gains: Cell<Option<Gains>>,
     /// Bytes that were free when the merge into this point found no space.
     merge_exceeds: Cell<Option<(PointId, u64)>>,
     planted: Planted,
@@ -176,6 +180,7 @@ impl Vault {
             turn,
             piece_bytes: None,
             did_not_fit: Cell::default(),
+            gains: Cell::default(),
             merge_exceeds: Cell::default(),
             planted,
         }

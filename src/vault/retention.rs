@@ -6,12 +6,16 @@ use std::time::Duration;
 
 use super::age::{Age, Moment, ages};
 use super::plan::{Plan, PlannedPoint, plan};
+use super::thinning::batch;
 use super::{Detour, State, Vault};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::ladder::Ladder;
 use crate::format::record::{Change, PinKind, PinRecord, PointRecord};
 use crate::planted::Bug;
 use crate::units::{PinId, PointId};
+
+/// History goes for space only where at least one part in this many of what goes comes back.
+const WORTH_OF_WHAT_GOES: u64 = 16;
 
 /// The next thing to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +31,7 @@ pub enum RetentionStep {
 pub struct Forecast {
     /// Points that would go.
     pub points: u64,
-    /// Bytes of their deltas: at most so many come back, for what a merge keeps of them stays.
+    /// Bytes that come back at most: those of their deltas, for what a merge keeps of them stays.
     pub bytes_max: u64,
 }
 
@@ -78,24 +82,57 @@ impl Vault {
         points.map(|delta| delta.total_bytes).sum()
     }
 
-    /// What to do to give back about `bytes`: the oldest points go, as few as may be, and at a time no more than there is
-    /// `room` for in the base. `None` where the oldest must stay.
-    pub fn shrink_step(&self, bytes: u64, room: u64) -> Option<(RetentionStep, Forecast)> {
+    /// What to do for space: the oldest points go, as few as may be. Where history is to take so much less (`excess`), at a time no
+    /// more than there is `room` for in the base; else where that gives back about `lack` bytes, or, if nothing gives back as much, a part
+    /// of it that is worth it. `None` where the oldest must stay, or nothing comes back.
+    pub async fn shrink_step(
+        &self,
+        excess: u64,
+        lack: u64,
+        room: u64,
+    ) -> Result<Option<(RetentionStep, Forecast)>> {
+        let oldest = self.oldest_that_may_go();
+        if oldest.len() < 2 {
+            return Ok(None);
+        }
+        let sizes: Vec<u64> =
+            oldest.iter().map(|point| point.delta.map_or(0, |delta| delta.total_bytes)).collect();
+        let step = |target: usize, bytes| {
+            let forecast = Forecast { points: target as u64, bytes_max: bytes };
+            (RetentionStep::RetireBefore(oldest[target].id), forecast)
+        };
+        if excess > 0 {
+            let (mut target, mut freed) = (1, sizes[0] + sizes[1]);
+            while target + 1 < oldest.len() && freed < excess && freed + sizes[target + 1] <= room {
+                target += 1;
+                freed += sizes[target];
+            }
+            return Ok(Some(step(target, freed)));
+        }
+        let gains = self.gains(&oldest).await?.bytes;
+        let mut goes = sizes[0];
+        let mut worth = Vec::new();
+        for target in 1..oldest.len() {
+            goes += sizes[target];
+            let gain = u64::try_from(gains[target]).unwrap_or_default();
+            if gain > 0 && gain >= goes / WORTH_OF_WHAT_GOES {
+                worth.push((target, gain));
+            }
+        }
+        let enough = worth.iter().find(|(_, gain)| *gain >= lack);
+        Ok(enough.or(worth.first()).map(|&(target, gain)| step(target, gain)))
+    }
+
+    /// The oldest points up to which the base may advance, as many as are worked on at a time: up to the first that must stay, or the
+    /// newest.
+    fn oldest_that_may_go(&self) -> Vec<PointRecord> {
         let state = self.manifest.state();
         let pinned: HashSet<PointId> = state.pins().iter().map(|pin| pin.point).collect();
         let must_stay =
             |point: &PointRecord| pinned.contains(&point.id) || self.leases.holds_point(point.marker);
-        // Up to the first that must stay, or the newest, the base may advance.
-        let last = state.points().iter().position(must_stay).or(state.points().len().checked_sub(1))?;
-        let size = |index: usize| state.points()[index].delta.map_or(0, |delta| delta.total_bytes);
-        let mut freed = size(0);
-        let mut target = 0;
-        while target < last && (target == 0 || freed < bytes && freed + size(target + 1) <= room) {
-            target += 1;
-            freed += size(target);
-        }
-        let forecast = Forecast { points: target as u64, bytes_max: freed };
-        (target > 0).then(|| (RetentionStep::RetireBefore(state.points()[target].id), forecast))
+        let points = state.points();
+        let count = points.iter().position(must_stay).map_or(points.len(), |first| first + 1);
+        points[..batch(&points[..count]).min(count)].to_vec()
     }
 
     /// Takes a step, for a ladder or for a person.

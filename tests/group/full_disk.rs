@@ -424,3 +424,32 @@ fn where_no_point_can_go_the_room_is_that_of_the_point_that_waits() {
     small.disk.set_capacity(None);
     small.drive(|group| group.vault().reserve().room_bytes() == ROOM_BYTES);
 }
+
+/// What is in deltas only moves into the base: all of history but the newest point went in seconds, and less was free than before.
+#[test]
+fn history_that_gives_nothing_back_stays() {
+    let grace = Duration::from_secs(10);
+    let space =
+        SpaceLimits { free_bytes_min: Some(2 * ROOM_BYTES), reserve_bytes_max: 0, grace, ..plan().space };
+    let mut small = Small::with(GroupPlan { space, journal_bytes: 8 << 20, ..plan() });
+    let disk = small.join("d", 16 << 10);
+    let part = |number: u64| SectorRange::new(number * 2048, (number + 1) * 2048);
+    for number in 0..3 {
+        small.write_all(&disk, part(number), 1);
+        small.called(|group, callback| group.create_point(format!("p{number}"), callback)).expect("room");
+    }
+    small.until_reserve();
+    small.drive(|group| is_destaged(group));
+    small.disk.set_capacity(Some(small.disk.allocated_bytes() + ROOM_BYTES));
+    small.drive(|group| group.take_events().iter().any(|told| told.event.code() == "history_cannot_shrink"));
+    assert_eq!(labels(&small.group), ["p0", "p1", "p2"], "nothing would come back");
+    // Once the newest says the same anew, what the oldest holds of it is superfluous.
+    small.disk.set_capacity(None);
+    small.write_all(&disk, part(0), 2);
+    small.called(|group, callback| group.create_point("p3".into(), callback)).expect("room");
+    small.write_all(&disk, part(0), 3);
+    small.called(|group, callback| group.create_point("p4".into(), callback)).expect("room");
+    small.drive(|group| is_destaged(group));
+    small.disk.set_capacity(Some(small.disk.allocated_bytes() + ROOM_BYTES));
+    small.drive(|group| labels(group) == ["p3", "p4"] || labels(group) == ["p4"]);
+}

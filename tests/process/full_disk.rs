@@ -274,3 +274,30 @@ fn a_first_start_on_a_full_disk_is_refused_as_a_wrong_configuration() {
     gateway.restart();
     assert_eq!(gateway.json("disk list")[0]["size_bytes"], 8 << 20);
 }
+
+/// What it took after a moment without space was shown, and was gone with the process.
+#[test]
+fn what_the_catalogue_takes_after_a_full_disk_outlives_a_kill() {
+    let small = SmallFileSystem::new();
+    let mut gateway = protect(&small);
+    let codes = |gateway: &Gateway| {
+        let events = gateway.json("events --group erp --limit 1000");
+        let code = |event: &Value| event["code"].as_str().unwrap_or_default().to_owned();
+        events.as_array().expect("a list").iter().map(code).collect::<Vec<_>>()
+    };
+    small.fill_up();
+    // As often as it takes until there is no block left for one.
+    gateway.until("a refusal", |_| {
+        gateway.says("group pause erp");
+        gateway.says("group resume erp");
+        !gateway.logged("the catalogue takes no events").is_empty()
+    });
+    small.make_space();
+    gateway.says("group pause erp");
+    gateway.until("the last event", |_| codes(&gateway).first().is_some_and(|newest| newest == "paused"));
+    let before = codes(&gateway);
+    gateway.kill();
+    gateway.restart();
+    let after = codes(&gateway);
+    assert!(after.ends_with(&before), "{before:?}, then {after:?}");
+}

@@ -16,7 +16,7 @@ use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqliteLockingMode, SqlitePoolOptions, SqliteRow,
     SqliteSynchronous,
 };
-use sqlx::{Column, Row, SqliteConnection, SqlitePool};
+use sqlx::{Column, Connection, Row, SqliteConnection, SqlitePool};
 
 use super::rot::{RottenRow, located};
 use super::schema::{CATALOGUE, EVENTS, SCHEMA_VERSION, SCHEMA_VERSIONS_BEFORE, TABLES, Table};
@@ -303,7 +303,22 @@ fn pool(path: &Path, shared: bool) -> SqlitePool {
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full);
     // One connection: a cache's writers need no concurrency, and never see SQLITE_BUSY.
-    SqlitePoolOptions::new().max_connections(1).connect_lazy_with(options)
+    SqlitePoolOptions::new()
+        .max_connections(1)
+        .after_release(|connection, _| Box::pin(is_at_rest(connection)))
+        .connect_lazy_with(options)
+}
+
+/// Whether no transaction is open on a connection that nobody uses; it is closed otherwise. On a full file system SQLite ends one by
+/// itself, sqlx counts it on, and what is written from then on would go into it, and be gone with the process.
+async fn is_at_rest(connection: &mut SqliteConnection) -> sqlx::Result<bool> {
+    // Takes no lock, and is refused within another one.
+    let is_open = sqlx::raw_sql("BEGIN; ROLLBACK").execute(&mut *connection).await.is_err();
+    let is_counted_open = connection.is_in_transaction();
+    if is_open || is_counted_open {
+        tracing::warn!("the catalogue's connection was left within a transaction, and is opened anew");
+    }
+    Ok(!is_open && !is_counted_open)
 }
 
 /// A query that is not kept prepared: the tables may change behind it.
