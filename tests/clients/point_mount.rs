@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 
 use crate::gateway::{Gateway, refusal};
@@ -176,6 +177,24 @@ fn an_interrupted_mount_leaves_nothing_behind() {
             assert!(witness.contains("\"number\""), "{program}: the test failover ended first: {witness}");
         }
     }
+    gateway.says(&mount);
+    gateway.says(&format!("point unmount {}", place.display()));
+    assert_nothing_left(&gateway, &place);
+}
+
+/// `point unmount` knew nothing of it, and `point mount` referred to `point unmount`.
+#[test]
+fn a_mount_that_was_killed_half_way_is_taken_down_by_unmount() {
+    let (gateway, place, mount) = mountable();
+    let wrappers = gateway.path("wrappers");
+    fs::create_dir(&wrappers).unwrap();
+    let losetup = tool::says("which", ["losetup"]);
+    wrap(&wrappers, "losetup", &format!("{} \"$@\"\nkill -KILL $PPID\nexit", losetup.trim()));
+    let path = format!("{}:{}", wrappers.display(), std::env::var("PATH").unwrap());
+    let output = gateway.cli(&mount).env("PATH", path).output().unwrap();
+    assert_eq!(output.status.signal(), Some(9), "{output:?}");
+    gateway.says(&format!("point unmount {}", place.display()));
+    assert_nothing_left(&gateway, &place);
     gateway.says(&mount);
     gateway.says(&format!("point unmount {}", place.display()));
     assert_nothing_left(&gateway, &place);

@@ -106,6 +106,24 @@ fn what_rotted_in_an_image_is_named_and_a_sound_group_is_sound() {
     gateway.refuses("verify nobody", 1);
 }
 
+/// Since the newest point it became shorter: nothing of it was compared, without end in a group at rest.
+#[test]
+fn a_disk_that_shrank_is_compared_up_to_its_end() {
+    let (mut gateway, image) = protected("[verify]\nevery = \"never\"\n");
+    gateway.says("policy set erp --interval 24h");
+    gateway.says("disk resize erp/db --size 4M --yes-lose-tail");
+    gateway.terminate();
+    flip(&image, 300_000);
+    gateway.restart();
+    let output = gateway.cli("verify erp --json").output().expect("runs");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("it prints JSON");
+    assert_eq!(
+        (&report["faults"][0]["first_sector"], &report["compared_bytes"]),
+        (&585.into(), &(4 << 20).into())
+    );
+    assert!(report["notes"][0].as_str().is_some_and(|note| note.contains("up to its end")), "{report:#}");
+}
+
 #[test]
 fn it_goes_on_in_the_background_and_over_restarts() {
     let (mut gateway, image) = protected("[verify]\nevery = \"2s\"\nrate = \"100MiB\"\n");

@@ -7,7 +7,7 @@
 //! What a mount consists of stands in a note beside it, `/run/afterimage-mounts/…`, so that `point unmount` can take it
 //! down again, also when a part of it is gone already. What is mounted, and which devices are ours, the kernel says.
 //!
-//! The note goes last, once the test failover has ended: that takes a gateway, and taking down does not. So what was taken down
+//! The note comes before any of it, so that a mount that was killed half-way is known. It goes last, once the test failover has ended: that takes a gateway, and taking down does not. So what was taken down
 //! while none answered is known, and the next `point mount` or `point unmount` ends its test failover.
 //!
 //! An interrupted mount takes down what it had put up, from the top, before the test failover under it ends. So the programs
@@ -108,7 +108,7 @@ pub fn left_tests(gateway: &Path) -> Result<Vec<LeftTest>, Failure> {
     let mut left = Vec::new();
     for entry in entries {
         let place = Place { root: entry.map_err(io)?.path() };
-        // One that is being put up has no note yet, and what cannot be read is said by who is asked to take it down.
+        // What cannot be read is said by who is asked to take it down.
         let Ok(note) = place.note() else { continue };
         if let (true, Ok(group)) = (note.is_down && note.gateway == gateway, note.mounted.group.parse()) {
             left.push(LeftTest { group, place, number: note.mounted.test, started: note.started });
@@ -132,6 +132,11 @@ impl Place {
 
     fn create(&self) -> Result<(), Failure> {
         if self.root.exists() {
+            if self.note().is_err_and(|error| error.kind() == ErrorKind::NotFound) {
+                // Killed before anything was put up.
+                self.remove()?;
+                return self.create();
+            }
             let text = "something is mounted there: `afterimage point unmount` takes it down";
             return Err(Error::new(ErrorKind::AlreadyExists, text).at_path(&self.root).into());
         }
@@ -198,6 +203,7 @@ pub async fn mount(
         directory: directory.to_owned(),
     };
     let note = Note { mounted, started: test.started, gateway: gateway.to_owned(), is_down: false };
+    place.write_note(&note)?;
     let mounted = attach(&place, note, export, partition, interrupts).await;
     if mounted.is_err() {
         // The error that matters is the first; but what stays must be known.

@@ -316,7 +316,7 @@ async fn is_at_rest(connection: &mut SqliteConnection) -> sqlx::Result<bool> {
     let is_open = sqlx::raw_sql("BEGIN; ROLLBACK").execute(&mut *connection).await.is_err();
     let is_counted_open = connection.is_in_transaction();
     if is_open || is_counted_open {
-        tracing::warn!("the catalogue's connection was left within a transaction, and is opened anew");
+        tracing::debug!("the catalogue's connection was left within a transaction, and is opened anew");
     }
     Ok(!is_open && !is_counted_open)
 }

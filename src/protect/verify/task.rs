@@ -141,20 +141,25 @@ impl Task {
         }
     }
 
-    /// Disks that the point holds, and that left the group since: there is nothing to compare them with.
+    /// Disks that the point holds, and that left the group since, or parts of them: there is nothing to compare these with.
     fn leave_out_removed(&mut self, targets: &mut Vec<Target>) {
         let vault = Rc::clone(&self.vault);
         let state = vault.manifest().state();
-        targets.retain(|target| {
-            let is_member = state.disks().any(|disk| disk.id == target.id);
-            if !is_member {
-                let name = &target.name;
+        targets.retain_mut(|target| {
+            let name = &target.name;
+            let Some(disk) = state.disks().find(|disk| disk.id == target.id) else {
                 let text = format!(
                     "disk {name}: it left the group after the newest recovery point, which holds it still"
                 );
                 self.report.notes.push(text);
+                return false;
+            };
+            if disk.sectors.0 < target.sectors {
+                target.sectors = disk.sectors.0;
+                let text = format!("disk {name}: it is shorter than at the newest recovery point, and is compared up to its end");
+                self.report.notes.push(text);
             }
-            is_member
+            true
         });
     }
 
