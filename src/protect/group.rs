@@ -157,8 +157,8 @@ pub struct Group {
     /// Timed points and retention rest.
     pub(super) is_paused: bool,
     pub(super) stopping: bool,
-    /// When a stop waits no longer for what fails.
-    pub(super) stops_in_vain_at: Option<MonotonicNanos>,
+    /// Since when it stops.
+    pub(super) stops_since: Option<MonotonicNanos>,
     /// The disks that the newest point lacks something of.
     pub(super) lacking: BTreeSet<DiskSlot>,
     /// Some disk has a renewal.
@@ -275,7 +275,7 @@ impl Group {
             serving: false,
             is_paused,
             stopping: false,
-            stops_in_vain_at: None,
+            stops_since: None,
             lacking,
             is_renewing: false,
             repairing: None,
@@ -404,8 +404,10 @@ impl Group {
             .lateness
             .due(self.schedule.interval())
             .filter(|_| self.late_since.is_none() && !self.is_paused);
-        let gives_up = self.stops_in_vain_at.filter(|at| *at > self.runtime.now());
-        [self.writer.next_deadline(), marker, idle, late, gives_up].into_iter().chain(retries).flatten().min()
+        let now = self.runtime.now();
+        let gives_up = self.stop_deadlines().into_iter().filter(|at| at.is_some_and(|at| at > now));
+        let others = [self.writer.next_deadline(), marker, idle, late];
+        others.into_iter().chain(retries).chain(gives_up).flatten().min()
     }
 
     /// The opening frame names what was accepted; until that is durable, nobody may see it.

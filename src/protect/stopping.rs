@@ -12,8 +12,10 @@ use crate::protect::retry::Retry;
 use crate::protect::status::Condition;
 use crate::units::MonotonicNanos;
 
-/// How long a stop waits for what fails, and is tried again each second.
+/// How long a stop waits for what fails, and is tried again each second;
 const FAILING_MAX: Duration = Duration::from_secs(5);
+/// and for what found no space: it is tried once more, as there may be some by now.
+const LACKING_MAX: Duration = Duration::from_secs(2);
 
 impl Group {
     /// A stop is near: whoever waits for what cannot be had now is told so, and need not wait until the group stops.
@@ -41,7 +43,7 @@ impl Group {
     /// Begins a clean stop: refuses new requests, ends the interval, and seals the journal once all else is done.
     pub fn stop(&mut self) {
         self.stopping = true;
-        self.stops_in_vain_at = Some(MonotonicNanos(self.runtime.now().0 + nanos(FAILING_MAX)));
+        self.stops_since.get_or_insert(self.runtime.now());
         self.ends_waits = true;
         self.refuse_resumes(ErrorKind::Shutdown, "the group is stopping");
         self.retention.stopping.set(true);
@@ -49,9 +51,14 @@ impl Group {
 
     /// Whether a stop waits for what it cannot have: space, or a device that goes on failing.
     fn stops_in_vain(&self) -> bool {
-        let is_over = || self.stops_in_vain_at.is_some_and(|at| at <= self.runtime.now());
-        let fails = || self.retries().iter().any(Retry::is_failing);
-        self.stopping && (self.wants_space() || fails() && is_over())
+        let [lacking, failing] =
+            self.stop_deadlines().map(|at| at.is_some_and(|at| at <= self.runtime.now()));
+        lacking && self.wants_space() || failing && self.retries().iter().any(Retry::is_failing)
+    }
+
+    /// Until when a stop waits for space, and for what fails otherwise; none while the group does not stop.
+    pub(super) fn stop_deadlines(&self) -> [Option<MonotonicNanos>; 2] {
+        [LACKING_MAX, FAILING_MAX].map(|patience| Some(MonotonicNanos(self.stops_since?.0 + nanos(patience))))
     }
 
     /// Whether a stop has come to its end: drained, destaged, sealed and durable; or, where that cannot be had,

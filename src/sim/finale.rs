@@ -126,6 +126,11 @@ impl Site {
             return Ok(());
         }
         self.drive("a clean stop", |site| site.process.group().is_some_and(|group| group.is_stopped()))?;
+        if self.process.group().is_some_and(|group| group.vault().reserve().holds_others()) {
+            // What is left is kept for giving space back, also where the disk is full no longer: the next process goes on.
+            self.die(false);
+            return Ok(());
+        }
         self.report.stops += 1;
         let issued = self.history.issued();
         if self.history.acknowledged() != issued {
