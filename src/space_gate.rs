@@ -1,7 +1,8 @@
-//! Who may take space of a file system that is full: while a vault gives space back there, and needs some first, what guests write
-//! waits, and so do new recovery points; whatever group of the process they are of.
+//! Who may take space of a file system that is full, and who lacks it, whatever group of the process they are of.
 //!
-//! Else what the vault kept back for that would be taken by whoever comes first. See `docs/limits.md`.
+//! While a vault gives space back, and needs some first, what guests write waits, and so do new recovery points: else what the vault kept
+//! back for that would be taken by whoever comes first. And a recovery point that does not fit, and for which the history of its own group
+//! can give nothing, is known here to those whose history can. See `docs/limits.md`.
 //!
 //! Invariant: while a gate is closed nobody passes it, and who closed it can tell when all who passed before are done.
 
@@ -47,6 +48,21 @@ pub struct SpaceGate {
     closed: AtomicUsize,
     /// How many passed it and are not done.
     inside: AtomicUsize,
+    wants: Mutex<Wants>,
+}
+
+/// What did not fit behind a gate: how many bytes were free, by the numbers of those who wait.
+#[derive(Debug, Default)]
+struct Wants {
+    exceeds: BTreeMap<u64, u64>,
+    last: u64,
+}
+
+/// Somebody waits for more than was free, until this is dropped.
+#[derive(Debug)]
+pub struct Want {
+    gate: Arc<SpaceGate>,
+    number: u64,
 }
 
 /// Somebody passed, and is done when this is dropped.
@@ -69,12 +85,39 @@ impl SpaceGate {
         }
         Ok(passage)
     }
+
+    /// Lets all others know that more than so many bytes are wanted.
+    pub fn want(self: &Arc<SpaceGate>, exceeds: u64) -> Want {
+        let mut wants = self.wants.lock();
+        wants.last += 1;
+        let number = wants.last;
+        wants.exceeds.insert(number, exceeds);
+        Want { gate: Arc::clone(self), number }
+    }
+
+    /// What any other than `own` wants more than: the most of it.
+    pub fn wanted_by_others(&self, own: Option<&Want>) -> Option<u64> {
+        let is_others = |number: u64| own.is_none_or(|own| own.number != number);
+        self.wants
+            .lock()
+            .exceeds
+            .iter()
+            .filter(|&(&number, _)| is_others(number))
+            .map(|(_, &bytes)| bytes)
+            .max()
+    }
 }
 
 impl Closed {
     /// Whether nobody is inside any more.
     pub fn is_empty(&self) -> bool {
         self.0.iter().all(|gate| gate.inside.load(Ordering::SeqCst) == 0)
+    }
+}
+
+impl Drop for Want {
+    fn drop(&mut self) {
+        self.gate.wants.lock().exceeds.remove(&self.number);
     }
 }
 
@@ -114,5 +157,19 @@ mod tests {
         assert!(gate.pass().is_err());
         drop(again);
         assert!(gate.pass().is_ok() && unknown.pass().is_ok());
+    }
+
+    #[test]
+    fn what_is_wanted_is_the_most_that_another_lacks() {
+        let gate = SpaceGates::default().of(Some(1));
+        assert_eq!(gate.wanted_by_others(None), None);
+        let (own, other) = (gate.want(100), gate.want(70));
+        assert_eq!(gate.wanted_by_others(None), Some(100));
+        assert_eq!(
+            (gate.wanted_by_others(Some(&own)), gate.wanted_by_others(Some(&other))),
+            (Some(70), Some(100))
+        );
+        drop(own);
+        assert_eq!((gate.wanted_by_others(None), gate.wanted_by_others(Some(&other))), (Some(70), None));
     }
 }

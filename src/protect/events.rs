@@ -303,7 +303,7 @@ impl GroupEvent {
             ),
             GroupEvent::HistoryCannotShrink => "history should shrink because of space, but the oldest point is held, or \
                  being read, or the only one, or nothing comes back for the oldest: release it by `point release`, end its test failovers, or free \
-                 space"
+                 space; for a point that does not fit, history of other groups in the same file system goes"
                 .to_owned(),
             GroupEvent::ClockStepped(suspension) => format!(
                 "no point goes by its age {}: if the clock is right, there is nothing to do; if not, set it right before then, or \
@@ -420,12 +420,13 @@ fn room(space: SpaceStatus) -> String {
         ),
         None => free,
     };
-    match space.point_exceeds {
-        Some(bytes) => {
-            format!("{room}; the next point needs more than {}", ByteSize(bytes).approximate())
-        }
-        None => room,
-    }
+    let needs = |whose: &str, exceeds: Option<u64>| {
+        let bytes = ByteSize(exceeds?).approximate();
+        Some(format!("; {whose} needs more than {bytes}"))
+    };
+    let own = needs("the next point", space.point_exceeds);
+    let others = needs("a point of another group, which has nothing left to give up,", space.others_exceed);
+    format!("{room}{}{}", own.unwrap_or_default(), others.unwrap_or_default())
 }
 
 /// Makes room for one: the first says how many are gone, and when the last of them was.

@@ -3,7 +3,8 @@
 //!
 //! Nobody is to find out afterwards: it is announced first, as an event and in `status`, and the first point goes [`SpaceLimits::grace`]
 //! later. Held points, those that are read, and the newest stay; where one of them is the oldest, nothing goes, and
-//! `status` says so. What shortage remains then is the full disk's: writes wait.
+//! `status` says so. Where that keeps a new point from its place, the history of other groups on the same file system goes for it. What
+//! shortage remains then is the full disk's: writes wait.
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -19,7 +20,7 @@ use crate::protect::group::nanos;
 use crate::protect::open::GroupPlan;
 use crate::protect::retention::Shared;
 use crate::runtime::Runtime;
-use crate::space_gate::{Passage, SpaceGates};
+use crate::space_gate::{Passage, SpaceGates, Want};
 use crate::storage::Space;
 use crate::units::MonotonicNanos;
 use crate::vault::{Advance, Vault};
@@ -156,6 +157,8 @@ pub struct SpaceStatus {
     pub total_bytes: u64,
     /// If the next recovery point did not fit: so many bytes were free, and that was too little.
     pub point_exceeds: Option<u64>,
+    /// The same of a point of another group on this file system, whose own history cannot shrink for it.
+    pub others_exceed: Option<u64>,
 }
 
 impl SpaceStatus {
@@ -168,6 +171,7 @@ impl SpaceStatus {
             free_bytes_min: limits.free_min(space),
             total_bytes: space.total,
             point_exceeds: None,
+            others_exceed: None,
         }
     }
 
@@ -178,8 +182,15 @@ impl SpaceStatus {
 
     /// Bytes that have to go.
     pub fn shortage(&self) -> u64 {
-        let point = self.point_exceeds.map_or(0, |bytes| (bytes + 1).saturating_sub(self.free_bytes));
-        self.excess().max(self.free_bytes_min.saturating_sub(self.left())).max(point)
+        let lack =
+            |exceeds: Option<u64>| exceeds.map_or(0, |bytes| (bytes + 1).saturating_sub(self.free_bytes));
+        let points = lack(self.point_exceeds).max(lack(self.others_exceed));
+        self.excess().max(self.free_bytes_min.saturating_sub(self.left())).max(points)
+    }
+
+    /// Whether what has to go has to for this group, too.
+    fn is_own(&self) -> bool {
+        SpaceStatus { others_exceed: None, ..*self }.shortage() > 0
     }
 
     /// Bytes that history is to take less.
@@ -220,6 +231,8 @@ pub(super) struct Shrinking {
     /// Destage's, which is told which gate is that of the images.
     pace: Rc<Pace>,
     lent: Lent,
+    /// That a point waits for which the history of other groups is to shrink.
+    want: Option<Want>,
     is_low: bool,
     are_images_low: bool,
     planted: Planted,
@@ -254,6 +267,7 @@ impl Shrinking {
             images: plan.images(),
             room_bytes: None,
             lent: Lent::No,
+            want: None,
             gates: Arc::clone(&plan.gates),
             pace,
             is_low: false,
@@ -271,11 +285,14 @@ impl Shrinking {
     ) -> Result<Duration> {
         loop {
             let space = self.measure(runtime, vault, shared).await?;
+            if space.point_exceeds.is_none() {
+                self.want = None;
+            }
             if space.shortage() == 0 {
                 // A point that did not fit may fit now: if it does not, what was announced goes on.
-                if space.point_exceeds.is_none() {
-                    (self.announced, self.lent) = (None, Lent::No);
-                    shared.status.borrow_mut().shrink = Shrink::Rests;
+                if space.point_exceeds.or(space.others_exceed).is_none() {
+                    self.lent = Lent::No;
+                    self.rest(shared);
                 }
                 return Ok(self.look_period());
             }
@@ -284,7 +301,7 @@ impl Shrinking {
                 self.stick(runtime, vault, shared, &space).await;
                 return Ok(self.look_period());
             };
-            self.lent = Lent::No;
+            (self.lent, self.want) = (Lent::No, None);
             let now = runtime.now();
             let announced = *self.announced.get_or_insert_with(|| {
                 let grace = self.limits.grace;
@@ -314,8 +331,18 @@ impl Shrinking {
         }
     }
 
+    /// No points have to go.
+    fn rest(&mut self, shared: &Shared) {
+        self.announced = None;
+        shared.status.borrow_mut().shrink = Shrink::Rests;
+    }
+
     /// No point can go. Where nothing could give space back, and the reserve's room is what the next point may lack, it gets that, once.
+    /// Then others are asked.
     async fn stick(&mut self, runtime: &Runtime, vault: &Vault, shared: &Shared, space: &SpaceStatus) {
+        if !space.is_own() {
+            return self.rest(shared);
+        }
         let PointWait { attempts, exceeds } = shared.point_wait.get();
         let lent = Lent::ToPoint { attempts };
         if self.lent == lent {
@@ -328,6 +355,7 @@ impl Shrinking {
             }
             return;
         }
+        self.want = exceeds.map(|bytes| vault.reserve().gate().want(bytes));
         let before = std::mem::replace(&mut shared.status.borrow_mut().shrink, Shrink::Stuck);
         if before != Shrink::Stuck {
             shared.tell(runtime, GroupEvent::HistoryCannotShrink);
@@ -378,9 +406,9 @@ impl Shrinking {
         vault.reserve().note_device(found.device);
         self.room_bytes = Some(self.limits.room_bytes(found));
         let room_bytes = vault.reserve().room_bytes();
-        let point_exceeds = shared.point_wait.get().exceeds;
         let space = SpaceStatus {
-            point_exceeds,
+            point_exceeds: shared.point_wait.get().exceeds,
+            others_exceed: vault.reserve().gate().wanted_by_others(self.want.as_ref()),
             ..SpaceStatus::new(self.limits, vault.history_bytes(), found, room_bytes)
         };
         if space.is_low() && !self.is_low {
@@ -435,6 +463,17 @@ mod tests {
         assert_eq!((shortage(101, 0), shortage(100, 0), shortage(60, 0)), (0, 1, 41));
         assert_eq!(shortage(60, 100), 41, "the room is not for points");
         assert_eq!(shortage(0, 0), 101);
+    }
+
+    #[test]
+    fn a_point_of_another_group_wants_the_same_and_is_told_from_the_groups_own() {
+        let limits = SpaceLimits { free_bytes_min: Some(50), ..SpaceLimits::default() };
+        let space = |free| {
+            let space = SpaceStatus::new(limits, 0, Space { free, total: 10_000, device: 0 }, 0);
+            SpaceStatus { others_exceed: Some(100), ..space }
+        };
+        assert_eq!((space(101).shortage(), space(60).shortage(), space(0).shortage()), (0, 41, 101));
+        assert_eq!((space(60).is_own(), space(49).is_own()), (false, true));
     }
 
     #[test]

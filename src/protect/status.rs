@@ -90,7 +90,7 @@ impl Condition {
                 return None;
             }
             Condition::SpaceShort => (
-                "the vault has too little room: its oldest points go",
+                "the vault has too little room: its oldest points go, or should, and cannot (event history_cannot_shrink)",
                 "free space, raise [vault] history_max, shorten the ladder, or release held points",
             ),
             Condition::RetentionStalled => (

@@ -172,7 +172,14 @@ impl Vault {
                 _ => RetentionStep::Merge(point, next.id),
             }
         };
-        self.take_step(step, None).await
+        let lacks_room =
+            |error: &Error| error.kind() == ErrorKind::NoSpace && matches!(step, RetentionStep::Merge(..));
+        self.take_step(step, None).await.map_err(|error| match error {
+            error if lacks_room(&error) => error.within(
+                "there is no room for what the next point takes over of this one: delete points from the oldest on, or free space",
+            ),
+            error => error,
+        })
     }
 
     /// Keeps a point until it is released.

@@ -15,7 +15,7 @@ use afterimage::format::record::DiskRecord;
 use afterimage::protect::events::GroupEvent;
 use afterimage::protect::group::Group;
 use afterimage::protect::open::{self, GroupPlan};
-use afterimage::protect::shrinking::SpaceLimits;
+use afterimage::protect::shrinking::{Shrink, SpaceLimits};
 use afterimage::protect::status::Condition;
 use afterimage::runtime::Runtime;
 use afterimage::storage::sim::{
@@ -100,6 +100,15 @@ impl Small {
         small
     }
 
+    /// Another group of the same process, whose vault is on the same disk.
+    fn beside(&self) -> Small {
+        let own = self.group.plan();
+        let paths = super::plan(Path::new("/other"));
+        let plan = GroupPlan { directory: paths.directory, vault: paths.vault, ..own.clone() };
+        let (disk, environment) = (self.disk.clone(), Rc::clone(&self.environment));
+        Small::start(disk, environment, |runtime| open::create(runtime, plan, GROUP, record(3_600_000)))
+    }
+
     fn reopened(self) -> Small {
         self.disk.kill_process(self.process);
         self.runtime.abandon_tasks();
@@ -156,6 +165,10 @@ fn ranges(part: SectorRange) -> impl Iterator<Item = SectorRange> {
 
 fn labels(group: &Group) -> Vec<String> {
     group.points().iter().map(|point| point.label.clone()).collect()
+}
+
+fn strings<const N: usize>(labels: [&str; N]) -> Vec<String> {
+    labels.map(str::to_owned).to_vec()
 }
 
 #[test]
@@ -397,6 +410,51 @@ fn the_oldest_points_go_for_one_that_does_not_fit() {
     let codes: Vec<_> = codes.into_iter().filter(|code| code.starts_with("history")).collect();
     assert_eq!(codes, ["history_will_shrink", "history_shrinks"], "once");
     assert_eq!(labels(&small.group), ["p2", "p3", "large"], "no more than is needed");
+}
+
+/// Its own group had nothing to give: guests of that hung for good, beside history that nobody would have missed as much.
+#[test]
+fn history_of_another_group_goes_for_a_point_that_does_not_fit() {
+    let (mut other, disk) = with_points_and_grace(Duration::from_secs(10));
+    // From now on its base has all of its blocks.
+    let oldest = other.group.points()[0].id;
+    other.called(|group, callback| group.delete_point(oldest, callback)).expect("room");
+    other.drive(|group| group.vault().manifest().state().base_advance().is_none());
+    let mut small = other.beside();
+    let own = small.join("d", 16 << 10);
+    small.write_all(&own, SectorRange::new(0, 64), 1);
+    small.called(|group, callback| group.create_point("p0".into(), callback)).expect("room");
+    small.write_all(&own, SectorRange::new(0, 3 << 10), 2);
+    small.drive(|group| is_destaged(group) && group.vault().reserve().room_bytes() == ROOM_BYTES);
+    other.write_all(&disk, SectorRange::new(0, 4 << 10), 3);
+    other.called(|group, callback| group.create_point("p3".into(), callback)).expect("room");
+    other.drive(|group| is_destaged(group) && group.vault().reserve().room_bytes() == ROOM_BYTES);
+    // More than has to stay free, but less than the point takes.
+    small.disk.set_capacity(Some(small.disk.allocated_bytes() + (1 << 20)));
+    let (told, callback) = callback();
+    small.group.create_point("large".into(), callback);
+    let mut codes = [Vec::new(), Vec::new()];
+    small.until("a point", |small| {
+        other.step();
+        for (group, codes) in [&mut small.group, &mut other.group].into_iter().zip(&mut codes) {
+            let events = group.take_events();
+            codes.extend(
+                events.iter().map(|told| told.event.code()).filter(|code| code.starts_with("history")),
+            );
+        }
+        told.borrow().is_some()
+    });
+    told.take().expect("told").expect("it fits in the end");
+    assert_eq!(codes, [vec!["history_cannot_shrink"], vec!["history_will_shrink", "history_shrinks"]]);
+    assert_eq!(
+        (labels(&small.group), labels(&other.group)),
+        (strings(["p0", "large"]), strings(["p2", "p3"]))
+    );
+    // Nobody wants anything any more.
+    small.until("rest", |small| {
+        other.step();
+        [&small.group, &other.group].iter().all(|group| group.retention().shrink == Shrink::Rests)
+    });
 }
 
 /// What is kept back for giving space back is of no use where nothing can.
