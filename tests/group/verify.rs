@@ -1,6 +1,7 @@
 //! A group compared with its vault: a flipped bit is found wherever it is, and nothing else is, whatever is written meanwhile.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -100,6 +101,40 @@ fn a_bit_flipped_in_an_image_is_named_unless_it_was_written_over() {
     assert!(error.contains("do not match their sums") && error.contains(&place), "{error}");
     harness.write(disk, 3010, 2, 1);
     assert_eq!(harness.verify().findings, []);
+}
+
+/// It was not even read: a bit that had flipped there was found once a guest met it.
+#[test]
+fn what_no_point_holds_is_compared_with_its_sums() {
+    let (_guard, root) = scratch();
+    let mut harness = Harness::create(&root);
+    let images = || {
+        let entries = std::fs::read_dir(root.join("groups/g/images")).expect("there");
+        let paths = entries.map(|entry| entry.expect("readable").path());
+        paths.filter(|path| path.extension().is_some_and(|found| found == "raw")).collect::<BTreeSet<_>>()
+    };
+    let mut known = BTreeSet::new();
+    for (name, note) in
+        [("root", "no recovery point yet"), ("data", "disk data: the newest recovery point does not hold it")]
+    {
+        let disk = harness.add_disk(name, SECTORS);
+        harness.write(disk, 3000, 2, 64);
+        harness.drive(|group| group.ladder().destaged == group.ladder().visible);
+        let report = harness.verify();
+        assert_eq!(report.findings, []);
+        assert!(report.notes[0].contains(note) && report.notes.len() == 1, "{:?}", report.notes);
+        assert!(report.read_bytes >= 64 * 512 && report.read_bytes < 1 << 20, "{}", report.read_bytes);
+        let all = images();
+        let image = all.difference(&known).next().expect("its image");
+        flip(image, 3010 * 512 + 5);
+        let report = harness.verify();
+        let [finding] = &report.findings[..] else { panic!("one finding, not {:?}", report.findings) };
+        assert_eq!((&*finding.name, finding.range), (name, SectorRange::new(3010, 3011)));
+        flip(image, 3010 * 512 + 5);
+        known = all;
+        harness.point("kept");
+    }
+    assert_eq!(harness.verify().notes, Vec::<String>::new());
 }
 
 /// No read meets the place of a block that does not count.

@@ -81,7 +81,7 @@ pub struct GroupVerified {
     pub faults: Vec<GroupFault>,
     /// Faults beyond those that are listed.
     pub more_faults: u64,
-    /// What was not compared, though nothing is wrong with it, one line each.
+    /// What was not compared with a point, though nothing is wrong with it, one line each.
     pub notes: Vec<String>,
 }
 

@@ -116,7 +116,7 @@ pub struct GroupReport {
     pub findings: Vec<Difference>,
     /// Findings that were too many to be kept.
     pub more_findings: u64,
-    /// What was not compared, though nothing is wrong with it, and why.
+    /// What was not compared with a point, though nothing is wrong with it, and why.
     pub notes: Vec<String>,
 }
 

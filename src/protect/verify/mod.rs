@@ -11,6 +11,7 @@
 //! a record after P's marker that was visible when the read ended. All those are known to the group when it is asked
 //! afterwards ([`since`]); where the bytes differ and none of them wrote, something changed them that was no guest.
 
+mod bytes;
 mod findings;
 mod live;
 mod places;

@@ -2,14 +2,17 @@
 //!
 //! It compares with one point for a **round**, then with the then newest: a round is short, so that retention does not wait for a
 //! verification of days, and few later points have to be looked at. What neither side has allocated is not read.
+//!
+//! What no point holds (of a disk that joined since, or grew, or of a group without a point) is only read, and compared with its sums.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
 use super::Verification;
+use super::bytes::{allocated, differences, joined, pieces, sectors, stored_bytes};
 use super::findings::{Difference, GroupReport, What};
 use super::live::{Asker, LiveRead};
-use crate::allocation::AllocationRun;
 use crate::block::DataPiece;
 use crate::bookmark::Place;
 use crate::error::{Error, ErrorKind, Result};
@@ -18,7 +21,7 @@ use crate::planted::{Bug, Planted};
 use crate::runtime::Runtime;
 use crate::storage::Op;
 use crate::throttle::Throttle;
-use crate::units::{DiskId, DiskSlot, MonotonicNanos, SECTOR_BYTES, SectorRange, to_usize};
+use crate::units::{DiskId, DiskSlot, Lsn, MonotonicNanos, PointId, SECTOR_BYTES, SectorRange};
 use crate::vault::Vault;
 use crate::view::View;
 
@@ -44,7 +47,7 @@ pub(super) async fn run(
     let throttle = verification.pacing.on(&runtime);
     let piece_sectors = (verification.piece_bytes / SECTOR_BYTES).max(1);
     let report = GroupReport::default();
-    let (round, done, total) = (None, 0, 0);
+    let (round, unopened, done, total) = (None, None, 0, 0);
     let mut task = Task {
         runtime,
         vault,
@@ -55,6 +58,7 @@ pub(super) async fn run(
         piece_sectors,
         report,
         round,
+        unopened,
         done,
         total,
     };
@@ -72,6 +76,8 @@ pub(super) struct Task {
     piece_sectors: u64,
     pub(super) report: GroupReport,
     round: Option<Round>,
+    /// The newest point, if that cannot be opened.
+    unopened: Option<PointId>,
     /// Bytes of disks that were gone through, and all.
     done: u64,
     total: u64,
@@ -91,6 +97,8 @@ pub(super) struct Target {
     slot: DiskSlot,
     pub(super) name: String,
     pub(super) sectors: u64,
+    /// How many of these the newest point held in the beginning.
+    held: u64,
 }
 
 /// How going through a part of a disk ended.
@@ -102,17 +110,7 @@ enum Passed {
 
 impl Task {
     async fn run(&mut self) -> Result<()> {
-        let Some(round) = self.round().await? else { return Ok(()) };
-        let targets = round.view.disks().iter().map(|disk| Target {
-            id: disk.id(),
-            slot: disk.slot(),
-            name: disk.name().to_owned(),
-            sectors: disk.sectors().0,
-        });
-        let mut targets: Vec<Target> = targets.collect();
-        self.note_missing(&targets);
-        self.leave_out_removed(&mut targets);
-        targets.sort_by_key(|target| target.slot);
+        let targets = self.targets().await?;
         self.total = targets.iter().map(|target| target.sectors * SECTOR_BYTES).sum();
         let mut before = 0;
         let from = self.verification.bookmark.mark().place;
@@ -133,34 +131,53 @@ impl Task {
         self.tell()
     }
 
-    /// Disks of the group that the point does not hold.
-    fn note_missing(&mut self, targets: &[Target]) {
-        let state = self.vault.manifest().state();
-        for disk in state.disks().filter(|disk| targets.iter().all(|target| target.id != disk.id)) {
-            self.report.notes.push(format!("disk {}: the newest recovery point does not hold it", disk.name));
-        }
-    }
-
-    /// Disks that the point holds, and that left the group since, or parts of them: there is nothing to compare these with.
-    fn leave_out_removed(&mut self, targets: &mut Vec<Target>) {
+    /// The disks of the group, in the order of their slots. What of them no point holds, and what of a point they have no more, is noted.
+    async fn targets(&mut self) -> Result<Vec<Target>> {
+        let view = self.round().await?.map(|round| round.view);
+        let held = view.iter().flat_map(|view| view.disks());
+        let mut left: BTreeMap<DiskId, (String, u64)> =
+            held.map(|disk| (disk.id(), (disk.name().to_owned(), disk.sectors().0))).collect();
         let vault = Rc::clone(&self.vault);
         let state = vault.manifest().state();
-        targets.retain_mut(|target| {
-            let name = &target.name;
-            let Some(disk) = state.disks().find(|disk| disk.id == target.id) else {
-                let text = format!(
-                    "disk {name}: it left the group after the newest recovery point, which holds it still"
-                );
-                self.report.notes.push(text);
-                return false;
-            };
-            if disk.sectors.0 < target.sectors {
-                target.sectors = disk.sectors.0;
-                let text = format!("disk {name}: it is shorter than at the newest recovery point, and is compared up to its end");
-                self.report.notes.push(text);
+        let mut targets = Vec::new();
+        for disk in state.disks() {
+            let (name, sectors) = (disk.name.clone(), disk.sectors.0);
+            let held = left.remove(&disk.id).map(|(_, sectors)| sectors);
+            match held {
+                _ if view.is_none() => {}
+                None => self.note(format!(
+                    "disk {name}: the newest recovery point does not hold it: its image was compared with its sums, and nothing else"
+                )),
+                Some(held) if sectors < held => self.note(format!(
+                    "disk {name}: it is shorter than at the newest recovery point, and is compared up to its end"
+                )),
+                Some(held) if held < sectors => self.note(format!(
+                    "disk {name}: it is longer than at the newest recovery point: what is behind that was compared with its sums, and nothing else"
+                )),
+                Some(_) => {}
             }
-            true
-        });
+            targets.push(Target {
+                id: disk.id,
+                slot: disk.slot,
+                name,
+                sectors,
+                held: held.unwrap_or(0).min(sectors),
+            });
+        }
+        for (name, _) in left.values() {
+            self.note(format!(
+                "disk {name}: it left the group after the newest recovery point, which holds it still"
+            ));
+        }
+        targets.sort_by_key(|target| target.slot);
+        Ok(targets)
+    }
+
+    /// Notes something, once.
+    fn note(&mut self, text: String) {
+        if !self.report.notes.contains(&text) {
+            self.report.notes.push(text);
+        }
     }
 
     /// Has a base read from its device, not from what the page cache remembers of it.
@@ -179,9 +196,13 @@ impl Task {
     async fn round(&mut self) -> Result<Option<Round>> {
         for _ in 0..OPENINGS {
             let Some((newest, marker)) = self.newest() else {
-                self.report.notes.push("the group has no recovery point yet".to_owned());
+                let text = "the group has no recovery point yet: images were compared with their sums, and nothing else";
+                self.note(text.to_owned());
                 return Ok(None);
             };
+            if self.unopened == Some(newest) {
+                return Ok(None);
+            }
             if let Some(round) = self.round.clone().filter(|round| !self.is_over(round)) {
                 return Ok(Some(round));
             }
@@ -195,6 +216,7 @@ impl Task {
                 Err(error) if error.kind() == ErrorKind::NotFound && self.is_gone(newest) => {}
                 Err(error) => {
                     self.unreadable_point(error)?;
+                    self.unopened = Some(newest);
                     return Ok(None);
                 }
             }
@@ -202,11 +224,11 @@ impl Task {
         Ok(self.round.clone())
     }
 
-    fn newest(&self) -> Option<(crate::units::PointId, crate::units::Lsn)> {
+    fn newest(&self) -> Option<(PointId, Lsn)> {
         self.vault.manifest().state().points().last().map(|point| (point.id, point.marker))
     }
 
-    fn is_gone(&self, point: crate::units::PointId) -> bool {
+    fn is_gone(&self, point: PointId) -> bool {
         self.vault.manifest().state().point(point).is_none()
     }
 
@@ -235,19 +257,23 @@ impl Task {
     async fn disk(&mut self, target: &Target, from: u64, before: u64) -> Result<()> {
         let mut position = from;
         while position < target.sectors {
-            let Some(round) = self.round().await? else { return Ok(()) };
-            let Ok(viewed) = round.view.disk(target.id) else {
-                self.report.notes.push(format!("disk {}: later recovery points do not hold it", target.name));
-                return Ok(());
-            };
+            let round = self.round().await?;
+            let viewed = round.as_ref().and_then(|round| round.view.disk(target.id).ok());
+            let held = viewed.map_or(0, |viewed| viewed.sectors().0);
             let window = PIECES_A_WINDOW * self.piece_sectors;
-            let end = target.sectors.min(position + window).min(viewed.sectors().0);
-            if end <= position {
-                self.report.notes.push(format!("disk {}: it became shorter", target.name));
-                return Ok(());
+            let end = target.sectors.min(position + window);
+            let (view, end) = match &round {
+                Some(round) if position < held => (Some(&*round.view), end.min(held)),
+                _ => (None, end),
+            };
+            if view.is_none() && position < target.held {
+                self.note(format!(
+                    "disk {}: later recovery points do not hold all of it: the rest was compared with its sums, and nothing else",
+                    target.name
+                ));
             }
             let range = SectorRange::new(position, end);
-            if let Passed::Over = self.window(&round.view, target, range, before).await? {
+            if let Passed::Over = self.window(view, target, range, before).await? {
                 return Ok(());
             }
             position = end;
@@ -262,9 +288,10 @@ impl Task {
         self.verification.bookmark.pass(Place::Disks(target.slot, sector), read_bytes, is_sound);
     }
 
+    /// Goes through a range: compares it with a view, if there is one that holds it.
     async fn window(
         &mut self,
-        view: &View,
+        view: Option<&View>,
         target: &Target,
         range: SectorRange,
         before: u64,
@@ -276,20 +303,26 @@ impl Task {
         let read_bytes = self.places(target, range).await?;
         let (report, done, total) = (Rc::clone(&self.verification.report), self.done, self.total);
         self.throttle.take(read_bytes, || report(done, total)).await?;
-        let ranges = allocated(range, live.allocation().await, view.allocation(target.id, range).await);
+        let there = match view {
+            Some(view) => view.allocation(target.id, range).await,
+            None => Ok(Vec::new()),
+        };
+        let ranges = allocated(range, live.allocation().await, there);
         drop(live);
-        let (mut compared, piece_sectors) = (0, self.piece_sectors);
+        let (mut passed, piece_sectors) = (0, self.piece_sectors);
         for range in ranges.iter().flat_map(|range| pieces(*range, piece_sectors)) {
             if let Passed::Over = self.piece(view, target, range).await? {
                 return Ok(Passed::Over);
             }
-            compared += range.bytes();
+            passed += range.bytes();
             self.done = before + range.byte_range().end;
             self.pass(target, range.end);
             self.tell()?;
         }
         // Holes of both are equal without being read.
-        self.report.compared_bytes += range.bytes() - compared;
+        if view.is_some() {
+            self.report.compared_bytes += range.bytes() - passed;
+        }
         self.done = before + range.byte_range().end;
         self.tell()?;
         Ok(Passed::Done)
@@ -299,7 +332,7 @@ impl Task {
     fn out_of_reach(&mut self, target: &Target, from: u64, error: Error) -> Result<Passed> {
         match error.kind() {
             ErrorKind::NotFound => {
-                self.report.notes.push(format!("disk {}: {error}", target.name));
+                self.note(format!("disk {}: {error}", target.name));
                 Ok(Passed::Over)
             }
             ErrorKind::Latched => {
@@ -310,17 +343,23 @@ impl Task {
         }
     }
 
-    /// Compares a piece; what cannot be read as a whole is read in halves.
-    async fn piece(&mut self, view: &View, target: &Target, range: SectorRange) -> Result<Passed> {
+    /// Goes through a piece; what cannot be read as a whole is read in halves.
+    async fn piece(&mut self, view: Option<&View>, target: &Target, range: SectorRange) -> Result<Passed> {
         let mut left = vec![range];
         while let Some(range) = left.pop() {
             let live = match self.asker.live(target.id, range).await {
                 Ok(live) => live,
                 Err(error) => return self.out_of_reach(target, range.start, error),
             };
-            let read = (live.read().await, view.read(target.id, range).await);
+            let here = live.read().await;
+            let there = match view {
+                Some(view) => view.read(target.id, range).await.map(|there| Some((view, there))),
+                None => Ok(None),
+            };
+            let read = (here, there);
             let here = read.0.iter().flatten().flat_map(|here| &here.pieces);
-            let taken = here.chain(read.1.iter().flatten()).map(stored_bytes).sum();
+            let there = read.1.iter().flatten().flat_map(|(_, there)| there);
+            let taken = here.chain(there).map(stored_bytes).sum();
             self.report.read_bytes += taken;
             match read {
                 (Ok(None), _) => left.push(range),
@@ -330,9 +369,11 @@ impl Task {
                             self.unreadable(target, *range, error);
                         }
                     }
-                    let damaged: Vec<_> = here.damaged.iter().map(|(range, _)| *range).collect();
-                    let bytes = (here.pieces.as_slice(), there.as_slice());
-                    self.compare(view, target, range, &live, bytes, &damaged).await?;
+                    if let Some((view, there)) = there {
+                        let damaged: Vec<_> = here.damaged.iter().map(|(range, _)| *range).collect();
+                        let bytes = (here.pieces.as_slice(), there.as_slice());
+                        self.compare(view, target, range, &live, bytes, &damaged).await?;
+                    }
                 }
                 (Err(error), _) | (_, Err(error)) if !is_of_content(&error) => return Err(error),
                 (Err(_), _) | (_, Err(_)) if range.sectors() > UNREADABLE_SECTORS => {
@@ -427,112 +468,4 @@ fn is_of_content(error: &Error) -> bool {
         error.kind(),
         ErrorKind::Io | ErrorKind::Corrupt | ErrorKind::NotFound | ErrorKind::Unsupported | ErrorKind::NoKey
     )
-}
-
-fn stored_bytes(piece: &DataPiece) -> u64 {
-    match piece {
-        DataPiece::Bytes(bytes) => bytes.len() as u64,
-        DataPiece::Zeros(_) => 0,
-    }
-}
-
-fn sectors(ranges: &[SectorRange]) -> u64 {
-    ranges.iter().map(|range| range.sectors()).sum()
-}
-
-/// What one of the two has allocated; all of it where that cannot be told.
-fn allocated(
-    range: SectorRange,
-    live: Result<Vec<AllocationRun>>,
-    vault: Result<Vec<AllocationRun>>,
-) -> Vec<SectorRange> {
-    let (Ok(live), Ok(vault)) = (live, vault) else { return vec![range] };
-    let mut found: Vec<SectorRange> = Vec::new();
-    for runs in [live, vault] {
-        let mut offset = range.byte_offset();
-        for run in runs {
-            let end = offset + run.bytes;
-            if run.allocated {
-                // Holes begin and end where file systems like: whole sectors are compared.
-                found
-                    .push(SectorRange::new(offset / SECTOR_BYTES, end.div_ceil(SECTOR_BYTES).min(range.end)));
-            }
-            offset = end;
-        }
-    }
-    found.sort_unstable();
-    let mut union: Vec<SectorRange> = Vec::with_capacity(found.len());
-    for range in found {
-        match union.last_mut().filter(|last| range.start <= last.end) {
-            Some(last) => last.end = last.end.max(range.end),
-            None => union.push(range),
-        }
-    }
-    union
-}
-
-fn pieces(range: SectorRange, sectors: u64) -> impl Iterator<Item = SectorRange> {
-    let starts = (range.start..range.end).step_by(to_usize(sectors));
-    starts.map(move |start| SectorRange::new(start, range.end.min(start + sectors)))
-}
-
-fn joined(pieces: &[DataPiece], range: SectorRange) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(to_usize(range.bytes()));
-    for piece in pieces {
-        match piece {
-            DataPiece::Bytes(slice) => bytes.extend_from_slice(slice),
-            DataPiece::Zeros(count) => bytes.resize(bytes.len() + to_usize(*count), 0),
-        }
-    }
-    assert_eq!(bytes.len() as u64, range.bytes(), "a read gives what was asked for");
-    bytes
-}
-
-/// Runs of sectors in which two buffers differ.
-fn differences(range: SectorRange, here: &[u8], there: &[u8]) -> Vec<SectorRange> {
-    let mut runs: Vec<SectorRange> = Vec::new();
-    if here == there {
-        return runs;
-    }
-    let sector = to_usize(SECTOR_BYTES);
-    let both = here.chunks(sector).zip(there.chunks(sector));
-    for (number, _) in (range.start..).zip(both).filter(|(_, (here, there))| here != there) {
-        match runs.last_mut().filter(|last| last.end == number) {
-            Some(last) => last.end += 1,
-            None => runs.push(SectorRange::new(number, number + 1)),
-        }
-    }
-    runs
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn run(bytes: u64, allocated: bool) -> AllocationRun {
-        AllocationRun { bytes, allocated }
-    }
-
-    #[test]
-    fn only_what_neither_side_has_is_not_read() {
-        let range = SectorRange::new(8, 40);
-        let live = vec![run(8 * 512, false), run(8 * 512, true), run(16 * 512, false)];
-        let vault = vec![run(12 * 512, false), run(8 * 512, true), run(12 * 512, false)];
-        assert_eq!(allocated(range, Ok(live), Ok(vault)), [SectorRange::new(16, 28)]);
-        assert_eq!(allocated(range, Ok(vec![run(32 * 512, false)]), Ok(vec![])), []);
-        assert_eq!(allocated(range, Err(Error::corrupt("x")), Ok(vec![])), [range]);
-    }
-
-    #[test]
-    fn differing_sectors_are_named_in_runs() {
-        let range = SectorRange::new(100, 104);
-        let here = vec![0; 4 * 512];
-        let mut there = here.clone();
-        assert_eq!(differences(range, &here, &there), []);
-        (there[511], there[512], there[2047]) = (1, 1, 1);
-        assert_eq!(
-            differences(range, &here, &there),
-            [SectorRange::new(100, 102), SectorRange::new(103, 104)]
-        );
-    }
 }
