@@ -97,6 +97,9 @@ pub enum Create {
 /// How long requests of a process that died may go on landing, and hold its locks: whoever has one longer is alive.
 pub const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 
+/// What `mkfs` makes where a file system begins: nobody's file, where a directory of ours is one of its own.
+pub(crate) const FILE_SYSTEMS_OWN: &str = "lost+found";
+
 /// What opening does about the exclusive advisory lock (flock) of the open file description.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lock {
@@ -307,7 +310,7 @@ pub enum Op {
         /// The directory.
         path: PathBuf,
     },
-    /// Lists a directory's names, sorted. → [`Outcome::Names`]
+    /// Lists a directory's names, sorted, without `lost+found`. → [`Outcome::Names`]
     List {
         /// The directory.
         path: PathBuf,

@@ -19,7 +19,7 @@ use rustix::io::{Errno, retry_on_intr};
 
 use super::direct::{self, Buffered};
 use super::lock_wait::LockWait;
-use super::{Access, Buffer, Create, File, Handle, Lock, Op, OpenOptions, Outcome, Space};
+use super::{Access, Buffer, Create, FILE_SYSTEMS_OWN, File, Handle, Lock, Op, OpenOptions, Outcome, Space};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::{PAGE_BYTES, SECTOR_BYTES, to_usize};
 
@@ -306,9 +306,10 @@ fn list(path: &Path) -> Result<Vec<String>> {
     let unreadable = |error: io::Error| failed("listing the directory", error).at_path(path);
     let mut names = Vec::new();
     for entry in std::fs::read_dir(path).map_err(unreadable)? {
-        names.push(
-            entry.map_err(unreadable)?.file_name().into_string().map_err(|name| foreign_name(path, name))?,
-        );
+        let name = entry.map_err(unreadable)?.file_name();
+        if name != FILE_SYSTEMS_OWN {
+            names.push(name.into_string().map_err(|name| foreign_name(path, name))?);
+        }
     }
     names.sort_unstable();
     Ok(names)

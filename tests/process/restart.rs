@@ -233,3 +233,29 @@ fn segments_that_were_never_used_are_read_after_a_kill_but_not_after_a_clean_sto
     let killed = *read_mib(&gateway).last().expect("it was opened");
     assert!(clean > 0 && killed >= 4 * clean, "{clean} MiB, {killed} MiB");
 }
+
+/// A file system has a directory of its own where it begins, which is no file of ours: the journal's kept its group from opening.
+#[test]
+fn every_directory_may_be_a_file_system_of_its_own() {
+    let mut gateway = Gateway::start();
+    gateway.protect([("erp/db", "8M")]);
+    let bytes = content(1, 8 << 20);
+    write(&gateway, "erp/db", &bytes);
+    gateway.says("point create erp");
+    gateway.terminate();
+    let id = fs::read_dir(gateway.data().join("groups")).unwrap().next().expect("one").unwrap().file_name();
+    let (group, vault) = (gateway.data().join("groups").join(&id), gateway.data().join("vault").join(&id));
+    let mut directories = vec![gateway.data().to_owned(), group.clone(), vault.clone()];
+    for parent in [group, vault] {
+        let entries = fs::read_dir(parent).unwrap().map(|entry| entry.unwrap().path());
+        directories.extend(entries.filter(|path| path.is_dir()));
+    }
+    for directory in directories {
+        fs::create_dir(directory.join("lost+found")).unwrap();
+    }
+    gateway.restart();
+    assert_serves(&gateway, "erp/db", &bytes);
+    assert_eq!(gateway.json("vault verify")["warnings"], serde_json::json!([]));
+    let journal = gateway.data().join("groups").join(&id).join("journal");
+    gateway.says(&format!("journal verify {}", journal.display()));
+}

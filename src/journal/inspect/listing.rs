@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::format::checkpoint::{Checkpoint, offset_of};
 use crate::journal::runs;
 use crate::journal::segments::{SegmentIndex, parse_file_name};
+use crate::storage::FILE_SYSTEMS_OWN;
 use crate::storage::read_only::ReadOnlyFile;
 use crate::units::{GroupId, Lsn};
 
@@ -179,7 +180,10 @@ fn refused(error: Error) -> Error {
 fn names(directory: &Path) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(directory)? {
-        names.push(entry?.file_name().to_string_lossy().into_owned());
+        let name = entry?.file_name();
+        if name != FILE_SYSTEMS_OWN {
+            names.push(name.to_string_lossy().into_owned());
+        }
     }
     names.sort_unstable();
     Ok(names)
