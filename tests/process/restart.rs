@@ -238,7 +238,7 @@ fn segments_that_were_never_used_are_read_after_a_kill_but_not_after_a_clean_sto
 #[test]
 fn every_directory_may_be_a_file_system_of_its_own() {
     let mut gateway = Gateway::start();
-    gateway.protect([("erp/db", "8M")]);
+    gateway.protect([("db", "8M")]);
     let bytes = content(1, 8 << 20);
     write(&gateway, "erp/db", &bytes);
     gateway.says("point create erp");
