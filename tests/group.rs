@@ -38,6 +38,8 @@ mod closing;
 mod full_disk;
 #[path = "group/many_points.rs"]
 mod many_points;
+#[path = "group/no_points.rs"]
+mod no_points;
 #[path = "support/pieces.rs"]
 mod pieces;
 #[path = "group/repair.rs"]

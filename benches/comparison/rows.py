@@ -42,8 +42,8 @@ class Row:
     filled: bool = False
     # Whether reads wait until images hold all that was written.
     settled: bool = False
-    # How often recovery points are made.
-    interval: str = "24h"
+    # How often recovery points are made; none unless said, so that there is a journal and an image, and nothing in a vault.
+    interval: str | None = None
     peers: tuple = (QEMU,)
     # Ours is compared with the raw disk's rate divided by what is written per byte.
     against_raw: bool = False

@@ -88,9 +88,11 @@ class Afterimage(Server):
                        f'[journal]\nsize = "{journal}"\n')
         self.api = os.path.join(data, "api.sock")
         self.start([self.binary, "serve", "--config", config], self.api)
-        self.run("group", "create", "b")
+        self.makes_points = row.interval is not None
+        self.run("group", "create", "b", *(() if self.makes_points else ("--no-points",)))
         self.run("disk", "create", "b/d", "--size", str(size))
-        self.run("policy", "set", "b", "--interval", row.interval)
+        if self.makes_points:
+            self.run("policy", "set", "b", "--interval", row.interval)
         self.uri = f"nbd+unix:///b/d?socket={data}/nbd.sock"
 
     def run(self, *verb):
@@ -100,8 +102,9 @@ class Afterimage(Server):
         return done.stdout
 
     def settle(self):
-        # What a point holds, the journal need not.
-        self.run("point", "create", "b")
+        if self.makes_points:
+            # What a point holds, the journal need not.
+            self.run("point", "create", "b")
         deadline = time.monotonic() + SETTLE_S
         while True:
             ladder = json.loads(self.run("status", "--json"))["groups"][0]["lsn"]

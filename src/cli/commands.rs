@@ -112,9 +112,11 @@ fn absolute(path: &Path) -> Result<PathBuf, Failure> {
 impl Session {
     async fn group(&self, command: GroupCommand) -> Result<(), Failure> {
         match command {
-            GroupCommand::Create { group } => {
-                let group: Group = self.client.post("/v1/groups", &GroupRequest { name: group }).await?;
-                self.output.show(&group, |group| format!("group {} created\n", group.name))
+            GroupCommand::Create { group, no_points } => {
+                let request = GroupRequest { name: group, points: !no_points };
+                let group: Group = self.client.post("/v1/groups", &request).await?;
+                let how = if no_points { ", without recovery points" } else { "" };
+                self.output.show(&group, |group| format!("group {} created{how}\n", group.name))
             }
             GroupCommand::List => {
                 let groups: Vec<Group> = self.client.get("/v1/groups").await?;

@@ -40,7 +40,11 @@ fn duration(ms: u64) -> String {
 const UNKNOWN: &str = "-";
 
 pub fn interval(policy: Option<Policy>) -> String {
-    policy.map_or(UNKNOWN.to_owned(), |policy| duration(policy.interval_ms))
+    match policy {
+        None => UNKNOWN.to_owned(),
+        Some(Policy { interval_ms: 0 }) => "never".to_owned(),
+        Some(policy) => duration(policy.interval_ms),
+    }
 }
 
 /// Which points a group keeps.

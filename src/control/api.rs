@@ -218,7 +218,7 @@ async fn groups(State(api): State<Api>) -> Answered<Json<Vec<Group>>> {
 }
 
 async fn group_create(State(api): State<Api>, Body(request): Body<GroupRequest>) -> Answered<Created<Group>> {
-    Ok(Created(api.backend.group_create(request.name).await?))
+    Ok(Created(api.backend.group_create(request).await?))
 }
 
 async fn group(State(api): State<Api>, Segments(group): Segments<Name>) -> Answered<Json<Group>> {

@@ -13,10 +13,10 @@ use futures::future::BoxFuture;
 use super::catalogue::Catalogue;
 use super::jobs::Progress;
 use super::model::{
-    AdoptRequest, Adopted, Disk, Event, EventPage, EventQuery, Group, GroupReport, GroupVerified, HookStatus,
-    KeyImport, KeyRotation, KeyText, Keys, Point, PointCreated, PolicyForecast, PolicyRequest, RepairReport,
-    RepairRequest, ReportQuery, RestoreRequest, Restored, ResumeRequest, Resumed, Status, Test, TestRequest,
-    VerifyReport,
+    AdoptRequest, Adopted, Disk, Event, EventPage, EventQuery, Group, GroupReport, GroupRequest,
+    GroupVerified, HookStatus, KeyImport, KeyRotation, KeyText, Keys, Point, PointCreated, PolicyForecast,
+    PolicyRequest, RepairReport, RepairRequest, ReportQuery, RestoreRequest, Restored, ResumeRequest,
+    Resumed, Status, Test, TestRequest, VerifyReport,
 };
 use super::name::{DiskPath, Label, Name};
 use super::selector::PointSelector;
@@ -33,7 +33,7 @@ pub type Answer<'a, T> = BoxFuture<'a, Result<T>>;
 /// taken, `Latched` for what is in use or failed, `Invalid` for what can't be.
 pub trait Backend: Send + Sync + 'static {
     /// Creates an empty group.
-    fn group_create(&self, name: Name) -> Answer<'_, Group>;
+    fn group_create(&self, request: GroupRequest) -> Answer<'_, Group>;
     /// Every group, by name, with its disks.
     fn groups(&self) -> Answer<'_, Vec<Group>>;
     /// One group.

@@ -76,7 +76,7 @@ pub struct Failure {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Policy {
-    /// Time between recovery points; none is made while nothing is written.
+    /// Time between recovery points; none is made while nothing is written. 0 of a group that was created without them.
     pub interval_ms: u64,
 }
 
@@ -221,6 +221,19 @@ pub struct TestExport {
 pub struct GroupRequest {
     /// The new group's name.
     pub name: Name,
+    /// Whether recovery points are made of it: for good, for a group without them cannot have any later.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    pub points: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+// As serde asks for it.
+#[expect(clippy::trivially_copy_pass_by_ref)]
+fn is_yes(value: &bool) -> bool {
+    *value
 }
 
 /// `PUT /v1/groups/{group}/policy`, and `POST …/policy/dry-run`; what is not given stays.

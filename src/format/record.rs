@@ -30,7 +30,7 @@ pub struct GroupRecord {
     pub name: String,
     /// When it was created.
     pub created: WallNanos,
-    /// How often a point is made, in milliseconds.
+    /// How often a point is made, in milliseconds; 0 if none ever is.
     pub interval_ms: u32,
     /// Which points are kept.
     pub retain: Ladder,
@@ -290,8 +290,12 @@ pub fn check_label(label: &str) -> Result<()> {
 impl GroupRecord {
     /// Checks what a person chose.
     pub fn check(&self) -> Result<()> {
-        check_name("group name", &self.name)?;
-        check_interval(self.interval_ms)
+        check_name("group name", &self.name)
+    }
+
+    /// Whether recovery points are made of it, from its first write on.
+    pub fn keeps_points(&self) -> bool {
+        self.interval_ms > 0
     }
 
     pub(super) fn encode(&self, to: &mut Encoder) {

@@ -450,7 +450,9 @@ impl Group {
                     self.layers.insert(disk, range, source);
                 }
                 self.interval.touch();
-                self.lateness.wrote(|| self.runtime.now());
+                if self.interval.is_kept() {
+                    self.lateness.wrote(|| self.runtime.now());
+                }
             }
             VisibleEvent::Marker(marker) => self.end_interval(visible.lsn, marker),
             VisibleEvent::Boundary => {}

@@ -12,11 +12,12 @@ use crate::protect::layers::Layer;
 use crate::units::{Lsn, MonotonicNanos};
 use crate::vault::Moment;
 
-/// The records since the last marker.
-#[derive(Debug, Default)]
+/// The records since the last marker; of a group without recovery points nothing.
+#[derive(Debug)]
 pub struct OpenInterval {
     layers: Vec<Rc<Layer>>,
     dirty: bool,
+    is_kept: bool,
 }
 
 /// An interval that a marker ended.
@@ -38,10 +39,26 @@ impl ClosedInterval {
     }
 }
 
+impl Default for OpenInterval {
+    fn default() -> OpenInterval {
+        OpenInterval { layers: Vec::new(), dirty: false, is_kept: true }
+    }
+}
+
 impl OpenInterval {
+    /// Of a group without recovery points.
+    pub fn never() -> OpenInterval {
+        OpenInterval { is_kept: false, ..OpenInterval::default() }
+    }
+
+    /// Whether recovery points are made.
+    pub fn is_kept(&self) -> bool {
+        self.is_kept
+    }
+
     /// Notes that data was recorded.
     pub fn touch(&mut self) {
-        self.dirty = true;
+        self.dirty = self.is_kept;
     }
 
     /// Whether data was recorded since the last marker.
@@ -51,7 +68,9 @@ impl OpenInterval {
 
     /// Adds a layer that was frozen.
     pub fn add(&mut self, layer: Rc<Layer>) {
-        self.layers.push(layer);
+        if self.is_kept {
+            self.layers.push(layer);
+        }
     }
 
     /// Its layers, oldest first.

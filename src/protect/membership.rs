@@ -201,7 +201,14 @@ impl Files<'_> {
             .await
         };
         let named = (self.id, self.timeline);
-        Image::create_filled(self.runtime, self.images, named, self.size, Lsn::ZERO, fill).await
+        let image =
+            Image::create_filled(self.runtime, self.images, named, self.size, Lsn::ZERO, fill).await?;
+        if !self.vault.manifest().state().record().keeps_points() {
+            // No point will ever need it.
+            bases.delete(self.id).await?;
+            bases.create_empty(self.id, self.size).await?;
+        }
+        Ok(image)
     }
 
     /// Removes what a failed attempt left; what cannot be removed now is removed at the next opening.

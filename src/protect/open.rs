@@ -186,10 +186,11 @@ pub async fn open_over(runtime: Rc<Runtime>, plan: GroupPlan, vault: Rc<Vault>) 
         runtime.sync_directory(parent).await?;
     }
     let disks = open_disks(&runtime, &plan, &vault).await?;
-    let (owner, begin, vaulted) = {
+    let (owner, begin, vaulted, keeps_points) = {
         let state = vault.manifest().state();
         let vaulted = state.points().last().map_or(Lsn::ZERO, |point| point.marker);
-        (Owner { group: state.group(), timeline: state.timeline() }, state.begin(), vaulted)
+        let owner = Owner { group: state.group(), timeline: state.timeline() };
+        (owner, state.begin(), vaulted, state.record().keeps_points())
     };
     let Owner { group, timeline } = owner;
     let mut disks = disks;
@@ -199,7 +200,8 @@ pub async fn open_over(runtime: Rc<Runtime>, plan: GroupPlan, vault: Rc<Vault>) 
     let floor = if floor > begin { floor } else { Lsn::ZERO };
     let boot = runtime.boot();
     let known = Known { owner, floor, begin, vaulted, boot, accepts_loss: plan.accepts_loss };
-    let needs = Needs { vaulted, stored };
+    // No point needs anything of a journal whose group has none.
+    let needs = Needs { vaulted: if keeps_points { vaulted } else { Lsn(u64::MAX) }, stored };
     let journal_plan = JournalPlan {
         directory: plan.journal(),
         segment_bytes: plan.segment_bytes,
@@ -319,15 +321,17 @@ async fn assemble(
     let tasks = Tasks::new(&runtime);
     let (space, results) = (plan.space, Rc::clone(&mailbox));
     tasks.spawn(publisher::run(Rc::clone(&runtime), Rc::clone(&vault), space, jobs, results));
-    let (name, interval_ms, points, clock) = {
+    let (record, points, clock) = {
         let state = vault.manifest().state();
         let record = state.record();
         let published = || state.points().last().map(Moment::of);
         let newest = intervals_waiting.back().map(ClosedInterval::moment).or_else(published);
         let known = state.points().iter().map(Moment::of);
         let clock = GroupClock::take_up(newest, known, writer.first(), &runtime, planted);
-        (record.name.clone(), record.interval_ms, state.points().to_vec(), clock)
+        (record.clone(), state.points().to_vec(), clock)
     };
+    let vaulted = points.last().map_or(Lsn::ZERO, |point| point.marker);
+    let interval = if record.keeps_points() { interval } else { OpenInterval::never() };
     let pace = Rc::new(Pace::new(plan.gates.of(None)));
     let (retention, retention_jobs) =
         start_retention(&tasks, &runtime, &vault, &mailbox, clock, &plan, &pace);
@@ -342,7 +346,7 @@ async fn assemble(
         identity,
         settings: GroupSettings { plan, vault },
         pace,
-        name,
+        name: record.name,
         writer,
         accepted,
         segments: journal.segments,
@@ -353,11 +357,11 @@ async fn assemble(
         interval,
         intervals_waiting,
         points,
-        point_interval: Duration::from_millis(u64::from(interval_ms)),
+        point_interval: Duration::from_millis(u64::from(record.interval_ms)),
         publisher,
         retention,
         retention_jobs,
-        vaulted: needs.vaulted,
+        vaulted,
         clock,
         mailbox,
     });

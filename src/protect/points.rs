@@ -16,7 +16,7 @@ use crate::protect::group::{Callback, Group};
 use crate::protect::publisher::{Job, Published};
 use crate::protect::status::Condition;
 use crate::units::{GroupNanos, Lsn, PointId};
-use crate::vault::Moment;
+use crate::vault::{Moment, Refusal};
 
 /// Closed intervals that may wait for the vault before timed markers are left out.
 const INTERVALS_WAITING_MAX: usize = 2;
@@ -90,6 +90,9 @@ impl Group {
         }
         if self.stopping {
             return callback(Err(Error::new(ErrorKind::Shutdown, "the group is stopping")));
+        }
+        if !self.interval.is_kept() {
+            return callback(Err(Refusal::Pointless.into()));
         }
         if self.delays_points() {
             return self.points_delayed.push((label, callback));

@@ -14,7 +14,7 @@ use super::member::Member;
 use super::opening::Opened;
 use super::removal;
 use crate::block::Export;
-use crate::control::model::{Group, ResumeRequest, Resumed};
+use crate::control::model::{Group, GroupRequest, ResumeRequest, Resumed};
 use crate::control::name::Name;
 use crate::descriptors::SEGMENTS_AT_REST;
 use crate::error::{Error, ErrorKind, Result};
@@ -24,7 +24,8 @@ use crate::protect::{open, resume};
 use crate::units::GroupId;
 
 impl Inner {
-    pub(super) async fn group_create(self: &Arc<Self>, name: Name) -> Result<Group> {
+    pub(super) async fn group_create(self: &Arc<Self>, request: GroupRequest) -> Result<Group> {
+        let GroupRequest { name, points } = request;
         let _turn = self.creating.lock().await;
         // All its digits: `cafe` is a name like any other.
         if name.as_str().parse().is_ok_and(|id: GroupId| id.to_string() == name.as_str()) {
@@ -40,7 +41,8 @@ impl Inner {
         }
         let id = GroupId(self.environment.random_u128());
         let created = self.environment.wall();
-        let (interval_ms, retain) = (INTERVAL_MS_DEFAULT, Ladder::default());
+        let interval_ms = if points { INTERVAL_MS_DEFAULT } else { 0 };
+        let retain = Ladder::default();
         let record = GroupRecord { name: name.to_string(), created, interval_ms, retain };
         let begun = match self.create_vault(id, record).await {
             Ok(()) => self.open(id).await?,

@@ -15,7 +15,7 @@ use crate::control::backend::{Answer, Backend};
 use crate::control::catalogue::Catalogue;
 use crate::control::jobs::Progress;
 use crate::control::model::{
-    AdoptRequest, Adopted, Disk, Event, EventPage, EventQuery, Group, GroupReport, GroupStatus,
+    AdoptRequest, Adopted, Disk, Event, EventPage, EventQuery, Group, GroupReport, GroupRequest, GroupStatus,
     GroupVerified, HookStatus, KeyImport, KeyRotation, KeyText, Keys, Point, PointCreated, PolicyForecast,
     PolicyRequest, RepairReport, RepairRequest, ReportQuery, RestoreRequest, Restored, ResumeRequest,
     Resumed, Status, StorageStatus, Test, TestRequest, TlsStatus, TurnedAway, VerifyReport,
@@ -35,8 +35,8 @@ use crate::vault::Vault;
 use crate::view::{self, View};
 
 impl Backend for Gateway {
-    fn group_create(&self, name: Name) -> Answer<'_, Group> {
-        self.detached(|inner| Box::pin(async move { inner.group_create(name).await }))
+    fn group_create(&self, request: GroupRequest) -> Answer<'_, Group> {
+        self.detached(|inner| Box::pin(async move { inner.group_create(request).await }))
     }
 
     fn groups(&self) -> Answer<'_, Vec<Group>> {

@@ -38,6 +38,10 @@ pub enum Refusal {
     Creation,
     #[error("the group was removed")]
     Removed,
+    #[error(
+        "the group was created without recovery points, and has none: create another one for its disks ('group create', 'disk create --import')"
+    )]
+    Pointless,
     #[error("the group still has pins: clean up its test failovers, release its held points")]
     Pinned,
     #[error("a disk named {0:?} exists already")]
@@ -350,6 +354,9 @@ impl State {
                 Some(disk) if !disk.removed => well_formed(check_sectors(*sectors)),
                 _ => Err(Refusal::UnknownSlot(*slot)),
             },
+            Change::PolicySet { .. } | Change::PointPublished(_) if !self.record().keeps_points() => {
+                Err(Refusal::Pointless)
+            }
             Change::PolicySet { interval_ms, .. } => well_formed(interval_ms.map_or(Ok(()), check_interval)),
             Change::PauseSet(_) => Ok(()),
             Change::PointPublished(point) => self.check_point(point),

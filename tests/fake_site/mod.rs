@@ -106,7 +106,8 @@ impl FakeGroup {
 }
 
 impl Backend for FakeSite {
-    fn group_create(&self, name: Name) -> Answer<'_, Group> {
+    fn group_create(&self, request: GroupRequest) -> Answer<'_, Group> {
+        let GroupRequest { name, points } = request;
         let mut groups = self.groups.lock().unwrap();
         if groups.contains_key(&name) {
             let error = Error::new(ErrorKind::AlreadyExists, format!("group {name} exists"));
@@ -116,7 +117,7 @@ impl Backend for FakeSite {
             id: GroupId(groups.len() as u128 + 1),
             name: name.clone(),
             created: Some(NOON),
-            policy: Some(Policy { interval_ms: 1000 }),
+            policy: Some(Policy { interval_ms: if points { 1000 } else { 0 } }),
             retain: Some(Retain(Ladder::default())),
             disks: Some(Vec::new()),
             condition: None,
@@ -462,7 +463,7 @@ impl Backend for FakeSite {
 
     fn vault_adopt(&self, request: AdoptRequest, _progress: Progress) -> Answer<'_, Adopted> {
         let name: Name = request.directory.file_name().unwrap().to_str().unwrap().parse().unwrap();
-        let created = self.group_create(name);
+        let created = self.group_create(GroupRequest { name, points: true });
         Box::pin(async move { created.await.map(|group| Adopted { group, lost: Vec::new() }) })
     }
 

@@ -16,6 +16,9 @@ pub enum GroupCommand {
     Create {
         /// Its name
         group: Name,
+        /// Make no recovery points of it, now or later: its disks have journal and image, and nothing to go back to
+        #[arg(long)]
+        no_points: bool,
     },
     /// List groups
     #[command(after_help = "Example:\n  afterimage group list --json")]

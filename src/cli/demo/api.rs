@@ -32,7 +32,7 @@ impl Api {
 
     /// `group create`
     pub async fn create(&self) -> Result<Group, Failure> {
-        self.client.post("/v1/groups", &GroupRequest { name: self.group.clone() }).await
+        self.client.post("/v1/groups", &GroupRequest { name: self.group.clone(), points: true }).await
     }
 
     /// `disk create`
