@@ -59,6 +59,12 @@ fn done<T>(result: Result<T, Failure>) -> T {
 
 impl Trial {
     async fn start() -> Trial {
+        let trial = Trial::start_with(true).await;
+        done(trial.api.set_interval(INTERVAL_MS).await);
+        trial
+    }
+
+    async fn start_with(points: bool) -> Trial {
         let drawn =
             u64::from_le_bytes(OsEnvironment::new().random_u128().to_le_bytes()[..8].try_into().unwrap());
         let seed = number("AFTERIMAGE_SEED").unwrap_or(drawn);
@@ -69,8 +75,7 @@ impl Trial {
         gateway.start().unwrap();
         gateway.ready().await.unwrap();
         let api = Api::new(gateway.client(), "trial".parse().unwrap());
-        done(api.create().await);
-        done(api.set_interval(INTERVAL_MS).await);
+        done(api.create(points).await);
         let mut disks = Vec::new();
         for disk in 0..DISKS {
             disks.push(done(api.create_disk(format!("disk-{disk}").parse().unwrap(), DISK_BYTES).await));
@@ -274,6 +279,20 @@ async fn nothing_acknowledged_is_lost_however_often_the_gateway_is_killed() {
     let oldest = points.first().expect("points were made");
     let images = trial.read_by_test_failover(oldest).await;
     trial.check("the oldest point", &images, Bounds::ANY);
+}
+
+/// The same where no recovery point needs the journal: its segments are used again as soon as images have them.
+#[tokio::test]
+async fn nothing_acknowledged_is_lost_of_a_group_without_points() {
+    let mut trial = Trial::start_with(false).await;
+    // Those in which no point is asked for.
+    for round in [0, 2, 3, 5, 6] {
+        trial.round(round).await;
+    }
+    trial.clean_stop().await;
+    trial.recover(0).await;
+    assert!(done(trial.api.points().await).is_empty());
+    assert_eq!(done(trial.api.verify_vault().await).blobs, 0);
 }
 
 /// SIGTERM while clients write: they are told, and what they were told before is in the images.

@@ -28,6 +28,11 @@ pub fn fifth(name: &str) -> PathBuf {
     root().join("5").join(name)
 }
 
+/// A file of the sixth one: a group without recovery points.
+pub fn sixth(name: &str) -> PathBuf {
+    root().join("6").join(name)
+}
+
 /// Where the sets are.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")

@@ -32,7 +32,7 @@ use afterimage::units::{
     PointId, SectorCount, SectorRange, SegmentSequence, TimelineId, WallNanos, WriterId,
 };
 
-use crate::files::{fifth, first, fourth, golden, golden_at, of_format, second, third};
+use crate::files::{fifth, first, fourth, golden, golden_at, of_format, second, sixth, third};
 use crate::{frame_fuzz, keyring_fuzz, run_fuzz, side_fuzz, summary_fuzz, sums_fuzz, vault_fuzz};
 
 fn keys() -> (GroupKeys, SiteKeys) {
@@ -357,6 +357,19 @@ fn manifests_of_a_base_in_pieces() {
     let taken_in = [(BlobId(0xb), reached), (BlobId(0xc), Reached { sector: 8, ..reached })].into();
     let snapshot = Snapshot { header: header(257), contents: Contents { taken_in, ..contents() } };
     let read = golden_at(&fifth("manifest/snapshot-in-pieces"), &snapshot.encode(None).bytes);
+    assert_eq!(Snapshot::decode(&read, &GroupKeys::NONE).expect("a snapshot"), snapshot);
+}
+
+#[test]
+fn manifest_of_a_group_without_points() {
+    let record = GroupRecord { interval_ms: 0, ..group() };
+    let step = Step { header: header(1), change: Change::GroupCreated(record.clone()) };
+    let read = golden_at(&sixth("manifest/group-created-without-points"), &step.encode(None).bytes);
+    assert_eq!(Step::decode(&read, &GroupKeys::NONE).expect("a step").0, step);
+    let contents =
+        Contents { group: record, points: Vec::new(), pins: Vec::new(), retired: None, ..contents() };
+    let snapshot = Snapshot { header: header(256), contents };
+    let read = golden_at(&sixth("manifest/snapshot-without-points"), &snapshot.encode(None).bytes);
     assert_eq!(Snapshot::decode(&read, &GroupKeys::NONE).expect("a snapshot"), snapshot);
 }
 

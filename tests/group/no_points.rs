@@ -42,6 +42,11 @@ fn its_journal_is_used_again_without_a_point() {
         expected[from..from + (512 << 10)].fill(round + 1);
     }
     assert_eq!(harness.read(disk, 0, SECTORS), expected);
+    let journal: u64 = fs::read_dir(root.join("groups/g/journal"))
+        .expect("there")
+        .map(|entry| entry.expect("readable").metadata().expect("there").len())
+        .sum();
+    assert!(journal <= 6 << 20, "{journal}");
     // It dies, and is closed.
     for is_stopped in [false, true, false] {
         match is_stopped {
@@ -55,11 +60,6 @@ fn its_journal_is_used_again_without_a_point() {
     }
     harness.drive(|group| group.ladder().destaged == group.ladder().visible);
     assert!(harness.group.points().is_empty() && blobs(&root) == 0);
-    let journal: u64 = fs::read_dir(root.join("groups/g/journal"))
-        .expect("there")
-        .map(|entry| entry.expect("readable").metadata().expect("there").len())
-        .sum();
-    assert!(journal <= 6 << 20, "{journal}");
 }
 
 #[test]

@@ -41,6 +41,7 @@ mod limits;
 mod locked_groups;
 mod metrics;
 mod missing_images;
+mod no_points;
 mod operations;
 mod overlay_rot;
 mod private;

@@ -343,7 +343,7 @@ prop_compose! {
 
 prop_compose! {
     fn snapshots()(
-        (name, created, interval_ms, removed) in (names(), any::<i64>(), 1..u32::MAX, any::<bool>()),
+        (name, created, interval_ms, removed) in (names(), any::<i64>(), 0..u32::MAX, any::<bool>()),
         disks in disk_states(),
         points in points(),
         pins in proptest::collection::btree_map(any::<u128>(), (any::<u128>(), 0..4_u64), 0..4),

@@ -30,9 +30,9 @@ impl Api {
         format!("/v1/groups/{}{below}", self.group)
     }
 
-    /// `group create`
-    pub async fn create(&self) -> Result<Group, Failure> {
-        self.client.post("/v1/groups", &GroupRequest { name: self.group.clone(), points: true }).await
+    /// `group create`; without `points`, `--no-points`.
+    pub async fn create(&self, points: bool) -> Result<Group, Failure> {
+        self.client.post("/v1/groups", &GroupRequest { name: self.group.clone(), points }).await
     }
 
     /// `disk create`

@@ -107,7 +107,7 @@ impl Demo {
         let io = if status.storage.direct { ", O_DIRECT" } else { "" };
         screen.say(&format!("     its I/O: {}{io}", status.storage.backend))?;
         let api = Api::new(gateway.client(), name(GROUP)?);
-        api.create().await?;
+        api.create(true).await?;
         api.set_interval(INTERVAL_MS).await?;
         let mut disks = Vec::new();
         for disk in DISKS {
