@@ -7,10 +7,12 @@
 //!
 //! Invariants, asserted: `durable ≤ visible ≤ written ≤ submitted`; records become visible in LSN order; a sync
 //! covers the frames that were written when it was submitted, on the segments that they are in; a failed write or
-//! sync latches the writer for good. The writer knows no disks, maps or replies: its owner, the group, does.
+//! sync latches the writer for good, but for a write that finds no space, which is tried again. The writer knows no disks, maps or
+//! replies: its owner, the group, does.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -140,7 +142,14 @@ struct InFlight {
     segment: Rc<Segment>,
     sector: u32,
     bytes: Slice,
+    /// As it is written, and where.
+    stored: Slice,
+    offset: u64,
     written: bool,
+    /// When it is written again, if it found no space,
+    again_at: Option<MonotonicNanos>,
+    /// and whether it did, as far as is known.
+    lacks_space: bool,
     last_lsn: Lsn,
     visible: Vec<Visible>,
     covered: CoveredFrame,
@@ -186,6 +195,9 @@ pub struct Writer {
 }
 
 const OPERATION_SYNC: u64 = 1 << 62;
+
+/// After so long a frame is written again that found no space.
+const AGAIN_DELAY: Duration = Duration::from_secs(1);
 
 impl Writer {
     /// A writer that goes on at `position`; everything up to `position.accepted` is durable. Its operations carry
@@ -274,6 +286,11 @@ impl Writer {
         self.failed
     }
 
+    /// Whether a frame waits for space.
+    pub fn lacks_space(&self) -> bool {
+        self.in_flight.iter().any(|frame| frame.lacks_space)
+    }
+
     /// Queues data; `cookie` comes back when it is visible.
     pub fn enqueue(&mut self, entry: Entry, cookie: Option<u64>) {
         self.data_bytes += entry.payload_bytes();
@@ -330,7 +347,8 @@ impl Writer {
 
     /// When [`Writer::advance`] has something to do even if nothing happens.
     pub fn next_deadline(&self) -> Option<MonotonicNanos> {
-        self.durability.statement_due()
+        let again = self.in_flight.iter().filter_map(|frame| frame.again_at);
+        again.chain(self.durability.statement_due()).min()
     }
 
     /// Submits what the policy says, and a sync if one is wanted.
@@ -338,6 +356,7 @@ impl Writer {
         if self.failed.is_some() {
             return;
         }
+        self.write_again();
         self.stalled = false;
         while self.should_submit() {
             if !self.submit_frame(segments) {
@@ -454,14 +473,19 @@ impl Writer {
         let tag = Tag { owner: self.owner, operation: frame.number.0 };
         let offset = self.position.offset;
         self.position.offset += stored.len() as u64;
-        self.runtime.submit(tag, Op::Write { file: segment.file.clone(), offset, data: stored });
+        let data = stored.clone();
+        self.runtime.submit(tag, Op::Write { file: segment.file.clone(), offset, data });
         let last_lsn = frame.last_lsn();
         let mut in_flight = InFlight {
             number: frame.number,
             segment,
             sector: first_sector,
             bytes: plain,
+            stored,
+            offset,
             written: false,
+            again_at: None,
+            lacks_space: false,
             last_lsn,
             visible,
             covered,
@@ -490,11 +514,14 @@ impl Writer {
     fn handle_frame(&mut self, number: FrameNumber, result: Result<Outcome>) {
         let index = usize::try_from(number.0 - self.first_in_flight.0).expect("few frames are in flight");
         if let Err(error) = result {
-            self.fail(&error);
+            match error.kind() {
+                ErrorKind::NoSpace if self.visible >= self.first => self.postpone(index, &error),
+                _ => self.fail(&error),
+            }
             return;
         }
         let frame = self.in_flight.get_mut(index).expect("only frames in flight complete");
-        frame.written = true;
+        (frame.written, frame.lacks_space) = (true, false);
         self.durability.wrote_to(&frame.segment);
         while self.failed.is_none() && self.in_flight.front().is_some_and(|frame| frame.written) {
             let Some(mut frame) = self.in_flight.pop_front() else { break };
@@ -504,6 +531,33 @@ impl Writer {
             self.became_visible.extend(frame.visible.drain(..));
             let InFlight { segment, sector, bytes, covered, .. } = frame;
             self.written.push(Written { segment, sector, bytes, covered });
+        }
+    }
+
+    /// A segment that is there takes no space to be written, except on a file system that writes elsewhere than before: then the frame waits, and all
+    /// behind it, which nobody has been told of. An opening's first frame does not: who opens the group tries that again.
+    fn postpone(&mut self, index: usize, error: &Error) {
+        if !self.lacks_space() {
+            tracing::warn!(group = %self.identity.group, %error, "the journal finds no space: writes wait");
+        }
+        let again_at =
+            MonotonicNanos(self.runtime.now().0 + u64::try_from(AGAIN_DELAY.as_nanos()).unwrap_or(u64::MAX));
+        let frame = self.in_flight.get_mut(index).expect("only frames in flight complete");
+        (frame.again_at, frame.lacks_space) = (Some(again_at), true);
+    }
+
+    /// Writes frames again that found no space a while ago.
+    fn write_again(&mut self) {
+        let now = self.runtime.now();
+        for frame in self.in_flight.iter_mut().filter(|frame| frame.again_at.is_some_and(|at| at <= now)) {
+            frame.again_at = None;
+            let tag = Tag { owner: self.owner, operation: frame.number.0 };
+            let write = Op::Write {
+                file: frame.segment.file.clone(),
+                offset: frame.offset,
+                data: frame.stored.clone(),
+            };
+            self.runtime.submit(tag, write);
         }
     }
 

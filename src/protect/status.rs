@@ -293,7 +293,7 @@ impl Group {
     /// Whether images, journal or vault wait for space: from the first refusal until the work succeeds, so that attempts
     /// in between do not make another reason of it.
     pub(super) fn wants_space(&self) -> bool {
-        self.retries().iter().any(Retry::wants_space)
+        self.writer.lacks_space() || self.retries().iter().any(Retry::wants_space)
     }
 
     pub(super) fn retries(&self) -> [Retry; 3] {

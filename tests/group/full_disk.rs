@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use afterimage::block::{Export, Request};
+use afterimage::block::{Export, Request, Response};
 use afterimage::env::Environment;
 use afterimage::error::{ErrorKind, Result};
 use afterimage::format::ladder::{Ladder, Rung};
@@ -26,6 +26,7 @@ use afterimage::vault::{SPARES, Vault};
 use afterimage::view::View;
 use bytes::Bytes;
 
+use super::pieces::flatten;
 use super::stepped::{GROUP, Stepped, Steps, callback, record};
 
 const IDLE: Duration = Duration::from_millis(1);
@@ -194,6 +195,48 @@ fn a_stop_ends_who_waits_for_space_and_does_not_wait_for_it() {
     small.disk.set_capacity(None);
     let mut small = small.reopened();
     small.drive(|group| labels(group).contains(&"wanted".to_owned()));
+}
+
+/// A file system that writes elsewhere than before may find no space for a segment that is there: that latched the group, and no write was
+/// taken any more. A death meanwhile loses what nobody was told of, and no more.
+#[test]
+fn a_write_to_a_segment_that_finds_no_space_waits() {
+    for dies in [false, true] {
+        let mut small = Small::new();
+        let disk = small.add_disk();
+        small.write(&disk, 1);
+        small.disk.fail_always(Matcher::kind(OpKind::Write).path("/journal/segment"), FaultKind::NoSpace);
+        let export = Export::Disk(GROUP, disk.id);
+        let rest = SectorRange::new(0, 32);
+        small.submit(export, write(rest, 2));
+        small.submit(export, write(rest, 3));
+        small.drive(|group| group.condition() == Condition::NoSpace);
+        let since = small.environment.monotonic();
+        let environment = Rc::clone(&small.environment);
+        small.drive(|_| environment.monotonic().0 - since.0 > 5_000_000_000);
+        assert!(small.replies.is_empty() && small.group.failure().is_none());
+        small.disk.mend();
+        if dies {
+            small = small.reopened();
+        } else {
+            small.until("their answers", |small| small.replies.len() == 2);
+            assert!(small.replies.drain(..).all(|(_, reply)| reply.is_ok()));
+        }
+        let found = match small.answer(export, Request::Read { range: RANGE }) {
+            Ok(Response::Data(pieces)) => flatten(&pieces),
+            other => panic!("{other:?}"),
+        };
+        let payload = |request| match request {
+            Request::Write { payload, .. } => payload,
+            other => panic!("{other:?}"),
+        };
+        let (all, newest) = (payload(write(RANGE, 1)), payload(write(rest, 3)));
+        assert_eq!(found[newest.len()..], all[newest.len()..]);
+        if !dies {
+            assert_eq!(found[..newest.len()], newest[..]);
+        }
+        small.write(&disk, 4);
+    }
 }
 
 /// Below its limit a journal waited for space without end, though all but a point was done that gives some back.
