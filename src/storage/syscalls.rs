@@ -13,7 +13,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    Advice, CWD, FallocateFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, SeekFrom,
+    Advice, CWD, FallocateFlags, FileType, FlockOperation, IFlags, Mode, OFlags, RenameFlags, SeekFrom,
 };
 use rustix::io::{Errno, retry_on_intr};
 
@@ -26,6 +26,8 @@ use crate::units::{PAGE_BYTES, SECTOR_BYTES, to_usize};
 /// Files hold what guests wrote: nobody but their owner reads them.
 const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
 const DIRECTORY_MODE: u32 = 0o700;
+/// What statfs(2) calls btrfs.
+const BTRFS_SUPER_MAGIC: i64 = 0x9123_683e;
 /// How much is zeroed by one write where the file system cannot zero a range itself.
 const ZERO_WRITE_BYTES: u64 = 1 << 20;
 
@@ -299,7 +301,25 @@ fn create_directory(path: &Path) -> Result<()> {
         .recursive(true)
         .mode(DIRECTORY_MODE)
         .create(path)
-        .map_err(|error| failed("creating the directory", error).at_path(path))
+        .map_err(|error| failed("creating the directory", error).at_path(path))?;
+    write_in_place(path);
+    Ok(())
+}
+
+/// Has what is made in a directory from now on written in place where the file system would else write every change elsewhere, and would want
+/// space for that when it has none left. Best effort: whoever lacks space waits.
+fn write_in_place(directory: &Path) {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(directory) = rustix::fs::open(directory, flags, Mode::empty()) else { return };
+    if !rustix::fs::fstatfs(&directory).is_ok_and(|found| found.f_type == BTRFS_SUPER_MAGIC) {
+        return;
+    }
+    if let Ok(flags) = rustix::fs::ioctl_getflags(&directory)
+        && !flags.contains(IFlags::NOCOW)
+        && let Err(error) = rustix::fs::ioctl_setflags(&directory, flags | IFlags::NOCOW)
+    {
+        tracing::debug!(%error, "the directory's files are written by copying");
+    }
 }
 
 fn list(path: &Path) -> Result<Vec<String>> {

@@ -34,7 +34,13 @@ const RATE_GOOD: u64 = 200 << 20;
 const KINDS: [(u64, &str, Option<&str>); 9] = [
     (0xef53, "ext4", None),
     (0x5846_5342, "xfs", None),
-    (0x9123_683e, "btrfs", Some("writes in place are slow on it: chattr +C on the empty data directory")),
+    (
+        0x9123_683e,
+        "btrfs",
+        Some(
+            "directories are made such that files are written in place (chattr +C); where it is full, history gives less back than on ext4 or XFS",
+        ),
+    ),
     (0x2fc1_2fc1, "zfs", Some("O_DIRECT needs OpenZFS 2.3: a zvol with ext4 or xfs does better")),
     (0x0102_1994, "tmpfs", Some("all of it is gone after a power cut: put the data directory on a disk")),
     (0x8584_58f6, "ramfs", Some("all of it is gone after a power cut: put the data directory on a disk")),
