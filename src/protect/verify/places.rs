@@ -1,6 +1,6 @@
 //! The places of an image's sums, those too that no read meets: what is damaged there is a finding, and is written anew.
 
-use super::task::{Target, Task};
+use super::task::{Target, Task, is_of_content};
 use crate::error::{Error, Result};
 use crate::format::sums::sectors_of;
 use crate::image::Image;
@@ -15,8 +15,12 @@ impl Task {
     pub(super) async fn headers(&mut self, target: &Target) -> Result<()> {
         let Ok(live) = self.asker.live(target.id, SectorRange::new(0, 1)).await else { return Ok(()) };
         let image = live.image().clone();
-        if let Some(error) = image.sums.mend_headers(self.planted).await? {
-            self.unreadable(target, SectorRange::new(0, target.sectors), &error);
+        match image.sums.mend_headers(self.planted).await {
+            Err(error) if !is_of_content(&error) => return Err(error),
+            Err(error) | Ok(Some(error)) => {
+                self.unreadable(target, SectorRange::new(0, target.sectors), &error);
+            }
+            Ok(None) => {}
         }
         self.note_unsummed(target, &image);
         Ok(())
@@ -36,9 +40,17 @@ impl Task {
     /// Looks at the places of all blocks that begin in a range; the bytes that were read.
     pub(super) async fn places(&mut self, target: &Target, range: SectorRange) -> Result<u64> {
         let Ok(live) = self.asker.live(target.id, range).await else { return Ok(0) };
-        let (suspects, read_bytes) = live.image().sums.suspects(range).await?;
+        let (suspects, read_bytes) = match live.image().sums.suspects(range).await {
+            Err(error) if is_of_content(&error) => {
+                self.unreadable(target, range, &error);
+                return Ok(0);
+            }
+            looked => looked?,
+        };
         drop(live);
         for block in suspects {
+            // A device that does not give them takes its time to say so.
+            self.tell()?;
             let all = sectors_of(block);
             let sectors = SectorRange::new(all.start, all.end.min(target.sectors));
             if let Some(error) = self.place(target, block, sectors).await? {
@@ -57,9 +69,11 @@ impl Task {
             }
             let image = live.image();
             let of_image = (&image.file, image.sectors());
-            let looked = image.sums.mend_places(block, live.epoch(), of_image, self.planted).await?;
-            if let Looked::At(found) = looked {
-                return Ok(found);
+            match image.sums.mend_places(block, live.epoch(), of_image, self.planted).await {
+                Ok(Looked::At(found)) => return Ok(found),
+                Ok(_) => {}
+                Err(error) if is_of_content(&error) => return Ok(Some(error)),
+                Err(error) => return Err(error),
             }
         }
         Ok(None)

@@ -188,7 +188,7 @@ impl Task {
         }
     }
 
-    fn tell(&self) -> Result<()> {
+    pub(super) fn tell(&self) -> Result<()> {
         (self.verification.report)(self.done, self.total)
     }
 
@@ -463,7 +463,7 @@ impl Task {
 }
 
 /// Whether an error says something of stored bytes.
-fn is_of_content(error: &Error) -> bool {
+pub(super) fn is_of_content(error: &Error) -> bool {
     matches!(
         error.kind(),
         ErrorKind::Io | ErrorKind::Corrupt | ErrorKind::NotFound | ErrorKind::Unsupported | ErrorKind::NoKey
