@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::rc::Rc;
 
 use afterimage::block::{Request, Response};
 use afterimage::error::ErrorKind;
@@ -9,7 +10,6 @@ use afterimage::format::record::GroupRecord;
 use afterimage::protect::membership::Content;
 use afterimage::protect::open;
 use afterimage::units::{SectorCount, SectorRange};
-use std::rc::Rc;
 
 use super::stepped::{GROUP, Stepped, Steps, record};
 use super::{Harness, plan, runtime, scratch};
