@@ -23,6 +23,7 @@ pub mod blocking;
 mod buffer;
 mod choose;
 pub mod direct;
+mod extents;
 pub mod heap;
 mod lock_wait;
 pub mod read_only;
@@ -45,6 +46,8 @@ pub use buffer::{Buffer, Slice};
 pub use choose::{BackendOptions, Chosen, Preference, open_best};
 pub use direct::Buffered;
 pub use receive::receive;
+
+use extents::Unsent;
 
 use crate::error::{Error, Result};
 use crate::units::SECTOR_BYTES;
@@ -148,6 +151,8 @@ struct FileInner {
     path: PathBuf,
     published_as: OnceLock<PathBuf>,
     buffered: Option<Buffered>,
+    /// Where the file system gives back whole extents only.
+    unsent: Option<Unsent>,
     handle: Handle,
 }
 
@@ -165,7 +170,18 @@ impl File {
     }
 
     fn new(path: PathBuf, buffered: Option<Buffered>, handle: Handle) -> File {
-        File(Arc::new(FileInner { path, published_as: OnceLock::new(), buffered, handle }))
+        let keeps_extents = match &handle {
+            Handle::Os(descriptor) => buffered.is_some() && extents::are_kept_whole(descriptor),
+            #[cfg(feature = "sim")]
+            Handle::Sim(_) => false,
+        };
+        let unsent = keeps_extents.then(Unsent::default);
+        File(Arc::new(FileInner { path, published_as: OnceLock::new(), buffered, unsent, handle }))
+    }
+
+    /// What is to be told of each write, if anything.
+    fn unsent(&self) -> Option<&Unsent> {
+        self.0.unsent.as_ref()
     }
 
     /// The path that it was opened by, or has been published as since; for messages.

@@ -18,6 +18,7 @@ use rustix::fs::{
 use rustix::io::{Errno, retry_on_intr};
 
 use super::direct::{self, Buffered};
+use super::extents;
 use super::lock_wait::LockWait;
 use super::{Access, Buffer, Create, FILE_SYSTEMS_OWN, File, Handle, Lock, Op, OpenOptions, Outcome, Space};
 use crate::error::{Error, ErrorKind, Result};
@@ -26,8 +27,6 @@ use crate::units::{PAGE_BYTES, SECTOR_BYTES, to_usize};
 /// Files hold what guests wrote: nobody but their owner reads them.
 const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
 const DIRECTORY_MODE: u32 = 0o700;
-/// What statfs(2) calls btrfs.
-const BTRFS_SUPER_MAGIC: i64 = 0x9123_683e;
 /// How much is zeroed by one write where the file system cannot zero a range itself.
 const ZERO_WRITE_BYTES: u64 = 1 << 20;
 
@@ -172,6 +171,9 @@ fn write(file: &File, offset: u64, data: &[u8]) -> Result<()> {
             return Err(no_progress(file, position));
         }
     }
+    if let Some(unsent) = file.unsent() {
+        unsent.note(file.descriptor(), data.len() as u64);
+    }
     Ok(())
 }
 
@@ -297,12 +299,15 @@ fn remove_directory(path: &Path) -> Result<()> {
 }
 
 fn create_directory(path: &Path) -> Result<()> {
+    let parents = path.ancestors().skip(1);
+    let missing: Vec<_> = parents.take_while(|parent| !parent.exists()).collect();
     DirBuilder::new()
         .recursive(true)
         .mode(DIRECTORY_MODE)
         .create(path)
         .map_err(|error| failed("creating the directory", error).at_path(path))?;
     write_in_place(path);
+    missing.into_iter().for_each(write_in_place);
     Ok(())
 }
 
@@ -311,7 +316,7 @@ fn create_directory(path: &Path) -> Result<()> {
 fn write_in_place(directory: &Path) {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let Ok(directory) = rustix::fs::open(directory, flags, Mode::empty()) else { return };
-    if !rustix::fs::fstatfs(&directory).is_ok_and(|found| found.f_type == BTRFS_SUPER_MAGIC) {
+    if !extents::are_kept_whole(&directory) {
         return;
     }
     if let Ok(flags) = rustix::fs::ioctl_getflags(&directory)

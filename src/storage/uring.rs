@@ -168,7 +168,8 @@ fn flight_work(op: Op) -> std::result::Result<Work, Op> {
         Op::Read { file, offset, buffer } if fits(&file, offset, &buffer) => {
             Ok(Work::Read { file, offset, buffer })
         }
-        Op::Write { file, offset, data } if fits(&file, offset, &data) => {
+        // What more there is to do after a write, the ring does not.
+        Op::Write { file, offset, data } if fits(&file, offset, &data) && file.unsent().is_none() => {
             Ok(Work::Write { file, offset, data })
         }
         Op::Sync { file } => Ok(Work::Sync { file }),

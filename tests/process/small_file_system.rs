@@ -5,11 +5,12 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use afterimage::units::PAGE_BYTES;
+use rustix::fs::statvfs;
 
 use crate::gateway::Setup;
 use crate::tool;
 
-/// A small ext4 of its own, most of it taken by one file that can be deleted.
+/// A small file system of its own, ext4 unless said, most of it taken by one file that can be deleted.
 pub struct SmallFileSystem {
     root: PathBuf,
     device: String,
@@ -21,9 +22,17 @@ impl SmallFileSystem {
     /// Makes and mounts one.
     #[track_caller]
     pub fn new() -> SmallFileSystem {
-        const BALLAST_BYTES: u64 = 184 << 20;
         let small = SmallFileSystem::on_device(256 << 20, 512, PAGE_BYTES);
-        tool::says("fallocate", ["--length", &BALLAST_BYTES.to_string(), text(&small.ballast())]);
+        small.take(184 << 20);
+        small
+    }
+
+    /// The same as a btrfs with so much left, of which its metadata takes some 50 MiB.
+    #[track_caller]
+    pub fn btrfs(free_bytes: u64) -> SmallFileSystem {
+        let small = SmallFileSystem::made(512 << 20, 512, &["mkfs.btrfs", "-q", "-m", "single"]);
+        let found = statvfs(&small.root).unwrap();
+        small.take(found.f_bavail * found.f_frsize - free_bytes);
         small
     }
 
@@ -41,6 +50,13 @@ impl SmallFileSystem {
 
     #[track_caller]
     fn on_device(bytes: u64, sector_bytes: u64, block_bytes: usize) -> SmallFileSystem {
+        let block_bytes = block_bytes.to_string();
+        SmallFileSystem::made(bytes, sector_bytes, &["mkfs.ext4", "-q", "-F", "-m", "0", "-b", &block_bytes])
+    }
+
+    /// Makes one by this command, which the device's name ends.
+    #[track_caller]
+    fn made(bytes: u64, sector_bytes: u64, make: &[&str]) -> SmallFileSystem {
         let directory = tempfile::tempdir().unwrap();
         let (image, root) = (directory.path().join("image"), directory.path().join("root"));
         File::create(&image).unwrap().set_len(bytes).unwrap();
@@ -48,9 +64,13 @@ impl SmallFileSystem {
         let sectors = sector_bytes.to_string();
         let device = tool::says("losetup", ["--find", "--show", "--sector-size", &sectors, text(&image)]);
         let small = SmallFileSystem { root, device: device.trim().to_owned(), _directory: directory };
-        tool::says("mkfs.ext4", ["-q", "-F", "-m", "0", "-b", &block_bytes.to_string(), &small.device]);
-        tool::says("mount", ["-t", "ext4", &small.device, text(&small.root)]);
+        tool::says(make[0], make[1..].iter().chain([&&*small.device]));
+        tool::says("mount", [&*small.device, text(&small.root)]);
         small
+    }
+
+    fn take(&self, bytes: u64) {
+        tool::says("fallocate", ["--length", &bytes.to_string(), text(&self.ballast())]);
     }
 
     /// A name in it.

@@ -38,7 +38,7 @@ const KINDS: [(u64, &str, Option<&str>); 9] = [
         0x9123_683e,
         "btrfs",
         Some(
-            "directories are made such that files are written in place (chattr +C); where it is full, history gives less back than on ext4 or XFS",
+            "files are written in place here (chattr +C), but for what a snapshot holds, too: what is written after one takes space of its own",
         ),
     ),
     (0x2fc1_2fc1, "zfs", Some("O_DIRECT needs OpenZFS 2.3: a zvol with ext4 or xfs does better")),
