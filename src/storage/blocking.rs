@@ -173,8 +173,6 @@ fn work(queued: &Receiver<Job>, outbox: &Outbox) {
 
 /// Waits for a lock on a thread of its own.
 fn wait_elsewhere(token: Token, wait: LockWait, outbox: &Outbox) {
-    // A predecessor's last writes end soon; whoever else it is may not, and what waits is somebody's disk.
-    tracing::warn!(path = %wait.path().display(), "another process has locked this file: waiting for its end");
     let waiter = outbox.clone();
     let started = spawn("storage-lock", move || {
         let result = wait.wait(LOCK_PATIENCE, &waiter.closing);

@@ -5,7 +5,7 @@
 
 use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, RecvTimeoutError};
@@ -20,6 +20,8 @@ use crate::error::{Error, ErrorKind, Result};
 const REST_MIN: Duration = Duration::from_millis(1);
 /// and at last.
 const REST_MAX: Duration = Duration::from_millis(100);
+/// What takes no longer is in no log.
+const UNTOLD: Duration = Duration::from_secs(1);
 
 /// An open file whose lock is still to be had.
 pub(super) struct LockWait {
@@ -33,18 +35,18 @@ impl LockWait {
         LockWait { path, buffered, descriptor }
     }
 
-    /// The file.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Waits for the lock for so long, at most until `closing` has no sender any more.
     ///
     /// # Errors
     /// [`ErrorKind::Locked`] where somebody else has kept the lock all the while.
     pub(super) fn wait(self, patience: Duration, closing: &Receiver<Infallible>) -> Result<Outcome> {
         let (mut waited, mut rest) = (Duration::ZERO, REST_MIN);
+        let mut is_told = false;
         while waited < patience {
+            // A predecessor's last requests end soon; whoever else it is may not, and what waits is somebody's disk.
+            if waited >= UNTOLD && !std::mem::replace(&mut is_told, true) {
+                tracing::warn!(path = %self.path.display(), "another process has locked this file: waiting for its end");
+            }
             match closing.recv_timeout(rest) {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
