@@ -47,6 +47,7 @@ use crate::protect::retention;
 use crate::protect::retry::Retry;
 use crate::protect::status::{Condition, RateMeter};
 use crate::protect::tasks::Tasks;
+use crate::protect::telling::Telling;
 use crate::runtime::{Event, Runtime};
 use crate::units::{DiskId, DiskSlot, GroupId, Lsn, MonotonicNanos, PointId, SectorRange, WallNanos};
 use crate::vault::Vault;
@@ -147,6 +148,7 @@ pub struct Group {
     pub(super) counters: Counters,
     pub(super) rates: RateMeter,
     pub(super) condition: (Condition, WallNanos),
+    pub(super) telling: Telling,
     pub(super) events: Vec<TimedEvent>,
     /// Requests of clients that failed: when that is told again, and what of it holds.
     pub(super) failed_requests: Repetition,
@@ -267,6 +269,7 @@ impl Group {
             counters: Counters::default(),
             rates: RateMeter::default(),
             condition: (Condition::Opening, wall),
+            telling: Telling::default(),
             events: Vec::new(),
             failed_requests: Repetition::default(),
             failing_requests: FailingRequests::default(),
@@ -406,7 +409,7 @@ impl Group {
             .filter(|_| self.late_since.is_none() && !self.is_paused);
         let now = self.runtime.now();
         let gives_up = self.stop_deadlines().into_iter().filter(|at| at.is_some_and(|at| at > now));
-        let others = [self.writer.next_deadline(), marker, idle, late];
+        let others = [self.writer.next_deadline(), marker, idle, late, self.telling.due()];
         others.into_iter().chain(retries).chain(gives_up).flatten().min()
     }
 

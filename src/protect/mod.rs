@@ -45,4 +45,5 @@ mod stopping;
 pub mod summing;
 mod suspension;
 pub mod tasks;
+mod telling;
 pub mod verify;

@@ -233,10 +233,34 @@ pub(super) struct Shrinking {
     lent: Lent,
     /// That a point waits for which the history of other groups is to shrink.
     want: Option<Want>,
-    is_low: bool,
-    are_images_low: bool,
+    low: Alarm,
+    images_low: Alarm,
     planted: Planted,
 }
+
+/// That too little space is left, which is told once until there was enough for a while: beside a guest that writes, it comes and goes.
+#[derive(Debug, Default)]
+struct Alarm {
+    was_told: bool,
+    /// Since when there is enough.
+    enough_since: Option<MonotonicNanos>,
+}
+
+impl Alarm {
+    /// Whether it is to be told.
+    fn look(&mut self, is_low: bool, now: MonotonicNanos) -> bool {
+        let is_over = self.enough_since.is_some_and(|since| now.0 >= since.0 + nanos(ENOUGH_AFTER));
+        if !is_low {
+            self.enough_since.get_or_insert(now);
+            return false;
+        }
+        self.enough_since = None;
+        !std::mem::replace(&mut self.was_told, true) || is_over
+    }
+}
+
+/// There is enough space again once there has been for so long.
+const ENOUGH_AFTER: Duration = Duration::from_secs(10);
 
 /// Who may take the reserve's room, where nothing is left that it could help to give space back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -270,8 +294,8 @@ impl Shrinking {
             want: None,
             gates: Arc::clone(&plan.gates),
             pace,
-            is_low: false,
-            are_images_low: false,
+            low: Alarm::default(),
+            images_low: Alarm::default(),
             planted: plan.planted,
         }
     }
@@ -411,10 +435,9 @@ impl Shrinking {
             others_exceed: vault.reserve().gate().wanted_by_others(self.want.as_ref()),
             ..SpaceStatus::new(self.limits, vault.history_bytes(), found, room_bytes)
         };
-        if space.is_low() && !self.is_low {
+        if self.low.look(space.is_low(), runtime.now()) {
             shared.tell(runtime, GroupEvent::SpaceLow(space));
         }
-        self.is_low = space.is_low();
         shared.status.borrow_mut().space = Some(space);
         self.measure_images(runtime, shared, found).await;
         Ok(space)
@@ -426,10 +449,11 @@ impl Shrinking {
         found.iter().for_each(|found| self.pace.guard(self.gates.of(Some(found.device))));
         let space = found.map(|found| ImagesSpace::new(self.limits, found, vault));
         let low = space.filter(|space| space.is_low());
-        if let Some(space) = low.filter(|_| !self.are_images_low) {
+        if self.images_low.look(low.is_some(), runtime.now())
+            && let Some(space) = low
+        {
             shared.tell(runtime, GroupEvent::ImagesSpaceLow(space));
         }
-        self.are_images_low = low.is_some();
         shared.status.borrow_mut().images = space;
     }
 }
@@ -439,6 +463,16 @@ mod tests {
     use super::*;
 
     const FREE: Space = Space { free: 100 << 30, total: 200 << 30, device: 0 };
+
+    #[test]
+    fn little_space_is_told_once_until_there_was_enough_for_a_while() {
+        let mut alarm = Alarm::default();
+        let mut look = |second: u64, is_low| alarm.look(is_low, MonotonicNanos(second * 1_000_000_000));
+        assert!(!look(0, false) && look(1, true) && !look(2, true));
+        assert!(!look(3, false) && !look(4, true), "it comes and goes");
+        assert!(!look(13, false) && !look(22, true) && !look(23, false) && look(33, true));
+        assert!(!look(99, true), "however long nobody looked");
+    }
 
     #[test]
     fn the_larger_shortage_counts() {

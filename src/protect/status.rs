@@ -394,15 +394,15 @@ impl Group {
     pub(super) fn observe(&mut self) {
         self.observe_lateness();
         let condition = self.condition();
-        if condition != self.condition.0 {
+        let (now, has_changed) = (self.runtime.now(), condition != self.condition.0);
+        if has_changed {
             self.condition = (condition, self.runtime.wall());
-            // That one has events of its own, whatever else is wrong.
-            if condition != Condition::PointsLate {
-                self.tell(GroupEvent::Condition(condition));
-            }
+        }
+        if self.telling.turn(condition, has_changed, now) {
+            self.tell(GroupEvent::Condition(condition));
         }
         self.tell_noted();
-        self.rates.sample(self.runtime.now(), &self.counters);
+        self.rates.sample(now, &self.counters);
     }
 }
 
