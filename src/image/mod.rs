@@ -9,6 +9,7 @@ pub mod destage;
 pub mod length;
 pub mod mend;
 pub mod pace;
+pub mod pieces;
 pub mod resize;
 pub mod side;
 pub mod sums;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use futures::channel::oneshot;
 
 use crate::error::Result;
+use crate::image::pieces::SharedPieces;
 use crate::space_gate::{Passage, SpaceGate};
 
 /// A gate that work passes piece by piece.
@@ -19,12 +20,19 @@ pub struct Pace {
     waiting: RefCell<Vec<oneshot::Sender<()>>>,
     /// That of the images' file system.
     space: RefCell<Arc<SpaceGate>>,
+    /// What destage keeps in memory.
+    pieces: Arc<SharedPieces>,
 }
 
 impl Pace {
-    /// An open gate, for writes to a file system that `space` guards.
-    pub fn new(space: Arc<SpaceGate>) -> Pace {
-        Pace { space: RefCell::new(space), ..Pace::default() }
+    /// An open gate, for writes to a file system that `space` guards, of pieces of what all groups share.
+    pub fn new(space: Arc<SpaceGate>, pieces: Arc<SharedPieces>) -> Pace {
+        Pace { space: RefCell::new(space), pieces, ..Pace::default() }
+    }
+
+    /// What the work may keep in memory.
+    pub(super) fn pieces(&self) -> &Arc<SharedPieces> {
+        &self.pieces
     }
 
     /// Has `space` guard the file system from now on.

@@ -2,10 +2,10 @@
 //! lies side by side is one operation, on either side.
 //!
 //! ```text
-//!  map, by LBA ─▶ by segment ─▶ pieces of 16 MiB ─▶ read, joined ─▶ by LBA ─▶ written, joined
+//!  map, by LBA ─▶ by segment ─▶ pieces ─▶ read, joined ─▶ by LBA ─▶ written, joined
 //! ```
 //!
-//! A piece is written while the next one is read. It is what bounds the memory: two pieces at a time. What was written at random is
+//! A piece is written while the next one is read. It is what bounds the memory: two pieces at a time ([`SharedPieces`]). What was written at random is
 //! all over the map but side by side in the journal, so that reading it there costs a few large operations instead of one for each
 //! extent; what was written in order is side by side in both.
 
@@ -18,6 +18,8 @@ use crate::error::Result;
 use crate::extent::{Extent, FrozenMap};
 use crate::image::Image;
 use crate::image::pace::Pace;
+#[cfg(doc)]
+use crate::image::pieces::SharedPieces;
 use crate::image::sums::Put;
 use crate::journal::joined::{Part, cost};
 use crate::journal::reader::Reader;
@@ -28,8 +30,6 @@ use crate::runtime::Runtime;
 use crate::storage::{Buffer, Slice};
 use crate::units::{Lsn, SectorCount, SectorRange, to_usize};
 
-/// What a piece may cost in bytes read.
-const PIECE_BYTES: u64 = 16 << 20;
 /// Most bytes of one write.
 const WRITE_BYTES_MAX: u64 = 1 << 20;
 /// Extents after which whoever shares the thread gets a turn.
@@ -93,7 +93,10 @@ impl Transfer<'_> {
         let mut sums = vec![0; count as usize];
         let zeros = zeros.into_iter().map(|(range, allocated)| self.zero(range, allocated));
         pour(zeros, CONCURRENCY, |()| ()).await?;
-        let mut pieces = segments.into_iter().flat_map(|(segment, held)| pieces_of(segment, held));
+        let under_way = self.pace.pieces().begin();
+        let mut pieces = segments
+            .into_iter()
+            .flat_map(|(segment, held)| pieces_of(segment, held, under_way.piece_bytes()));
         let mut read = self.read_next(&mut pieces).await?;
         while let Some(data) = read {
             self.note_sums(&data, &mut sums).await;
@@ -216,14 +219,14 @@ fn joined(extents: &[(SectorRange, Slice)]) -> Slice {
     buffer.freeze()
 }
 
-/// Cuts what one segment holds into pieces.
-fn pieces_of(segment: SegmentIndex, mut held: Vec<Held>) -> impl Iterator<Item = Piece> {
+/// Cuts what one segment holds into pieces that cost about so many bytes.
+fn pieces_of(segment: SegmentIndex, mut held: Vec<Held>, piece_bytes: u64) -> impl Iterator<Item = Piece> {
     held.sort_unstable_by_key(|held| held.sector);
     let mut pieces = Vec::new();
     let (mut piece, mut bytes, mut end) = (Vec::new(), 0, 0);
     for held in held {
         let more = cost(end, held.part());
-        if !piece.is_empty() && bytes + more > PIECE_BYTES {
+        if !piece.is_empty() && bytes + more > piece_bytes {
             pieces.push(Piece { segment, held: std::mem::take(&mut piece) });
             bytes = 0;
         }
@@ -246,19 +249,20 @@ mod tests {
     #[test]
     fn a_piece_is_in_the_segments_order_and_bounded_gaps_included() {
         const MIB: u32 = 2048;
+        const PIECE_BYTES: u64 = 16 << 20;
         let segment = SegmentIndex(3);
         let all = [held(9 * MIB, 0, u64::from(MIB)), held(8, 5000, 8), held(24 * MIB, 9000, 8)];
-        let pieces: Vec<_> = pieces_of(segment, all.to_vec()).collect();
+        let pieces: Vec<_> = pieces_of(segment, all.to_vec(), PIECE_BYTES).collect();
         let expected = Piece { segment, held: vec![all[1], all[0], all[2]] };
         assert_eq!(pieces, [expected], "gaps that are not read cost nothing");
 
         // Of each 32 KiB one sector is wanted: the gaps are read, and count.
         let sparse: Vec<_> = (0..1024).map(|index| held(index * 64, u64::from(index) * 8, 1)).collect();
-        let pieces: Vec<_> = pieces_of(segment, sparse.clone()).collect();
+        let pieces: Vec<_> = pieces_of(segment, sparse.clone(), PIECE_BYTES).collect();
         assert_eq!(pieces.len(), 2);
         let again: Vec<_> = pieces.iter().flat_map(|piece| piece.held.iter().copied()).collect();
         assert_eq!(again, sparse);
-        assert_eq!(pieces_of(segment, Vec::new()).count(), 0);
+        assert_eq!(pieces_of(segment, Vec::new(), PIECE_BYTES).count(), 0);
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::format::record::{DiskRecord, GroupRecord};
 use crate::image::attach::{Attached, attach};
 use crate::image::mend::{Mend, mend};
 use crate::image::pace::Pace;
+use crate::image::pieces::SharedPieces;
 use crate::image::side::{self, SideNames, Sides, lost, refusal};
 use crate::journal::boot;
 use crate::journal::cache::{FrameCache, SharedFrames};
@@ -67,6 +68,8 @@ pub struct GroupPlan {
     pub cache_bytes_max: usize,
     /// What those of all groups may take together.
     pub shared_frames: Arc<SharedFrames>,
+    /// The same of what destage keeps in memory.
+    pub shared_pieces: Arc<SharedPieces>,
     /// Memory for extent maps and payload tables, beyond which writes wait. At least [`MAP_BYTES_MIN`] to be of use.
     pub map_bytes_max: usize,
     /// Journal bytes that an index run stands for, at least.
@@ -332,7 +335,7 @@ async fn assemble(
     };
     let vaulted = points.last().map_or(Lsn::ZERO, |point| point.marker);
     let interval = if record.keeps_points() { interval } else { OpenInterval::never() };
-    let pace = Rc::new(Pace::new(plan.gates.of(None)));
+    let pace = Rc::new(Pace::new(plan.gates.of(None), Arc::clone(&plan.shared_pieces)));
     let (retention, retention_jobs) =
         start_retention(&tasks, &runtime, &vault, &mailbox, clock, &plan, &pace);
     vault.reserve().take_up().await;

@@ -37,6 +37,7 @@ pub fn group_plan(plan: &Plan, planted: Planted, site_keys: SiteKeys) -> GroupPl
         journal_bytes: plan.segment_bytes * plan.segments,
         cache_bytes_max: plan.cache_bytes,
         shared_frames: SharedFrames::unbounded(),
+        shared_pieces: Arc::default(),
         map_bytes_max: plan.map_bytes,
         index_bytes_min: plan.index_bytes,
         fan_out: plan.fan_out,

@@ -29,6 +29,7 @@ use crate::env::Environment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failover::TestListing;
 use crate::format::record::{DiskRecord, TestUse};
+use crate::image::pieces::SharedPieces;
 use crate::journal::cache::SharedFrames;
 use crate::listen::{Endpoint, ListenAddress, SocketMode};
 use crate::planted::Planted;
@@ -104,6 +105,8 @@ pub(super) struct Inner {
     pub(super) buffers_wait: BuffersWait,
     /// What recently written frames of all groups take.
     pub(super) frames: Arc<SharedFrames>,
+    /// What destage of all groups keeps in memory.
+    pub(super) pieces: Arc<SharedPieces>,
     /// Who may take what is left of file systems.
     pub(super) gates: Arc<SpaceGates>,
     /// Which group's images of before there were sums get theirs.
@@ -167,6 +170,7 @@ impl Gateway {
             damages: Damages::default(),
             suspicions: Arc::default(),
             frames,
+            pieces: Arc::default(),
             gates: Arc::default(),
             summing: SummingTurn::default(),
             sampling: Sampling::default(),
@@ -324,6 +328,7 @@ impl Inner {
             journal_bytes: self.configuration.journal.size.0,
             cache_bytes_max: to_usize(self.configuration.memory.frames.0),
             shared_frames: Arc::clone(&self.frames),
+            shared_pieces: Arc::clone(&self.pieces),
             map_bytes_max: to_usize(self.configuration.memory.maps.0),
             index_bytes_min: crate::protect::open::INDEX_BYTES_MIN,
             fan_out: crate::vault::FAN_OUT,

@@ -37,6 +37,7 @@ pub fn plan() -> GroupPlan {
         index_bytes_min: 1 << 20,
         cache_bytes_max: 64 << 10,
         shared_frames: SharedFrames::unbounded(),
+        shared_pieces: std::sync::Arc::default(),
         ..stepped::plan(PathBuf::from("/group"), PathBuf::from("/vault"))
     }
 }

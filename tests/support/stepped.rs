@@ -36,6 +36,7 @@ pub fn plan(directory: PathBuf, vault: PathBuf) -> GroupPlan {
         journal_bytes: 64 << 20,
         cache_bytes_max: 8 << 20,
         shared_frames: SharedFrames::unbounded(),
+        shared_pieces: Arc::default(),
         map_bytes_max: 16 << 20,
         index_bytes_min: INDEX_BYTES_MIN,
         fan_out: afterimage::vault::FAN_OUT,
