@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::rc::Rc;
 
+use afterimage::image::sums::sums_path;
 use afterimage::protect::verify::{GroupReport, Verification, What};
 use afterimage::storage::sim::{FaultKind, Matcher, OpKind};
 use afterimage::throttle::Pacing;
@@ -69,5 +70,21 @@ fn an_image_and_a_base_that_cannot_be_read_are_named_and_the_rest_is_compared() 
         assert!(report.compared_bytes >= SECTORS * 512, "the other disk is compared: {report:?}");
         machine.disk.mend();
         assert!(verify(&mut machine).is_sound(), "nothing of it stays");
+    }
+}
+
+/// It ended the verification of all disks.
+#[test]
+fn sums_that_cannot_be_read_are_named_and_the_rest_is_compared() {
+    let sums = |disk| sums_path(&plan().images(), disk);
+    for refused in [Matcher::any(), Matcher::kind(OpKind::Read), Matcher::kind(OpKind::DataRanges)] {
+        let (mut machine, broken, _) = settled();
+        let refused = refused.path(part(&sums(broken)));
+        machine.disk.fail_always(refused.clone(), FaultKind::Io);
+        let report = verify(&mut machine);
+        assert_names(&report, broken, &sums(broken));
+        assert!(report.compared_bytes >= SECTORS * 512, "the other disk is compared: {refused:?} {report:?}");
+        machine.disk.mend();
+        assert!(verify(&mut machine).is_sound(), "nothing of it stays: {refused:?}");
     }
 }
