@@ -1,7 +1,7 @@
 //! Every event's code. docs/events.md says of each what it means and what to do; a hook's `on` names them.
 
 /// The codes, by name.
-pub const EVENT_CODES: [&str; 38] = [
+pub const EVENT_CODES: [&str; 39] = [
     "adopted_with_loss",
     "buffers_full",
     "catalogue_rotten",
@@ -10,6 +10,7 @@ pub const EVENT_CODES: [&str; 38] = [
     "clock_stepped",
     "condition",
     "disk_lacking",
+    "disk_latched",
     "disk_resized",
     "disk_whole",
     "events_lost",

@@ -78,6 +78,13 @@ pub enum GroupEvent {
         /// The sectors.
         sectors: Ranges,
     },
+    /// A disk's image failed, or cannot be opened, or what the journal holds of it is damaged: its writes fail.
+    DiskLatched {
+        /// Its name.
+        disk: String,
+        /// What failed, with file and error.
+        because: String,
+    },
     /// Points hold the disk again.
     DiskWhole {
         /// Its name.
@@ -210,6 +217,7 @@ impl GroupEvent {
             GroupEvent::Paused => "paused",
             GroupEvent::Resumed => "resumed",
             GroupEvent::DiskLacking { .. } => "disk_lacking",
+            GroupEvent::DiskLatched { .. } => "disk_latched",
             GroupEvent::DiskWhole { .. } => "disk_whole",
             GroupEvent::Renewed { .. } => "renewed",
             GroupEvent::Withheld { .. } => "withheld",
@@ -259,6 +267,7 @@ impl GroupEvent {
             | GroupEvent::EventsLost { .. } => Gravity::Warning,
             GroupEvent::HistoryCannotShrink
             | GroupEvent::DiskLacking { .. }
+            | GroupEvent::DiskLatched { .. }
             | GroupEvent::RequestsFailed { .. }
             | GroupEvent::TestUnserved { .. }
             | GroupEvent::Withheld { .. } => Gravity::Fault,
@@ -320,6 +329,10 @@ impl GroupEvent {
                 "points are without disk {disk} from now on: writes to its sectors {} rotted in the journal, or cannot be \
                  read from it, before a delta had them",
                 ranges(sectors)
+            ),
+            GroupEvent::DiskLatched { disk, because } => format!(
+                "disk {disk} is latched, and its writes fail: {because}: mend that, then `afterimage group resume`, or remove the disk, \
+                 whose points stay"
             ),
             GroupEvent::DiskWhole { disk } => format!("points hold disk {disk} again"),
             GroupEvent::Renewed { disk, sectors } => {

@@ -25,6 +25,7 @@ use crate::journal::reader::Reader;
 use crate::journal::segments::Segments;
 use crate::journal::writer::{Identity, Visible, VisibleEvent, Writer};
 use crate::planted::Bug;
+use crate::protect::alarm::Alarm;
 use crate::protect::allocation::AllocationQuestions;
 use crate::protect::clock::GroupClock;
 use crate::protect::disk::Disk;
@@ -149,6 +150,12 @@ pub struct Group {
     pub(super) rates: RateMeter,
     pub(super) condition: (Condition, WallNanos),
     pub(super) telling: Telling,
+    /// The same of what is beside latched disks, while there are any,
+    pub(super) beside: (Option<Condition>, Telling),
+    /// and of which of these it was told.
+    pub(super) latches_told: BTreeSet<DiskSlot>,
+    /// Whether it was told that points are late.
+    pub(super) late_told: Alarm,
     pub(super) events: Vec<TimedEvent>,
     /// Requests of clients that failed: when that is told again, and what of it holds.
     pub(super) failed_requests: Repetition,
@@ -270,6 +277,9 @@ impl Group {
             rates: RateMeter::default(),
             condition: (Condition::Opening, wall),
             telling: Telling::default(),
+            beside: (None, Telling::default()),
+            latches_told: BTreeSet::new(),
+            late_told: Alarm::default(),
             events: Vec::new(),
             failed_requests: Repetition::default(),
             failing_requests: FailingRequests::default(),
@@ -409,8 +419,9 @@ impl Group {
             .filter(|_| self.late_since.is_none() && !self.is_paused);
         let now = self.runtime.now();
         let gives_up = self.stop_deadlines().into_iter().filter(|at| at.is_some_and(|at| at > now));
-        let others = [self.writer.next_deadline(), marker, idle, late, self.telling.due()];
-        others.into_iter().chain(retries).chain(gives_up).flatten().min()
+        let others = [self.writer.next_deadline(), marker, idle, late];
+        let told = [self.telling.due(), self.beside.1.due(), self.late_told.due()];
+        others.into_iter().chain(told).chain(retries).chain(gives_up).flatten().min()
     }
 
     /// The opening frame names what was accepted; until that is durable, nobody may see it.

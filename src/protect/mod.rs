@@ -7,6 +7,7 @@
 //! ```
 
 pub mod adopt;
+mod alarm;
 pub mod allocation;
 mod checks;
 pub mod clock;
@@ -25,6 +26,7 @@ pub mod loss;
 mod mailbox;
 mod map_limit;
 pub mod membership;
+mod observing;
 pub mod open;
 pub mod place;
 mod points;

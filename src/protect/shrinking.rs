@@ -15,6 +15,7 @@ use crate::byte_size::ByteSize;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::pace::Pace;
 use crate::planted::{Bug, Planted};
+use crate::protect::alarm::{Alarm, Told};
 use crate::protect::events::GroupEvent;
 use crate::protect::group::nanos;
 use crate::protect::open::GroupPlan;
@@ -238,30 +239,6 @@ pub(super) struct Shrinking {
     planted: Planted,
 }
 
-/// That too little space is left, which is told once until there was enough for a while: beside a guest that writes, it comes and goes.
-#[derive(Debug, Default)]
-struct Alarm {
-    was_told: bool,
-    /// Since when there is enough.
-    enough_since: Option<MonotonicNanos>,
-}
-
-impl Alarm {
-    /// Whether it is to be told.
-    fn look(&mut self, is_low: bool, now: MonotonicNanos) -> bool {
-        let is_over = self.enough_since.is_some_and(|since| now.0 >= since.0 + nanos(ENOUGH_AFTER));
-        if !is_low {
-            self.enough_since.get_or_insert(now);
-            return false;
-        }
-        self.enough_since = None;
-        !std::mem::replace(&mut self.was_told, true) || is_over
-    }
-}
-
-/// There is enough space again once there has been for so long.
-const ENOUGH_AFTER: Duration = Duration::from_secs(10);
-
 /// Who may take the reserve's room, where nothing is left that it could help to give space back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lent {
@@ -435,7 +412,7 @@ impl Shrinking {
             others_exceed: vault.reserve().gate().wanted_by_others(self.want.as_ref()),
             ..SpaceStatus::new(self.limits, vault.history_bytes(), found, room_bytes)
         };
-        if self.low.look(space.is_low(), runtime.now()) {
+        if self.low.look(space.is_low(), runtime.now()) == Some(Told::Raised) {
             shared.tell(runtime, GroupEvent::SpaceLow(space));
         }
         shared.status.borrow_mut().space = Some(space);
@@ -449,7 +426,7 @@ impl Shrinking {
         found.iter().for_each(|found| self.pace.guard(self.gates.of(Some(found.device))));
         let space = found.map(|found| ImagesSpace::new(self.limits, found, vault));
         let low = space.filter(|space| space.is_low());
-        if self.images_low.look(low.is_some(), runtime.now())
+        if self.images_low.look(low.is_some(), runtime.now()) == Some(Told::Raised)
             && let Some(space) = low
         {
             shared.tell(runtime, GroupEvent::ImagesSpaceLow(space));
@@ -463,16 +440,6 @@ mod tests {
     use super::*;
 
     const FREE: Space = Space { free: 100 << 30, total: 200 << 30, device: 0 };
-
-    #[test]
-    fn little_space_is_told_once_until_there_was_enough_for_a_while() {
-        let mut alarm = Alarm::default();
-        let mut look = |second: u64, is_low| alarm.look(is_low, MonotonicNanos(second * 1_000_000_000));
-        assert!(!look(0, false) && look(1, true) && !look(2, true));
-        assert!(!look(3, false) && !look(4, true), "it comes and goes");
-        assert!(!look(13, false) && !look(22, true) && !look(23, false) && look(33, true));
-        assert!(!look(99, true), "however long nobody looked");
-    }
 
     #[test]
     fn the_larger_shortage_counts() {

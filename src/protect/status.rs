@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use crate::error::ErrorKind;
 use crate::format::record::{DiskRecord, PointRecord};
-use crate::protect::events::GroupEvent;
 use crate::protect::failing::Failing;
 use crate::protect::group::{Counters, Group};
 use crate::protect::retention::RetentionStatus;
@@ -169,6 +168,8 @@ pub struct GroupSnapshot {
     pub latched_disks: Vec<String>,
     /// and what went wrong with each, in the same order.
     pub latched_because: Vec<String>,
+    /// If disks are latched: what the group does apart from that.
+    pub beside_latches: Option<Condition>,
     /// Why the vault refused a point for good, if it did.
     pub vault_failure: Option<String>,
     /// What it is doing,
@@ -259,14 +260,25 @@ impl RateMeter {
 impl Group {
     /// What the group is doing now.
     pub fn condition(&self) -> Condition {
+        match self.condition_of_others() {
+            group @ (Condition::JournalFailed | Condition::Stopping | Condition::Opening) => group,
+            _ if self.disks.values().any(|disk| disk.latched.is_some()) => Condition::ImageFailed,
+            others => others,
+        }
+    }
+
+    /// If disks are latched: what the group does apart from that.
+    pub(super) fn beside_latches(&self) -> Option<Condition> {
+        (self.condition.0 == Condition::ImageFailed).then(|| self.condition_of_others())
+    }
+
+    fn condition_of_others(&self) -> Condition {
         if self.writer.failure().is_some() {
             Condition::JournalFailed
         } else if self.stopping {
             Condition::Stopping
         } else if !self.serving {
             Condition::Opening
-        } else if self.disks.values().any(|disk| disk.latched.is_some()) {
-            Condition::ImageFailed
         } else if self.vault_failed.is_some() {
             Condition::VaultFailed
         } else if self.wants_space() {
@@ -331,6 +343,7 @@ impl Group {
             vault_failure: self.vault_failed_because.clone(),
             condition: self.condition.0,
             since: self.condition.1,
+            beside_latches: self.beside_latches(),
             ladder: self.ladder(),
             journal_used_bytes: self.segments.used_bytes(),
             journal_limit_bytes: self.segments.limit_bytes(),
@@ -370,39 +383,6 @@ impl Group {
 
     fn since(&self, then: MonotonicNanos) -> Duration {
         Duration::from_nanos(self.runtime.now().0.saturating_sub(then.0))
-    }
-
-    /// Notes whether points are late, and tells it once, and when it is over.
-    fn observe_lateness(&mut self) {
-        let due = self.lateness.due(self.schedule.interval());
-        // Nobody waits for the points of a paused group.
-        let is_late = !self.is_paused && due.is_some_and(|due| due <= self.runtime.now());
-        match (self.late_since, is_late) {
-            (None, true) => {
-                self.late_since = Some(self.runtime.wall());
-                self.tell(GroupEvent::PointsLate);
-            }
-            (Some(_), false) => {
-                self.late_since = None;
-                self.tell(GroupEvent::PointsInTime);
-            }
-            _ => {}
-        }
-    }
-
-    /// Notes what the group does, and since when, and how fast.
-    pub(super) fn observe(&mut self) {
-        self.observe_lateness();
-        let condition = self.condition();
-        let (now, has_changed) = (self.runtime.now(), condition != self.condition.0);
-        if has_changed {
-            self.condition = (condition, self.runtime.wall());
-        }
-        if self.telling.turn(condition, has_changed, now) {
-            self.tell(GroupEvent::Condition(condition));
-        }
-        self.tell_noted();
-        self.rates.sample(now, &self.counters);
     }
 }
 

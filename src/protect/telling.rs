@@ -4,14 +4,10 @@
 //! What passes by itself is told once until the group was well for a while, which is told then. What does not pass by itself is told each
 //! time.
 
-use std::time::Duration;
-
+use crate::protect::alarm::OVER_AFTER;
 use crate::protect::group::nanos;
 use crate::protect::status::Condition;
 use crate::units::MonotonicNanos;
-
-/// A group is well again once it has been for so long.
-const WELL_AFTER: Duration = Duration::from_secs(10);
 
 /// What of a group's conditions was told.
 #[derive(Debug, Default)]
@@ -20,6 +16,8 @@ pub(super) struct Telling {
     troubles: Vec<Condition>,
     /// Since when it seems to be well again.
     well_since: Option<MonotonicNanos>,
+    /// What was told last.
+    last: Option<Condition>,
 }
 
 /// What to make of a condition.
@@ -56,12 +54,16 @@ impl Telling {
     pub(super) fn turn(&mut self, condition: Condition, has_changed: bool, now: MonotonicNanos) -> bool {
         let is_well_again = self.due().is_some_and(|due| now >= due);
         if is_well_again {
-            *self = Telling::default();
+            self.forget_troubles();
         }
-        match has_changed {
+        let is_told = match has_changed {
             true => self.changed(condition, now),
-            false => is_well_again && condition != Condition::PointsLate,
+            false => is_well_again && self.is_news(condition),
+        };
+        if is_told {
+            self.last = Some(condition);
         }
+        is_told
     }
 
     fn changed(&mut self, condition: Condition, now: MonotonicNanos) -> bool {
@@ -70,7 +72,7 @@ impl Telling {
                 self.well_since.get_or_insert(now);
                 false
             }
-            Kind::Well => condition != Condition::PointsLate,
+            Kind::Well => self.is_news(condition),
             Kind::Passing => {
                 self.well_since = None;
                 let is_new = !self.troubles.contains(&condition);
@@ -80,15 +82,24 @@ impl Telling {
                 is_new
             }
             Kind::Lasting => {
-                *self = Telling::default();
+                self.forget_troubles();
                 true
             }
         }
     }
 
+    fn is_news(&self, well: Condition) -> bool {
+        well != Condition::PointsLate && self.last != Some(well)
+    }
+
+    fn forget_troubles(&mut self) {
+        self.troubles.clear();
+        self.well_since = None;
+    }
+
     /// When there is something to tell, if nothing changes before.
     pub(super) fn due(&self) -> Option<MonotonicNanos> {
-        self.well_since.map(|since| MonotonicNanos(since.0 + nanos(WELL_AFTER)))
+        self.well_since.map(|since| MonotonicNanos(since.0 + nanos(OVER_AFTER)))
     }
 }
 
@@ -144,10 +155,7 @@ mod tests {
 
     #[test]
     fn late_points_are_told_by_their_own_events_and_end_what_passed() {
-        assert_eq!(
-            told(&[(0, Protected), (1, PointsLate), (2, Protected)]),
-            [(0, Protected), (2, Protected)]
-        );
+        assert_eq!(told(&[(0, Protected), (1, PointsLate), (2, Protected)]), [(0, Protected)]);
         let turns = [(0, JournalFull), (1, PointsLate), (12, PointsLate), (13, Protected)];
         assert_eq!(told(&turns), [(0, JournalFull), (13, Protected)]);
     }

@@ -413,10 +413,15 @@ fn state(snapshot: &GroupSnapshot, lesser: Option<&Failure>) -> GroupState {
         _ => String::new(),
     };
     let because = if because.is_empty() { because } else { format!(": {because}") };
+    let beside = snapshot.beside_latches.and_then(Condition::explanation);
+    let (and_what, and_mend) = match beside {
+        Some(why) => (format!("; and {}", why.what), format!("; and {}", why.mend)),
+        None => Default::default(),
+    };
     let reason = code.zip(snapshot.condition.explanation()).map(|(code, why)| Reason {
         code,
-        detail: format!("{}{disks}{because}", why.what),
-        mend: why.mend.to_owned(),
+        detail: format!("{}{disks}{because}{and_what}", why.what),
+        mend: format!("{}{and_mend}", why.mend),
     });
     GroupState { condition, reason, since: snapshot.since }
 }

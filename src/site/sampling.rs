@@ -358,6 +358,7 @@ mod tests {
             disks: written.iter().map(disk).collect(),
             latched_disks: Vec::new(),
             latched_because: Vec::new(),
+            beside_latches: None,
             vault_failure: None,
             condition: Condition::Protected,
             since: NOON,

@@ -29,6 +29,41 @@ fn an_event_bears_the_time_at_which_it_happened_whenever_it_is_asked_for() {
     assert_eq!(latches.map(|told| told.time).collect::<Vec<_>>(), [snapshot.since]);
 }
 
+/// The second one was told of nowhere but in `status`.
+#[test]
+fn each_latched_disk_is_told_with_what_failed() {
+    let (mut machine, first, second) = Machine::new(1);
+    machine.told();
+    for (disk, name) in [(first, "first"), (second, "second")] {
+        machine.disk.fail_always(Matcher::kind(OpKind::Write).path(part(&image(disk))), FaultKind::Io);
+        assert!(machine.write(disk, 0, 1, 1).is_ok());
+        machine.drive("the latch", |machine| machine.is_latched(disk));
+        let told = machine.told();
+        let latches: Vec<_> =
+            told.iter().filter(|told| matches!(told, GroupEvent::DiskLatched { .. })).collect();
+        let [GroupEvent::DiskLatched { disk: told, because }] = &latches[..] else { panic!("{latches:?}") };
+        assert_eq!(told, name);
+        assert!(because.contains(&part(&image(disk))), "{because}");
+    }
+    machine.disk.mend();
+    machine.resume().expect("a group that works");
+    assert!(machine.told().contains(&GroupEvent::Condition(Condition::Protected)));
+}
+
+/// It was hidden behind the latch.
+#[test]
+fn a_lack_of_space_is_told_beside_a_latched_disk() {
+    let (mut machine, _, sound, _) = latched(1);
+    machine.told();
+    machine.disk.fail_always(Matcher::kind(OpKind::Write).path(part(&image(sound))), FaultKind::NoSpace);
+    assert!(machine.write(sound, 0, 1, 1).is_ok());
+    let is_beside =
+        |machine: &mut Machine| machine.group().snapshot().beside_latches == Some(Condition::NoSpace);
+    machine.drive("a lack of space", is_beside);
+    assert_eq!(machine.group().snapshot().condition, Condition::ImageFailed);
+    assert!(machine.told().contains(&GroupEvent::Condition(Condition::NoSpace)));
+}
+
 /// Reads latch no disk: what writes meet is another matter.
 #[test]
 fn reads_that_an_image_refuses_are_told_with_their_disk_until_a_while_after_the_last() {
