@@ -17,7 +17,7 @@ use crate::control::jobs::Progress;
 use crate::control::model::{GroupVerified, Severity, VerifyLast, VerifyPart, VerifyReport};
 use crate::control::name::Name;
 use crate::counted::counted;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, is_of_the_file};
 use crate::throttle::{ByteRate, Hold, Pacing};
 use crate::units::{GroupId, WallNanos};
 use crate::vault::{self, Vault};
@@ -96,6 +96,12 @@ impl Inner {
                 Err(error) if !entry.is_hosted() && error.kind() != ErrorKind::Shutdown => {
                     report.faults.push(format!("group {}: its vault cannot be opened: {error}", entry.id));
                     report.faults.extend(self.further_faults(entry.id, &error).await);
+                }
+                // The vaults of the others may be on another device. A group that was removed meanwhile is another matter.
+                Err(error) if is_of_the_file(error.kind()) && error.path().is_some() => {
+                    let fault = format!("group {name}: its vault cannot be read: {error}");
+                    self.tell_faults(entry.id, &name, std::slice::from_ref(&fault), 0);
+                    report.faults.push(fault);
                 }
                 Err(error) => {
                     if !is_cut_off(&error, &progress) {

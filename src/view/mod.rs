@@ -91,6 +91,13 @@ impl View {
         View::open_with(vault, point, |disk| disk.membership != Membership::Excluded).await
     }
 
+    /// The same without some disks.
+    pub async fn open_without(vault: &Rc<Vault>, point: PointId, left_out: &[DiskId]) -> Result<Rc<View>> {
+        let is_had =
+            |disk: &PointDisk| disk.membership == Membership::Included && !left_out.contains(&disk.disk);
+        View::open_with(vault, point, is_had).await
+    }
+
     async fn open_with(
         vault: &Rc<Vault>,
         point: PointId,

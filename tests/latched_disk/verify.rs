@@ -73,6 +73,19 @@ fn an_image_and_a_base_that_cannot_be_read_are_named_and_the_rest_is_compared() 
     }
 }
 
+/// Nothing at all was compared with the vault.
+#[test]
+fn a_base_that_cannot_be_opened_is_named_and_the_other_disk_is_compared() {
+    let (mut machine, broken, _) = settled();
+    let base = plan().vault.join("base").join(format!("{broken}.summed.raw"));
+    machine.disk.fail_always(Matcher::kind(OpKind::Open).path(part(&base)), FaultKind::Io);
+    let report = verify(&mut machine);
+    assert_names(&report, broken, &base);
+    assert_eq!((report.findings.len(), report.compared_bytes), (1, SECTORS * 512), "{report:?}");
+    machine.disk.mend();
+    assert!(verify(&mut machine).is_sound(), "nothing of it stays");
+}
+
 /// It ended the verification of all disks.
 #[test]
 fn sums_that_cannot_be_read_are_named_and_the_rest_is_compared() {

@@ -65,6 +65,31 @@ fn with_four_points() -> (Gateway, Vec<String>, PathBuf) {
     (gateway, points, blob.clone())
 }
 
+/// The others were not read, or what was found in them was not said.
+#[test]
+fn a_vault_that_cannot_be_read_hides_no_other() {
+    let (gateway, _, blob) = with_four_points();
+    for group in ["aaa", "zzz"] {
+        gateway.says(&format!("group create {group}"));
+        let groups = gateway.json("group list");
+        let is_named = |found: &&Value| found["name"] == group;
+        let id = groups.as_array().expect("a list").iter().find(is_named).expect("there")["id"].clone();
+        let manifest = gateway.data().join("vault").join(id.as_str().expect("an id")).join("manifest");
+        fs::rename(&manifest, manifest.with_extension("away")).expect("there");
+    }
+    damage(&blob, 5000);
+    let output = gateway.cli("vault verify --json").output().expect("runs");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("it prints JSON");
+    let faults: Vec<_> = report["faults"].as_array().expect("a list").iter().map(Value::to_string).collect();
+    for named in ["group aaa: its vault cannot be read", "group zzz: its vault cannot be read", ".delta"] {
+        assert!(faults.iter().any(|fault| fault.contains(named)), "{named}: {report:#}");
+    }
+    for group in ["aaa", "erp", "zzz"] {
+        let events = gateway.json(&format!("events --group {group}"));
+        assert!(events.to_string().contains("verify_found"), "{group}: {events:#}");
+    }
+}
+
 #[test]
 fn what_rotted_in_an_image_is_named_and_a_sound_group_is_sound() {
     let (gateway, image) = protected("[verify]\nevery = \"never\"\n");

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::units::{DiskId, Lsn, PointId, SectorRange};
 use crate::view::Origin;
 
-/// Findings that are kept; more are only counted.
+/// Findings that are kept of each disk; more are only counted.
 const FINDINGS_MAX: usize = 1000;
 
 /// Where the group has the bytes.
@@ -126,11 +126,16 @@ impl GroupReport {
         self.findings.is_empty()
     }
 
+    /// Findings that are kept of the disk that is gone through: they are the last ones.
+    fn kept_of(&self, disk: DiskId) -> usize {
+        self.findings.iter().rev().take_while(|kept| kept.disk == disk).count()
+    }
+
     /// Adds a finding, or makes the last one longer.
     pub(super) fn find(&mut self, found: Difference) {
         if let Some(last) = self.findings.last_mut().filter(|last| continues(last, &found)) {
             last.range.end = found.range.end;
-        } else if self.findings.len() < FINDINGS_MAX {
+        } else if self.kept_of(found.disk) < FINDINGS_MAX {
             self.findings.push(found);
         } else {
             self.more_findings += 1;
@@ -167,5 +172,24 @@ fn continues_vault(last: &Origin, next: &Origin, gap: u64) -> bool {
             path == next_path && offset + gap == *next_offset
         }
         _ => last == next,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_disk_whose_findings_are_many_leaves_room_for_those_of_another() {
+        let mut report = GroupReport::default();
+        let mut find = |disk, sector| {
+            let what = What::Unreadable { error: format!("byte {sector}") };
+            let range = SectorRange::new(sector, sector + 1);
+            report.find(Difference { disk: DiskId(disk), name: disk.to_string(), range, what });
+        };
+        (0..FINDINGS_MAX as u64 + 7).for_each(|sector| find(1, sector));
+        find(2, 0);
+        assert_eq!((report.findings.len(), report.more_findings), (FINDINGS_MAX + 1, 7));
+        assert_eq!(report.findings.last().expect("some").disk, DiskId(2));
     }
 }

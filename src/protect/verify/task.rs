@@ -208,7 +208,15 @@ impl Task {
             }
             // Let go of the old one first: nothing is to be held twice.
             self.round = None;
-            match View::open(&self.vault, newest).await {
+            let mut opened = View::open(&self.vault, newest).await;
+            if opened.as_ref().is_err_and(is_of_content) {
+                // The other disks are compared all the same.
+                let unopened = self.unopened_bases(newest).await;
+                if !unopened.is_empty() {
+                    opened = View::open_without(&self.vault, newest, &unopened).await;
+                }
+            }
+            match opened {
                 Ok(view) => {
                     self.report.point = Some((newest, marker));
                     self.round = Some(Round { view, began: self.runtime.now() });
@@ -222,6 +230,34 @@ impl Task {
             }
         }
         Ok(self.round.clone())
+    }
+
+    /// The disks of a point whose bases cannot be opened: each is a finding.
+    async fn unopened_bases(&mut self, point: PointId) -> Vec<DiskId> {
+        let vault = Rc::clone(&self.vault);
+        let disks =
+            vault.manifest().state().point(point).map(|point| point.disks.to_vec()).unwrap_or_default();
+        let mut unopened = Vec::new();
+        for disk in disks {
+            let Err(error) = vault.bases().open(disk.disk).await else { continue };
+            if !is_of_content(&error) {
+                continue;
+            }
+            let name = {
+                let state = vault.manifest().state();
+                let named = state.all_disks().iter().find(|known| known.record.id == disk.disk);
+                named.map_or_else(|| disk.disk.to_string(), |known| known.record.name.clone())
+            };
+            let range = SectorRange::new(0, disk.sectors.0);
+            let error =
+                format!("its base cannot be opened, and its image was compared with its sums alone: {error}");
+            let found = Difference { disk: disk.disk, name, range, what: What::Unreadable { error } };
+            if !self.report.findings.contains(&found) {
+                self.report.find(found);
+            }
+            unopened.push(disk.disk);
+        }
+        unopened
     }
 
     fn newest(&self) -> Option<(PointId, Lsn)> {
