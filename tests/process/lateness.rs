@@ -39,6 +39,8 @@ fn late_points_are_told_and_told_to_be_over() {
     let status = gateway.until("points again", |status| status["groups"][0]["idle"] == true);
     assert_eq!(status["groups"][0]["late_since"], Value::Null);
     assert_eq!(status["groups"][0]["state"]["condition"], "protected");
+    // Once they have been in time for a while.
+    gateway.until("the end of it", |_| !gateway.logged("recovery points are in time again").is_empty());
     for event in ["recovery points are late", "recovery points are in time again"] {
         assert_eq!(gateway.logged(event).len(), 1, "{event}");
     }

@@ -77,7 +77,7 @@ fn a_vault_that_cannot_be_read_hides_no_other() {
         let manifest = gateway.data().join("vault").join(id.as_str().expect("an id")).join("manifest");
         fs::rename(&manifest, manifest.with_extension("away")).expect("there");
     }
-    damage(&blob, 5000);
+    damage(&blob, 260);
     let output = gateway.cli("vault verify --json").output().expect("runs");
     let report: Value = serde_json::from_slice(&output.stdout).expect("it prints JSON");
     let faults: Vec<_> = report["faults"].as_array().expect("a list").iter().map(Value::to_string).collect();
