@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const BYTES_MAX: u64 = 256 << 20;
 /// One is written while the next one is read.
 const PIECES_A_DISK: u64 = 2;
-/// Bytes of a piece at most: longer ones make no fewer operations,
+/// Bytes of a piece at most,
 const PIECE_BYTES_MAX: u64 = 16 << 20;
 /// and at least.
 const PIECE_BYTES_MIN: u64 = 1 << 20;

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What statfs(2) calls btrfs.
 const BTRFS_SUPER_MAGIC: i64 = 0x9123_683e;
-/// About what an extent has: ones that are much shorter cost more to find than a deletion in pieces is worth.
+/// About what an extent has, and so what may not come back at the edge of a hole.
 const EXTENT_BYTES: u64 = 1 << 20;
 
 /// Bytes that were written to a file since it was last sent out.

@@ -27,7 +27,7 @@ impl SmallFileSystem {
         small
     }
 
-    /// The same as a btrfs with so much left, of which its metadata takes some 50 MiB.
+    /// The same as a btrfs that says that so much is left.
     #[track_caller]
     pub fn btrfs(free_bytes: u64) -> SmallFileSystem {
         let small = SmallFileSystem::made(512 << 20, 512, &["mkfs.btrfs", "-q", "-m", "single"]);
