@@ -1,8 +1,8 @@
 //! Opening a journal: lock and scan its segments, decide, apply.
 //!
 //! Segments are synced before they are read, and read from the device: what is accepted is durable before anyone may be
-//! told of it, also where the last sync of a dead owner failed. Only segments that may still be needed are read whole, and
-//! of these only the ones that no index run speaks for; after a clean stop, none that was never used.
+//! told of it, also where the last sync of a dead owner failed. Only segments that may still be needed are read whole, the one that
+//! was begun last first, and of these only the ones that no index run speaks for; after a clean stop, none that was never used.
 //! The opening frame that names the predecessor is the writer's first, and is synced before the group
 //! serves.
 
@@ -324,6 +324,8 @@ impl<'a> Survey<'a> {
     /// say it all again.
     async fn complete(&mut self, runs: &[LoadedRun], needs: &Needs) -> Result<(Decision, Vec<Jump>)> {
         let mut runs = runs;
+        // What it says last of where the journal begins spares reading what was needed when it was begun.
+        self.read_whole(&self.begun_last()).await?;
         loop {
             let tail = self.tail();
             let jumps = runs::jumps(runs, self.known.owner, &self.uses, tail, needs);
@@ -360,18 +362,29 @@ impl<'a> Survey<'a> {
         }
     }
 
+    /// The segment that was begun last, unless it is read already.
+    fn begun_last(&self) -> Vec<usize> {
+        let used = |index: &usize| self.uses[&self.files[*index].index];
+        let last = (0..self.files.len()).max_by_key(used);
+        last.filter(|last| used(last) > SegmentSequence(0) && !self.is_whole[*last]).into_iter().collect()
+    }
+
     /// Reads the segments that nobody passes over, and that are not known to be needless.
     async fn read_wanted(&mut self, tail: SegmentSequence, jumps: &[Jump]) -> Result<()> {
         let used = |index: usize| self.uses[&self.files[index].index];
         let is_left = |index: usize| self.is_whole[index] || self.is_blank[index] && !self.reads_blank;
         let is_wanted = |&index: &usize| is_wanted(is_left(index), used(index), tail, jumps);
         let wanted: Vec<usize> = (0..self.files.len()).filter(is_wanted).collect();
+        self.read_whole(&wanted).await
+    }
+
+    async fn read_whole(&mut self, wanted: &[usize]) -> Result<()> {
         // A large buffer's fresh pages cost as much as its content: each serves again once it is scanned.
         let scanned = RefCell::new(Vec::new());
         let reads = wanted.iter().map(|&index| read_segment(self.runtime, &self.files[index], &scanned));
         // The device reads the next segments while this thread sums the one before.
         let mut reads = stream::iter(reads.collect::<Vec<_>>()).buffered(SEGMENTS_READ_AHEAD);
-        for &index in &wanted {
+        for &index in wanted {
             let (bytes, unread) = reads.next().await.expect("one read for each wanted segment")?;
             self.scans[index] = scan_segment(self.files[index].index, &bytes, self.checks);
             self.unread.extend(unread.map(|unread| (index, unread)));

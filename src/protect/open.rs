@@ -98,6 +98,13 @@ pub struct GroupPlan {
 pub const MAP_BYTES_MIN: usize = 1 << 20;
 /// Less is read from the journal as fast as from an index run.
 pub const INDEX_BYTES_MIN: u64 = 64 << 20;
+/// Small journals may be many: of one of them a run stands for one part in so many at least.
+const INDEX_PART: u64 = 16;
+
+/// Journal bytes that an index run stands for, at least, where all of the journal has so many.
+pub fn index_bytes_min(journal_bytes: u64) -> u64 {
+    INDEX_BYTES_MIN.min(journal_bytes / INDEX_PART)
+}
 
 /// Where a group's journal, images and overlays are in its directory.
 pub const JOURNAL: &str = "journal";

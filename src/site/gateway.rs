@@ -330,7 +330,7 @@ impl Inner {
             shared_frames: Arc::clone(&self.frames),
             shared_pieces: Arc::clone(&self.pieces),
             map_bytes_max: to_usize(self.configuration.memory.maps.0),
-            index_bytes_min: crate::protect::open::INDEX_BYTES_MIN,
+            index_bytes_min: crate::protect::open::index_bytes_min(self.configuration.journal.size.0),
             fan_out: crate::vault::FAN_OUT,
             piece_bytes: None,
             space: SpaceLimits {

@@ -7,7 +7,7 @@ use afterimage::capture::nbd::codec::{NBD_EPERM, NBD_FLAG_CAN_MULTI_CONN, NBD_FL
 use serde_json::Value;
 
 use crate::content::{assert_same_bytes, content};
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, Setup};
 use crate::tool;
 
 /// How a gateway ends.
@@ -214,6 +214,29 @@ fn sigterm_leaves_nothing_to_recover() {
     assert_eq!(after["state"]["condition"], "protected", "{after:#}");
 }
 
+/// What the last opening read of the journal.
+fn read_mib(gateway: &Gateway) -> u64 {
+    let opened = gateway.logged("the journal was opened");
+    let told = opened.last().and_then(|line| line.split_once("scanned_mib=")?.1.split(' ').next());
+    told.expect("it was opened").parse().expect("a number")
+}
+
+/// What images hold, an opening need not read, however many segments were in use when the last one was begun.
+#[test]
+fn of_a_journal_at_rest_one_segment_is_read() {
+    let mut gateway = Gateway::with(&Setup { journal: ("1GiB", "16MiB"), ..Setup::default() });
+    gateway.says("group create erp --no-points");
+    gateway.says("disk create erp/db --size 64M");
+    write(&gateway, "erp/db", &content(1, 64 << 20));
+    gateway.until("all is in the image", |status| {
+        let lsn = |step: &str| status["groups"][0]["lsn"][step].as_u64().expect("a number");
+        lsn("destaged") >= lsn("visible")
+    });
+    gateway.terminate();
+    gateway.restart();
+    assert_eq!(read_mib(&gateway), 16);
+}
+
 /// Of each group four segments are ready that nobody has used: a site of a hundred groups would read gigabytes for nothing.
 #[test]
 fn segments_that_were_never_used_are_read_after_a_kill_but_not_after_a_clean_stop() {
@@ -222,15 +245,10 @@ fn segments_that_were_never_used_are_read_after_a_kill_but_not_after_a_clean_sto
     gateway.says("disk create erp/db --size 2M");
     gateway.terminate();
     gateway.restart();
-    let read_mib = |gateway: &Gateway| -> Vec<u64> {
-        let opened = gateway.logged("the journal was opened");
-        let told = opened.iter().filter_map(|line| line.split_once("scanned_mib=")?.1.split(' ').next());
-        told.map(|mib| mib.parse().expect("a number")).collect()
-    };
-    let clean = *read_mib(&gateway).last().expect("it was opened");
+    let clean = read_mib(&gateway);
     gateway.kill();
     gateway.restart();
-    let killed = *read_mib(&gateway).last().expect("it was opened");
+    let killed = read_mib(&gateway);
     assert!(clean > 0 && killed >= 4 * clean, "{clean} MiB, {killed} MiB");
 }
 
