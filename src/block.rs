@@ -138,8 +138,13 @@ pub trait Volume {
     /// Whether completions tagged with that owner are its own; the answer does not change.
     fn owns(&self, owner: u32) -> bool;
 
-    /// Goes as far as it can: called after requests, completions and tasks, so that much of each is seen at once.
+    /// Goes as far as it can: called after requests, completions and tasks that concern it, so that much of each is seen at once.
     fn advance(&mut self);
+
+    /// Whether a task has gone on since the last call that concerns nobody else, so that it must [advance](Volume::advance).
+    fn take_stirred(&mut self) -> bool {
+        false
+    }
 
     /// Adds the replies that are due.
     fn take_replies(&mut self, replies: &mut Vec<(Ticket, Reply)>);

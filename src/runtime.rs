@@ -8,7 +8,7 @@
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -62,6 +62,8 @@ pub struct Runtime {
     completions: RefCell<Vec<Completion>>,
     /// Files whose lock another process kept when it was waited for.
     kept_locks: RefCell<HashSet<PathBuf>>,
+    /// Set by tasks that may concern anybody.
+    stirred: Rc<Cell<bool>>,
     woken: Arc<Woken>,
     sums_cache: RefCell<SumsCache>,
 }
@@ -122,6 +124,7 @@ impl Runtime {
             completions: RefCell::default(),
             kept_locks: RefCell::default(),
             woken: Arc::default(),
+            stirred: Rc::default(),
             sums_cache: RefCell::default(),
         })
     }
@@ -183,7 +186,23 @@ impl Runtime {
 
     /// Runs `task` until it ends or the runtime is dropped.
     pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
-        self.spawned.borrow_mut().push(Box::pin(task));
+        self.spawn_for(&self.stirred, task);
+    }
+
+    /// The same for a task that concerns one owner only, who finds `stirred` set after it has gone on.
+    pub fn spawn_for(&self, stirred: &Rc<Cell<bool>>, task: impl Future<Output = ()> + 'static) {
+        let stirred = Rc::clone(stirred);
+        let mut task = Box::pin(task);
+        let noting = poll_fn(move |context| {
+            stirred.set(true);
+            task.as_mut().poll(context)
+        });
+        self.spawned.borrow_mut().push(Box::pin(noting));
+    }
+
+    /// Whether a task has gone on since the last call that may concern anybody on this thread.
+    pub fn take_stirred(&self) -> bool {
+        self.stirred.take()
     }
 
     /// Waits until `duration` from now.

@@ -397,6 +397,11 @@ impl Group {
         self.writer.advance(&mut self.segments);
     }
 
+    /// Whether a task of its own has gone on since the last call, so that there may be something to go on with.
+    pub fn take_stirred(&self) -> bool {
+        self.tasks.take_stirred()
+    }
+
     /// Moves the replies that are ready to `out`.
     pub fn take_replies(&mut self, out: &mut Vec<(Ticket, Reply)>) {
         out.append(&mut self.replies);

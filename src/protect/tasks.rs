@@ -3,6 +3,7 @@
 //!
 //! A task that is ended stops at the await where it is, as at a death of the process, and every task is made for that.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::pin::pin;
 use std::rc::Rc;
@@ -15,6 +16,8 @@ use crate::runtime::Runtime;
 /// The tasks of one group; dropping it ends them, at the latest when tasks are run next.
 pub struct Tasks {
     runtime: Rc<Runtime>,
+    /// Set when one of them has gone on.
+    stirred: Rc<Cell<bool>>,
     /// Dropped with this: that is the signal.
     _alive: oneshot::Sender<Infallible>,
     ended: Shared<oneshot::Receiver<Infallible>>,
@@ -24,13 +27,18 @@ impl Tasks {
     /// No tasks yet.
     pub fn new(runtime: &Rc<Runtime>) -> Tasks {
         let (alive, ended) = oneshot::channel();
-        Tasks { runtime: Rc::clone(runtime), _alive: alive, ended: ended.shared() }
+        Tasks { runtime: Rc::clone(runtime), stirred: Rc::default(), _alive: alive, ended: ended.shared() }
+    }
+
+    /// Whether one of them has gone on since the last call.
+    pub fn take_stirred(&self) -> bool {
+        self.stirred.take()
     }
 
     /// Runs `task` until it ends, or the group does.
     pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
         let ended = self.ended.clone();
-        self.runtime.spawn(async move {
+        self.runtime.spawn_for(&self.stirred, async move {
             select(pin!(task), ended).await;
         });
     }
@@ -38,8 +46,6 @@ impl Tasks {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
-
     use super::*;
     use crate::env::OsEnvironment;
     use crate::storage::blocking::Blocking;
@@ -58,6 +64,9 @@ mod tests {
             drop(kept);
         });
         runtime.step(&mut Vec::new());
+        assert!(tasks.take_stirred() && !runtime.take_stirred(), "they concern their group only");
+        runtime.step(&mut Vec::new());
+        assert!(!tasks.take_stirred(), "nothing woke the one that waits");
         assert!(done.get(), "what can end ends by itself");
         assert_eq!(Rc::strong_count(&held), 2);
         drop(tasks);

@@ -27,13 +27,42 @@ pub struct Host<V> {
     replies: Vec<(Ticket, Reply)>,
 }
 
+/// Times that a volume goes on after something happened to it: what the first time brought about may let it go on once more.
+const TURNS_AFTER: u8 = 2;
+
 /// A volume, and how many of its requests it has not answered yet.
 struct Hosted<V> {
     volume: V,
     unanswered: usize,
+    /// How often it goes on for what happened to it.
+    turns: u8,
+    /// When it goes on although nothing happens.
+    deadline: Option<MonotonicNanos>,
 }
 
 impl<V: Volume> Hosted<V> {
+    fn new(volume: V) -> Hosted<V> {
+        Hosted { volume, unanswered: 0, turns: TURNS_AFTER, deadline: None }
+    }
+
+    /// Something happens to it.
+    fn stir(&mut self) -> &mut V {
+        self.turns = TURNS_AFTER;
+        &mut self.volume
+    }
+
+    /// Goes on if there is a reason to. Of a hundred groups few have one at a time.
+    fn advance(&mut self, now: MonotonicNanos, replies: &mut Vec<(Ticket, Reply)>) {
+        if self.volume.take_stirred() || self.deadline.is_some_and(|deadline| deadline <= now) {
+            self.turns = TURNS_AFTER;
+        }
+        let Some(turns) = self.turns.checked_sub(1) else { return };
+        self.turns = turns;
+        self.volume.advance();
+        self.take_replies(replies);
+        self.deadline = self.volume.next_deadline();
+    }
+
     fn take_replies(&mut self, replies: &mut Vec<(Ticket, Reply)>) {
         let before = replies.len();
         self.volume.take_replies(replies);
@@ -98,7 +127,7 @@ impl<V: Volume> Host<V> {
     /// # Panics
     /// If the group is hosted already.
     pub fn insert(&mut self, group: GroupId, volume: V) {
-        let before = self.volumes.insert(group, Hosted { volume, unanswered: 0 });
+        let before = self.volumes.insert(group, Hosted::new(volume));
         assert!(before.is_none(), "group {group} is hosted twice");
     }
 
@@ -117,19 +146,19 @@ impl<V: Volume> Host<V> {
 
     /// A hosted group.
     pub fn volume(&mut self, group: GroupId) -> Option<&mut V> {
-        self.volumes.get_mut(&group).map(|hosted| &mut hosted.volume)
+        self.volumes.get_mut(&group).map(Hosted::stir)
     }
 
     /// All hosted groups.
     pub fn volumes(&mut self) -> impl Iterator<Item = (GroupId, &mut V)> {
-        self.volumes.iter_mut().map(|(group, hosted)| (*group, &mut hosted.volume))
+        self.volumes.iter_mut().map(|(group, hosted)| (*group, hosted.stir()))
     }
 
     pub(super) fn submit(&mut self, ticket: Ticket, export: Export, request: Request) {
         match self.volumes.get_mut(&export.group()) {
             Some(hosted) => {
                 hosted.unanswered += 1;
-                hosted.volume.submit(ticket, export, request);
+                hosted.stir().submit(ticket, export, request);
             }
             None => self.replies.push((ticket, Err(Refusal::Shutdown))),
         }
@@ -152,9 +181,14 @@ impl<V: Volume> Host<V> {
             self.handle(event);
         }
         self.events = events;
+        if self.runtime.take_stirred() {
+            for hosted in self.volumes.values_mut() {
+                hosted.stir();
+            }
+        }
+        let now = self.runtime.now();
         for hosted in self.volumes.values_mut() {
-            hosted.volume.advance();
-            hosted.take_replies(&mut self.replies);
+            hosted.advance(now, &mut self.replies);
         }
         self.runtime.storage().start();
         had_events || had_commands || self.runtime.has_ready_tasks()
@@ -194,7 +228,7 @@ impl<V: Volume> Host<V> {
 
     /// When a step is due although nothing happens.
     pub(super) fn next_deadline(&self) -> Option<MonotonicNanos> {
-        let volumes = self.volumes.values().filter_map(|hosted| hosted.volume.next_deadline());
+        let volumes = self.volumes.values().filter_map(|hosted| hosted.deadline);
         volumes.chain(self.runtime.next_timer()).min()
     }
 }

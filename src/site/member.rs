@@ -242,6 +242,10 @@ impl Volume for Member {
         self.notify();
     }
 
+    fn take_stirred(&mut self) -> bool {
+        self.group.as_ref().is_some_and(Group::take_stirred)
+    }
+
     fn take_replies(&mut self, replies: &mut Vec<(Ticket, Reply)>) {
         replies.append(&mut self.replies);
         if let Some(group) = &mut self.group {
