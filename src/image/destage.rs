@@ -9,6 +9,8 @@
 
 use std::rc::Rc;
 
+use futures::stream::{self, StreamExt};
+
 use crate::error::Result;
 use crate::extent::{FrozenMap, merge};
 use crate::image::Image;
@@ -22,6 +24,9 @@ use crate::units::{DiskSlot, Lsn};
 
 /// Layers that are brought into an image at a time, at most: what bounds the memory for the sums of what is brought.
 pub const BATCH_LAYERS_MAX: usize = 16;
+
+/// Disks of a batch that are at it at once, so that they wait for their syncs together.
+const DISKS_AT_ONCE: usize = 8;
 
 /// What one disk gets in a batch.
 pub struct DiskWork {
@@ -57,21 +62,14 @@ pub struct DiskResult {
 
 /// Carries out a batch.
 pub async fn destage(runtime: Rc<Runtime>, batch: Batch, planted: Planted) -> Vec<DiskResult> {
-    let mut results = Vec::with_capacity(batch.disks.len());
-    for work in batch.disks {
-        let slot = work.slot;
-        let mut written_bytes = 0;
-        let destager = Destager {
-            runtime: &runtime,
-            reader: &batch.reader,
-            pace: &batch.pace,
-            through: batch.through,
-            planted,
-        };
+    let Batch { disks, through, reader, pace } = batch;
+    let destager = &Destager { runtime: &runtime, reader: &reader, pace: &pace, through, planted };
+    let disks = disks.into_iter().map(async |work| {
+        let (slot, mut written_bytes) = (work.slot, 0);
         let result = destager.disk(work, &mut written_bytes).await;
-        results.push(DiskResult { slot, result, written_bytes });
-    }
-    results
+        DiskResult { slot, result, written_bytes }
+    });
+    stream::iter(disks).buffer_unordered(DISKS_AT_ONCE).collect().await
 }
 
 /// What every disk of a batch needs.

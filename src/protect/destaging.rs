@@ -10,6 +10,7 @@ use crate::image::destage::{BATCH_LAYERS_MAX, Batch, DiskResult, DiskWork, desta
 use crate::planted::Bug;
 use crate::protect::disk::Disk;
 use crate::protect::group::{Group, nanos};
+use crate::protect::layers::Layer;
 use crate::protect::mailbox::Done;
 use crate::units::{DiskSlot, Lsn, MonotonicNanos};
 
@@ -23,6 +24,10 @@ const FREE_PART_PRESSED: u64 = 2;
 const BATCH_PART_MIN: u64 = 32;
 /// or so many bytes: what a batch costs besides its data, syncs, a checkpoint and blocks of sums, is shared by all of it.
 const BATCH_BYTES_MIN: u64 = 256 << 20;
+/// It takes up one part in this many of the journal: what a batch gives back comes all at its end, and guests wait for that,
+const BATCH_PART_MAX: u64 = 8;
+/// and of a small journal, where that is less than is worth its syncs, one part in this many.
+const BATCH_PART_MAX_SMALL: u64 = 4;
 
 impl Group {
     pub(super) fn has_undestaged(&self) -> bool {
@@ -78,17 +83,29 @@ impl Group {
         gathered >= BATCH_BYTES_MIN.min(self.segments.limit_bytes() / BATCH_PART_MIN)
     }
 
+    /// The oldest layers, as many as one batch takes.
+    fn batch_layers(&self) -> impl Iterator<Item = &Rc<Layer>> {
+        let limit = self.segments.limit_bytes();
+        let bytes_max = (limit / BATCH_PART_MAX).max(BATCH_BYTES_MIN.min(limit / BATCH_PART_MAX_SMALL));
+        let mut bytes = 0;
+        let layers = self.layers.frozen().iter().take(BATCH_LAYERS_MAX).enumerate();
+        let fits = move |(index, layer): &(usize, &Rc<Layer>)| {
+            bytes += layer.bytes;
+            *index == 0 || bytes <= bytes_max
+        };
+        layers.take_while(fits).map(|(_, layer)| layer)
+    }
+
     /// The oldest layers whose records are durable; asks for durability where that is what is missing.
     pub(super) fn next_batch(&mut self) -> Option<Batch> {
-        let frozen = self.layers.frozen();
-        let newest_wanted = frozen.iter().take(BATCH_LAYERS_MAX).next_back()?.last;
+        let frozen: Vec<_> = self.batch_layers().collect();
+        let newest_wanted = frozen.last()?.last;
         let durable = if self.settings.plan.planted.is(Bug::DestageAheadOfDurable) {
             newest_wanted
         } else {
             self.writer.durable()
         };
-        let ready: Vec<_> =
-            frozen.iter().take(BATCH_LAYERS_MAX).take_while(|layer| layer.last <= durable).cloned().collect();
+        let ready: Vec<_> = frozen.into_iter().take_while(|layer| layer.last <= durable).cloned().collect();
         self.writer.want_durable(newest_wanted);
         let through = ready.last()?.last;
         let mut disks: BTreeMap<DiskSlot, DiskWork> = BTreeMap::new();

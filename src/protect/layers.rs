@@ -107,6 +107,7 @@ pub struct Layers {
     held: Vec<Rc<Layer>>,
     memory: MapMemory,
     extents_max: usize,
+    bytes_max: u64,
 }
 
 impl Layers {
@@ -119,7 +120,15 @@ impl Layers {
             held: Vec::new(),
             memory: MapMemory::default(),
             extents_max: LAYER_EXTENTS_MAX,
+            bytes_max: LAYER_BYTES_MAX,
         }
+    }
+
+    /// Has layers frozen when their records carry `bytes` of data, if that is earlier.
+    #[must_use]
+    pub fn with_bytes_max(mut self, bytes: u64) -> Layers {
+        self.bytes_max = bytes.min(LAYER_BYTES_MAX);
+        self
     }
 
     /// Has layers frozen at `extents` extents, if that is earlier.
@@ -131,7 +140,8 @@ impl Layers {
 
     /// Layers without content, whose maps count with these.
     pub fn sibling(&self) -> Layers {
-        Layers { memory: self.memory.clone(), extents_max: self.extents_max, ..Layers::new(Lsn::ZERO) }
+        let Layers { extents_max, bytes_max, .. } = *self;
+        Layers { memory: self.memory.clone(), extents_max, bytes_max, ..Layers::new(Lsn::ZERO) }
     }
 
     /// Memory that maps take, whoever holds the frozen ones.
@@ -163,7 +173,7 @@ impl Layers {
 
     /// Whether the open layer reached its limits.
     pub fn is_full(&self) -> bool {
-        self.open_extents() >= self.extents_max || self.open.bytes >= LAYER_BYTES_MAX
+        self.open_extents() >= self.extents_max || self.open.bytes >= self.bytes_max
     }
 
     /// Whether the open layer holds nothing.

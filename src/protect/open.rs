@@ -53,6 +53,9 @@ use crate::space_gate::SpaceGates;
 use crate::units::{DiskSlot, GroupId, Lsn, TimelineId};
 use crate::vault::{Moment, Vault};
 
+/// A layer is frozen when its records carry one part in this many of the journal, so that there are several to let go of.
+const LAYERS_IN_JOURNAL: u64 = 8;
+
 /// Where a group's files are, and its limits.
 #[derive(Clone, Debug)]
 pub struct GroupPlan {
@@ -311,7 +314,7 @@ async fn assemble(
         (detached.collect(), is_forgotten),
         &reader,
         Indexing::new(plan.index_bytes_min),
-        layer_extents_max(plan.map_bytes_max),
+        layers(&plan),
     );
     for piece in journal.accepted {
         match piece {
@@ -400,6 +403,13 @@ fn start_retention(
     (shared, sender)
 }
 
+/// No layers yet, of such a length that journal and maps hold several.
+fn layers(plan: &GroupPlan) -> Layers {
+    let none = Layers::new(Lsn::ZERO);
+    none.with_extents_max(layer_extents_max(plan.map_bytes_max))
+        .with_bytes_max(plan.journal_bytes / LAYERS_IN_JOURNAL)
+}
+
 /// Layers and intervals, as the accepted records make them again.
 ///
 /// One set of maps is made for both: a layer ends wherever image or vault say that they have everything up to there, so
@@ -427,9 +437,8 @@ impl<'a> Rebuilt<'a> {
         (detached, forgets): (BTreeSet<DiskSlot>, bool),
         reader: &'a Reader,
         indexing: Indexing,
-        layer_extents_max: usize,
+        layers: Layers,
     ) -> Rebuilt<'a> {
-        let layers = Layers::new(Lsn::ZERO).with_extents_max(layer_extents_max);
         Rebuilt {
             needs,
             detached,
