@@ -180,6 +180,8 @@ pub struct Writer {
     data: VecDeque<Pending>,
     data_bytes: usize,
     data_held: bool,
+    /// Bytes of data that may go; less than none once a record took more than was left.
+    allowance: Option<i64>,
     in_flight: VecDeque<InFlight>,
     first_in_flight: FrameNumber,
     became_visible: VecDeque<Visible>,
@@ -225,6 +227,7 @@ impl Writer {
             data: VecDeque::new(),
             data_bytes: 0,
             data_held: false,
+            allowance: None,
             in_flight: VecDeque::new(),
             became_visible: VecDeque::new(),
             written: Vec::new(),
@@ -313,9 +316,33 @@ impl Writer {
         self.data_held && !self.data.is_empty()
     }
 
+    /// Lets so many bytes of data go, and the record that they end in; all if there is no allowance. Control records are not concerned.
+    pub fn allow_data(&mut self, allowance: Option<i64>) {
+        self.allowance = allowance;
+    }
+
+    /// What is left of the allowance.
+    pub fn allowance(&self) -> Option<i64> {
+        self.allowance
+    }
+
+    /// Whether data waits because nothing is left of its [allowance](Writer::allow_data).
+    pub fn waits_for_allowance(&self) -> bool {
+        self.is_allowance_spent() && !self.data.is_empty()
+    }
+
+    fn is_allowance_spent(&self) -> bool {
+        self.allowance.is_some_and(|bytes| bytes <= 0)
+    }
+
     /// The data that may go next.
     fn next_data(&self) -> Option<&Pending> {
-        self.data.front().filter(|_| !self.data_held)
+        self.data.front().filter(|_| !self.data_held && !self.is_allowance_spent())
+    }
+
+    /// Bytes that are left of the newest segment.
+    pub fn room_in_segment(&self) -> u64 {
+        self.room() as u64
     }
 
     /// Asks that records up to `lsn` become durable.
@@ -374,7 +401,7 @@ impl Writer {
             return self.in_flight.len() < FRAMES_IN_FLIGHT_MAX;
         }
         let state = QueueState {
-            records: if self.data_held { 0 } else { self.data.len() },
+            records: if self.next_data().is_some() { self.data.len() } else { 0 },
             payload_bytes: self.data_bytes,
             frames_in_flight: self.in_flight.len(),
         };
@@ -395,7 +422,9 @@ impl Writer {
                 break;
             }
             let Some(pending) = self.data.pop_front() else { break };
-            self.data_bytes -= pending.entry.payload_bytes();
+            let bytes = pending.entry.payload_bytes();
+            self.data_bytes -= bytes;
+            self.allowance = self.allowance.map(|left| left.saturating_sub_unsigned(bytes as u64));
             plan.push(pending);
         }
         self.submit_plan(plan, segments);

@@ -67,6 +67,7 @@ impl Group {
         }
         if let Some(batch) = self.next_batch() {
             self.destaging = true;
+            self.throttle.begins(now);
             self.written_before_batch = self.counters.written_bytes;
             let (runtime, mailbox) = (Rc::clone(&self.runtime), Rc::clone(&self.mailbox));
             let planted = self.settings.plan.planted;

@@ -49,6 +49,7 @@ use crate::protect::retry::Retry;
 use crate::protect::status::{Condition, RateMeter};
 use crate::protect::tasks::Tasks;
 use crate::protect::telling::Telling;
+use crate::protect::throttle::{Room, Throttle};
 use crate::runtime::{Event, Runtime};
 use crate::units::{DiskId, DiskSlot, GroupId, Lsn, MonotonicNanos, PointId, SectorRange, WallNanos};
 use crate::vault::Vault;
@@ -132,11 +133,14 @@ pub struct Group {
     pub(super) is_summing: bool,
     /// What guests had written when the newest batch began.
     pub(super) written_before_batch: u64,
+    /// What of the journal the open interval takes, about.
+    pub(super) interval_bytes: u64,
     pub(super) retention: Rc<retention::Shared>,
     pub(super) retention_jobs: mpsc::UnboundedSender<retention::Job>,
     /// Retention was told that a view ended.
     pub(super) swept: bool,
     pub(super) pace: Rc<Pace>,
+    pub(super) throttle: Throttle,
     /// When destaging, segment creation and publication are tried again. The publisher keeps its own time.
     pub(super) destage_retry: Retry,
     pub(super) segment_retry: Retry,
@@ -217,6 +221,7 @@ pub(super) struct Parts {
 impl Group {
     pub(super) fn from_parts(parts: Parts) -> Group {
         let (now, wall) = (parts.runtime.now(), parts.runtime.wall());
+        let interval_bytes = if parts.interval.is_dirty() { parts.segments.used_bytes() } else { 0 };
         let lateness = Lateness::at_opening(parts.intervals_waiting.len(), parts.interval.is_dirty(), now);
         let slots = parts.disks.iter().map(|(&slot, disk)| (disk.record.id, slot)).collect();
         let planted = parts.settings.plan.planted;
@@ -261,10 +266,12 @@ impl Group {
             destaging: false,
             is_summing: false,
             written_before_batch: 0,
+            interval_bytes,
             retention: parts.retention,
             retention_jobs: parts.retention_jobs,
             swept: false,
             pace: parts.pace,
+            throttle: Throttle::default(),
             destage_retry: Retry::default(),
             segment_retry: Retry::default(),
             segment_failures: Repetition::default(),
@@ -394,7 +401,25 @@ impl Group {
         self.mind_retention();
         // A layer takes less once it is frozen, and nothing else may come to say so.
         self.writer.hold_data(self.are_maps_full());
+        self.pace_data();
         self.writer.advance(&mut self.segments);
+    }
+
+    /// Has data wait for its turn while little of the journal is free.
+    fn pace_data(&mut self) {
+        let now = self.runtime.now();
+        if self.writer.waits_for_allowance() {
+            self.throttle.withholds(now);
+        }
+        let allowed = self.throttle.allow(now, self.journal_room(), self.writer.allowance());
+        // Nothing is kept for guests that a stop would wait for.
+        self.writer.allow_data(allowed.filter(|_| !self.stopping));
+    }
+
+    /// What is free of the journal.
+    pub(super) fn journal_room(&self) -> Room {
+        let free = self.segments.room_bytes() + self.writer.room_in_segment();
+        Room { free, limit: self.segments.limit_bytes() }
     }
 
     /// Whether a task of its own has gone on since the last call, so that there may be something to go on with.
@@ -424,7 +449,8 @@ impl Group {
             .filter(|_| self.late_since.is_none() && !self.is_paused);
         let now = self.runtime.now();
         let gives_up = self.stop_deadlines().into_iter().filter(|at| at.is_some_and(|at| at > now));
-        let others = [self.writer.next_deadline(), marker, idle, late];
+        let slowed = if self.writer.waits_for_allowance() { self.throttle.due() } else { None };
+        let others = [self.writer.next_deadline(), marker, idle, late, slowed];
         let told = [self.telling.due(), self.beside.1.due(), self.late_told.due()];
         others.into_iter().chain(told).chain(retries).chain(gives_up).flatten().min()
     }
@@ -452,6 +478,7 @@ impl Group {
         }
         for written in self.writer.take_written() {
             self.counters.journal_bytes += written.bytes.len() as u64;
+            self.interval_bytes += written.bytes.len() as u64;
             self.cache.borrow_mut().insert(written.segment.index, written.sector, written.bytes);
             self.indexing.add(written.covered);
         }

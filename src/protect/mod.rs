@@ -48,4 +48,5 @@ pub mod summing;
 mod suspension;
 pub mod tasks;
 mod telling;
+mod throttle;
 pub mod verify;

@@ -20,6 +20,8 @@ use crate::vault::{Moment, Refusal};
 
 /// Closed intervals that may wait for the vault before timed markers are left out.
 const INTERVALS_WAITING_MAX: usize = 2;
+/// While little of the journal is free, an interval that takes this part of it is ended early.
+const INTERVAL_PART_MAX: u64 = 4;
 
 impl Group {
     pub(super) fn wants_marker(&self) -> bool {
@@ -33,7 +35,7 @@ impl Group {
         let is_last = self.stopping && self.writer.is_idle();
         let heeds_pause = !self.settings.plan.planted.is(Bug::PauseForgotten);
         let is_time = !(self.is_paused && heeds_pause) && self.runtime.now() >= self.schedule.due();
-        let is_short = self.is_short();
+        let is_short = self.is_short() || (self.is_interval_long() && !self.is_paused);
         if (is_time || is_short || is_last) && self.wants_marker() {
             let point = self.mark(String::new());
             if is_short && !is_time {
@@ -47,6 +49,12 @@ impl Group {
         &self.forced_points
     }
 
+    /// Whether little of the journal is free, and much of it held for the open interval.
+    fn is_interval_long(&self) -> bool {
+        let room = self.journal_room();
+        room.is_short() && self.interval_bytes >= room.limit / INTERVAL_PART_MAX
+    }
+
     /// Whether writes wait for what only a point gives back.
     fn is_short(&self) -> bool {
         self.is_journal_full() || self.is_journal_short() || self.are_maps_full() || self.is_resize_short()
@@ -55,6 +63,7 @@ impl Group {
     pub(super) fn mark(&mut self, label: String) -> PointId {
         self.schedule.made(self.runtime.now());
         self.markers_pending += 1;
+        self.interval_bytes = 0;
         let point = PointId(self.runtime.random_u128());
         let disks = self.disks.values().map(|disk| DiskEntry {
             slot: disk.record.slot,

@@ -84,6 +84,8 @@ impl Group {
         }
         drop(cache);
         if !recycled.is_empty() {
+            let bytes = recycled.len() as u64 * self.settings.plan.segment_bytes;
+            self.throttle.gave_back(self.runtime.now(), bytes);
             self.measure_maps();
         }
     }

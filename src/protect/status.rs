@@ -26,7 +26,7 @@ pub enum Condition {
     Opening,
     /// Every write is captured.
     Protected,
-    /// Writes wait: the journal is at its limit.
+    /// Writes are slowed down, or wait: little of the journal is free, or nothing.
     JournalFull,
     /// Writes wait: the maps are at their limit of memory.
     MapsFull,
@@ -97,7 +97,7 @@ impl Condition {
                 "mend what it names. After damage `afterimage vault verify` names the points that it harms: put back an earlier copy of the file, or give them up by `afterimage vault repair`",
             ),
             Condition::JournalFull => (
-                "the journal is at its limit: writes wait until images and vault catch up",
+                "the journal fills faster than images and vault take it: writes are slowed down to their pace, and wait where nothing of it is free",
                 "nothing, if it passes; else a larger [journal] size, or faster disks",
             ),
             Condition::MapsFull => (
@@ -285,7 +285,7 @@ impl Group {
             Condition::NoSpace
         } else if self.retries().iter().any(|retry| retry.is_failing()) {
             Condition::Retrying
-        } else if self.is_journal_full() {
+        } else if self.is_journal_full() || self.throttle.is_slowing(self.runtime.now()) {
             Condition::JournalFull
         } else if self.retention.status.borrow().meets_errors {
             Condition::RetentionStalled
@@ -319,11 +319,13 @@ impl Group {
 
     /// How far the group's records are.
     pub fn ladder(&self) -> Ladder {
+        let durable = self.writer.durable();
         Ladder {
             submitted: self.writer.submitted(),
             visible: self.writer.visible(),
-            durable: self.writer.durable(),
-            destaged: self.destaged,
+            durable,
+            // Of a marker behind the last layer images have all that there is.
+            destaged: self.destaged.max(self.layers.destaged(durable).min(durable)),
             vaulted: self.vaulted,
         }
     }
