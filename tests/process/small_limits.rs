@@ -160,7 +160,7 @@ fn maps(gateway: &Gateway, of_images: &SmallFileSystem) {
     until_protected(gateway);
 }
 
-/// Nothing is made of what is written until the journal is at its limit: that ends the interval.
+/// Nothing is made of what is written until little of the journal is free: that ends the interval.
 fn journal(gateway: &Gateway) {
     write_all(gateway, BLOCK_BYTES, BLOCK_BYTES as u64, 30, 8).join().unwrap();
     until_event(gateway, "condition", "the journal fills faster");

@@ -283,7 +283,7 @@ pub struct Reason {
 pub enum ReasonCode {
     /// A journal write or sync failed.
     JournalFailed,
-    /// The journal is at its limit: writes wait.
+    /// Writes are slowed down, or wait: little of the journal is free, or nothing.
     JournalFull,
     /// The extent maps are at their limit of memory: writes wait.
     MapsFull,
